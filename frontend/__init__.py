@@ -1,0 +1,1 @@
+"""Importers: PyTorch exported graphs and ONNX models become programs of `dlc.ir`."""

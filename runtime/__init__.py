@@ -1,0 +1,1 @@
+"""Runs a compiled artifact: needs NumPy and the standard library, nothing else of dlc but `dlc.errors`."""

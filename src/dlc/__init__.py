@@ -1,0 +1,39 @@
+"""dlc, a deep-learning compiler: `compile` a model, `load` an artifact.
+
+Names are resolved on first use, so that `import dlc` costs nothing and a process that only runs an
+artifact imports NumPy alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from dlc.compiler import compile, load  # noqa: F401
+    from dlc.errors import DlcError, Unsupported  # noqa: F401
+
+_HOME = {
+    "compile": "dlc.compiler",
+    "load": "dlc.compiler",
+    "DlcError": "dlc.errors",
+    "Unsupported": "dlc.errors",
+}
+
+__all__ = ["DlcError", "Unsupported", "__version__", "compile", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'dlc' has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
