@@ -1,0 +1,382 @@
+"""Scalar expressions: the right side of an Einsum. A closed union of seven node kinds.
+
+    Const      a typed constant
+    Index      an integer expression over ranks and symbols, as an i64 value
+    Access     an element of a tensor, `X[i, 2*j + 1]`, `X[i - 1] else 0.0`
+    Apply      a scalar operator of `dlc.ir.scalar` on operands of its types
+    Cast       conversion to another element type
+    Bitcast    the same bits as another type of that width
+    Piecewise  `a when p | b`: only the chosen piece is read
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from dlc.ir.dtype import BOOL, F32, I64, DType
+from dlc.ir.extent import (
+    IntExpr,
+    IntLike,
+    Value,
+    Var,
+    atoms,
+    int_expr,
+    rebuild,
+    show,
+    substitute,
+    value,
+    var,
+    variables,
+)
+from dlc.ir.node import Node
+from dlc.ir.scalar import INFIX, SCALAR_OPS
+
+Env: TypeAlias = Mapping[str, IntLike]
+RankNames: TypeAlias = frozenset[str] | None
+
+_PRECEDENCE = {"|": 1, "^": 2, "&": 3, "==": 4, "!=": 4, "<": 4, "<=": 4, ">": 4, ">=": 4, "+": 5, "-": 5, "*": 6, "/": 6}
+_INFIX_OF = {name: symbol for symbol, name in INFIX.items()}
+
+
+class ExprBase(Node):
+    """What all expression nodes can do."""
+
+    __slots__ = ()
+
+    @property
+    def children(self) -> tuple[Expr, ...]:
+        return ()
+
+    @property
+    def is_access(self) -> bool:
+        return isinstance(self, Access)
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """Rank and symbol names that occur (symbols with `#`)."""
+        return frozenset().union(*(c.variables for c in self.children))
+
+    def with_children(self, children: tuple[Expr, ...]) -> Expr:
+        raise NotImplementedError
+
+    def show(self, ranks: RankNames = None) -> str:
+        return _show(self, ranks)[0]  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        return self.show()
+
+    def substitute(self, env: Env) -> Expr:
+        """This expression with ranks and symbols replaced, everywhere they occur."""
+        if self.variables.isdisjoint(env):
+            return self  # type: ignore[return-value]
+        return map_indices(self, lambda e: substitute(e, env))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Const(ExprBase):
+    """A constant of a type; NaN equals NaN here, and -0.0 is not 0.0."""
+
+    value: float | int | bool
+    dtype: DType
+
+    def __hash__(self) -> int:
+        return hash((type(self.value).__name__, repr(self.value), self.dtype))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Const) and repr(self.value) == repr(other.value) and self.dtype == other.dtype
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Index(ExprBase):
+    """The value of an integer expression, of type i64."""
+
+    expr: IntExpr
+
+    @property
+    def variables(self) -> frozenset[str]:
+        return variables(self.expr)
+
+    @property
+    def children(self) -> tuple[Expr, ...]:
+        return tuple(a.expr for a in atoms(self.expr) if isinstance(a, Value))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Access(ExprBase):
+    """An element of `tensor`. With `default`, a read outside the tensor gives the default instead."""
+
+    tensor: str
+    index: tuple[IntExpr, ...]
+    default: Expr | None = None
+
+    @property
+    def variables(self) -> frozenset[str]:
+        names = frozenset().union(*(variables(i) for i in self.index))
+        return names | self.default.variables if self.default is not None else names
+
+    @property
+    def children(self) -> tuple[Expr, ...]:
+        inner = tuple(a.expr for i in self.index for a in atoms(i) if isinstance(a, Value))
+        return inner + ((self.default,) if self.default is not None else ())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Apply(ExprBase):
+    """`op(args)`, with `op` of `dlc.ir.scalar.SCALAR_OPS`."""
+
+    op: str
+    args: tuple[Expr, ...]
+
+    @property
+    def children(self) -> tuple[Expr, ...]:
+        return self.args
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cast(ExprBase):
+    """`arg` as `dtype`; `mode` of `dlc.ir.scalar.CAST_MODES` says what floats outside an integer type give."""
+
+    dtype: DType
+    arg: Expr
+    mode: str = "sat"
+
+    @property
+    def children(self) -> tuple[Expr, ...]:
+        return (self.arg,)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bitcast(ExprBase):
+    """The bits of `arg` read as `dtype` of the same width."""
+
+    dtype: DType
+    arg: Expr
+
+    @property
+    def children(self) -> tuple[Expr, ...]:
+        return (self.arg,)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Piecewise(ExprBase):
+    """The value of the first case whose guard holds, else `otherwise`. Reads in other pieces do not happen."""
+
+    cases: tuple[tuple[Expr, Expr], ...]
+    otherwise: Expr
+
+    @property
+    def children(self) -> tuple[Expr, ...]:
+        return tuple(e for case in self.cases for e in case) + (self.otherwise,)
+
+
+Expr: TypeAlias = Const | Index | Access | Apply | Cast | Bitcast | Piecewise
+
+
+# --- construction ----------------------------------------------------------------------------------------------------
+
+
+def const(value_: float | int | bool, dtype: DType = F32) -> Const:
+    """A constant, its Python value normalised to the type's kind."""
+    if dtype.is_float:
+        return Const(float(value_), dtype)
+    return Const(bool(value_) if dtype == BOOL else int(value_), dtype)
+
+
+def apply(op: str, *args: Expr) -> Expr:
+    """`op(args)`; arithmetic on indices alone stays an index."""
+    if op in _INDEX_FOLD and all(_index_of(a) is not None for a in args) and any(isinstance(a, Index) for a in args):
+        return Index(_INDEX_FOLD[op](*(_index_of(a) for a in args)))
+    assert len(args) == SCALAR_OPS[op].arity, (op, len(args))
+    return Apply(op, tuple(args))
+
+
+def _index_of(e: Expr) -> IntExpr | None:
+    if isinstance(e, Index):
+        return e.expr
+    if isinstance(e, Const) and e.dtype == I64:
+        return int_expr(int(e.value))
+    return None
+
+
+_INDEX_FOLD: dict[str, Callable[..., IntExpr]] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "neg": lambda a: -a,
+}
+
+
+def access(tensor: str, *index: IntLike | str, default: Expr | None = None) -> Access:
+    """`tensor[index]`; a string index is a rank name."""
+    return Access(tensor, tuple(var(i) if isinstance(i, str) else int_expr(i) for i in index), default)
+
+
+def index_value(e: Expr) -> IntExpr:
+    """An integer scalar expression as an index: plain where it is one, a gather value otherwise."""
+    plain = _index_of(e)
+    return plain if plain is not None else value(e)
+
+
+# --- walking ---------------------------------------------------------------------------------------------------------
+
+
+def walk(e: Expr) -> Iterator[Expr]:
+    """`e` and everything in it, index values and defaults included."""
+    yield e
+    for child in e.children:
+        yield from walk(child)
+
+
+def accesses(e: Expr) -> Iterator[Access]:
+    """Every access in `e`."""
+    return (x for x in walk(e) if isinstance(x, Access))
+
+
+def transform(e: Expr, visit: Callable[[Expr], Expr | None]) -> Expr:
+    """Rewrite bottom-up: `visit` sees each node with rewritten children and returns a replacement, or None to keep it.
+
+    Returns `e` itself when nothing changed.
+    """
+    rebuilt: Expr
+    match e:
+        case Const():
+            rebuilt = e
+        case Index(expr):
+            new = _transform_index(expr, visit)
+            rebuilt = e if new == expr else Index(new)
+        case Access(tensor, index, default):
+            new_index = tuple(_transform_index(i, visit) for i in index)
+            new_default = None if default is None else transform(default, visit)
+            same = new_default is default and new_index == index
+            rebuilt = e if same else Access(tensor, new_index, new_default)
+        case Apply(op, args):
+            new_args = tuple(transform(a, visit) for a in args)
+            rebuilt = e if all(a is b for a, b in zip(args, new_args, strict=True)) else Apply(op, new_args)
+        case Cast(dtype, arg, mode):
+            new_arg = transform(arg, visit)
+            rebuilt = e if new_arg is arg else Cast(dtype, new_arg, mode)
+        case Bitcast(dtype, arg):
+            new_arg = transform(arg, visit)
+            rebuilt = e if new_arg is arg else Bitcast(dtype, new_arg)
+        case Piecewise(cases, otherwise):
+            new_cases = tuple((transform(g, visit), transform(v, visit)) for g, v in cases)
+            new_otherwise = transform(otherwise, visit)
+            rebuilt = e if (new_cases, new_otherwise) == (cases, otherwise) else Piecewise(new_cases, new_otherwise)
+    replaced = visit(rebuilt)
+    return rebuilt if replaced is None else replaced
+
+
+def _transform_index(e: IntExpr, visit: Callable[[Expr], Expr | None]) -> IntExpr:
+    if not any(isinstance(a, Value) for a in atoms(e)):
+        return e
+
+    def leaf(atom: Var | Value) -> IntExpr:
+        return var(atom.name) if isinstance(atom, Var) else index_value(transform(atom.expr, visit))
+
+    return rebuild(e, leaf)
+
+
+def map_indices(e: Expr, change: Callable[[IntExpr], IntExpr]) -> Expr:
+    """`e` with every integer expression (indices of accesses and index values) replaced by `change` of it.
+
+    `change` must itself rewrite what is inside gather values (as `substitute` does).
+    """
+    match e:
+        case Const():
+            return e
+        case Index(expr):
+            return Index(change(expr))
+        case Access(tensor, index, default):
+            return Access(tensor, tuple(change(i) for i in index), None if default is None else map_indices(default, change))
+        case Apply(op, args):
+            return apply(op, *(map_indices(a, change) for a in args))
+        case Cast(dtype, arg, mode):
+            return Cast(dtype, map_indices(arg, change), mode)
+        case Bitcast(dtype, arg):
+            return Bitcast(dtype, map_indices(arg, change))
+        case Piecewise(cases, otherwise):
+            mapped = tuple((map_indices(g, change), map_indices(v, change)) for g, v in cases)
+            return Piecewise(mapped, map_indices(otherwise, change))
+
+
+def rename_tensors(e: Expr, names: Mapping[str, str]) -> Expr:
+    """`e` with tensors renamed."""
+
+    def visit(node: Expr) -> Expr | None:
+        if isinstance(node, Access) and node.tensor in names:
+            return Access(names[node.tensor], node.index, node.default)
+        return None
+
+    return transform(e, visit)
+
+
+def dtype_of(e: Expr, tensors: Callable[[str], DType]) -> DType:
+    """The type of `e`, given the element type of each tensor. Operands are assumed to agree (the verifier checks that)."""
+    match e:
+        case Const(_, dtype) | Cast(dtype) | Bitcast(dtype):
+            return dtype
+        case Index():
+            return I64
+        case Access(tensor):
+            return tensors(tensor)
+        case Apply(op, args):
+            match SCALAR_OPS[op].typing:
+                case "compare" | "test":
+                    return BOOL
+                case "select":
+                    return dtype_of(args[1], tensors)
+                case _:
+                    return dtype_of(args[0], tensors)
+        case Piecewise(_, otherwise):
+            return dtype_of(otherwise, tensors)
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+def show_const(c: Const) -> str:
+    """Text of a constant: bare for f32 and i64, `f64(2.0)` otherwise."""
+    if c.dtype == BOOL:
+        return "true" if c.value else "false"
+    number = float(c.value)
+    if c.dtype.is_float:
+        text = "nan" if math.isnan(number) else ("inf" if number > 0 else "-inf") if math.isinf(number) else repr(number)
+    else:
+        text = str(c.value)
+    return text if c.dtype in (F32, I64) else f"{c.dtype}({text})"
+
+
+def _show(e: Expr, ranks: RankNames) -> tuple[str, int]:
+    """Text and how tightly it binds (9 = atom)."""
+    match e:
+        case Const():
+            text = show_const(e)
+            return text, 7 if text.startswith("-") else 9
+        case Index(expr):
+            text = show(expr, ranks)
+            atom = expr.atom is not None and not isinstance(expr.atom, Value) or (expr.const or -1) >= 0
+            # `idx(...)` keeps a constant or a lone gather value apart from the scalar it looks like.
+            return (text if atom and expr.const is None else f"idx({text})"), 9
+        case Access(tensor, index, default):
+            text = f"{tensor}[{', '.join(show(i, ranks) for i in index)}]"
+            return (text, 9) if default is None else (f"({text} else {_show(default, ranks)[0]})", 9)
+        case Apply(op, args):
+            symbol = _INFIX_OF.get(op)
+            if symbol is None:
+                return f"{op}({', '.join(_show(a, ranks)[0] for a in args)})", 9
+            level = _PRECEDENCE[symbol]
+            left, right = _show(args[0], ranks), _show(args[1], ranks)
+            a = left[0] if left[1] >= level and not (level == 4 and left[1] == 4) else f"({left[0]})"
+            b = right[0] if right[1] > level else f"({right[0]})"
+            return f"{a} {symbol} {b}", level
+        case Cast(dtype, arg, mode):
+            head = f"{dtype}" if mode == "sat" else f"{dtype}, {mode}"
+            return f"cast<{head}>({_show(arg, ranks)[0]})", 9
+        case Bitcast(dtype, arg):
+            return f"bitcast<{dtype}>({_show(arg, ranks)[0]})", 9
+        case Piecewise(cases, otherwise):
+            pieces = "".join(f"{_show(v, ranks)[0]} when {_show(g, ranks)[0]} | " for g, v in cases)
+            return f"({{ {pieces}{_show(otherwise, ranks)[0]} }})", 9
