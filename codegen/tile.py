@@ -1,0 +1,631 @@
+"""The tile program: what one kernel does, in loops over register tiles; the level below the cascade of Einsums.
+
+A program is a set of independent tasks. One task runs on one thread; inside it, values are *tiles*: `slots x lanes`
+elements of one type, where the lanes are one SIMD register and the slots are several of them. `f32[8, 3 x 16]` is a
+grid of 8 by 3 registers of 16 floats, `f32[4 x 1]` four scalars, `f32` one scalar. Element-wise operators broadcast
+slot dimensions of size 1 (aligned at the right, missing ones count as 1) and lanes of 1, as in NumPy: a micro-kernel's
+row broadcast is `f32[8, 1 x 1] * f32[1, 3 x 16]`.
+
+Addresses are element offsets, integer expressions over the task variable, loop variables, extent symbols (`#n`) and
+variables bound by `IndexOf`. Names of tiles and of index variables are assigned once and visible in their region.
+
+Memory: buffers are flat. `const` and `in` buffers are only read; `out`, `inout` and `scratch` may be written; scratch
+is private to the thread and undefined at the start of a task. Nothing here checks bounds: a masked-off lane is not
+accessed, every other access must be inside its buffer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from dlc.ir.dtype import BOOL, DTYPES, F32, I64, DType
+from dlc.ir.extent import IntExpr, int_expr
+from dlc.ir.loc import UNKNOWN, Loc
+from dlc.ir.scalar import SCALAR_OPS
+
+ROLES = ("in", "out", "inout", "const", "scratch")
+COMPARISONS = {"lt": "<", "le": "<=", "eq": "==", "ne": "!=", "gt": ">", "ge": ">="}
+REDUCE_OPS = ("add", "mul", "min", "max", "minnum", "maxnum", "and", "or", "xor")
+SCATTER_OPS = ("add", "mul", "min", "max", "and", "or", "xor")
+_ZERO = int_expr(0)
+_ONE = int_expr(1)
+
+
+@dataclass(frozen=True, slots=True)
+class TileType:
+    """Type of a tile: `dtype[slots x lanes]`; lanes 1 means one scalar per slot."""
+
+    dtype: DType
+    slots: tuple[int, ...] = ()
+    lanes: int = 1
+
+    def __str__(self) -> str:
+        if not self.slots and self.lanes == 1:
+            return str(self.dtype)
+        slots = ", ".join(map(str, self.slots))
+        return f"{self.dtype}[{slots}{' ' if slots else ''}x {self.lanes}]"
+
+    @property
+    def count(self) -> int:
+        """How many registers (slots) the tile has."""
+        return math.prod(self.slots)
+
+    @property
+    def is_scalar(self) -> bool:
+        return not self.slots and self.lanes == 1
+
+    def with_dtype(self, dtype: DType) -> TileType:
+        return TileType(dtype, self.slots, self.lanes)
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """Memory the kernel works on: `size` elements of `dtype`; bool takes a byte per element, 0 or 1."""
+
+    name: str
+    dtype: DType
+    role: str
+    size: IntExpr
+
+
+@dataclass(frozen=True, slots=True)
+class IndexCond:
+    """A comparison of integer expressions; `op` one of lt, le, eq, ne, gt, ge."""
+
+    lhs: IntExpr
+    op: str
+    rhs: IntExpr
+
+    def __str__(self) -> str:
+        return f"{self.lhs} {COMPARISONS[self.op]} {self.rhs}"
+
+
+# -- statements ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Const:
+    """dst = value in every element. The value is a bool, an int or a float as the type's kind demands."""
+
+    dst: str
+    type: TileType
+    value: float | int | bool
+
+    def __eq__(self, other: object) -> bool:  # NaN equals itself, -0.0 is not 0.0
+        return isinstance(other, Const) and (self.dst, self.type, repr(self.value)) == (
+            other.dst,
+            other.type,
+            repr(other.value),
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.dst, self.type, repr(self.value)))
+
+
+@dataclass(frozen=True, slots=True)
+class Iota:
+    """dst[lane] = start + lane, an integer tile without slots."""
+
+    dst: str
+    dtype: DType
+    lanes: int
+    start: IntExpr = _ZERO
+
+
+@dataclass(frozen=True, slots=True)
+class FromIndex:
+    """dst = the index expression as a scalar of `dtype` (integers wrap, floats round)."""
+
+    dst: str
+    dtype: DType
+    expr: IntExpr
+
+
+@dataclass(frozen=True, slots=True)
+class IndexOf:
+    """Bind index variable `var` to a scalar integer tile."""
+
+    var: str
+    src: str
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """dst[s..., l] = buffer[offset + sum(s_i * slot_strides_i) + l * lane_stride], `pad` where the mask is false.
+
+    Attributes:
+        lane_stride: 1 contiguous, 0 one element for all lanes, anything else strided.
+        mask: a bool tile that broadcasts to `type`, or None; lanes off are not accessed.
+    """
+
+    dst: str
+    type: TileType
+    buffer: str
+    offset: IntExpr
+    slot_strides: tuple[IntExpr, ...] = ()
+    lane_stride: IntExpr = _ONE
+    mask: str | None = None
+    pad: float | int | bool = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """dst = buffer[offsets], `pad` where the mask is false; `offsets` is an i64 tile of element offsets."""
+
+    dst: str
+    buffer: str
+    offsets: str
+    mask: str | None = None
+    pad: float | int | bool = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """buffer[offset + sum(s_i * slot_strides_i) + l * lane_stride] = src[s..., l] where the mask is true.
+
+    With lane_stride 0 or overlapping slots the last lane of the last slot wins. `nontemporal` asks that the data
+    bypass the caches.
+    """
+
+    buffer: str
+    offset: IntExpr
+    src: str
+    slot_strides: tuple[IntExpr, ...] = ()
+    lane_stride: IntExpr = _ONE
+    mask: str | None = None
+    nontemporal: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Scatter:
+    """buffer[offsets] = src, or buffer[offsets] = op(buffer[offsets], src), one element after the other in slot, then
+    lane order, so that equal offsets see each other; not atomic."""
+
+    buffer: str
+    offsets: str
+    src: str
+    mask: str | None = None
+    op: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """dst = op(args), element-wise; `op` of `dlc.ir.scalar.SCALAR_OPS`, or 'fma' (a*b + c, rounded once if the target can)."""
+
+    dst: str
+    op: str
+    args: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """dst = src as `dtype`; `mode` ('sat' or 'wrap') says what floats outside an integer type give."""
+
+    dst: str
+    src: str
+    dtype: DType
+    mode: str = "sat"
+
+
+@dataclass(frozen=True, slots=True)
+class Bitcast:
+    """dst = the bits of src as another type of the same width, element by element."""
+
+    dst: str
+    src: str
+    dtype: DType
+
+
+@dataclass(frozen=True, slots=True)
+class Broadcast:
+    """dst = src, repeated to `type`'s slots and lanes."""
+
+    dst: str
+    type: TileType
+    src: str
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """dst = src[index...]: one register of the tile; the result has no slots."""
+
+    dst: str
+    src: str
+    index: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """dst = the tiles `srcs`, equal in type, along a new first slot dimension."""
+
+    dst: str
+    srcs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reduce:
+    """dst = src folded with `op` (of REDUCE_OPS) as a balanced tree: across the lanes (axis None; lanes become 1), or
+    over slot dimension `axis` (it becomes 1)."""
+
+    dst: str
+    op: str
+    src: str
+    axis: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """dst[lane] = lane < count, a bool tile without slots."""
+
+    dst: str
+    lanes: int
+    count: IntExpr
+
+
+@dataclass(frozen=True, slots=True)
+class For:
+    """`var` runs from `lo` to below `hi` by `step` (positive constant or expression).
+
+    Attributes:
+        carries: (name in the body, initial tile) for each loop-carried tile.
+        yields: tiles of the body that become the carries of the next round.
+        results: names of the final carries after the loop.
+        unroll: body copies per jump that are asked for; the meaning does not depend on it.
+    """
+
+    var: str
+    lo: IntExpr
+    hi: IntExpr
+    step: IntExpr
+    body: tuple[Stmt, ...]
+    carries: tuple[tuple[str, str], ...] = ()
+    yields: tuple[str, ...] = ()
+    results: tuple[str, ...] = ()
+    unroll: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class If:
+    """One of two regions. `cond` is a tuple of index comparisons (all must hold), or a scalar bool tile by name."""
+
+    cond: tuple[IndexCond, ...] | str
+    then: tuple[Stmt, ...]
+    orelse: tuple[Stmt, ...] = ()
+    then_yields: tuple[str, ...] = ()
+    else_yields: tuple[str, ...] = ()
+    results: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class While:
+    """Run `test_body`; while its scalar bool tile `test` holds run `body`, whose `yields` are the next carries.
+
+    Both regions see the carries; only the carries, not the tiles of `test_body`, are visible in `body`.
+    """
+
+    carries: tuple[tuple[str, str], ...]
+    test_body: tuple[Stmt, ...]
+    test: str
+    body: tuple[Stmt, ...]
+    yields: tuple[str, ...]
+    results: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prefetch:
+    """Ask for the cache line of buffer[offset]; `locality` 3 (L1), 2 (L2), 1 or 0 (once). No effect on meaning."""
+
+    buffer: str
+    offset: IntExpr
+    locality: int = 3
+    write: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """If any element of the bool tile is false, report `check_id` (the first report of a call wins). Execution goes on."""
+
+    cond: str
+    check_id: str
+
+
+Stmt: TypeAlias = (
+    Const | Iota | FromIndex | IndexOf | Load | Gather | Store | Scatter | Op | Cast | Bitcast | Broadcast | Slice | Stack
+    | Reduce | Mask | For | If | While | Prefetch | Check
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TileProgram:
+    """One kernel: `tasks` independent tasks, numbered by `task_var`.
+
+    Attributes:
+        symbols: extent symbols that occur, with their `#`.
+        tasks: how many tasks there are, an expression over symbols.
+        loc: what of the user's model it computes.
+    """
+
+    name: str
+    buffers: tuple[Buffer, ...]
+    symbols: tuple[str, ...]
+    tasks: IntExpr
+    task_var: str
+    body: tuple[Stmt, ...]
+    loc: Loc = field(default=UNKNOWN, compare=False, repr=False)
+
+    def buffer(self, name: str) -> Buffer:
+        return next(b for b in self.buffers if b.name == name)
+
+    def __str__(self) -> str:
+        return show_program(self)
+
+
+# -- the argument words of the native kernel -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One 8-byte word of a kernel's `args`.
+
+    kind: 'buffer' (address), 'symbol' (value), 'scratch_base' and 'scratch_stride' (address of thread 0's scratch,
+    bytes from one thread's to the next's), 'error' (address of the error word), 'check' (what to store into it).
+    """
+
+    kind: str
+    name: str = ""
+
+
+def arg_words(program: TileProgram) -> tuple[Word, ...]:
+    """The words of `args`, in order: buffers that are not scratch, symbols, then what the kernel needs besides."""
+    words = [Word("buffer", b.name) for b in program.buffers if b.role != "scratch"]
+    words += [Word("symbol", s) for s in program.symbols]
+    if any(b.role == "scratch" for b in program.buffers):
+        words += [Word("scratch_base"), Word("scratch_stride")]
+    checks = check_ids(program)
+    if checks:
+        words.append(Word("error"))
+        words += [Word("check", c) for c in checks]
+    return tuple(words)
+
+
+def check_ids(program: TileProgram) -> tuple[str, ...]:
+    """The distinct check ids, in order of appearance."""
+    return tuple(dict.fromkeys(s.check_id for s in walk(program.body) if isinstance(s, Check)))
+
+
+def scratch_offsets(program: TileProgram) -> tuple[dict[str, IntExpr], IntExpr]:
+    """Byte offset of each scratch buffer in the thread's block, and the bytes one thread needs (multiples of 64)."""
+    offsets, total = {}, _ZERO
+    for b in program.buffers:
+        if b.role == "scratch":
+            offsets[b.name] = total
+            total = total + (b.size * b.dtype.bytes + 63) // 64 * 64
+    return offsets, total
+
+
+def regions(stmt: Stmt) -> tuple[tuple[Stmt, ...], ...]:
+    """The nested statement lists of a statement."""
+    match stmt:
+        case For():
+            return (stmt.body,)
+        case If():
+            return (stmt.then, stmt.orelse)
+        case While():
+            return (stmt.test_body, stmt.body)
+        case _:
+            return ()
+
+
+def walk(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
+    """Every statement, outer before inner."""
+    for stmt in body:
+        yield stmt
+        for region in regions(stmt):
+            yield from walk(region)
+
+
+# -- types -----------------------------------------------------------------------------------------------------------
+
+
+def join_shapes(types: tuple[TileType, ...]) -> tuple[tuple[int, ...], int] | None:
+    """(slots, lanes) that `types` broadcast to, or None when they do not."""
+    rank = max(len(t.slots) for t in types)
+    slots = [1] * rank
+    lanes = 1
+    for t in types:
+        for i, n in enumerate(t.slots, rank - len(t.slots)):
+            if n != 1:
+                if slots[i] not in (1, n):
+                    return None
+                slots[i] = n
+        if t.lanes != 1:
+            if lanes not in (1, t.lanes):
+                return None
+            lanes = t.lanes
+    return tuple(slots), lanes
+
+
+def op_type(op: str, types: tuple[TileType, ...]) -> TileType | str:
+    """Type of `op` applied to tiles of `types`, or a sentence saying why it has none."""
+    if op == "fma":
+        arity, typing, kinds = 3, "same", "f"
+    elif op in SCALAR_OPS:
+        arity, typing, kinds = SCALAR_OPS[op].arity, SCALAR_OPS[op].typing, SCALAR_OPS[op].kinds
+    else:
+        return f"there is no scalar operator '{op}'"
+    if len(types) != arity:
+        return f"'{op}' takes {arity} operands, not {len(types)}"
+    shape = join_shapes(types)
+    if shape is None:
+        return f"the shapes {', '.join(map(str, types))} do not broadcast"
+    values = types[1:] if typing == "select" else types
+    if typing == "select" and types[0].dtype != BOOL:
+        return "the first operand of 'select' must be bool"
+    dtype = values[0].dtype
+    if any(t.dtype != dtype for t in values):
+        return f"'{op}' needs operands of one type, not {', '.join(str(t.dtype) for t in values)}"
+    if dtype.kind not in kinds:
+        return f"'{op}' is not defined on {dtype}"
+    if dtype.is_float and dtype.bits < 32 and op != "select":
+        return f"'{op}' on {dtype}: cast to f32 first, registers compute in f32 and f64 only"
+    return TileType(BOOL if typing in ("compare", "test") else dtype, *shape)
+
+
+# -- text ------------------------------------------------------------------------------------------------------------
+
+
+def show_value(value: float | int | bool) -> str:
+    """Text of a constant that reads back as the same value."""
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case int():
+            return str(value)
+        case float() if math.isnan(value):
+            return "nan"
+        case float() if math.isinf(value):
+            return "inf" if value > 0 else "-inf"
+        case _:
+            text = repr(value)
+            return text if "." in text or "e" not in text else text.replace("e", ".0e")
+
+
+def show_program(program: TileProgram) -> str:
+    """The `.tile` text."""
+    return "\n".join(line for line, _ in program_lines(program)) + "\n"
+
+
+def program_lines(program: TileProgram) -> Iterator[tuple[str, Stmt | None]]:
+    """The lines of the text form, each with the statement it begins, if any."""
+    yield f"tile {program.name}(", None
+    for b in program.buffers:
+        yield f"  {b.role} {b.name}: {b.dtype}[{b.size}],", None
+    symbols = f" symbols({', '.join(program.symbols)})" if program.symbols else ""
+    yield f"){symbols} task {program.task_var} in {program.tasks} {{", None
+    yield from _body_lines(program.body, "  ")
+    loc = f" loc({_quoted(str(program.loc))})" if program.loc else ""
+    yield f"}}{loc}", None
+
+
+def _body_lines(body: tuple[Stmt, ...], indent: str) -> Iterator[tuple[str, Stmt | None]]:
+    deeper = indent + "  "
+    for stmt in body:
+        match stmt:
+            case For():
+                carry = _show_carries(stmt.carries)
+                unroll = f" unroll {stmt.unroll}" if stmt.unroll != 1 else ""
+                head = f"for {stmt.var} in {stmt.lo} .. {stmt.hi} step {stmt.step}{carry}{unroll} {{"
+                yield f"{indent}{_show_results(stmt.results)}{head}", stmt
+                yield from _body_lines(stmt.body, deeper)
+                yield from _yield_line(stmt.yields, deeper)
+                yield f"{indent}}}", None
+            case If():
+                cond = stmt.cond if isinstance(stmt.cond, str) else " and ".join(map(str, stmt.cond))
+                kind = "when" if isinstance(stmt.cond, str) else "if"
+                yield f"{indent}{_show_results(stmt.results)}{kind} {cond} {{", stmt
+                yield from _body_lines(stmt.then, deeper)
+                yield from _yield_line(stmt.then_yields, deeper)
+                if stmt.orelse or stmt.else_yields:
+                    yield f"{indent}}} else {{", None
+                    yield from _body_lines(stmt.orelse, deeper)
+                    yield from _yield_line(stmt.else_yields, deeper)
+                yield f"{indent}}}", None
+            case While():
+                yield f"{indent}{_show_results(stmt.results)}while{_show_carries(stmt.carries)} {{", stmt
+                yield from _body_lines(stmt.test_body, deeper)
+                yield f"{deeper}test {stmt.test}", None
+                yield f"{indent}}} do {{", None
+                yield from _body_lines(stmt.body, deeper)
+                yield from _yield_line(stmt.yields, deeper)
+                yield f"{indent}}}", None
+            case _:
+                yield indent + show_stmt(stmt), stmt
+
+
+def _show_results(results: tuple[str, ...]) -> str:
+    return f"({', '.join(results)}) = " if results else ""
+
+
+def _show_carries(carries: tuple[tuple[str, str], ...]) -> str:
+    return f" carry ({', '.join(f'{name} = {init}' for name, init in carries)})" if carries else ""
+
+
+def _yield_line(yields: tuple[str, ...], indent: str) -> Iterator[tuple[str, Stmt | None]]:
+    if yields:
+        yield f"{indent}yield ({', '.join(yields)})", None
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+
+
+def _show_mask(mask: str | None) -> str:
+    return f" mask {mask}" if mask else ""
+
+
+def _show_masked(mask: str | None, pad: float | int | bool) -> str:
+    return f"{_show_mask(mask)} pad {show_value(pad)}" if mask or repr(pad) != "0" else ""
+
+
+def _show_place(offset: IntExpr, slot_strides: tuple[IntExpr, ...], lane_stride: IntExpr) -> str:
+    strides = f"; {', '.join(map(str, slot_strides))}" if slot_strides else ""
+    return f"[{offset}{strides} x {lane_stride}]"
+
+
+def show_stmt(stmt: Stmt) -> str:
+    """Text of a statement without regions."""
+    match stmt:
+        case Const():
+            return f"{stmt.dst} = const {stmt.type} {show_value(stmt.value)}"
+        case Iota():
+            return f"{stmt.dst} = iota {TileType(stmt.dtype, (), stmt.lanes)} from {stmt.start}"
+        case FromIndex():
+            return f"{stmt.dst} = index {stmt.dtype} {stmt.expr}"
+        case IndexOf():
+            return f"let {stmt.var} = {stmt.src}"
+        case Load():
+            place = _show_place(stmt.offset, stmt.slot_strides, stmt.lane_stride)
+            return f"{stmt.dst} = load {stmt.type} {stmt.buffer}{place}{_show_masked(stmt.mask, stmt.pad)}"
+        case Gather():
+            return f"{stmt.dst} = gather {stmt.buffer}[{stmt.offsets}]{_show_masked(stmt.mask, stmt.pad)}"
+        case Store():
+            place = _show_place(stmt.offset, stmt.slot_strides, stmt.lane_stride)
+            nontemporal = " nontemporal" if stmt.nontemporal else ""
+            return f"store {stmt.buffer}{place} = {stmt.src}{_show_mask(stmt.mask)}{nontemporal}"
+        case Scatter():
+            op = f" op {stmt.op}" if stmt.op else ""
+            return f"scatter {stmt.buffer}[{stmt.offsets}] = {stmt.src}{_show_mask(stmt.mask)}{op}"
+        case Op():
+            return f"{stmt.dst} = {stmt.op}({', '.join(stmt.args)})"
+        case Cast():
+            return f"{stmt.dst} = cast<{stmt.dtype}, {stmt.mode}>({stmt.src})"
+        case Bitcast():
+            return f"{stmt.dst} = bitcast<{stmt.dtype}>({stmt.src})"
+        case Broadcast():
+            return f"{stmt.dst} = broadcast {stmt.type} {stmt.src}"
+        case Slice():
+            return f"{stmt.dst} = slice {stmt.src}[{', '.join(map(str, stmt.index))}]"
+        case Stack():
+            return f"{stmt.dst} = stack({', '.join(stmt.srcs)})"
+        case Reduce():
+            axis = "lanes" if stmt.axis is None else f"slot {stmt.axis}"
+            return f"{stmt.dst} = reduce {stmt.op} {axis} {stmt.src}"
+        case Mask():
+            return f"{stmt.dst} = mask x {stmt.lanes} below {stmt.count}"
+        case Prefetch():
+            return f"prefetch {stmt.buffer}[{stmt.offset}] {'write' if stmt.write else 'read'} {stmt.locality}"
+        case Check():
+            return f"check {stmt.cond} {_quoted(stmt.check_id)}"
+        case For() | If() | While():
+            raise AssertionError("statements with regions are printed line by line")
+
+
+__all__ = [
+    "BOOL", "DTYPES", "F32", "I64", "Bitcast", "Broadcast", "Buffer", "Cast", "Check", "Const", "For", "FromIndex",
+    "Gather", "If", "IndexCond", "IndexOf", "Iota", "Load", "Mask", "Op", "Prefetch", "Reduce", "Scatter", "Slice",
+    "Stack", "Stmt", "Store", "TileProgram", "TileType", "While", "Word", "arg_words", "check_ids", "join_shapes",
+    "op_type", "regions", "scratch_offsets", "show_program", "walk",
+]  # fmt: skip
