@@ -2,11 +2,11 @@
 
 One file of JSON lines per family of checks, `tests/ledger/<name>.jsonl`, each line
 
-    {"check": "test_add_cpu", "digest": "3f…", "versions": "dlc=0.1.0 onnx=1.23.2", "machine": "avx512 x86_64", "result": …}
+    {"check": "test_add_cpu", "digest": "3f…", "versions": "dlc=0.1.0 onnx=1.23.2", "machine": "avx512", "result": …}
 
 A result counts as long as all four parts of its key are the same: what was checked, a digest of what the outcome
-depends on (the kernel's digest, or of the inputs and expected outputs), the versions of the packages that had a say, and the kind of
-machine.  A line is one `write` in append mode, so several processes may write at once and a killed run loses at most
+depends on (the kernel's digest, or of the inputs and expected outputs), the versions of the packages that had a say,
+and the kind of machine.  A line is one `write` in append mode, so several processes may write at once and a killed run loses at most
 its last line; a later line with the same key wins.
 
     ledger = Ledger("onnx_nodes")
@@ -126,7 +126,7 @@ class Ledger:
         return iter(self._results.items())
 
     def compact(self, keep: set[Key] | None = None) -> None:
-        """Write the file again with one line per key (and of `keep` only), in the order of checks: for committing it."""
+        """Write the file again, one line per key (of `keep` only), in the order of checks: before committing it."""
         self._refresh()
         kept = {k: r for k, r in self._results.items() if keep is None or k in keep}
         temporary = self.path.with_suffix(".tmp")

@@ -185,7 +185,7 @@ class Internal(DlcError):
 
     code = "DLC0901"
     template = "internal error: {message}"
-    hint = "this is a fault of dlc, not of your model; please report it together with the dump directory (--dump-dir)"
+    hint = "this is a fault of dlc, not of your model; please report it with the dump directory (--dump-dir)"
     exit_code: ClassVar[int] = EXIT_INTERNAL
 
 
