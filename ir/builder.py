@@ -155,7 +155,9 @@ class Builder:
         self.emit(Einsum((name,), free, (element(i, r),), (dtype,), fold, domain, loc=self.loc))
         return self.tensor(name)
 
-    def reduce_axes(self, hint: str, op: str, x: Val, axes: Sequence[int], keepdim: bool, dtype: DType | None = None) -> Val:
+    def reduce_axes(
+        self, hint: str, op: str, x: Val, axes: Sequence[int], keepdim: bool, dtype: DType | None = None
+    ) -> Val:
         """Reduce `x` along `axes`."""
         dims = sorted({a % x.rank for a in axes}) if x.rank else []
         kept = [d for d in range(x.rank) if d not in dims]
@@ -188,7 +190,9 @@ class Builder:
         self.emit(Einsum(names, free, element(i, r), tuple(dtypes), Reduce(op, folded), loc=self.loc))
         return tuple(self.tensor(n) for n in names)
 
-    def contract(self, hint: str, spec: str, *args: Val, dtype: DType | None = None, accumulator: DType | None = None) -> Val:
+    def contract(
+        self, hint: str, spec: str, *args: Val, dtype: DType | None = None, accumulator: DType | None = None
+    ) -> Val:
         """Sum of products in einsum notation: `contract("y", "bmk,kn->bmn", x, w)`."""
         left, right = spec.split("->")
         labels = left.split(",")
@@ -203,7 +207,12 @@ class Builder:
         def element(i: tuple[IntExpr, ...], r: tuple[IntExpr, ...]) -> Expr:
             env = dict(zip(right, i, strict=True)) | dict(zip(over, r, strict=True))
             factors = [
-                a.at(tuple(env[c] if a.shape[d].const != 1 or extents[c].const == 1 else int_expr(0) for d, c in enumerate(label)))
+                a.at(
+                    tuple(
+                        env[c] if a.shape[d].const != 1 or extents[c].const == 1 else int_expr(0)
+                        for d, c in enumerate(label)
+                    )
+                )
                 for label, a in zip(labels, args, strict=True)
             ]
             product = factors[0]
@@ -213,7 +222,9 @@ class Builder:
 
         out = dtype or args[0].dtype
         acc = accumulator if accumulator is not None and accumulator != default_accumulator(out) else None
-        return self.reduce(hint, "sum", [extents[c] for c in right], [extents[c] for c in over], element, out, accumulator=acc)
+        return self.reduce(
+            hint, "sum", [extents[c] for c in right], [extents[c] for c in over], element, out, accumulator=acc
+        )
 
     def scatter(
         self,
@@ -291,7 +302,9 @@ class Builder:
         body_steps: tuple[Step, ...] = tuple(s for s in steps_ if isinstance(s, (Einsum, Scan)))
         finals = tuple(self.fresh(f"{hint}_final") for _ in carries)
         stacked = tuple((self.fresh(f"{hint}_all"), n) for n in inner)
-        self.emit(Scan(Rank(rank_name, int_expr(steps)), tuple(carries), body_steps, tuple(yields), finals, stacked, self.loc))
+        self.emit(
+            Scan(Rank(rank_name, int_expr(steps)), tuple(carries), body_steps, tuple(yields), finals, stacked, self.loc)
+        )
         return tuple(self.tensor(f) for f in finals), tuple(self.tensor(o) for o, _ in stacked)
 
     def _own(self, v: Val, local: set[str], hint: str) -> str:
@@ -301,7 +314,9 @@ class Builder:
             local.add(v.name)
         return v.name
 
-    def if_(self, cond: Val, then: Callable[[], Sequence[Val]], orelse: Callable[[], Sequence[Val]], hint: str = "if") -> tuple[Val, ...]:
+    def if_(
+        self, cond: Val, then: Callable[[], Sequence[Val]], orelse: Callable[[], Sequence[Val]], hint: str = "if"
+    ) -> tuple[Val, ...]:
         """`cond` is a boolean of one element; both arms yield tensors of equal types."""
         flag = self._scalar_tensor(cond, f"{hint}_cond")
         arms = [self._region(then), self._region(orelse)]
@@ -347,7 +362,9 @@ class Builder:
             nonlocal collected_count
             again, nexts, collected = body(self.tensor(index), tuple(self.tensor(n) for n, _ in names))
             collected_count = len(collected)
-            first = [self.materialize(again if again is not None else self.scalar(True, BOOL))] if flag is not None else []
+            first = (
+                [self.materialize(again if again is not None else self.scalar(True, BOOL))] if flag is not None else []
+            )
             return [*first, *nexts, *collected]
 
         region = self._region(build)
@@ -439,5 +456,3 @@ def broadcast_shapes(*shapes: Shape) -> Shape:
             continue
         result.append(next(iter(distinct), int_expr(1)))
     return tuple(result)
-
-

@@ -82,8 +82,7 @@ I4 = DType("i4", "i", 4, "int4", native=False)
 U4 = DType("u4", "u", 4, "uint4", native=False)
 
 DTYPES: dict[str, DType] = {
-    t.name: t
-    for t in (F64, F32, F16, BF16, I64, I32, I16, I8, U64, U32, U16, U8, BOOL, F8E4M3, F8E5M2, I4, U4)
+    t.name: t for t in (F64, F32, F16, BF16, I64, I32, I16, I8, U64, U32, U16, U8, BOOL, F8E4M3, F8E5M2, I4, U4)
 }
 _BY_STORAGE = {t.storage: t for t in DTYPES.values()}
 

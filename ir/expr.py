@@ -1,12 +1,12 @@
 """Scalar expressions: the right side of an Einsum. A closed union of seven node kinds.
 
-    Const      a typed constant
-    Index      an integer expression over ranks and symbols, as an i64 value
-    Access     an element of a tensor, `X[i, 2*j + 1]`, `X[i - 1] else 0.0`
-    Apply      a scalar operator of `dlc.ir.scalar` on operands of its types
-    Cast       conversion to another element type
-    Bitcast    the same bits as another type of that width
-    Piecewise  `a when p | b`: only the chosen piece is read
+Const      a typed constant
+Index      an integer expression over ranks and symbols, as an i64 value
+Access     an element of a tensor, `X[i, 2*j + 1]`, `X[i - 1] else 0.0`
+Apply      a scalar operator of `dlc.ir.scalar` on operands of its types
+Cast       conversion to another element type
+Bitcast    the same bits as another type of that width
+Piecewise  `a when p | b`: only the chosen piece is read
 """
 
 from __future__ import annotations
@@ -37,7 +37,21 @@ from dlc.ir.scalar import INFIX, SCALAR_OPS
 Env: TypeAlias = Mapping[str, IntLike]
 RankNames: TypeAlias = frozenset[str] | None
 
-_PRECEDENCE = {"|": 1, "^": 2, "&": 3, "==": 4, "!=": 4, "<": 4, "<=": 4, ">": 4, ">=": 4, "+": 5, "-": 5, "*": 6, "/": 6}
+_PRECEDENCE = {
+    "|": 1,
+    "^": 2,
+    "&": 3,
+    "==": 4,
+    "!=": 4,
+    "<": 4,
+    "<=": 4,
+    ">": 4,
+    ">=": 4,
+    "+": 5,
+    "-": 5,
+    "*": 6,
+    "/": 6,
+}
 _INFIX_OF = {name: symbol for symbol, name in INFIX.items()}
 
 
@@ -290,7 +304,9 @@ def map_indices(e: Expr, change: Callable[[IntExpr], IntExpr]) -> Expr:
         case Index(expr):
             return Index(change(expr))
         case Access(tensor, index, default):
-            return Access(tensor, tuple(change(i) for i in index), None if default is None else map_indices(default, change))
+            return Access(
+                tensor, tuple(change(i) for i in index), None if default is None else map_indices(default, change)
+            )
         case Apply(op, args):
             return apply(op, *(map_indices(a, change) for a in args))
         case Cast(dtype, arg, mode):
@@ -343,7 +359,9 @@ def show_const(c: Const) -> str:
         return "true" if c.value else "false"
     number = float(c.value)
     if c.dtype.is_float:
-        text = "nan" if math.isnan(number) else ("inf" if number > 0 else "-inf") if math.isinf(number) else repr(number)
+        text = (
+            "nan" if math.isnan(number) else ("inf" if number > 0 else "-inf") if math.isinf(number) else repr(number)
+        )
     else:
         text = str(c.value)
     return text if c.dtype in (F32, I64) else f"{c.dtype}({text})"

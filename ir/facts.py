@@ -214,7 +214,9 @@ def _nonneg_division(
             if _nonneg(tight, facts, depth - 1):
                 return True
             return facts.nonneg(num) and _nonneg(_replace_atom(e, atom, int_expr(0)), facts, depth - 1)
-        return _nonneg(scaled + num * slope, facts, depth - 1) or _rounded_up(scaled + num * slope, den.const, facts, depth)
+        return _nonneg(scaled + num * slope, facts, depth - 1) or _rounded_up(
+            scaled + num * slope, den.const, facts, depth
+        )
     if slope >= 0:
         return facts.nonneg(num) and _nonneg(_replace_atom(e, atom, int_expr(0)), facts, depth - 1)
     return facts.nonneg(num) and _nonneg(_replace_atom(e, atom, num), facts, depth - 1)

@@ -215,7 +215,35 @@ class Loop(Node):
         return tuple(names)
 
 
-Stmt: TypeAlias = Einsum | Scan | Launch | Bind | Library | If | Loop
+@dataclass(frozen=True, slots=True, eq=False)
+class For(Node):
+    """A scan after fusion, its body made of launches: `for t < T carry (H = H0) { ... yield (H1) } -> (HT) stack (Y = y)`.
+
+    The step number is the extent symbol `symbol` inside. `body.yields` are the carries' next values; each stacked pair is
+    (outer, inner): tensor `inner` of every step along a new leading dimension of `outer`.
+    """
+
+    symbol: Symbol
+    extent: IntExpr
+    carries: tuple[tuple[str, str], ...]
+    body: Region
+    finals: tuple[str, ...]
+    stacked: tuple[tuple[str, str], ...] = ()
+    loc: Loc = field(default=UNKNOWN, compare=False, repr=False)
+
+    @property
+    def outs(self) -> tuple[str, ...]:
+        return self.finals + tuple(outer for outer, _ in self.stacked)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        inside = {name for name, _ in self.carries}
+        names = dict.fromkeys(init for _, init in self.carries)
+        names.update(dict.fromkeys(r for r in self.body.reads if r not in inside))
+        return tuple(names)
+
+
+Stmt: TypeAlias = Einsum | Scan | Launch | Bind | Library | If | Loop | For
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -273,6 +301,8 @@ def bound_symbols(stmt: Stmt) -> tuple[Symbol, ...]:
             return stmt.binds
         case Loop() if stmt.count is not None:
             return (stmt.count,)
+        case For():
+            return (stmt.symbol,)
         case _:
             return ()
 
@@ -282,7 +312,7 @@ def regions(stmt: Stmt) -> tuple[Region, ...]:
     match stmt:
         case If():
             return (stmt.then, stmt.orelse)
-        case Loop():
+        case Loop() | For():
             return (stmt.body,)
         case _:
             return ()
@@ -336,8 +366,8 @@ def _collect_region(region: Region, types: dict[str, TensorType], kernels: Mappi
             case Einsum() | Scan():
                 collect_step_types(stmt, types)
             case Launch():
-                inner = cascade_types(kernels[stmt.kernel].cascade)
-                types.update({o: inner[r] for o, r in zip(stmt.outs, kernels[stmt.kernel].cascade.results, strict=True)})
+                made = cascade_types(kernels[stmt.kernel].cascade)
+                types.update({o: made[r] for o, r in zip(stmt.outs, kernels[stmt.kernel].cascade.results, strict=True)})
             case Library():
                 types.update(zip(stmt.outs, stmt.types, strict=True))
             case If():
@@ -346,6 +376,13 @@ def _collect_region(region: Region, types: dict[str, TensorType], kernels: Mappi
                 types.update({o: types[y] for o, y in zip(stmt.outs, stmt.then.yields, strict=True)})
             case Loop():
                 _collect_loop(stmt, types, kernels)
+            case For():
+                types.update({name: types[init] for name, init in stmt.carries})
+                _collect_region(stmt.body, types, kernels)
+                types.update({f: types[init] for f, (_, init) in zip(stmt.finals, stmt.carries, strict=True)})
+                for outer, inner_name in stmt.stacked:
+                    inner_type = types[inner_name]
+                    types[outer] = TensorType(inner_type.dtype, (stmt.extent, *inner_type.shape))
             case Bind():
                 pass
 
@@ -398,9 +435,7 @@ def show_cascade(cascade: Cascade, head: str = "cascade", locs: bool = False) ->
 
 def show_program(program: Program, locs: bool = False) -> str:
     """Text of a program: kernels first, then constants by reference and the statements."""
-    parts = [
-        show_cascade(k.cascade, f"kernel over ({', '.join(k.outer)})", locs) for k in program.kernels
-    ]
+    parts = [show_cascade(k.cascade, f"kernel over ({', '.join(k.outer)})", locs) for k in program.kernels]
     params = ", ".join(map(str, program.params))
     head = f"program {program.name}({params}) -> ({', '.join(program.results)}){_show_symbols(program.symbols)} {{"
     lines = [head]
@@ -433,6 +468,13 @@ def _show_stmt(stmt: Stmt, indent: str, locs: bool) -> str:
         case If():
             lines = [f"{indent}if {stmt.cond} {{", *_show_region(stmt.then, indent, locs), f"{indent}}} else {{"]
             lines += [*_show_region(stmt.orelse, indent, locs), f"{indent}}} -> {_names(stmt.outs)}{tail}"]
+            return "\n".join(lines)
+        case For():
+            carries = ", ".join(f"{name} = {init}" for name, init in stmt.carries)
+            stacked = "".join(f" stack ({outer} = {inner})" for outer, inner in stmt.stacked)
+            lines = [f"{indent}for {stmt.symbol.name} < {show_extent(stmt.extent)} carry ({carries}) {{"]
+            lines += _show_region(stmt.body, indent, locs)
+            lines.append(f"{indent}}} -> {_names(stmt.finals)}{stacked}{tail}")
             return "\n".join(lines)
         case Loop():
             limit = f" < {stmt.limit}" if stmt.limit is not None else ""

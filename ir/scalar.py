@@ -143,7 +143,9 @@ def _neg(a: Array) -> Array:
     return np.negative(a) if a.dtype.kind in "fi" else (np.zeros_like(a) - a)
 
 
-def _op(name: str, arity: int, typing: str, kinds: str, meaning: Callable[..., Array], infix: str = "", rule: str = "") -> ScalarOp:
+def _op(
+    name: str, arity: int, typing: str, kinds: str, meaning: Callable[..., Array], infix: str = "", rule: str = ""
+) -> ScalarOp:
     return ScalarOp(name, arity, typing, kinds, meaning, infix, rule)
 
 

@@ -173,8 +173,6 @@ def index_val(e: IntLike) -> Val:
     return Val(I64, (), lambda _: IndexNode(int_expr(e)))
 
 
-
-
 def _flatten(index: Sequence[IntExpr], shape: Sequence[IntExpr]) -> IntExpr:
     flat = int_expr(0)
     for i, e in zip(index, shape, strict=True):
