@@ -12,9 +12,9 @@ TEST_WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(ONE_THREAD) $(BIN)/pytest -n $(TEST_WORKERS) --dist=worksteal
 # A log wants the outcome, a terminal also the way there.
-QUIET := if [ -t 1 ]; then q=-q; else q=-qq; fi;
+PROGRESS := $$(if [ -t 1 ]; then echo progress; else echo none; fi)
 
-.PHONY: help venv demo test test-all lint types bench docs clean
+.PHONY: help venv demo test test-all lint types browser bench docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -33,16 +33,22 @@ demo: $(STAMP)  ## compile MiniLM and Silero VAD, compare with the references, w
 	@$(BIN)/dlc demo
 
 lint: $(STAMP)  ## ruff
-	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff check --quiet --no-cache .
 
 types: $(STAMP)  ## mypy, strict
 	@$(BIN)/mypy --no-error-summary -p dlc
 
 test: lint types  ## lint, types and the sampled tests (under 25 minutes on two cores)
-	@$(QUIET) $(PYTEST) $$q --durations=8 --durations-min=10
+	@$(PYTEST) -q -o console_output_style=$(PROGRESS) --durations=8 --durations-min=10
 
-test-all: lint types  ## the whole: every slow check whose inputs changed since the ledger saw it
-	@$(QUIET) $(PYTEST) $$q --all --durations=20 --durations-min=30
+test-all: lint types browser  ## the whole: every slow check whose inputs changed since the ledger saw it
+	@$(PYTEST) -q -o console_output_style=$(PROGRESS) --all --durations=20 --durations-min=30
+
+# The report of a dump is opened in a real browser; without one that test says so and is skipped.
+browser:
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium >/dev/null; } || \
+	  echo "no chromium: the report's browser test will be skipped"
 
 bench: $(STAMP)  ## time dlc beside its peers; results go to benchmarks/results
 	@$(BIN)/python -m benchmarks.run

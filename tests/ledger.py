@@ -6,8 +6,8 @@ One file of JSON lines per family of checks, `tests/ledger/<name>.jsonl`, each l
 
 A result counts as long as all four parts of its key are the same: what was checked, a digest of what the outcome
 depends on (the kernel's digest, or of the inputs and expected outputs), the versions of the packages that had a say,
-and the kind of machine.  A line is one `write` in append mode, so several processes may write at once and a killed run loses at most
-its last line; a later line with the same key wins.
+and the kind of machine.  A line is one `write` in append mode, so several processes may write at once and a killed run
+loses at most its last line; a later line with the same key wins.
 
     ledger = Ledger("onnx_nodes")
     key = ledger.key("test_add_cpu", digest=digest_of(model_bytes), packages=("onnx", "numpy"))

@@ -56,8 +56,8 @@ def test_stage_links_are_there() -> None:
         link = ROOT / "src/dlc" / stage
         assert link.is_symlink() and link.resolve() == ROOT / stage, (
             f"src/dlc/{stage} is not a symbolic link to ../../{stage}. If this checkout has plain files there, your "
-            "system or git made no symbolic links (Windows' default): run `git config core.symlinks true`, allow them, and "
-            "check out again."
+            "system or git made no symbolic links (Windows' default): run `git config core.symlinks true`, "
+            "allow them, and check out again."
         )
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from dlc.compiler import compile, load  # noqa: F401
-    from dlc.errors import DlcError, Unsupported  # noqa: F401
+    from dlc.compiler import compile, load
+    from dlc.errors import DlcError, Unsupported
 
 _HOME = {
     "compile": "dlc.compiler",

@@ -86,7 +86,7 @@ class DlcError(Exception):
     @property
     def help(self) -> str | None:
         """The filled hint, the way out, if this error has one."""
-        return None if self.hint is None else _fill(self.hint, self.fields)
+        return (None if self.hint is None else _fill(self.hint, self.fields).strip()) or None
 
     @property
     def notes(self) -> tuple[str, ...]:
