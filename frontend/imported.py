@@ -1,0 +1,40 @@
+"""What every frontend returns: the program and how the model's own inputs and outputs are nested."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dlc.ir.program import Program
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """A model as a program of the IR.
+
+    Attributes:
+        program: the program; its parameters are the tensor leaves of `in_tree`, its results those of `out_tree`.
+        in_tree: nesting of the inputs: `{"t": "tuple|list|dict|leaf|none|const", "c": [...], "k": [...], "i": leaf index}`.
+        out_tree: nesting of the outputs, likewise.
+        input_names: the model's own name of each tensor input, in order.
+        output_names: the model's own name of each output, where it has one.
+        specialised: inputs whose values were needed at import: the program holds only for these values.
+    """
+
+    program: Program
+    in_tree: dict[str, Any]
+    out_tree: dict[str, Any]
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...] = ()
+    specialised: Mapping[str, Any] = field(default_factory=dict)
+
+
+def leaf(index: int) -> dict[str, Any]:
+    """A tree that is one tensor."""
+    return {"t": "leaf", "i": index}
+
+
+def flat_tree(count: int) -> dict[str, Any]:
+    """A tuple of `count` tensors."""
+    return {"t": "tuple", "c": [leaf(i) for i in range(count)]}
