@@ -146,7 +146,7 @@ ENTRIES = (
         ("hidden", "pooled"),
         "text",
     ),
-    Entry("minilm", make_minilm, masked_inputs, (TOKENS, TOKENS), (32, 57), ("embedding",), "text"),
+    Entry("minilm", make_minilm, masked_inputs, (TOKENS, TOKENS), (32, 57), ("sentence",), "text"),
     Entry("t5_encoder", make_t5_encoder, masked_inputs, (TOKENS, TOKENS), (32, 57), ("hidden",), "text"),
     Entry("lstm_tagger", make_lstm_tagger, tagger_inputs, (TOKENS,), (24, 41), ("scores",), "text"),
 )
