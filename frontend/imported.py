@@ -20,6 +20,10 @@ class Imported:
         input_names: the model's own name of each tensor input, in order.
         output_names: the model's own name of each output, where it has one.
         specialised: inputs whose values were needed at import: the program holds only for these values.
+        mutated: (name of a buffer or input that the model changes in place, index of the output that is its new value).
+        decomposed: operators without a definition of their own, which were decomposed first.
+        arg_names: names of the positional arguments, so that they can be passed by keyword.
+        seconds: how long the parts took (`export`, `import`).
     """
 
     program: Program
@@ -28,6 +32,10 @@ class Imported:
     input_names: tuple[str, ...]
     output_names: tuple[str, ...] = ()
     specialised: Mapping[str, Any] = field(default_factory=dict)
+    mutated: tuple[tuple[str, int], ...] = ()
+    decomposed: tuple[str, ...] = ()
+    arg_names: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 def leaf(index: int) -> dict[str, Any]:
