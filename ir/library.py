@@ -1,0 +1,2 @@
+"""Library operations: what is no Einsum. Filled below."""
+LIBRARY = {}
