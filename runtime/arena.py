@@ -1,0 +1,134 @@
+"""Memory for intermediate tensors: where each lies (`plan`) and the blocks they lie in (`Slab`, `SlabPool`).
+
+Buffers whose lifetimes do not overlap share addresses.  Placing is greedy by size: the largest buffer first, each at
+the lowest gap that is free for its whole life.
+
+Source: Pisarchyk and Lee, Efficient Memory Management for Deep Neural Net Inference, 2020 (arXiv 2001.03288),
+"greedy by size for offset calculation".
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections.abc import Sequence
+from typing import Final
+
+from dlc.runtime.errors import NotEnoughMemory
+
+ALIGNMENT: Final = 64
+KEEP_BYTES: Final = 1 << 28
+"""Idle slabs above this size, together, go back to the system ..."""
+KEEP_ONE_BYTES: Final = 1 << 30
+"""... but a single one may be this large, for mapping it anew in every call would cost its page faults."""
+HUGE_PAGE_BYTES: Final = 1 << 21
+MAX_ARENA_BYTES: Final = 1 << 46
+"""More than any machine has; the sum of sizes stays far from overflow."""
+
+
+def align(size: int) -> int:
+    """`size` rounded up to the alignment of buffers."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def plan(sizes: Sequence[int], lifetimes: Sequence[tuple[int, int]]) -> tuple[tuple[int, ...], int]:
+    """Offsets of buffers such that no two live ones overlap, and the bytes of the whole.
+
+    Args:
+        sizes: bytes of each buffer; empty and negative ones take no room.
+        lifetimes: first and last statement that uses each, inclusive.
+    """
+    offsets = [0] * len(sizes)
+    placed: list[tuple[int, int, int, int]] = []  # offset, end, first, last; ascending by offset
+    total = 0
+    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        size = align(sizes[index])
+        if size <= 0:
+            continue
+        first, last = lifetimes[index]
+        at = 0
+        for low, high, begin, end in placed:
+            if begin > last or end < first:
+                continue
+            if low - at >= size:
+                break
+            if high > at:
+                at = high
+        offsets[index] = at
+        _insert(placed, (at, at + size, first, last))
+        total = max(total, at + size)
+    return tuple(offsets), total
+
+
+def _insert(placed: list[tuple[int, int, int, int]], item: tuple[int, int, int, int]) -> None:
+    low, high = 0, len(placed)
+    while low < high:
+        middle = (low + high) // 2
+        if placed[middle][0] <= item[0]:
+            low = middle + 1
+        else:
+            high = middle
+    placed.insert(low, item)
+
+
+class Slab:
+    """One block of memory at a fixed, page-aligned address, given back to the system when it is collected."""
+
+    __slots__ = ("_memory", "base", "size_bytes")
+
+    def __init__(self, size_bytes: int) -> None:
+        if size_bytes > MAX_ARENA_BYTES:
+            raise NotEnoughMemory(needed=size_bytes, what="intermediate results")
+        self.size_bytes = max(-(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE, mmap.PAGESIZE)
+        try:
+            self._memory = mmap.mmap(-1, self.size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except (OSError, ValueError, OverflowError, MemoryError):
+            raise NotEnoughMemory(needed=size_bytes, what="intermediate results") from None
+        if self.size_bytes >= 2 * HUGE_PAGE_BYTES:
+            try:
+                self._memory.madvise(mmap.MADV_HUGEPAGE)  # 512 times fewer page faults on the first call
+            except OSError:
+                pass
+        self.base = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+
+
+class SlabPool:
+    """Idle slabs of one executable.  A list's `append` and `pop` are atomic, so no lock is needed."""
+
+    __slots__ = ("_idle",)
+
+    def __init__(self) -> None:
+        self._idle: list[Slab] = []
+
+    def take(self, size_bytes: int) -> Slab:
+        """A slab of at least `size_bytes`; the caller owns it until `give`."""
+        small = []
+        found = None
+        while True:
+            try:
+                slab = self._idle.pop()
+            except IndexError:
+                break
+            if slab.size_bytes >= size_bytes:
+                found = slab
+                break
+            small.append(slab)
+        if found is None:
+            # the largest idle one is about to be outgrown: drop it, so that growing lengths do not pile up
+            small.sort(key=lambda slab: slab.size_bytes)
+            if small:
+                small.pop()
+            found = Slab(size_bytes)
+        self._idle.extend(small)
+        return found
+
+    def give(self, slab: Slab) -> None:
+        """Hand `slab` back for the next call."""
+        idle = self.idle_bytes
+        if idle + slab.size_bytes <= (KEEP_BYTES if idle else KEEP_ONE_BYTES):
+            self._idle.append(slab)
+
+    @property
+    def idle_bytes(self) -> int:
+        """Memory held for later calls."""
+        return sum(slab.size_bytes for slab in list(self._idle))
