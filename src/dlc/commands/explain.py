@@ -1,0 +1,157 @@
+"""What the compiler made of a model: symbols, kernels, memory; or what an error code means.
+
+dlc explain model.dlc             inputs, outputs, symbols, kernels by size, memory, constants, target
+dlc explain model.onnx            compile it first, and tell what was fused into each kernel
+dlc explain model.onnx --kernel k3    one kernel, as the Einsums that are in it
+dlc explain DLC0102               an error code: what it says and the way out
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from dlc.commands import options as shared
+from dlc.console import Console, bytes_text
+from dlc.errors import REGISTRY, BadInput
+from dlc.feeds import signature
+from dlc.models import open_model
+
+
+class NoSuchCode(BadInput):
+    """An error code nobody declares."""
+
+    code = "DLC0641"
+    template = "there is no error {wanted}"
+    hint = "the codes are: {known}"
+
+
+class NoSuchKernel(BadInput):
+    """A kernel that the model does not have."""
+
+    code = "DLC0642"
+    template = "the model has no kernel '{wanted}'"
+    hint = "its kernels are: {known}"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL_OR_CODE", help="a .dlc file, a model, or an error code")
+    parser.add_argument("--kernel", metavar="NAME", help="show this kernel's Einsums (of a model, not of a .dlc file)")
+    shared.add_threads(parser)
+    shared.add_compile(parser)
+    shared.add_format(parser)
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    if re.fullmatch(r"DLC\d{4}", options.model):
+        return explain_code(options.model, console)
+    model = open_model(options.model)
+    if model.kind == "dlc":
+        return explain_manifest(shared.executable_of(options, console)[1].manifest, {}, console)
+    with tempfile.TemporaryDirectory() as folder:
+        if shared.dump_dir(options) is None:
+            options.dump_dir = folder
+        executable = shared.compile_model(model, options, console)
+        kernels = _kernel_texts(Path(str(shared.dump_dir(options))))
+    if options.kernel:
+        if options.kernel not in kernels:
+            raise NoSuchKernel(wanted=options.kernel, known=", ".join(kernels) or "unknown")
+        console.emit({"kernel": options.kernel, "program": kernels[options.kernel]})
+        console.say(kernels[options.kernel])
+        return 0
+    return explain_manifest(executable.manifest, kernels, console)
+
+
+def explain_code(code: str, console: Console) -> int:
+    """Print an error class's template, hint and docstring."""
+    all_errors()
+    kind = REGISTRY.get(code)
+    if kind is None:
+        raise NoSuchCode(wanted=code, known=", ".join(sorted(REGISTRY)))
+    meaning = (kind.__doc__ or "").strip()
+    facts = {
+        "code": code,
+        "kind": kind.__name__,
+        "meaning": meaning,
+        "template": kind.template,
+        "help": kind.hint,
+        "exit_code": kind.exit_code,
+    }
+    console.emit(facts)
+    console.say(f"{code} {kind.__name__}: {kind.template}")
+    if meaning:
+        console.say(f"  {meaning}")
+    if kind.hint:
+        console.say(f"  help: {kind.hint}")
+    console.say(f"  dlc ends with exit code {kind.exit_code}")
+    return 0
+
+
+def all_errors() -> dict[str, Any]:
+    """Every error class of dlc by code: imports what can be imported here."""
+    import importlib
+    import pkgutil
+
+    import dlc
+
+    for module in pkgutil.walk_packages(dlc.__path__, "dlc.", onerror=lambda name: None):
+        if "__main__" not in module.name:
+            try:
+                importlib.import_module(module.name)
+            except ImportError:
+                continue  # a part whose packages are not installed
+    return dict(sorted(REGISTRY.items()))
+
+
+def explain_manifest(manifest: dict[str, Any], kernels: dict[str, str], console: Console) -> int:
+    """Print what an artifact's manifest says."""
+    calls = manifest.get("kernels", ())
+    grouped: dict[str, list[dict[str, Any]]] = {}
+    for call in calls:
+        grouped.setdefault(call.get("symbol", call["name"]), []).append(call)
+    arena = manifest.get("buffers", ())
+    facts = {
+        "inputs": manifest.get("inputs", ()),
+        "outputs": manifest.get("outputs", ()),
+        "symbols": manifest.get("symbols", ()),
+        "target": manifest.get("target"),
+        "constants_bytes": manifest.get("constants", {}).get("bytes", 0),
+        "buffers": arena,
+        "kernel_calls": len(calls),
+        "kernels": len(grouped),
+    }
+    rows = [
+        {"kernel": c["name"], "flops": c.get("flops", 0), "bytes": c.get("bytes", 0), "loc": c.get("loc", "")}
+        for c in calls
+    ]
+    console.emit(facts, rows)
+    console.say(f"inputs:    {signature(manifest) or 'none'}")
+    console.say(f"outputs:   {signature({'inputs': manifest.get('outputs', ())})}")
+    for symbol in manifest.get("symbols", ()):
+        top = "" if symbol.get("hi") is None else symbol["hi"]
+        source = "at run time" if symbol.get("dynamic") else "from the inputs"
+        console.say(f"symbol:    {symbol['name']} in {symbol.get('lo', 0)}..{top}, {source}")
+    target = manifest.get("target", {})
+    console.say(f"target:    {target.get('isa')} {' '.join(target.get('features', ()))}")
+    console.say(f"constants: {bytes_text(facts['constants_bytes'])}")
+    console.say(f"arena:     {len(arena)} buffers, {len(manifest.get('dynamic', ()))} sized at run time")
+    console.say(f"kernels:   {len(calls)} calls of {len(grouped)} distinct ones\n")
+    table = []
+    for symbol, group in sorted(grouped.items(), key=lambda item: -len(item[1])):
+        first = group[0]
+        steps = len(re.findall(r"^\s+\S.*=", kernels.get(first["name"], ""), re.MULTILINE))
+        places = ", ".join(dict.fromkeys(str(c.get("loc", "")) for c in group if c.get("loc")))
+        table.append((len(group), symbol, steps or "", first.get("flops", ""), first.get("bytes", ""), _short(places)))
+    console.table(("calls", "kernel", "Einsums", "flops", "bytes", "from"), table, "r r")
+    return 0
+
+
+def _kernel_texts(folder: Path) -> dict[str, str]:
+    return {p.stem: p.read_text() for p in sorted(folder.glob("kernels/*.ein"))}
+
+
+def _short(text: str, limit: int = 80) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,169 @@
+"""Options that several verbs share, and what they mean."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dlc.console import Console
+from dlc.feeds import call_arguments, load_inputs, random_inputs, symbol_values
+from dlc.models import Model, open_model
+
+if TYPE_CHECKING:
+    from dlc.passes.observers import Observer, Timer
+    from dlc.runtime.executable import Executable
+
+
+def add_format(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--format",
+        choices=("text", "json", "jsonl"),
+        default="text",
+        help="text for people; json, one object; jsonl, one object per line",
+    )
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=int, metavar="N", help="threads per inference (default: DLC_NUM_THREADS)")
+
+
+def add_compile(parser: argparse.ArgumentParser) -> None:
+    """Options of everything that compiles."""
+    group = parser.add_argument_group("compilation")
+    group.add_argument("--target", metavar="T", help="host (default), avx512, avx2 or baseline")
+    group.add_argument(
+        "--accuracy",
+        choices=("strict", "default", "fast"),
+        default="default",
+        help="how exact exp, tanh and their like are",
+    )
+    group.add_argument(
+        "--pass-pipeline",
+        "--passes",
+        dest="pass_pipeline",
+        metavar="P",
+        help="these passes instead of the usual ones, as dlc opt reads them",
+    )
+    group.add_argument(
+        "--disable-pass", action="append", default=[], metavar="NAME", help="leave a pass out; repeatable"
+    )
+    group.add_argument("--dump-dir", metavar="DIR", help="write every pass's result and an HTML report there")
+    add_printing(parser)
+
+
+def add_printing(parser: argparse.ArgumentParser) -> None:
+    """Options that watch a pipeline; everything goes to stderr."""
+    group = parser.add_argument_group("watching the passes (on stderr)")
+    when = group.add_mutually_exclusive_group()
+    for name, text in (
+        ("all", "print the program after each pass"),
+        ("change", "print what each pass changed, as a diff"),
+        ("failure", "print the program that a failing pass was given"),
+    ):
+        when.add_argument(f"--print-ir-after-{name}", dest="print_ir", action="store_const", const=name, help=text)
+    group.add_argument(
+        "--print-ir-before", action="append", default=[], metavar="PASS", help="print what PASS is given"
+    )
+    group.add_argument("--print-ir-after", action="append", default=[], metavar="PASS", help="print what PASS makes")
+    group.add_argument("--timing", action="store_true", help="print the time of each pass")
+    group.add_argument("--no-check-each", dest="check_each", action="store_false", help="do not verify after each pass")
+
+
+def add_inputs(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("inputs")
+    group.add_argument("--input", metavar="FILE", help=".npz with the inputs by name or position, or .npy; else random")
+    group.add_argument("--seed", type=int, default=0, help="of random inputs (default 0)")
+    group.add_argument(
+        "--symbol",
+        action="append",
+        default=[],
+        metavar="NAME=N",
+        help="value of a symbolic extent for random inputs; repeatable",
+    )
+    group.add_argument(
+        "--int-range",
+        type=int_range,
+        default=(0, 2),
+        metavar="LO:HI",
+        help="random integers are LO to HI-1 (default 0:2, safe for indices)",
+    )
+
+
+def int_range(text: str) -> tuple[int, int]:
+    low, colon, high = text.partition(":")
+    try:
+        return int(low), int(high) if colon else int(low) + 1
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"write LO:HI, not '{text}'") from None
+
+
+def observers(options: argparse.Namespace) -> tuple[tuple[Observer, ...], Timer | None]:
+    """What the printing options ask for: the observers, and among them the timer, if any."""
+    from dlc.passes.observers import PrintIR, Timer
+
+    found: list[Any] = []
+    if options.print_ir or options.print_ir_before or options.print_ir_after:
+        when = options.print_ir or "none"
+        found.append(PrintIR(sys.stderr, when, options.print_ir_before, options.print_ir_after))
+    timer = Timer() if options.timing else None
+    if timer is not None:
+        found.append(timer)
+    return tuple(found), timer
+
+
+def dump_dir(options: argparse.Namespace) -> str | None:
+    return options.dump_dir or os.environ.get("DLC_DUMP_DIR") or None
+
+
+def compile_model(model: Model, options: argparse.Namespace, console: Console) -> Executable:
+    """Compile an opened model as the options say; load it if it is compiled."""
+    from dlc import compiler
+
+    threads = getattr(options, "threads", None)
+    if model.kind == "dlc":
+        return compiler.load(model.source, threads=threads)
+    watching, timer = observers(options)
+    with console.step(f"compiling {model.spec}"):
+        executable: Executable = compiler.compile(
+            model.source,
+            model.inputs,
+            dynamic_shapes=model.dynamic_shapes,
+            target=options.target,
+            threads=threads,
+            accuracy=options.accuracy,
+            dump_dir=dump_dir(options),
+            pipeline=options.pass_pipeline,
+            disable_passes=tuple(options.disable_pass),
+            observers=watching,
+            verify_each=options.check_each,
+        )
+    if timer is not None:
+        print(timer.table(), file=sys.stderr)
+    return executable
+
+
+def executable_of(options: argparse.Namespace, console: Console) -> tuple[Model, Executable]:
+    """The model a verb was given, ready to run; an artifact needs NumPy alone."""
+    model = open_model(options.model)
+    if model.kind == "dlc":
+        from dlc.runtime.executable import load
+
+        return model, load(model.source, threads=getattr(options, "threads", None))
+    return model, compile_model(model, options, console)
+
+
+def arrays_for(executable: Executable, options: argparse.Namespace) -> list[np.ndarray]:
+    """The inputs that the options ask for, in the order of the manifest."""
+    if options.input:
+        return load_inputs(options.input, executable.manifest)
+    symbols = symbol_values(executable.manifest, options.symbol)
+    return random_inputs(executable.manifest, symbols=symbols, seed=options.seed, int_range=options.int_range)
+
+
+def call_for(executable: Executable, options: argparse.Namespace) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of one call of the executable."""
+    return call_arguments(executable.manifest, arrays_for(executable, options))
