@@ -1,6 +1,6 @@
-"""The artifact file: one `.dlc` with manifest, object code and packed constants.
+r"""The artifact file: one `.dlc` with manifest, object code and packed constants.
 
-    bytes 0-7     magic "DLCART\\x01\\n"
+    bytes 0-7     magic "DLCART\x01\n"
     bytes 8-15    u64, length of the manifest in bytes, little endian
     ...           the manifest, JSON in UTF-8, then zeros up to the next multiple of 4096: the data begins here
     ...           objects at the offsets that the manifest gives, each at a multiple of 64
@@ -168,13 +168,18 @@ def parse_artifact(data: Bytes, path: str = "(memory)") -> Artifact:
         raise DamagedArtifact(path=path, reason="its manifest is no JSON") from None
     manifest = check_manifest(raw)
     objects = {entry.name: _object(entry, body, path) for entry in manifest.objects}
-    if objects.pop(INTERFACE, None) != interface_digest(raw):
+    try:
+        digest = interface_digest(raw)
+    except (ValueError, RecursionError, MemoryError):
+        raise DamagedArtifact(path=path, reason="its manifest cannot be hashed") from None
+    if objects.pop(INTERFACE, None) != digest:
         raise DamagedArtifact(path=path, reason="its code was compiled for another manifest")
     constants_at = _up(max((e.offset + e.bytes for e in manifest.objects), default=0), ALIGN_DATA)
     if constants_at + manifest.constants_bytes != len(body):
         raise DamagedArtifact(path=path, reason="its length is not that of its sections")
     check_object_names(manifest, frozenset(objects))
-    return Artifact(raw, manifest, objects, data[start + constants_at : start + constants_at + manifest.constants_bytes])
+    constants = data[start + constants_at : start + constants_at + manifest.constants_bytes]
+    return Artifact(raw, manifest, objects, constants)
 
 
 def reseal(data: bytes) -> bytes:
@@ -241,7 +246,9 @@ def _header(manifest: object) -> bytes:
     return head.ljust(_up(len(head), ALIGN_DATA), b"\0")
 
 
-def _pieces(table: list[dict[str, Any]], objects: Mapping[str, bytes], constants: Bytes) -> Iterator[bytes | memoryview]:
+def _pieces(
+    table: list[dict[str, Any]], objects: Mapping[str, bytes], constants: Bytes
+) -> Iterator[bytes | memoryview]:
     at = 0
     for entry in table:
         yield bytes(entry["offset"] - at)

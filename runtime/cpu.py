@@ -14,7 +14,7 @@ from dlc.runtime.errors import BadThreadCount, MissingCpuFeatures, UnsupportedPl
 MAX_THREADS = 1024
 
 # LLVM's name of a feature -> the kernel's, where taking out `_`, `-` and `.` does not already make them equal
-_ALIASES = {"sse3": "pni", "lzcnt": "abm", "sahf": "lahflm", "cmpxchg16b": "cx16", "cx8": "cx8", "prfchw": "3dnowprefetch"}
+_ALIASES = {"sse3": "pni", "lzcnt": "abm", "sahf": "lahflm", "cmpxchg16b": "cx16", "prfchw": "3dnowprefetch"}
 _ALWAYS = frozenset({"64bit", "x87", "fxsr", "crc32", "baseline", "x8664"})
 """Features of every x86-64 CPU, or that follow from others (crc32 from sse4.2), under LLVM's names."""
 
@@ -49,7 +49,7 @@ def require(isa: str, features: Iterable[str]) -> None:
     """Raise unless this machine can run code for `isa` with `features`."""
     machine = platform.machine()
     if sys.platform != "linux" or machine not in ("x86_64", "AMD64"):
-        raise UnsupportedPlatform(op="running an artifact", reason="of the platform", found=f"{sys.platform} on {machine}")
+        raise UnsupportedPlatform(found=f"{sys.platform} on {machine}")
     missing = missing_features(features)
     if missing:
         suggestion = "avx2" if normalise("avx2") in cpu_features() else "baseline"

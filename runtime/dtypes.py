@@ -50,7 +50,7 @@ def accepts(element: ElementType, dtype: np.dtype[Any]) -> bool:
     """Whether an array of `dtype` holds `element`s, in native byte order."""
     if dtype == element.numpy:
         return bool(dtype.isnative)
-    return element.name == "bf16" and dtype.itemsize == 2 and (dtype.name == "bfloat16" or dtype.kind == "i")
+    return element.name == "bf16" and bool(dtype.name == "bfloat16" or dtype == np.int16)
 
 
 def result_dtype(element: ElementType) -> np.dtype[Any]:
@@ -58,5 +58,6 @@ def result_dtype(element: ElementType) -> np.dtype[Any]:
     if element.name == "bf16":
         module = sys.modules.get("ml_dtypes")
         if module is not None:
-            return np.dtype(module.bfloat16)
+            bfloat16: np.dtype[Any] = np.dtype(module.bfloat16)
+            return bfloat16
     return element.numpy

@@ -312,9 +312,10 @@ class _Linker:
 
     def _copy(self, memory: mmap.mmap) -> None:
         for (index, number), at in self.place.items():
-            section = self.objects[index].sections[number]
+            item = self.objects[index]
+            section = item.sections[number]
             if section.kind != _NOBITS:
-                memory[at : at + section.size] = self.objects[index].data[section.offset : section.offset + section.size]
+                memory[at : at + section.size] = item.data[section.offset : section.offset + section.size]
 
     def _exported(self, base: int) -> dict[str, int]:
         strong: dict[str, int] = {}
@@ -364,9 +365,7 @@ class _Linker:
             addresses.append(address)
         return addresses
 
-    def _relocate(
-        self, index: int, item: _Object, memory: mmap.mmap, base: int, addresses: list[int | None]
-    ) -> None:
+    def _relocate(self, index: int, item: _Object, memory: mmap.mmap, base: int, addresses: list[int | None]) -> None:
         for relocation in item.relocations:
             width = _WIDTH.get(relocation.kind)
             if width is None:

@@ -63,7 +63,7 @@ class UnresolvedSymbol(BadInput):
     """Object code calls a function that is neither in the artifact nor in the C library."""
 
     code = "DLC0506"
-    template = "the object code '{name}' needs the function '{symbol}', which is neither in the artifact nor in libc, libm or libgcc"
+    template = "the object code '{name}' needs '{symbol}', which is neither in the artifact nor in libc, libm, libgcc"
     hint = "compile the model again; if it persists, report it: the code generator called a helper it should not"
 
 
@@ -110,7 +110,7 @@ class WrongRank(BadInput):
     """An input has another number of dimensions."""
 
     code = "DLC0522"
-    template = "input '{name}' has shape {found}, expected {expected}: {expected_rank} dimensions instead of {found_rank}"
+    template = "input '{name}' has shape {found}, expected {expected}: {expected_rank} dimensions, not {found_rank}"
 
 
 class WrongShape(BadInput):

@@ -313,8 +313,8 @@ class Executable:
     def _given(self, out: Any, plan: Plan) -> list[Any]:
         given: list[Any] = [None] * len(self._spec.outputs)
         if not flatten_out(self._spec.out_tree, out, given):
-            first = self._spec.outputs[0]
-            raise BadOut(name=first.name, reason="it is nested otherwise than the result", expected="the result's types")
+            reason = "it is nested otherwise than the result"
+            raise BadOut(name=self._spec.outputs[0].name, reason=reason, expected="the result's types")
         for index, planned in enumerate(plan.outputs):
             if given[index] is not None:
                 self._fits(index, given[index], planned.shape)

@@ -438,7 +438,8 @@ def _constant(value: object, path: str, total: int) -> None:
 def _kernel(value: object, path: str, names: frozenset[str]) -> Kernel:
     item = _Fields(value, path, frozenset({"name", "symbol", "object", "flops", "bytes", "loc"}))
     flops, moved = (item.expression(key, names, "0") for key in ("flops", "bytes"))
-    return Kernel(item.text("name"), item.text("symbol", ""), item.text("object", ""), flops, moved, item.text("loc", ""))
+    symbol, code, loc = (item.text(key, "") for key in ("symbol", "object", "loc"))
+    return Kernel(item.text("name"), symbol, code, flops, moved, loc)
 
 
 def _object(value: object, path: str) -> ObjectEntry:

@@ -248,7 +248,8 @@ class Planner:
             at -= len(shapes[number])
             number += 1
         spec = self.manifest.inputs[number]
-        shown: dict[str, Any] = {"name": spec.name, "found": _show(shapes[number]), "expected": _expect(spec), "dim": at, "size": size}
+        shown: dict[str, Any] = {"name": spec.name, "found": _show(shapes[number]), "expected": _expect(spec)}
+        shown |= {"dim": at, "size": size}
         used = names_in(spec.shape[at], self.names)
         if not used:
             raise WrongShape(**shown, reason=f"compiled for {want}")
@@ -257,7 +258,8 @@ class Planner:
             name = self.names[source.symbol]
             if name in used:
                 where = "" if source.dim == -1 else f" by dimension {source.dim} of"
-                parts.append(f"{name} is {symbols[source.symbol]}{where} input '{self.manifest.inputs[source.input].name}'")
+                carrier = self.manifest.inputs[source.input].name
+                parts.append(f"{name} is {symbols[source.symbol]}{where} input '{carrier}'")
         raise SymbolMismatch(**shown, reason=f"{' and '.join(parts)}, so {want} is expected")
 
 

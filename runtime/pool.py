@@ -71,9 +71,7 @@ class Pool:
             workers = []
             try:
                 for number in range(1, self.threads):
-                    worker = threading.Thread(
-                        target=loop, args=(self.state, number), name=f"dlc-{number}", daemon=True
-                    )
+                    worker = threading.Thread(target=loop, args=(self.state, number), name=f"dlc-{number}", daemon=True)
                     worker.start()
                     workers.append(worker)
             except RuntimeError:

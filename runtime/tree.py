@@ -129,8 +129,8 @@ class Flattener:
         # a model compiled with positional arguments may be called by name, and the other way round
         self.positions = {name: at for at, name in enumerate(arg_names[: len(self.args)]) if name not in self.kwargs}
         # the common case, tensors in order, needs no walk
-        self.is_flat = not self.kwargs and [n.index for n in self.args if n.kind == "leaf"] == list(range(len(self.args)))
-        self.is_flat = self.is_flat and count == len(self.args)
+        leaves = [node.index for node in self.args if node.kind == "leaf"]
+        self.is_flat = not self.kwargs and len(self.args) == count and leaves == list(range(count))
         self.expected = _describe(args, kwargs, arg_names)
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Any]:

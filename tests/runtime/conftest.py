@@ -119,7 +119,8 @@ llvm.func @dlc_main(%f: !llvm.ptr) -> i64 {
 }
 """
 
-# Keeps the elements of x: i32[n] that are not 0, fails on a negative one.  frame: 16 x, 17 y (dynamic), 18 n, 19 m (dynamic)
+# Keeps the elements of x: i32[n] that are not 0, fails on a negative one.
+# frame: 16 x, 17 y (dynamic), 18 n, 19 m (dynamic)
 NONZERO = """
 llvm.func @dlc_main(%f: !llvm.ptr) -> i64 {
   %zero = llvm.mlir.constant(0 : i64) : i64

@@ -1,0 +1,104 @@
+"""Integer expressions of the manifest: what they mean, and everything that is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from dlc.errors import DlcError
+from dlc.runtime.errors import BadExpression, CannotEvaluate
+from dlc.runtime.expr import compile_expressions, names_in, parse_expression, solve_affine
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("7", 7),
+        (12, 12),
+        ("b * s + 3", 23),
+        ("-b + s", 1),
+        ("(b - 9) // 2", -3),
+        ("(b - 9) % 4", 3),
+        ("max(b, s, 2) - min(b, s)", 1),
+        ("lambda_ + b", 104),
+        (" b ", 4),
+    ],
+)
+def test_means_what_python_means(text, value):
+    assert compile_expressions([text], ["b", "s", "lambda_"])(4, 5, 100) == (value,)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "b ** 2",
+        "b / 2",
+        "b << 2",
+        "__import__('os')",
+        "b.real",
+        "[1, 2][0]",
+        "(lambda: 1)()",
+        "min(b)",
+        "min(b, key=s)",
+        "min(*b)",
+        "abs(b)",
+        "max",
+        "unknown",
+        "1.5",
+        "True",
+        "1 if b else 2",
+        "b < s",
+        "b := 3",
+        "1 +",
+        "",
+        "99999999999999999999",
+        "(" * 300 + "1" + ")" * 300,
+        "-" * 4000 + "1",
+        "1" * 5000,
+        "b\n+1",
+        "ｂ + 1",
+        None,
+        1.5,
+        True,
+        10**30,
+        ["b"],
+    ],
+)
+def test_refuses_all_else(text):
+    with pytest.raises(BadExpression) as error:
+        compile_expressions([text], ["b", "s"])
+    assert error.value.code == "DLC0507"
+    assert len(str(error.value)) < 600
+
+
+def test_names_may_be_keywords_of_python():
+    assert compile_expressions(["_s_b + b"], ["b", "_s_b"])(1, 10) == (11,)
+
+
+def test_division_by_zero_names_the_expression():
+    evaluate = compile_expressions(["b + 1", "8 % (b - s)"], ["b", "s"])
+    with pytest.raises(CannotEvaluate, match=r"8 % \(b - s\).*divides by zero for b=2, s=2"):
+        evaluate(2, 2)
+
+
+def test_beyond_64_bits_is_an_error_and_intermediates_are_exact():
+    evaluate = compile_expressions(["b * b // b"], ["b"])
+    assert evaluate(2**62) == (2**62,)
+    with pytest.raises(CannotEvaluate, match="64 bits"):
+        compile_expressions(["b * b"], ["b"])(2**62)
+
+
+def test_deep_nesting_never_crashes():
+    for text in ("1" + "+1" * 2000, "min(1," * 600 + "1" + ")" * 600, "-(" * 1000 + "1" + ")" * 1000):
+        try:
+            compile_expressions([text], [])
+        except DlcError as error:
+            assert error.code == "DLC0507"
+
+
+def test_solving():
+    assert solve_affine(lambda s: 2 * s + 1, 9) == 4
+    assert solve_affine(lambda s: 2 * s + 1, 8) is None
+    assert solve_affine(lambda s: 5, 5) is None
+    assert solve_affine(lambda s: s + 3, 1) is None
+    assert names_in("b * min(s, 3)", ["b", "s", "t"]) == {"b", "s"}
+    parse_expression("b", ["b"])
