@@ -7,11 +7,10 @@ returns them, and decoding takes them and returns them one token longer.
 from __future__ import annotations
 
 import torch
-from torch import nn
-from torch.export import Dim
-
 from tests.models.entry import Entry, normal, randomise, token_ids
 from tests.models.text import BATCH, TOKENS
+from torch import nn
+from torch.export import Dim
 
 CACHED = Dim("cached", min=1, max=511)
 LAYERS = 30

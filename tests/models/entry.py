@@ -72,7 +72,7 @@ def randomise(model: nn.Module, seed: int, keep: tuple[str, ...] = ()) -> None:
             elif parameter.ndim >= 2:
                 fan_in = parameter.shape[0] if id(parameter) in transposed else math.prod(parameter.shape[1:])
                 parameter.copy_(noise * fan_in**-0.5)
-            elif name.endswith("bias"):
+            elif "bias" in name.rpartition(".")[2]:  # bias, or bias_ih_l0 and the like
                 parameter.copy_(0.1 * noise)
             else:
                 parameter.copy_(1.0 + 0.1 * noise)
@@ -109,6 +109,18 @@ def padding_mask(batch: int, length: int) -> torch.Tensor:
     """Row i has its last i tokens padded away: i64[batch, length] of 1 (attend) and 0, never all 0."""
     kept = (length - torch.arange(batch)).clamp(min=1)
     return (torch.arange(length)[None, :] < kept[:, None]).long()
+
+
+def images(batch: int, size: int, seed: int) -> torch.Tensor:
+    """Random images f32[batch, 3, size, size] with detail at every scale, about standard normal.
+
+    Plain noise averages out in the first layers; deep layers then see a nearly constant input, and batch norm
+    magnifies what is left together with the rounding errors.
+    """
+    parts = [normal((batch, 3, max(size // scale, 1), max(size // scale, 1)), seed + scale) for scale in (1, 8, 32)]
+    full = [nn.functional.interpolate(part, size=(size, size), mode="bilinear") for part in parts]
+    mixed = 0.5 * full[0] + 0.8 * full[1] + full[2]
+    return mixed.contiguous()
 
 
 def normal(shape: tuple[int, ...], seed: int) -> torch.Tensor:

@@ -8,10 +8,9 @@ from __future__ import annotations
 import json
 
 import torch
+from tests.models.entry import Entry, padding_mask, randomise, token_ids
 from torch import nn
 from torch.export import Dim
-
-from tests.models.entry import Entry, padding_mask, randomise, token_ids
 
 BATCH = Dim("batch", min=1, max=64)
 LENGTH = Dim("length", min=1, max=512)
@@ -109,7 +108,13 @@ def make_t5_encoder() -> nn.Module:
     from transformers import T5Config, T5EncoderModel
 
     model = T5EncoderModel(T5Config(attn_implementation="sdpa")).eval()
-    randomise(model, seed=2, keep=("relative_attention_bias", "shared", ".q."))  # T5 does not scale its scores
+    randomise(model, seed=2)
+    with torch.no_grad():
+        model.shared.weight.mul_(512**0.5)
+        for block in model.encoder.block:
+            block.layer[0].SelfAttention.q.weight.mul_(64**-0.5)  # T5 does not scale its scores
+        bias = model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+        bias.mul_(bias.shape[1] ** 0.5)
     return HiddenStates(model).eval()
 
 
@@ -117,6 +122,8 @@ def make_lstm_tagger() -> nn.Module:
     """The tagger with seeded weights."""
     model = LstmTagger()
     randomise(model, seed=3)
+    with torch.no_grad():
+        model.embedding.weight.mul_(128**0.5)
     return model.eval()
 
 

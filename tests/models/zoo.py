@@ -12,7 +12,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-
 from tests.models import audio, causal, text, vision
 from tests.models.entry import Entry
 from tests.models.recurrence import symbolic_recurrence
