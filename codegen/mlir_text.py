@@ -44,6 +44,7 @@ class Emitter:
         self.head: list[str] = []
         self.lines: list[str] = []
         self.externals: dict[str, str] = {}
+        self.literals: dict[str, float | int] = {}
         self._count = 0
         self._known: list[dict[str, str]] = [{}]
         self._constants: dict[str, str] = {}
@@ -82,7 +83,9 @@ class Emitter:
             value = int(value) & ((1 << bits) - 1)
             literal = str(value - (1 << bits) if value >> (bits - 1) else value)
         type_ = vector_type(element, lanes)
-        return self.head_value(f"arith.constant {literal if lanes == 1 else f'dense<{literal}>'} : {type_}")
+        name = self.head_value(f"arith.constant {literal if lanes == 1 else f'dense<{literal}>'} : {type_}")
+        self.literals[name] = value
+        return name
 
     def head_value(self, text: str) -> str:
         """A value computed once at the head of the function."""

@@ -418,31 +418,31 @@ def _pow(v: Vec, x: str, y: str) -> str:
 
 def _trig(v: Vec, x: str, name: str) -> str:
     """sin, cos or tan: Cody and Waite's reduction in four parts, the C library for large arguments."""
-    e = v.e
-    far = v.any(v.cmp("uge", v.abs(x), v.c(_TRIG_LIMIT)))
-    result = e.name()
-    e.do(f"{result} = scf.if {far} -> ({v.type}) {{")
+    n, i = v.round_magic((x, v.c(2.0 / math.pi)))
+    minus, r = v.neg(n), x
+    for part in _PIO2:
+        r = v.fma(minus, v.c(part), r)
+    z = v.mul(r, r)
+    sine = v.fma(v.mul(r, z), v.horner(_SIN_P, z), r)
+    cosine = v.fma(v.mul(z, z), v.horner(_COS_P, z), v.fma(z, v.c(-0.5), v.c(1.0)))
+    odd = v.icmp("ne", v.iop("andi", i, v.ci(1)), v.ci(0))
+    if name == "tan":
+        y = v.div(v.select(odd, v.neg(cosine), sine), v.select(odd, sine, cosine))
+    else:
+        y = v.select(odd, cosine, sine) if name == "sin" else v.select(odd, sine, cosine)
+        quadrant = i if name == "sin" else v.iop("addi", i, v.ci(1))
+        sign = v.iop("shli", v.iop("andi", quadrant, v.ci(2)), v.ci(30))
+        y = v.from_bits(v.iop("xori", v.bits(y), sign))
+    if name != "cos":
+        y = v.select(v.cmp("oeq", x, v.c(0.0)), x, y)
+    # Only the far lanes take the library's value: what one element gives must not depend on its neighbours.
+    far = v.cmp("uge", v.abs(x), v.c(_TRIG_LIMIT))
+    e, result = v.e, v.e.name()
+    e.do(f"{result} = scf.if {v.any(far)} -> ({v.type}) {{")
     with e.region():
-        e.do(f"scf.yield {v.libm(name, x)} : {v.type}")
+        e.do(f"scf.yield {v.select(far, v.libm(name, x), y)} : {v.type}")
     e.do("} else {")
     with e.region():
-        n, i = v.round_magic((x, v.c(2.0 / math.pi)))
-        minus, r = v.neg(n), x
-        for part in _PIO2:
-            r = v.fma(minus, v.c(part), r)
-        z = v.mul(r, r)
-        sine = v.fma(v.mul(r, z), v.horner(_SIN_P, z), r)
-        cosine = v.fma(v.mul(z, z), v.horner(_COS_P, z), v.fma(z, v.c(-0.5), v.c(1.0)))
-        odd = v.icmp("ne", v.iop("andi", i, v.ci(1)), v.ci(0))
-        if name == "tan":
-            y = v.div(v.select(odd, v.neg(cosine), sine), v.select(odd, sine, cosine))
-        else:
-            y = v.select(odd, cosine, sine) if name == "sin" else v.select(odd, sine, cosine)
-            quadrant = i if name == "sin" else v.iop("addi", i, v.ci(1))
-            sign = v.iop("shli", v.iop("andi", quadrant, v.ci(2)), v.ci(30))
-            y = v.from_bits(v.iop("xori", v.bits(y), sign))
-        if name != "cos":
-            y = v.select(v.cmp("oeq", x, v.c(0.0)), x, y)
         e.do(f"scf.yield {y} : {v.type}")
     e.do("}")
     return result
