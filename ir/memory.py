@@ -1,0 +1,123 @@
+"""Where the tensors of a scheduled program lie: the vocabulary between the memory plan and the host's code.
+
+A tensor is written either to memory of its own (an arena buffer, a heap block), straight to where it is wanted (an
+output, a slice of a stacked tensor), or not at all: parameters, constants, results of `If` and carries are addresses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from dlc.ir.extent import IntExpr
+
+
+@dataclass(frozen=True, slots=True)
+class AtInput:
+    """The caller's input `index`."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class AtConstant:
+    """The constant `name`."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class AtOutput:
+    """The caller's output `index`."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class AtBuffer:
+    """Arena buffer `index` of the plan."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class AtHeap:
+    """A block that is allocated when its size is known; its address is kept in dynamic slot `index`."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class AtEither:
+    """`even` in the even steps of the loop around it, `odd` in the others: what is carried is not overwritten while read."""
+
+    even: AtBuffer | AtHeap
+    odd: AtBuffer | AtHeap
+
+
+@dataclass(frozen=True, slots=True)
+class AtSlice:
+    """Element `step` of the stacked tensor `outer`, where `step` is the symbol of the `For` around it."""
+
+    outer: str
+    step: str
+
+
+@dataclass(frozen=True, slots=True)
+class AtPointer:
+    """An address that control flow decides: the result of an `If`, a carry, a final."""
+
+
+Place: TypeAlias = AtInput | AtConstant | AtOutput | AtBuffer | AtHeap | AtEither | AtSlice | AtPointer
+
+
+@dataclass(frozen=True, slots=True)
+class ArenaBuffer:
+    """Memory that is needed from statement `first` to `last`, both included.
+
+    Attributes:
+        bytes: its size over the symbols that the inputs bind (an upper bound where other symbols decide).
+    """
+
+    name: str
+    bytes: IntExpr
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutputPlan:
+    """How output `tensor` gets its bytes.
+
+    Attributes:
+        how: 'direct' a kernel writes it there, 'copy' the entry copies it at the end, 'input', 'constant' and 'output'
+            the runtime copies input `index`, constant `tensor`, output `index`; 'hand over' and 'clone' are for extents
+            found at run time: the heap block itself, or a fresh copy of the tensor.
+        index: which input or output.
+    """
+
+    tensor: str
+    how: str
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Places of all tensors, and the memory there has to be.
+
+    Attributes:
+        places: by tensor name.
+        buffers: the arena; offsets are found per call, when the symbols are known.
+        heap: tensor that each dynamic slot is for.
+        copied: carries whose next value has to be copied, to one of two places in turn.
+        outputs: one for each result of the program.
+        values: symbols (with `#`) that are the value of a parameter of rank 0: (symbol, input index).
+    """
+
+    places: Mapping[str, Place]
+    buffers: tuple[ArenaBuffer, ...]
+    heap: tuple[str, ...]
+    copied: Mapping[str, AtEither]
+    outputs: tuple[OutputPlan, ...]
+    values: Mapping[str, int]

@@ -1,0 +1,380 @@
+"""The memory plan of a program: who writes where, and from which statement to which a buffer is needed.
+
+Statements are numbered in the order they run, nested ones included; a loop's number is below those of its body, and
+one number after them is its end. What lives across a loop's back edge lives for the whole loop. The offsets are not
+chosen here: sizes are expressions over symbols, so the runtime places the buffers when it knows them (greedy by size).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from dlc.errors import Internal, Unsupported
+from dlc.ir.einsum import TensorType
+from dlc.ir.extent import IntExpr, Var, substitute, variables
+from dlc.ir.memory import (
+    ArenaBuffer,
+    AtBuffer,
+    AtConstant,
+    AtEither,
+    AtHeap,
+    AtInput,
+    AtOutput,
+    AtPointer,
+    AtSlice,
+    MemoryPlan,
+    OutputPlan,
+    Place,
+)
+from dlc.ir.program import (
+    Bind,
+    For,
+    If,
+    Launch,
+    Library,
+    Loop,
+    Program,
+    Region,
+    Stmt,
+    bound_symbols,
+    regions,
+    tensor_types,
+)
+
+SMALL_BYTES = 1 << 20
+"""A tensor of run-time size stays in the arena when its bound is below this; larger ones are allocated to measure."""
+
+
+def plan_memory(program: Program) -> MemoryPlan:
+    """Places and lifetimes of all tensors of a program whose statements are `Launch`, `Bind`, `If`, `Loop` and `For`."""
+    return _Planner(program).plan()
+
+
+@dataclass(slots=True)
+class _Buffer:
+    name: str
+    bytes: IntExpr
+    first: int
+    last: int
+
+
+@dataclass(slots=True)
+class _LoopScope:
+    """A loop that is being walked: where it began, and the last numbers to move to its end when that is known."""
+
+    begin: int
+    extended: set[int] = field(default_factory=set)
+
+
+class _Planner:
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.types = tensor_types(program)
+        self.places: dict[str, Place] = {}
+        self.buffers: list[_Buffer] = []
+        self.heap: list[str] = []
+        self.copied: dict[str, AtEither] = {}
+        self.roots: dict[str, frozenset[int]] = {}
+        self.wanted: dict[str, Place] = {}
+        self.loops: list[_LoopScope] = []
+        self.depth_of: dict[int, int] = {}  # buffer -> how many loops are around its definition
+        self.clock = 0
+        self.inputs = {p.name: i for i, p in enumerate(program.params)}
+        self.values = _value_symbols(program, self.inputs)
+        self.static = {"#" + s.name for s in program.symbols} | set(self.values)
+        self.bounds = _bounds(program, self.static)
+
+    def plan(self) -> MemoryPlan:
+        program = self.program
+        for index, param in enumerate(program.params):
+            self.place(param.name, AtInput(index))
+        for const in program.consts:
+            self.place(const.name, AtConstant(const.name))
+        outputs = self.outputs()
+        self.region(program.body)
+        self.clock += 1
+        for name in program.results:
+            self.use(name)
+        buffers = tuple(ArenaBuffer(b.name, b.bytes, b.first, b.last) for b in self.buffers)
+        self.check_hand_over(outputs)
+        return MemoryPlan(self.places, buffers, tuple(self.heap), self.copied, tuple(outputs), self.values)
+
+    def outputs(self) -> list[OutputPlan]:
+        """How each result reaches the caller; asks for those that a statement can write in place."""
+        program = self.program
+        consts = {c.name for c in program.consts}
+        writable = _written_here(program.body)
+        plans: list[OutputPlan] = []
+        for index, name in enumerate(program.results):
+            dynamic = not self.is_static(self.types[name])
+            before = next((i for i, p in enumerate(plans) if p.tensor == name), None)
+            if name in self.inputs:
+                plans.append(OutputPlan(name, "input", self.inputs[name]))
+            elif name in consts:
+                plans.append(OutputPlan(name, "constant"))
+            elif dynamic:
+                plans.append(OutputPlan(name, "hand over" if before is None else "clone"))
+            elif before is not None:
+                plans.append(OutputPlan(name, "output", before))
+            elif name in writable:
+                self.wanted[name] = AtOutput(index)
+                plans.append(OutputPlan(name, "direct"))
+            else:
+                plans.append(OutputPlan(name, "copy"))
+        return plans
+
+    def check_hand_over(self, outputs: list[OutputPlan]) -> None:
+        """Only a heap block can be given away; an address or an arena buffer is copied."""
+        for index, output in enumerate(outputs):
+            if output.how == "hand over" and not isinstance(self.places[output.tensor], AtHeap):
+                outputs[index] = OutputPlan(output.tensor, "clone")
+
+    # -- walking
+
+    def region(self, region: Region) -> None:
+        for stmt in region.body:
+            self.statement(stmt)
+
+    def statement(self, stmt: Stmt) -> None:
+        self.clock += 1
+        match stmt:
+            case Launch():
+                for name in stmt.args:
+                    self.use(name)
+                for name in stmt.outs:
+                    self.define(name)
+            case Bind():
+                self.use(stmt.tensor)
+            case If():
+                self.branch(stmt)
+            case For():
+                for outer, _ in stmt.stacked:
+                    self.define(outer)
+                self.loop(stmt)
+            case Loop():
+                for name in stmt.collected:
+                    self.place(name, self.new_heap(name))
+                self.loop(stmt)
+            case Library(op):
+                raise Unsupported(stmt.loc, op=op, reason="no kernel was made for this library operation")
+            case _:
+                raise Internal(stmt.loc, message=f"{type(stmt).__name__} is left over: the program is not fused")
+
+    def branch(self, stmt: If) -> None:
+        self.use(stmt.cond)
+        for arm in (stmt.then, stmt.orelse):
+            self.region(arm)
+            self.clock += 1
+            for name in arm.yields:
+                self.use(name)
+        for out, a, b in zip(stmt.outs, stmt.then.yields, stmt.orelse.yields, strict=True):
+            self.place(out, AtPointer(), self.roots[a] | self.roots[b])
+            self.use(out)
+
+    def loop(self, stmt: For | Loop) -> None:
+        inits = [init for _, init in stmt.carries]
+        for name in inits:
+            self.use(name)
+        if isinstance(stmt, Loop):
+            for given in (stmt.limit, stmt.cond):
+                if given is not None:
+                    self.use(given)
+        next_values = stmt.body.yields[_first_carry(stmt) :]
+        self.carries(stmt, next_values)
+        if isinstance(stmt, Loop):
+            self.place(stmt.index, AtPointer())
+        self.loops.append(_LoopScope(self.clock))
+        self.region(stmt.body)
+        self.clock += 1
+        for name in (*stmt.body.yields, *(carry for carry, _ in stmt.carries)):
+            self.use(name)
+        if isinstance(stmt, For):
+            for outer, inner in stmt.stacked:
+                self.use(outer)
+                self.use(inner)
+        scope = self.loops.pop()
+        self.clock += 1
+        for index in scope.extended:
+            self.touch(index)
+        for final, (carry, _), value in zip(stmt.finals, stmt.carries, next_values, strict=False):
+            self.place(final, AtPointer(), self.roots[carry] | self.roots[value])
+            self.use(final)
+
+    def carries(self, stmt: For | Loop, next_values: tuple[str, ...]) -> None:
+        """Decide for each carry how its next value outlives the step that makes it."""
+        inside = _defined(stmt)
+        written = _written_here(stmt.body)
+        if isinstance(stmt, For):
+            for outer, inner in stmt.stacked:
+                if inner in written and inner not in self.wanted:
+                    self.wanted[inner] = AtSlice(outer, stmt.symbol.name)
+        for (carry, init), value in zip(stmt.carries, next_values, strict=False):
+            roots = self.roots[init]
+            if value in written:
+                if value not in self.wanted:
+                    self.wanted[value] = self.pair(value, self.types[carry])
+                roots |= self.roots_of(self.wanted[value])
+            elif value in inside and value != carry:
+                self.copied[carry] = self.pair(carry, self.types[carry])
+                roots |= self.roots_of(self.copied[carry])
+            elif value != carry:
+                roots |= self.roots[value]  # the same tensor of outside in every step
+            self.place(carry, AtPointer(), roots)
+
+    # -- places
+
+    def define(self, name: str) -> None:
+        place = self.wanted.get(name)
+        if place is None:
+            place = self.new_storage(name, self.types[name])
+        self.place(name, place, self.roots_of(place))
+        for index in self.roots[name]:
+            self.touch(index)
+
+    def place(self, name: str, place: Place, roots: frozenset[int] = frozenset()) -> None:
+        self.places[name] = place
+        self.roots[name] = roots
+
+    def roots_of(self, place: Place) -> frozenset[int]:
+        match place:
+            case AtBuffer(index):
+                return frozenset((index,))
+            case AtEither(even, odd):
+                return self.roots_of(even) | self.roots_of(odd)
+            case AtSlice(outer):
+                return self.roots[outer]
+            case _:
+                return frozenset()
+
+    def pair(self, name: str, of: TensorType) -> AtEither:
+        return AtEither(self.new_storage(f"{name}.even", of), self.new_storage(f"{name}.odd", of))
+
+    def new_heap(self, name: str) -> AtHeap:
+        self.heap.append(name)
+        return AtHeap(len(self.heap) - 1)
+
+    def new_storage(self, name: str, of: TensorType) -> AtBuffer | AtHeap:
+        size = of.elements * of.dtype.bytes
+        bound = self.upper_bound(size)
+        result = name in self.program.results and not self.is_static(of)
+        if bound is None or result:
+            return self.new_heap(name)
+        self.buffers.append(_Buffer(name, bound, self.clock, self.clock))
+        index = len(self.buffers) - 1
+        self.depth_of[index] = len(self.loops)
+        return AtBuffer(index)
+
+    def use(self, name: str) -> None:
+        for index in self.roots[name]:
+            self.touch(index)
+
+    def touch(self, index: int) -> None:
+        """The buffer is needed now, and, if it comes from outside a loop, until that loop's end."""
+        buffer = self.buffers[index]
+        buffer.first = min(buffer.first, self.clock)
+        buffer.last = max(buffer.last, self.clock)
+        for scope in self.loops[self.depth_of[index] :]:
+            scope.extended.add(index)
+
+    # -- sizes
+
+    def is_static(self, of: TensorType) -> bool:
+        return all(variables(e) <= self.static for e in of.shape)
+
+    def upper_bound(self, size: IntExpr) -> IntExpr | None:
+        """`size`, or what it cannot exceed, over symbols that the call binds; None when there is no (small) such bound."""
+        searched = False
+        for _ in range(16):
+            free = sorted(variables(size) - self.static)
+            if not free:
+                big = searched and (size.const is None or size.const > SMALL_BYTES)
+                return None if big else size
+            name = free[0]
+            bound = self.bounds.get(name)
+            if bound is None or not _grows_with(size, name):
+                return None
+            searched |= bound.searched
+            size = substitute(size, {name: bound.value})
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """Greatest value of a symbol; `searched` when it is only a guess of what the run will find."""
+
+    value: IntExpr | int
+    searched: bool
+
+
+def _bounds(program: Program, static: set[str]) -> dict[str, _Bound]:
+    bounds: dict[str, _Bound] = {}
+
+    def visit(region: Region) -> None:
+        for stmt in region.body:
+            if isinstance(stmt, For):
+                bounds["#" + stmt.symbol.name] = _Bound(stmt.extent - 1, False)
+            else:
+                for s in bound_symbols(stmt):
+                    if s.hi is not None and "#" + s.name not in static:
+                        bounds["#" + s.name] = _Bound(s.hi, True)
+            for inner in regions(stmt):
+                visit(inner)
+
+    visit(program.body)
+    return bounds
+
+
+def _grows_with(e: IntExpr, name: str) -> bool:
+    """Whether `e` is a polynomial in `name` with nonnegative coefficients (symbols are never negative)."""
+    for monomial, coefficient in e.terms:
+        if any(name in variables(IntExpr((((atom,), 1),))) for atom in monomial):
+            if coefficient < 0 or not all(isinstance(atom, Var) for atom in monomial):
+                return False
+    return True
+
+
+def _value_symbols(program: Program, inputs: Mapping[str, int]) -> dict[str, int]:
+    """Symbols that a top-level bind reads from a parameter of rank 0: the runtime can bind them before the call."""
+    types = {p.name: p.type for p in program.params}
+    found: dict[str, int] = {}
+    for stmt in program.body.body:
+        if isinstance(stmt, Bind) and stmt.tensor in inputs:
+            of = types[stmt.tensor]
+            if of.rank == 0 and of.dtype.is_int:
+                found["#" + stmt.symbol.name] = inputs[stmt.tensor]
+    return found
+
+
+def _written_here(region: Region) -> set[str]:
+    """Tensors that a statement of this very region writes, so that they can be written elsewhere instead."""
+    names: set[str] = set()
+    for stmt in region.body:
+        if isinstance(stmt, Launch):
+            names |= set(stmt.outs)
+        elif isinstance(stmt, For):
+            names |= {outer for outer, _ in stmt.stacked}
+    return names
+
+
+def _defined(stmt: For | Loop) -> set[str]:
+    """Names that exist only inside the loop."""
+    names = {carry for carry, _ in stmt.carries}
+    if isinstance(stmt, Loop):
+        names.add(stmt.index)
+    return names | _outs(stmt.body)
+
+
+def _outs(region: Region) -> set[str]:
+    names: set[str] = set()
+    for stmt in region.body:
+        names |= set(stmt.outs)
+        for inner in regions(stmt):
+            names |= _outs(inner)
+    return names
+
+
+def _first_carry(stmt: For | Loop) -> int:
+    """Where the carries' next values begin among the body's yields."""
+    return 1 if isinstance(stmt, Loop) and stmt.cond is not None else 0
+
