@@ -95,7 +95,7 @@ class Executable:
         self._flatten = Flattener(manifest.in_tree, manifest.arg_names, len(manifest.inputs))
         self._nest = unflattener(manifest.out_tree)
         self._readers = tuple(InputReader(spec) for spec in manifest.inputs)
-        self._plain = all(spec.alias is None and not spec.dynamic for spec in manifest.outputs)
+        self._plain = not manifest.dynamic and all(s.alias is None and not s.dynamic for s in manifest.outputs)
         self._header = self._frame_header()
 
     @classmethod
