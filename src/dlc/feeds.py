@@ -197,9 +197,9 @@ def _random(
 
 
 def _usual(fact: Mapping[str, Any]) -> int:
-    divisor = fact.get("divisor", 1)
-    value = max(fact.get("lo", 0), 16)
-    value = min(value, fact["hi"]) if fact.get("hi") is not None else value
+    divisor = int(fact.get("divisor", 1))
+    value = max(int(fact.get("lo", 0)), 16)
+    value = min(value, int(fact["hi"])) if fact.get("hi") is not None else value
     value -= value % divisor
     return value if value >= fact.get("lo", 0) else value + divisor
 

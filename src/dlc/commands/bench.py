@@ -55,7 +55,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         calls[peer] = _peer(peer, model, dict(zip(names, arrays)), (args, kwargs), executable.threads)
     console.progress("timing")
     times = measure(calls, options.warmup, options.duration, options.least)
-    rows = [{"name": name, **_facts(times[name], times["dlc"])} for name in calls]
+    rows: list[dict[str, Any]] = [{"name": name, **_facts(times[name], times["dlc"])} for name in calls]
     flops, moved = _work(executable, arrays)
     median = statistics.median(times["dlc"])
     extra = {"threads": executable.threads, "gflops": flops / median / 1e9, "gbytes_per_s": moved / median / 1e9}

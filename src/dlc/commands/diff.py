@@ -42,9 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="largest difference that is none, as a part of the largest magnitude in A (default 0)",
     )
-    parser.add_argument(
-        "--context", type=int, default=2, metavar="N", help="equal lines around each (default 2)"
-    )
+    parser.add_argument("--context", type=int, default=2, metavar="N", help="equal lines around each (default 2)")
     parser.add_argument(
         "--format", choices=("text", "json", "jsonl"), default="text", help="text for people; json; one row per line"
     )
@@ -82,16 +80,17 @@ def diff_programs(a: Path, b: Path, context: int) -> dict[str, Any]:
         from dlc.ir.parser import parse
 
         try:
-            programs = [parse(text, name=str(path)) for text, path in zip(texts, (a, b))]
+            programs = [parse(text, str(path)) for text, path in zip(texts, (a, b))]
         except DlcError:
             pass  # then only the lines can be compared
         else:
             structural = programs[0] == programs[1]
-            texts = str(programs[0]), str(programs[1])
+            texts = _text(programs[0]), _text(programs[1])
     if texts[0] == texts[1] or structural:
         what = "equal" if structural is None else "equal programs (text, names of places or order of facts differ)"
         return {"name": a.name, "equal": True, "what": what}
-    lines = list(difflib.unified_diff(*(t.splitlines() for t in texts), str(a), str(b), lineterm="", n=context))
+    before, after = (text.splitlines() for text in texts)
+    lines = list(difflib.unified_diff(before, after, str(a), str(b), lineterm="", n=context))
     added = sum(line.startswith("+") and not line.startswith("+++") for line in lines)
     removed = sum(line.startswith("-") and not line.startswith("---") for line in lines)
     return {
@@ -165,6 +164,10 @@ def compare(got: np.ndarray, want: np.ndarray, tolerance: float) -> dict[str, An
     if differ is not None:
         what += f"; {differ}"
     return {"equal": differ is None, "what": what, "error": error, "scale": scale}
+
+
+def _text(parsed: Any) -> str:
+    return "\n\n".join(map(str, parsed)) if isinstance(parsed, tuple) else str(parsed)
 
 
 def _colored(text: str, console: Console) -> str:

@@ -26,7 +26,7 @@ class NoSuchCode(BadInput):
 
     code = "DLC0641"
     template = "there is no error {wanted}"
-    hint = "the codes are: {known}"
+    hint = "like it are: {known}; docs/errors.md lists all"
 
 
 class NoSuchKernel(BadInput):
@@ -70,7 +70,7 @@ def explain_code(code: str, console: Console) -> int:
     all_errors()
     kind = REGISTRY.get(code)
     if kind is None:
-        raise NoSuchCode(wanted=code, known=", ".join(sorted(REGISTRY)))
+        raise NoSuchCode(wanted=code, known=", ".join(c for c in sorted(REGISTRY) if c[:5] == code[:5]) or "none")
     meaning = (kind.__doc__ or "").strip()
     facts = {
         "code": code,

@@ -80,10 +80,10 @@ def read_program(spec: str) -> Program:
         from dataclasses import replace
 
         from dlc.dump import load_constants
-        from dlc.ir.parser import parse
+        from dlc.ir.parser import parse_program
 
         text = sys.stdin.read() if spec == "-" else Path(spec).read_text()
-        program: Program = parse(text, name="<stdin>" if spec == "-" else spec)
+        program = parse_program(text, "<stdin>" if spec == "-" else spec)
         constants = {} if spec == "-" else load_constants(spec)
         if constants and not program.data:
             program = replace(program, data=constants)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -107,7 +107,7 @@ def observers(options: argparse.Namespace) -> tuple[tuple[Observer, ...], Timer 
 
     found: list[Any] = []
     if options.print_ir or options.print_ir_before or options.print_ir_after:
-        when = options.print_ir or "none"
+        when: Literal["all", "change", "failure", "none"] = options.print_ir or "none"
         found.append(PrintIR(sys.stderr, when, options.print_ir_before, options.print_ir_after))
     timer = Timer() if options.timing else None
     if timer is not None:
