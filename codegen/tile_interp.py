@@ -1,0 +1,247 @@
+"""The meaning of tile programs: a NumPy interpreter. Every access is bounds checked; scratch starts as garbage (NaN)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dlc.codegen import tile
+from dlc.codegen.tile import TileProgram, TileType
+from dlc.codegen.tile_verify import InvalidTile, verify
+from dlc.ir.dtype import BOOL, DType
+from dlc.ir.extent import IntExpr, evaluate
+from dlc.ir.scalar import SCALAR_OPS, cast_array
+
+Array = np.ndarray[Any, Any]
+
+
+def run(
+    program: TileProgram,
+    buffers: Mapping[str, Array],
+    symbols: Mapping[str, int] | None = None,
+    tasks: range | None = None,
+) -> list[str]:
+    """Execute the tasks of `program` (all, unless `tasks` says which) in order, writing into `buffers` in place.
+
+    Args:
+        buffers: C-contiguous array of each buffer that is not scratch, of any shape.
+        symbols: value of each symbol, with or without its `#`.
+
+    Returns:
+        The ids of failed checks, in order, without repetition.
+    """
+    verify(program)
+    env = {("#" + name.lstrip("#")): int(value) for name, value in (symbols or {}).items()}
+    machine = _Machine(program, buffers, env)
+    count = evaluate(program.tasks, env)
+    for task in tasks if tasks is not None else range(count):
+        machine.task(task)
+    return list(machine.failed)
+
+
+class _Machine:
+    def __init__(self, program: TileProgram, buffers: Mapping[str, Array], env: dict[str, int]) -> None:
+        self.program, self.env = program, env
+        self.memory: dict[str, Array] = {}
+        self.tiles: dict[str, Array] = {}  # shape: slots + (lanes,)
+        self.dtypes: dict[str, DType] = {}
+        self.failed: dict[str, None] = {}
+        for b in program.buffers:
+            size = evaluate(b.size, env)
+            if b.role == "scratch":
+                self.memory[b.name] = np.zeros(size, b.dtype.numpy)
+                continue
+            array = buffers[b.name]
+            assert array.flags.c_contiguous, f"buffer '{b.name}' must be contiguous"
+            assert array.dtype == b.dtype.numpy, f"buffer '{b.name}' is {array.dtype}, not {b.dtype.numpy}"
+            assert array.size >= size, f"buffer '{b.name}' has {array.size} elements, fewer than {size}"
+            self.memory[b.name] = array.reshape(-1)[:size]
+
+    def task(self, number: int) -> None:
+        for b in self.program.buffers:
+            if b.role == "scratch":
+                self.memory[b.name].view(np.uint8).fill(0xFF if b.dtype.is_float else 0xA5 if b.dtype != BOOL else 1)
+        self.tiles, self.dtypes = {}, {}
+        self.env[self.program.task_var] = number
+        with np.errstate(all="ignore"):
+            self.body(self.program.body)
+
+    def index(self, expr: IntExpr) -> int:
+        return int(evaluate(expr, self.env))
+
+    def set(self, name: str, type_: TileType, value: Any) -> None:
+        shape = (*type_.slots, type_.lanes)
+        array = np.asarray(value)
+        if array.dtype != type_.dtype.numpy:
+            array = array.astype(type_.dtype.numpy)
+        self.tiles[name] = np.broadcast_to(array, shape).copy()
+        self.dtypes[name] = type_.dtype
+
+    def keep(self, name: str, dtype: DType, value: Array) -> None:
+        self.tiles[name], self.dtypes[name] = np.asarray(value, dtype.numpy), dtype
+
+    def body(self, body: tuple[tile.Stmt, ...]) -> None:
+        for s in body:
+            getattr(self, "_" + type(s).__name__.lower())(s)
+
+    # -- values ------------------------------------------------------------------------------------------------------
+
+    def _const(self, s: tile.Const) -> None:
+        self.set(s.dst, s.type, s.value)
+
+    def _iota(self, s: tile.Iota) -> None:
+        values = np.arange(s.lanes, dtype=np.int64) + self.index(s.start)
+        self.keep(s.dst, s.dtype, values.astype(s.dtype.numpy))
+
+    def _fromindex(self, s: tile.FromIndex) -> None:
+        value = np.array([self.index(s.expr)], np.int64)
+        self.keep(s.dst, s.dtype, cast_array(value, s.dtype.numpy, "wrap"))
+
+    def _indexof(self, s: tile.IndexOf) -> None:
+        self.env[s.var] = int(self.tiles[s.src].reshape(()).item())
+
+    def _op(self, s: tile.Op) -> None:
+        args = [self.tiles[a] for a in s.args]
+        result = tile.op_type(s.op, tuple(TileType(self.dtypes[a], x.shape[:-1], x.shape[-1]) for a, x in zip(s.args, args)))
+        assert isinstance(result, TileType)
+        if s.op == "fma":
+            wide = np.float64 if args[0].dtype == np.float32 else np.longdouble
+            value = (args[0].astype(wide) * args[1] + args[2]).astype(args[0].dtype)
+        else:
+            value = SCALAR_OPS[s.op].meaning(*np.broadcast_arrays(*args))
+        self.keep(s.dst, result.dtype, np.asarray(value))
+
+    def _cast(self, s: tile.Cast) -> None:
+        self.keep(s.dst, s.dtype, cast_array(self.tiles[s.src], s.dtype.numpy, s.mode))
+
+    def _bitcast(self, s: tile.Bitcast) -> None:
+        self.keep(s.dst, s.dtype, self.tiles[s.src].view(s.dtype.numpy))
+
+    def _broadcast(self, s: tile.Broadcast) -> None:
+        self.set(s.dst, s.type, self.tiles[s.src])
+
+    def _slice(self, s: tile.Slice) -> None:
+        self.keep(s.dst, self.dtypes[s.src], self.tiles[s.src][s.index])
+
+    def _stack(self, s: tile.Stack) -> None:
+        self.keep(s.dst, self.dtypes[s.srcs[0]], np.stack([self.tiles[x] for x in s.srcs]))
+
+    def _reduce(self, s: tile.Reduce) -> None:
+        """As a balanced tree, neighbouring halves for lanes, pairs for slots, in the order the native code has."""
+        source = self.tiles[s.src]
+        combine = SCALAR_OPS[s.op].meaning
+        if s.axis is None:
+            while source.shape[-1] > 1:
+                half = source.shape[-1] // 2
+                source = combine(source[..., :half], source[..., half:])
+            self.keep(s.dst, self.dtypes[s.src], source)
+            return
+        parts = [np.take(source, [i], s.axis) for i in range(source.shape[s.axis])]
+        while len(parts) > 1:
+            paired = [combine(parts[i], parts[i + 1]) for i in range(0, len(parts) - 1, 2)]
+            parts = paired + parts[len(parts) - len(parts) % 2 :]
+        self.keep(s.dst, self.dtypes[s.src], parts[0])
+
+    def _mask(self, s: tile.Mask) -> None:
+        self.keep(s.dst, BOOL, np.arange(s.lanes) < self.index(s.count))
+
+    # -- memory ------------------------------------------------------------------------------------------------------
+
+    def places(self, s: tile.Load | tile.Store, shape: tuple[int, ...]) -> Array:
+        """Element offsets, shaped slots + (lanes,)."""
+        places = np.full(shape, self.index(s.offset), np.int64)
+        for axis, stride in enumerate((*s.slot_strides, s.lane_stride)):
+            steps = np.arange(shape[axis], dtype=np.int64) * self.index(stride)
+            places += steps.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+        return places
+
+    def on(self, mask: str | None, shape: tuple[int, ...]) -> Array:
+        return np.ones(shape, bool) if mask is None else np.broadcast_to(self.tiles[mask], shape)
+
+    def bounds(self, buffer: str, places: Array, on: Array) -> None:
+        active = places[on]
+        size = self.memory[buffer].size
+        if active.size and (active.min() < 0 or active.max() >= size):
+            reason = f"access to '{buffer}' at {active.min()}..{active.max()}, which has {size} elements"
+            raise InvalidTile(f"{self.program.name}.tile", name=self.program.name, reason=reason)
+
+    def read(self, buffer: str, places: Array, mask: str | None, pad: float | int | bool) -> Array:
+        on = self.on(mask, places.shape)
+        self.bounds(buffer, places, on)
+        memory = self.memory[buffer]
+        if memory.size == 0:
+            return np.full(places.shape, pad, memory.dtype)
+        return np.where(on, memory[np.where(on, places, 0)], np.asarray(pad).astype(memory.dtype))
+
+    def _load(self, s: tile.Load) -> None:
+        places = self.places(s, (*s.type.slots, s.type.lanes))
+        self.keep(s.dst, s.type.dtype, self.read(s.buffer, places, s.mask, s.pad))
+
+    def _gather(self, s: tile.Gather) -> None:
+        dtype = self.program.buffer(s.buffer).dtype
+        self.keep(s.dst, dtype, self.read(s.buffer, self.tiles[s.offsets], s.mask, s.pad))
+
+    def _store(self, s: tile.Store) -> None:
+        value = self.tiles[s.src]
+        places = self.places(s, value.shape)
+        on = self.on(s.mask, value.shape)
+        self.bounds(s.buffer, places, on)
+        self.memory[s.buffer][places[on]] = value[on]  # the last of equal places wins
+
+    def _scatter(self, s: tile.Scatter) -> None:
+        places, value = np.broadcast_arrays(self.tiles[s.offsets], self.tiles[s.src])
+        on = self.on(s.mask, places.shape)
+        self.bounds(s.buffer, places, on)
+        memory = self.memory[s.buffer]
+        for place, element in zip(places[on], value[on], strict=True):
+            if s.op is not None:
+                small = element.dtype.kind != "b" and element.dtype.itemsize == 2 and self.program.buffer(s.buffer).dtype.is_float
+                wide = np.float32 if small else element.dtype
+                element = SCALAR_OPS[s.op].meaning(np.asarray(memory[place]).astype(wide), np.asarray(element).astype(wide))
+            memory[place] = element
+
+    def _prefetch(self, s: tile.Prefetch) -> None:
+        return
+
+    def _check(self, s: tile.Check) -> None:
+        if not self.tiles[s.cond].all():
+            self.failed.setdefault(s.check_id)
+
+    # -- control -----------------------------------------------------------------------------------------------------
+
+    def carry(self, names: tuple[str, ...], sources: tuple[str, ...]) -> None:
+        values = [(self.tiles[x], self.dtypes[x]) for x in sources]
+        for name, (value, dtype) in zip(names, values, strict=True):
+            self.tiles[name], self.dtypes[name] = value, dtype
+
+    def _for(self, s: tile.For) -> None:
+        names = tuple(name for name, _ in s.carries)
+        self.carry(names, tuple(init for _, init in s.carries))
+        for i in range(self.index(s.lo), self.index(s.hi), self.index(s.step)):
+            self.env[s.var] = i
+            self.body(s.body)
+            self.carry(names, s.yields)
+        self.carry(s.results, names)
+
+    def _if(self, s: tile.If) -> None:
+        if isinstance(s.cond, str):
+            holds = bool(self.tiles[s.cond].item())
+        else:
+            holds = all(
+                bool(SCALAR_OPS[c.op].meaning(self.index(c.lhs), self.index(c.rhs))) for c in s.cond
+            )
+        self.body(s.then if holds else s.orelse)
+        self.carry(s.results, s.then_yields if holds else s.else_yields)
+
+    def _while(self, s: tile.While) -> None:
+        names = tuple(name for name, _ in s.carries)
+        self.carry(names, tuple(init for _, init in s.carries))
+        while True:
+            self.body(s.test_body)
+            if not self.tiles[s.test].item():
+                break
+            self.body(s.body)
+            self.carry(names, s.yields)
+        self.carry(s.results, names)
