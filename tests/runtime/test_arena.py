@@ -31,7 +31,9 @@ def test_random_plans_never_overlap_and_stay_near_the_bound():
                 together = lives[i][0] <= lives[j][1] and lives[j][0] <= lives[i][1]
                 apart = offsets[i] + sizes[i] <= offsets[j] or offsets[j] + sizes[j] <= offsets[i]
                 assert apart or not together or not sizes[i] or not sizes[j]
-        bound = max((sum(arena.align(s) for s, (a, b) in zip(sizes, lives) if a <= t <= b) for t in range(30)), default=0)
+        bound = max(
+            (sum(arena.align(s) for s, (a, b) in zip(sizes, lives) if a <= t <= b) for t in range(30)), default=0
+        )
         assert total <= 2 * bound + 64
 
 

@@ -284,7 +284,10 @@ def test_changed_manifests_with_a_fitting_digest_are_errors(saved, tmp_path, eve
         (lambda m: m.update(in_tree={"t": "leaf", "i": 0}), "in_tree"),
         (lambda m: m.update(out_tree={"t": "tuple", "c": []}), "out_tree"),
         (lambda m: m.update(clock="sundial"), "clock"),
-        (lambda m: m.update(constants={"items": [{"name": "w", "offset": 200, "bytes": 100}]}), r"constants.items\[0\]"),
+        (
+            lambda m: m.update(constants={"items": [{"name": "w", "offset": 200, "bytes": 100}]}),
+            r"constants.items\[0\]",
+        ),
         (lambda m: m.update(symbols=m["symbols"] + [{"name": "q", "lo": 0, "hi": 9}]), "frame"),
         (lambda m: m.update(surprise=1), "surprise"),
     ],
