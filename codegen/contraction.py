@@ -1,0 +1,335 @@
+"""Contractions: register tiles of rows by vectors, fed by scalar broadcasts of one operand and vectors of the other.
+
+    O[m, n] = sum(k) A[m, k] * B[k, n]
+
+The *column* rank n has unit stride in B and none in A: its lanes hold outputs. The *row* rank m moves A only. An MR x NR
+tile of sums stays in registers over the whole reduction; what follows the contraction point by point (bias, activation,
+residual) is applied to the tile before it is stored. Every other free rank (batch, groups, image rows) is a task rank.
+
+Source: register blocking as in Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication (TOMS 2008).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from dlc.codegen.merge import merge_ranks
+from dlc.codegen.nest import PointStep, keep
+from dlc.codegen.point import Emitter, Slot, Space, compute_type
+from dlc.codegen.target import Target
+from dlc.codegen.tile import IndexCond
+from dlc.ir.dtype import DType
+from dlc.ir.expr import Access, Apply, Cast, Expr
+from dlc.ir.extent import IntExpr, Mod, atoms, int_expr, minimum, split_linear, substitute, var
+from dlc.ir.facts import Facts
+
+if TYPE_CHECKING:
+    from dlc.codegen.lower import KernelLowering, Lowered
+
+ROW_BLOCK = 128  # rows of one task: the operand's rows stay in L2 while the columns' panel stays in L1
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What each rank of a contraction is.
+
+    Attributes:
+        rows: the operand read by scalar broadcast; cols: the operand read by vectors.
+        row, col: the ranks that move only one of them (`row` may be None).
+    """
+
+    rows: Expr
+    cols: Expr
+    row: str | None
+    col: str
+
+
+def find_contraction(low: KernelLowering) -> Roles | None:
+    """The roles of the kernel's first step when it is a contraction that register tiles suit, else None."""
+    first = low.steps[0]
+    if first.reduce is None or first.reduce.op != "sum" or first.where is not None or len(first.exprs) != 1:
+        return None
+    if any(s.reduce is not None for s in low.steps[1:]) or not compute_type(first.dtype).is_float:
+        return None
+    operands = product_operands(first.exprs[0])
+    if operands is None:
+        return None
+    free = {r.name: r.extent for r in first.ranks}
+    return choose_roles(low.em, operands, free)
+
+
+def product_operands(e: Expr) -> tuple[Expr, Expr] | None:
+    """The two factors of `A[...] * B[...]`, plain accesses up to a widening cast."""
+    if not (isinstance(e, Apply) and e.op == "mul"):
+        return None
+    for arg in e.args:
+        inner = arg.arg if isinstance(arg, Cast) else arg
+        if not (isinstance(inner, Access) and inner.default is None and not inner.children):
+            return None
+    return e.args[0], e.args[1]
+
+
+def _access(e: Expr) -> Access:
+    inner = e.arg if isinstance(e, Cast) else e
+    assert isinstance(inner, Access)
+    return inner
+
+
+def choose_roles(em: Emitter, operands: tuple[Expr, Expr], free: dict[str, IntExpr]) -> Roles | None:
+    """Pick the column rank (unit stride in one operand, absent from the other, long) and the row rank."""
+    best: tuple[float, Roles] | None = None
+    for cols, rows in (operands, operands[::-1]):
+        a, b = _access(rows), _access(cols)
+        if a.tensor not in em.storage or b.tensor not in em.storage:
+            return None
+        for name, extent in free.items():
+            if name in a.variables or name not in b.variables or (extent.const or 16) < 2:
+                continue
+            slope = _panel_slope(em, b, name, extent)
+            if slope != 1:
+                continue
+            row = _row_rank(em, a, b, free, name)
+            score = float(min(extent.const or 64, 64)) + (32.0 if row is not None else 0.0)
+            if best is None or score > best[0]:
+                best = (score, Roles(rows, cols, row, name))
+    return best[1] if best is not None else None
+
+
+def _panel_width(index: tuple[IntExpr, ...], name: str) -> int | None:
+    """NR when `name` is stored in panels (`B[n // NR, ..., n % NR]`)."""
+    for i in index:
+        for atom in atoms(i):
+            if isinstance(atom, Mod) and atom.num == var(name) and atom.den.const is not None:
+                return atom.den.const
+    return None
+
+
+def _panel_slope(em: Emitter, b: Access, name: str, extent: IntExpr) -> int | None:
+    """Stride of `name` in `b` inside one panel."""
+    width = _panel_width(b.index, name)
+    facts = em.facts
+    index = b.index
+    if width is not None:
+        facts = em.facts.with_ranks({"@p": (extent + (width - 1)) // width, "@j": int_expr(width)})
+        index = tuple(facts.simplify(substitute(i, {name: var("@p") * width + var("@j")})) for i in index)
+        name = "@j"
+    parts = split_linear(facts.simplify(em.storage[b.tensor].offset(index)), name)
+    return parts[0].const if parts is not None else None
+
+
+def _row_rank(em: Emitter, a: Access, b: Access, free: dict[str, IntExpr], col: str) -> str | None:
+    """The longest free rank that moves `a` linearly and not `b`."""
+    best, best_size = None, 1
+    for name, extent in free.items():
+        if name == col or name in b.variables or name not in a.variables:
+            continue
+        if split_linear(em.flat(em.storage[a.tensor], a.index), name) is None:
+            continue
+        size = extent.const if extent.const is not None else 1 << 20
+        if size > best_size:
+            best, best_size = name, size
+    return best
+
+
+@dataclass(frozen=True)
+class TileShape:
+    """A register tile: MR rows by NV vectors of `lanes` columns."""
+
+    rows: int
+    vectors: int
+    lanes: int
+
+    @property
+    def columns(self) -> int:
+        return self.vectors * self.lanes
+
+
+def panel_columns(extent: IntExpr, target: Target) -> int:
+    """Columns of a packed panel: the widest of 3, 4, 2, 1 vectors that wastes least of `extent`."""
+    lanes = target.lanes
+    widths = (3, 4, 2, 1) if target.vector_registers >= 32 else (2, 1)
+    size = extent.const
+    if size is None:
+        return widths[0] * lanes
+    best = min(widths, key=lambda v: (-(-size // (v * lanes)) * v * lanes - size, widths.index(v)))
+    return best * lanes
+
+
+def choose_tile(columns: int, lanes: int, row_extent: IntExpr | None, target: Target) -> TileShape:
+    """MR as large as the registers allow (sums, one row of vectors, one broadcast), dividing the rows if it can."""
+    vectors = max(1, columns // lanes)
+    most = max(1, min(14, (target.vector_registers - vectors - 1) // vectors))
+    if vectors >= 3 and target.vector_registers >= 32:
+        most = min(most, 8)
+    if row_extent is None:
+        return TileShape(1, vectors, lanes)
+    size = row_extent.const
+    if size is None:
+        return TileShape(min(most, 8), vectors, lanes)
+    if size <= most:
+        return TileShape(size, vectors, lanes)
+    # the fewest tiles; among those the smallest tile, so that the last one is nearly full
+    tiles = -(-size // most)
+    return TileShape(-(-size // tiles), vectors, lanes)
+
+
+def lower_contraction(low: KernelLowering, roles: Roles) -> Lowered:
+    """Lower the kernel with register tiles."""
+    return _ContractionLowering(low, roles).run()
+
+
+class _ContractionLowering:
+    def __init__(self, low: KernelLowering, roles: Roles) -> None:
+        self.low, self.em, self.b, self.target = low, low.em, low.builder, low.target
+        steps = [low.point_step(s, low.stored(s)) for s in low.steps]
+        ranks = low.outer_ranks()
+        ranks = {n: e for n, e in ranks.items() if n != roles.col} | {roles.col: ranks[roles.col]}
+        rest = {n: e for n, e in ranks.items() if n != roles.col}
+        # Merge what can be merged among the rows; the columns stay by themselves (they may lie in panels).
+        steps, rest = merge_ranks(self.em, steps, rest)
+        operands = product_operands(steps[0].exprs[0])
+        assert operands is not None
+        again = choose_roles(self.em, operands, {**rest, roles.col: ranks[roles.col]})
+        assert again is not None
+        self.roles, self.rest = again, rest
+        self.columns = {**rest, roles.col: ranks[roles.col]}[again.col]
+        self.rest = {n: e for n, e in {**rest, roles.col: ranks[roles.col]}.items() if n != again.col}
+        self.steps = self._in_panels(steps)
+
+    def _in_panels(self, steps: list[PointStep]) -> list[PointStep]:
+        """Split the column rank into panel `@p` and column `@j` of it, everywhere."""
+        col = self.roles.col
+        lanes = self._lanes(steps)
+        width = _panel_width(_access(self.roles.cols).index, col) or panel_columns(self.columns, self.target)
+        width = max(lanes, min(width, 4 * lanes) if width % lanes == 0 else lanes)
+        self.tile = choose_tile(width, lanes, self.rest.get(self.roles.row) if self.roles.row else None, self.target)
+        self.panels = (self.columns + (width - 1)) // width
+        ranks = {n: e for n, e in self.em.facts.ranks.items() if n != col}
+        self.em.facts = Facts({**ranks, "@p": self.panels, "@j": int_expr(width)}, self.em.facts.symbols)
+        env = {col: var("@p") * width + var("@j")}
+        facts = self.em.facts
+        return [
+            replace(
+                s,
+                index=tuple(facts.simplify(substitute(i, env)) for i in s.index),
+                exprs=tuple(e.substitute(env) for e in s.exprs),
+                where=s.where.substitute(env) if s.where is not None else None,
+            )
+            for s in steps
+        ]
+
+    def _lanes(self, steps: Sequence[PointStep]) -> int:
+        kind = compute_type(steps[0].dtypes[0])
+        return self.target.lanes if kind.bits <= 32 else self.target.lanes // 2
+
+    def run(self) -> Lowered:
+        row = self.roles.row
+        batch = {n: e for n, e in self.rest.items() if n != row}
+        tile = self.tile
+        row_extent = self.rest[row] if row is not None else int_expr(1)
+        block = max(tile.rows, ROW_BLOCK // tile.rows * tile.rows)
+        blocks = (row_extent + (block - 1)) // block
+        tasks = {**batch, "@p": self.panels, "@block": blocks}
+        base = self.low.task_base(tasks)
+        first = base.pop("@block") * block
+        last = minimum(first + block, row_extent)
+        mask = self._column_mask(base["@p"])
+        if row is None:
+            self._tile(self.em.scoped(), base, tile.rows, mask)
+        else:
+            self._rows(base, row, first, last, row_extent, mask)
+        work = int_expr(2 * tile.columns)
+        work = work * (minimum(row_extent, block) if row_extent.const is None else min(row_extent.const, block))
+        for e in self.steps[0].reduced.values():
+            work = work * e
+        total = int_expr(1)
+        for e in tasks.values():
+            total = total * e
+        return self.low.finish(total, work)
+
+    def _column_mask(self, panel: IntExpr) -> str | None:
+        """Mask of the columns that exist; None when every panel is full."""
+        width = self.tile.columns
+        left = self.columns.const
+        if left is not None and left % width == 0:
+            return None
+        count = self.columns - panel * width
+        masks = [self.b.mask(self.tile.lanes, count - q * self.tile.lanes) for q in range(self.tile.vectors)]
+        return self.b.stack(*masks)
+
+    def _rows(
+        self, base: dict[str, IntExpr], row: str, first: IntExpr, last: IntExpr, extent: IntExpr, mask: str | None
+    ) -> None:
+        """Full tiles of rows, then the rest in halves down to one row."""
+        size = extent.const
+        rows = self.tile.rows
+        whole = (last - first) // rows * rows
+        position = first
+        if size is None or size >= rows:
+            with self.b.loop(row, first, first + whole, rows) as loop:
+                self._tile(self.em.scoped(), {**base, row: loop.index}, rows, mask)
+            position = self._index(first + whole)
+        if size is not None and size % rows == 0:
+            return
+        while rows > 1:
+            rows = (rows + 1) // 2
+            condition = IndexCond(last - position, "ge", int_expr(rows))
+            # one tile of `rows`; a remainder below twice that is finished by the smaller ones
+            with self.b.branch(condition) as branch, branch.then():
+                self._tile(self.em.scoped(), {**base, row: position}, rows, mask)
+            position = self._index(position + minimum((last - position) // rows, 1) * rows)
+
+    def _index(self, e: IntExpr) -> IntExpr:
+        """`e` computed once, under a name of its own."""
+        return e if e.const is not None else self.b.index_of(self.b.from_index(e))
+
+    def _space(self, base: dict[str, IntExpr], rows: int, mask: str | None) -> Space:
+        tile = self.tile
+        slots = (Slot(self.roles.row or "@none", rows, 1), Slot("@j", tile.vectors, tile.lanes))
+        return Space({**base, "@j": int_expr(0)}, "@j", tile.lanes, slots, mask)
+
+    def _tile(self, em: Emitter, base: dict[str, IntExpr], rows: int, mask: str | None) -> None:
+        step = self.steps[0]
+        assert step.reduce is not None
+        space = self._space(base, rows, mask)
+        kind = compute_type(step.reduce.accumulator or step.dtypes[0])
+        acc = em.b.const(space.tile(kind), 0.0)
+        acc = self._reduce(em, step, space, kind, dict(step.reduced), acc)
+        keep(em, step, [acc], space)
+        for later in self.steps[1:]:
+            where = em.value(later.where, space) if later.where is not None else None
+            keep(em, later, [em.value(e, space, where) for e in later.exprs], space)
+
+    def _reduce(
+        self, em: Emitter, step: PointStep, space: Space, kind: DType, loops: dict[str, IntExpr], acc: str
+    ) -> str:
+        if not loops:
+            a, b = (em.b.cast(em.value(f, self._operand_space(f, space)), kind) for f in _factors(step.exprs[0]))
+            return em.b.op("fma", a, b, acc)
+        name = next(iter(loops))
+        rest = {n: e for n, e in loops.items() if n != name}
+        if loops[name].const == 1:
+            return self._reduce(em, step, space.at(name, int_expr(0)), kind, rest, acc)
+        with em.b.loop(name, 0, loops[name], carries=(acc,), unroll=1) as loop:
+            inner = em.scoped()
+            loop.yields(self._reduce(inner, step, space.at(name, loop.index), kind, rest, loop.carries[0]))
+        return loop.results[0]
+
+    def _operand_space(self, factor: Expr, space: Space) -> Space:
+        """Packed panels are padded, so their loads need no mask; other columns do."""
+        a = _access(factor)
+        if "@j" not in a.variables or "@p" not in a.variables:
+            return replace(space, mask=None) if "@j" not in a.variables else space
+        padded = any(self.em.facts.simplify(i) == var("@p") for i in a.index)
+        return replace(space, mask=None) if padded else space
+
+
+def _factors(e: Expr) -> tuple[Expr, Expr]:
+    operands = product_operands(e)
+    assert operands is not None
+    return operands
+
+
+__all__ = ["Roles", "choose_roles", "find_contraction", "lower_contraction", "panel_columns", "product_operands"]

@@ -1,0 +1,257 @@
+"""Lowering a kernel (a fused cascade) to a tile program.
+
+Three shapes of loop cover every kernel: a contraction with its epilogue (`contraction.py`), points (all steps share all
+free ranks; one nest, everything in registers) and rows (steps share outer ranks; inner ranks run in nests of their own, and
+what passes between nests lives in scratch). A scatter is a kernel of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dlc.codegen.contraction import find_contraction, lower_contraction
+from dlc.codegen.merge import merge_ranks
+from dlc.codegen.nest import (
+    PointStep,
+    VectorRank,
+    choose_vector,
+    decode_task,
+    emit_nest,
+    split_tasks,
+)
+from dlc.codegen.point import Emitter, Storage
+from dlc.codegen.scatter import lower_scatter
+from dlc.codegen.target import Target
+from dlc.codegen.tile import Buffer, TileProgram
+from dlc.codegen.tile_build import Builder
+from dlc.ir.dtype import DType
+from dlc.ir.einsum import Einsum, TensorType
+from dlc.ir.expr import walk
+from dlc.ir.extent import IntExpr, int_expr, minimum, var, variables
+from dlc.ir.facts import Facts, SymbolFact
+from dlc.ir.program import Kernel, cascade_types
+
+CHUNK = 4096  # elements of a long rank that make one task
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A kernel as a tile program.
+
+    Attributes:
+        work_per_task: about how many scalar operations one task does; decides how tasks are shared out.
+    """
+
+    tile: TileProgram
+    work_per_task: IntExpr
+
+
+def lower_kernel(kernel: Kernel, facts: Mapping[str, SymbolFact], target: Target) -> Lowered:
+    """The tile program of `kernel`; its buffers are named after the cascade's params and results.
+
+    Args:
+        facts: what is known of extent symbols, by name with `#`.
+    """
+    lowering = KernelLowering(kernel, facts, target)
+    return lowering.run()
+
+
+class KernelLowering:
+    """State of one lowering: the emitter, storage of tensors and the buffers they make."""
+
+    def __init__(self, kernel: Kernel, facts: Mapping[str, SymbolFact], target: Target) -> None:
+        self.kernel, self.target = kernel, target
+        self.cascade = kernel.cascade
+        self.types = cascade_types(self.cascade)
+        self.steps = [s for s in self.cascade.steps if isinstance(s, Einsum)]
+        assert len(self.steps) == len(self.cascade.steps), "scans are split into launches before lowering"
+        self.scratch: list[Buffer] = []
+        memory = {p.name for p in self.cascade.params} | set(self.cascade.results)
+        self.storage = {n: Storage(n, self.types[n], self.types[n].strides) for n in self.types if n in memory}
+        self.builder = Builder({n: self.types[n].dtype for n in self.types})
+        ranks = {r.name: r.extent for s in self.steps for r in s.all_ranks}
+        dtypes = {n: t.dtype for n, t in self.types.items()}
+        self.em = Emitter(self.builder, Facts(ranks, facts), self.storage, dtypes=dtypes)
+
+    def run(self) -> Lowered:
+        if any(s.write is not None for s in self.steps):
+            assert len(self.steps) == 1, "a scatter is a kernel of its own"
+            return lower_scatter(self, self.steps[0])
+        outer = set(self.kernel.outer)
+        if all({r.name for r in s.ranks} == outer for s in self.steps):
+            roles = find_contraction(self)
+            return lower_contraction(self, roles) if roles is not None else self._points()
+        return self._rows()
+
+    # --- steps and ranks ---
+
+    def point_step(self, step: Einsum, stored: tuple[bool, ...]) -> PointStep:
+        index = tuple(var(r.name) for r in step.ranks)
+        return PointStep(step.outs, step.exprs, step.dtypes, step.reduce, step.where, index, stored)
+
+    def stored(self, step: Einsum) -> tuple[bool, ...]:
+        return tuple(o in self.cascade.results for o in step.outs)
+
+    def outer_ranks(self) -> dict[str, IntExpr]:
+        """The kernel's outer ranks with extents, in the storage order of what it writes."""
+        last = next(s for s in reversed(self.steps) if any(self.stored(s)))
+        order = last.order or tuple(range(len(last.ranks)))
+        names = [last.ranks[d].name for d in order if last.ranks[d].name in self.kernel.outer]
+        extents = last.extents
+        return {n: extents[n] for n in names}
+
+    # --- points ---
+
+    def _points(self) -> Lowered:
+        steps = [self.point_step(s, self.stored(s)) for s in self.steps]
+        steps, ranks = merge_ranks(self.em, steps, self.outer_ranks())
+        vector = choose_vector(steps, ranks, self.em, self.target)
+        free_vector = vector.name if not vector.reduced else None
+        others = {n: e for n, e in ranks.items() if n != free_vector}
+        per_point = sum(_points_of(s) for s in steps)
+        if free_vector is not None and _long(ranks[free_vector]) and not _many(others):
+            return self._chunked(steps, others, free_vector, ranks[free_vector], per_point)
+        row = (ranks[free_vector].const or 256) if free_vector is not None else 1
+        tasks, inside = split_tasks(others, row * max(per_point, 1))
+        base = self.task_base(tasks)
+        loops = dict(inside)
+        if free_vector is not None:
+            loops[free_vector] = ranks[free_vector]
+        emit_nest(self.em, steps, loops, vector, base, self.target)
+        work = int_expr(per_point)
+        for e in loops.values():
+            work = work * e
+        return self.finish(_product(tasks), work)
+
+    def _chunked(
+        self, steps: list[PointStep], others: dict[str, IntExpr], name: str, extent: IntExpr, per_point: int
+    ) -> Lowered:
+        chunks = (extent + (CHUNK - 1)) // CHUNK
+        base = self.task_base({**others, "@chunk": chunks})
+        lo = base.pop("@chunk") * CHUNK
+        bounds = (lo, minimum(lo + CHUNK, extent))
+        emit_nest(self.em, steps, {name: extent}, VectorRank(name), base, self.target, bounds)
+        return self.finish(_product(others) * chunks, int_expr(per_point * CHUNK))
+
+    # --- rows ---
+
+    def _rows(self) -> Lowered:
+        outer = self.outer_ranks()
+        groups = self._group_nests()
+        self._place_locals(groups)
+        base = self.task_base(outer)
+        work = int_expr(0)
+        for group in groups:
+            loops = {r.name: r.extent for r in group[0].ranks if r.name not in self.kernel.outer}
+            steps = [self.point_step(s, tuple(o in self.storage for o in s.outs)) for s in group]
+            vector = choose_vector(steps, loops, self.em, self.target)
+            emit_nest(self.em, steps, loops, vector, base, self.target)
+            points = int_expr(sum(_points_of(s) for s in steps))
+            for e in loops.values():
+                points = points * e
+            for e in (e for s in steps for e in s.reduced.values()):
+                points = points * max(e.const or 64, 1) if e.const is not None else points * e
+            work = work + points
+        return self.finish(_product(outer), work)
+
+    def _group_nests(self) -> list[list[Einsum]]:
+        """Consecutive pointwise steps over the same ranks that pass values on point by point share a nest."""
+        groups: list[list[Einsum]] = []
+        for step in self.steps:
+            if groups and self._joins(groups[-1], step):
+                groups[-1].append(step)
+            else:
+                groups.append([step])
+        return groups
+
+    def _joins(self, group: list[Einsum], step: Einsum) -> bool:
+        names = {r.name for r in step.ranks}
+        if {r.name for r in group[0].ranks} != names or step.reduce is not None and names - set(self.kernel.outer):
+            return False
+        made = {o: s for s in group for o in s.outs}
+        for a in step.accesses():
+            if a.tensor in made and a.index != tuple(var(r.name) for r in made[a.tensor].ranks):
+                return False
+        return True
+
+    def _place_locals(self, groups: list[list[Einsum]]) -> None:
+        """Scratch for local tensors with inner ranks that another nest reads."""
+        for n, group in enumerate(groups):
+            for step in group:
+                inner = [r for r in step.ranks if r.name not in self.kernel.outer]
+                for out in step.outs:
+                    if out in self.cascade.results or not inner:
+                        continue
+                    if any(a.tensor == out for g in groups[n + 1 :] for s in g for a in s.accesses()):
+                        self._add_scratch(out, step, inner_names={r.name for r in inner})
+
+    def _add_scratch(self, name: str, step: Einsum, inner_names: set[str]) -> None:
+        strides: list[IntExpr] = []
+        size = int_expr(1)
+        for r in reversed(step.ranks):
+            strides.append(size if r.name in inner_names else int_expr(0))
+            size = size * r.extent if r.name in inner_names else size
+        type_ = TensorType(self.types[name].dtype, self.types[name].shape)
+        self.storage[name] = Storage(name, type_, tuple(reversed(strides)))
+        self.scratch.append(Buffer(name, type_.dtype, "scratch", size))
+
+    # --- the program ---
+
+    def task_base(self, tasks: dict[str, IntExpr]) -> dict[str, IntExpr]:
+        """Index of every task rank as a variable of its own."""
+        base: dict[str, IntExpr] = {}
+        for name, e in decode_task(var("task"), tasks).items():
+            plain = e.is_var or e.const is not None
+            base[name] = e if plain else self.builder.index_of(self.builder.from_index(e))
+        return base
+
+    def local(self, name: str, dtype: DType, size: IntExpr) -> None:
+        """Declare scratch of the kernel's own making."""
+        self.scratch.append(Buffer(name, dtype, "scratch", size))
+
+    def finish(self, tasks: IntExpr, work: IntExpr, roles: Mapping[str, str] | None = None) -> Lowered:
+        buffers = [
+            Buffer(p.name, p.type.dtype, (roles or {}).get(p.name, "in"), p.type.elements) for p in self.cascade.params
+        ]
+        buffers += [
+            Buffer(r, self.types[r].dtype, (roles or {}).get(r, "out"), self.types[r].elements)
+            for r in self.cascade.results
+        ]
+        symbols: set[str] = set()
+        for step in self.steps:
+            symbols |= step.symbols
+        for p in self.cascade.params:
+            for e in p.type.shape:
+                symbols |= variables(e)
+        body = self.builder.body()
+        tile = TileProgram(
+            self.cascade.name, tuple(buffers + self.scratch), tuple(sorted(symbols)), tasks, "task", body, self.cascade.loc
+        )
+        return Lowered(tile, work)
+
+
+def _product(ranks: Mapping[str, IntExpr]) -> IntExpr:
+    total = int_expr(1)
+    for e in ranks.values():
+        total = total * e
+    return total
+
+
+def _points_of(step: PointStep) -> int:
+    """Scalar operations per free point, an unknown reduced extent counted as 64."""
+    nodes = sum(1 for e in step.scalars for _ in walk(e))
+    for extent in step.reduced.values():
+        nodes *= extent.const if extent.const is not None else 64
+    return nodes
+
+
+def _long(extent: IntExpr) -> bool:
+    return extent.const is None or extent.const > 2 * CHUNK
+
+
+def _many(ranks: Mapping[str, IntExpr]) -> bool:
+    total = _product(ranks)
+    return bool(ranks) and (total.const is None or total.const >= 8)
+
+

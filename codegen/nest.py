@@ -1,0 +1,396 @@
+"""Loop nests: Einsums that share their free ranks, computed point by point in registers and stored once.
+
+A nest runs its free ranks as loops, one of them in vector lanes; a reduction runs its own loops inside, or, when the lanes
+lie along a reduced rank, keeps one partial result per lane and folds them at the end. Remainders are masked lanes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+from dlc.codegen.point import Emitter, Slot, Space, compute_type
+from dlc.codegen.target import Target
+from dlc.codegen.tile import TileType
+from dlc.ir.dtype import DType
+from dlc.ir.einsum import Reduce
+from dlc.ir.expr import Access, Apply, Const, Expr, accesses
+from dlc.ir.extent import IntExpr, int_expr, split_linear
+from dlc.ir.monoid import MONOIDS, Monoid
+
+UNROLL = 4  # independent vector chains in flight: hides the latency of an add or FMA
+
+
+@dataclass(frozen=True)
+class PointStep:
+    """An Einsum as the nest sees it, its free ranks already rewritten to the kernel's.
+
+    Attributes:
+        index: the index of the result's element, over the kernel's ranks.
+        stored: whether the result is written to memory (else it lives in registers).
+    """
+
+    outs: tuple[str, ...]
+    exprs: tuple[Expr, ...]
+    dtypes: tuple[DType, ...]
+    reduce: Reduce | None
+    where: Expr | None
+    index: tuple[IntExpr, ...]
+    stored: tuple[bool, ...]
+
+    @property
+    def reduced(self) -> dict[str, IntExpr]:
+        return {r.name: r.extent for r in self.reduce.ranks} if self.reduce is not None else {}
+
+    @property
+    def scalars(self) -> tuple[Expr, ...]:
+        return self.exprs + ((self.where,) if self.where is not None else ())
+
+
+@dataclass(frozen=True)
+class VectorRank:
+    """The rank in the lanes; `name` None computes point by point."""
+
+    name: str | None
+    reduced: bool = False
+
+
+def lanes_for(steps: Sequence[PointStep], em: Emitter, target: Target) -> int:
+    """Lanes that fill a register with the widest element type the nest touches."""
+    bits = [d.bits for s in steps for d in s.dtypes]
+    bits += [em.dtype(a.tensor).bits for s in steps for e in s.scalars for a in accesses(e)]
+    return target.lanes if max(bits, default=32) <= 32 else max(2, target.lanes // 2)
+
+
+def choose_vector(steps: Sequence[PointStep], free: dict[str, IntExpr], em: Emitter, target: Target) -> VectorRank:
+    """The rank whose lanes touch memory best: contiguous before broadcast before strided before gathered."""
+    candidates = {name: False for name in free}
+    folding = [s for s in steps if s.reduce is not None]
+    if len(folding) == 1 and MONOIDS[folding[0].reduce.op].arity == 1 and folding[0].reduce is not None:
+        candidates |= {name: True for name in folding[0].reduced}
+    best, best_score = VectorRank(None), -1e9
+    for name, reduced in candidates.items():
+        extent = free.get(name) or folding[0].reduced[name]
+        score = _extent_score(extent, target) + sum(_access_score(em, s, name, reduced) for s in steps)
+        if reduced:
+            score -= 3
+        if score > best_score:
+            best, best_score = VectorRank(name, reduced), score
+    if best.name is not None and (free | (folding[0].reduced if folding else {}))[best.name].const in (0, 1):
+        return VectorRank(None)
+    return best
+
+
+def _extent_score(extent: IntExpr, target: Target) -> float:
+    size = extent.const
+    if size is None:
+        return 0.0
+    if size <= 1:
+        return -1000.0
+    if size < target.lanes // 2:
+        return -14.0
+    return -4.0 if size < target.lanes else 0.0
+
+
+def _access_score(em: Emitter, step: PointStep, name: str, reduced: bool) -> float:
+    total = 0.0
+    for e in step.scalars:
+        for a in accesses(e):
+            if a.tensor not in em.storage:
+                continue
+            total += _slope_score(em, a, name)
+    for out, stored in zip(step.outs, step.stored, strict=True):
+        if stored and not reduced and out in em.storage:
+            score = _slope_score(em, Access(out, step.index), name)
+            total += 2 * score if score < 0 else score
+    return total
+
+
+def _slope_score(em: Emitter, a: Access, name: str) -> float:
+    parts = split_linear(em.flat(em.storage[a.tensor], a.index), name)
+    if parts is None:
+        return -10.0
+    if parts[0].const == 1:
+        return 8.0
+    return 4.0 if parts[0].const == 0 else -6.0
+
+
+# --- ranges of a vector rank -----------------------------------------------------------------------------------------
+
+
+def for_vectors(
+    em: Emitter,
+    space: Space,
+    name: str,
+    lo: IntExpr,
+    hi: IntExpr,
+    lanes: int,
+    unroll: int,
+    body: Callable[[Emitter, Space], None],
+) -> None:
+    """Run `body` over `lo <= name < hi`, in groups of `unroll` registers, then single ones, the last one masked."""
+    size = (hi - lo).const
+    if size is not None and size <= 0:
+        return
+    if size is not None and size < lanes:
+        _one_vector(em, space, name, lo, size, lanes, body)
+        return
+    unroll = 1 if size is None and unroll == 1 else min(unroll, (size or unroll * lanes) // lanes)
+    start = lo
+    if unroll > 1:
+        whole = (hi - lo) // (unroll * lanes) * (unroll * lanes)
+        slots = (*space.slots, Slot(name, unroll, lanes))
+        with em.b.loop(name, lo, lo + whole, unroll * lanes) as loop:
+            body(em.scoped(), replace(space.at(name, loop.index), vector=name, lanes=lanes, slots=slots))
+        start = lo + whole
+    elif size is not None:
+        whole = int_expr(size // lanes * lanes)
+        with em.b.loop(name, lo, lo + whole, lanes) as loop:
+            body(em.scoped(), replace(space.at(name, loop.index), vector=name, lanes=lanes))
+        start = lo + whole
+    left = (hi - start).const
+    if left == 0:
+        return
+    with em.b.loop(name, start, hi, lanes) as loop:
+        inner = em.scoped()
+        mask = None if left is not None and left % lanes == 0 else em.b.mask(lanes, hi - loop.index)
+        body(inner, replace(space.at(name, loop.index), vector=name, lanes=lanes, mask=mask))
+
+
+def _one_vector(
+    em: Emitter, space: Space, name: str, lo: IntExpr, size: int, lanes: int, body: Callable[[Emitter, Space], None]
+) -> None:
+    width = 1
+    while width < size:
+        width *= 2
+    width = min(width, lanes)
+    mask = None if width == size else em.b.mask(width, size)
+    body(em, replace(space.at(name, lo), vector=name if width > 1 else None, lanes=width, mask=mask))
+
+
+# --- the nest --------------------------------------------------------------------------------------------------------
+
+
+def emit_nest(
+    em: Emitter,
+    steps: Sequence[PointStep],
+    loops: dict[str, IntExpr],
+    vector: VectorRank,
+    base: dict[str, IntExpr],
+    target: Target,
+    bounds: tuple[IntExpr, IntExpr] | None = None,
+) -> None:
+    """Compute `steps` over `loops` (name to extent), innermost last, inside the point `base` of the other ranks.
+
+    `bounds` is the part of the vector rank to do (the whole of it by default).
+    """
+    lanes = lanes_for(steps, em, target)
+    order = [n for n in loops if n != vector.name]
+    with ExitStack() as stack:
+        inner = em if not order else em.scoped()
+        for name in order:
+            loop = stack.enter_context(em.b.loop(name, 0, loops[name]))
+            base = {**base, name: loop.index}
+        space = Space(base)
+        if vector.name is not None and not vector.reduced:
+            lo, hi = bounds if bounds is not None else (int_expr(0), loops[vector.name])
+            unroll = UNROLL if all(_cheap(s) for s in steps) else 1
+            for_vectors(
+                inner, space, vector.name, lo, hi, lanes, unroll, lambda e, s: _compute(e, steps, s, VectorRank(None), lanes)
+            )
+        else:
+            _compute(inner, steps, space, vector, lanes)
+
+
+def _cheap(step: PointStep) -> bool:
+    """Whether several registers of it fit at once: a transcendental or a long expression takes many of its own."""
+    from dlc.ir.expr import walk
+
+    heavy = {"exp", "tanh", "erf", "log", "sin", "cos", "pow", "sigmoid", "tan", "lgamma", "log1p", "expm1"}
+    nodes = [n for e in step.scalars for n in walk(e)]
+    return len(nodes) <= 40 and not any(isinstance(n, Apply) and n.op in heavy for n in nodes)
+
+
+def _compute(em: Emitter, steps: Sequence[PointStep], space: Space, vector: VectorRank, lanes: int) -> None:
+    for step in steps:
+        tiles = _fold(em, step, space, vector, lanes) if step.reduce is not None else _pointwise(em, step, space)
+        keep(em, step, tiles, space)
+
+
+def keep(em: Emitter, step: PointStep, tiles: Sequence[str], space: Space) -> None:
+    """Make a step's results known in registers, rounded to their type, and store those that leave."""
+    for out, tile, dtype, stored in zip(step.outs, tiles, step.dtypes, step.stored, strict=True):
+        rounded = em.b.cast(em.b.cast(tile, dtype), compute_type(dtype))
+        em.tiles[out] = (step.index, rounded)
+        em.dtypes[out] = dtype
+        if stored:
+            em.store(em.storage[out], step.index, rounded, space)
+
+
+def _pointwise(em: Emitter, step: PointStep, space: Space) -> list[str]:
+    mask = em.value(step.where, space) if step.where is not None else None
+    return [em.value(e, space, mask) for e in step.exprs]
+
+
+def _fold(em: Emitter, step: PointStep, space: Space, vector: VectorRank, lanes: int) -> list[str]:
+    assert step.reduce is not None
+    monoid = MONOIDS[step.reduce.op]
+    types = tuple(compute_type(step.reduce.accumulator or d) for d in step.dtypes)
+    identity = tuple(c.value for c in monoid.identity(types))
+    along = vector.name if vector.reduced and vector.name in step.reduced else None
+    if along is None:
+        accs = tuple(em.b.const(space.tile(t), v) for t, v in zip(types, identity, strict=True))
+        return list(_fold_loops(em, step, monoid, types, space, dict(step.reduced), accs))
+    return [_fold_lanes(em, step, monoid, types[0], identity[0], space, along, lanes)]
+
+
+def _fold_loops(
+    em: Emitter,
+    step: PointStep,
+    monoid: Monoid,
+    types: tuple[DType, ...],
+    space: Space,
+    loops: dict[str, IntExpr],
+    accs: tuple[str, ...],
+) -> tuple[str, ...]:
+    """Fold over all of `loops`, the last innermost, into `accs`."""
+    if not loops:
+        return _accumulate(em, step, monoid, types, space, accs)
+    name = next(iter(loops))
+    rest = {n: e for n, e in loops.items() if n != name}
+    extent = loops[name]
+    if extent.const == 1:
+        return _fold_loops(em, step, monoid, types, space.at(name, int_expr(0)), rest, accs)
+    with em.b.loop(name, 0, extent, carries=accs) as loop:
+        loop.yields(*_fold_loops(em.scoped(), step, monoid, types, space.at(name, loop.index), rest, loop.carries))
+    return loop.results
+
+
+def _fold_lanes(
+    em: Emitter,
+    step: PointStep,
+    monoid: Monoid,
+    dtype: DType,
+    identity: float | int | bool,
+    space: Space,
+    along: str,
+    lanes: int,
+) -> str:
+    """Fold with the lanes along the reduced rank `along`: partial results per lane, folded once at the end."""
+    b = em.b
+    assert monoid.op is not None
+    extent = step.reduced[along]
+    others = {n: e for n, e in step.reduced.items() if n != along}
+    size = extent.const
+    unroll = min(UNROLL, size // lanes) if size is not None else UNROLL
+    width = max(unroll, 1)
+    wide = b.const(TileType(dtype, (*(1 for _ in space.slots), width), lanes), identity)
+    tail = b.const(TileType(dtype, tuple(1 for _ in space.slots), lanes), identity)
+    whole = extent // (width * lanes) * (width * lanes) if unroll else int_expr(0)
+
+    def main(inner: Emitter, at: Space, acc: str) -> str:
+        with inner.b.loop(along, 0, whole, width * lanes, carries=(acc,)) as loop:
+            here = replace(at.at(along, loop.index), vector=along, lanes=lanes, slots=(*at.slots, Slot(along, width, lanes)))
+            loop.yields(*_accumulate(inner.scoped(), step, monoid, (dtype,), here, loop.carries))
+        return loop.results[0]
+
+    def rest(inner: Emitter, at: Space, acc: str) -> str:
+        left = (extent - whole).const
+        if left == 0:
+            return acc
+        with inner.b.loop(along, whole, extent, lanes, carries=(acc,)) as loop:
+            scoped = inner.scoped()
+            mask = None if left is not None and left % lanes == 0 else scoped.b.mask(lanes, extent - loop.index)
+            here = replace(at.at(along, loop.index), vector=along, lanes=lanes, mask=mask)
+            loop.yields(*_accumulate(scoped, step, monoid, (dtype,), here, loop.carries))
+        return loop.results[0]
+
+    def nested(inner: Emitter, at: Space, loops: dict[str, IntExpr], accs: tuple[str, str]) -> tuple[str, str]:
+        if not loops:
+            return main(inner, at, accs[0]) if unroll else accs[0], rest(inner, at, accs[1])
+        name = next(iter(loops))
+        with inner.b.loop(name, 0, loops[name], carries=accs) as loop:
+            deeper = {n: e for n, e in loops.items() if n != name}
+            loop.yields(*nested(inner.scoped(), at.at(name, loop.index), deeper, (loop.carries[0], loop.carries[1])))
+        return loop.results[0], loop.results[1]
+
+    wide, tail = nested(em, space, others, (wide, tail))
+    axis = len(space.slots)
+    folded = b.reduce(monoid.op, wide, axis=axis)
+    folded = b.reduce(monoid.op, b.op(monoid.op, folded, tail))
+    return _without_slots(em, folded, axis)
+
+
+def _without_slots(em: Emitter, tile: str, axis: int) -> str:
+    """Drop the unit slot dimensions a lane fold leaves."""
+    del axis
+    type_ = em.b.types[tile]
+    return em.b.slice(tile, *(0 for _ in type_.slots)) if type_.slots else tile
+
+
+def _accumulate(
+    em: Emitter, step: PointStep, monoid: Monoid, types: tuple[DType, ...], space: Space, accs: tuple[str, ...]
+) -> tuple[str, ...]:
+    b = em.b
+    where = em.value(step.where, space) if step.where is not None else None
+    exists = where
+    along_reduced = space.vector in step.reduced
+    if space.mask is not None and along_reduced:
+        exists = space.mask if where is None else b.op("and", where, space.mask)
+    fused = monoid.op == "add" and exists is None and types[0].is_float
+    if fused and isinstance(step.exprs[0], Apply) and step.exprs[0].op == "mul":
+        x, y = (b.cast(em.value(a, space, where), types[0]) for a in step.exprs[0].args)
+        return (b.op("fma", x, y, accs[0]),)
+    values = [b.cast(em.value(e, space, where), t) for e, t in zip(step.exprs, types, strict=True)]
+    if exists is not None:
+        identity = monoid.identity(types)
+        values = [b.op("select", exists, v, b.const(t, c.value)) for v, t, c in zip(values, types, identity, strict=True)]
+    if monoid.op is not None:
+        return (b.op(monoid.op, accs[0], values[0]),)
+    names = {f"a{i}": t for i, t in enumerate(accs)} | {f"b{i}": t for i, t in enumerate(values)}
+    return tuple(b.broadcast(_apply_combine(em, e, names), b.types[acc]) for e, acc in zip(monoid.combine(), accs, strict=True))
+
+
+def _apply_combine(em: Emitter, e: Expr, names: dict[str, str]) -> str:
+    match e:
+        case Access(tensor):
+            return names[tensor]
+        case Const(value, dtype):
+            return em.b.const(dtype, value)
+        case Apply(op, args):
+            return em.b.op(op, *(_apply_combine(em, a, names) for a in args))
+        case _:
+            raise AssertionError(e)
+
+
+def split_tasks(ranks: dict[str, IntExpr], inner_work: int, wanted: int = 4096) -> tuple[dict[str, IntExpr], dict[str, IntExpr]]:
+    """Outer ranks become tasks; trailing ones stay loops inside a task until a task has about `wanted` points.
+
+    An unknown extent counts as 16.
+    """
+    names = list(ranks)
+    inside: list[str] = []
+    work = inner_work
+    outer_size = 1
+    for name in names:
+        outer_size *= ranks[name].const or 16
+    while names and work < wanted:
+        size = ranks[names[-1]].const or 16
+        if outer_size // size < 8 and work * size > wanted:
+            break  # keep enough tasks for every core
+        outer_size //= max(size, 1)
+        work *= size
+        inside.insert(0, names.pop())
+    return {n: ranks[n] for n in names}, {n: ranks[n] for n in inside}
+
+
+def decode_task(task: IntExpr, ranks: dict[str, IntExpr]) -> dict[str, IntExpr]:
+    """Index of every rank for the row-major task number `task`."""
+    base: dict[str, IntExpr] = {}
+    for n, (name, extent) in enumerate(reversed(ranks.items())):
+        last = n == len(ranks) - 1
+        base[name] = task if last else task % extent
+        task = task // extent
+    return base
+

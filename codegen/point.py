@@ -1,0 +1,406 @@
+"""Scalar expressions onto register tiles: the value of an Einsum's right side at a tile of points.
+
+A `Space` says which points a tile holds: lanes run along one rank, slots along others, and every other rank has one index.
+`Emitter.value` turns an `ein` expression into tiles of that shape (or a broadcastable smaller one): an access becomes a
+broadcast, a contiguous, a strided or a gathered load, by the slope of its flat address along the lanes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from dlc.codegen.tile import TileType
+from dlc.codegen.tile_build import Builder
+from dlc.ir.dtype import BF16, BOOL, F16, F32, I64, DType
+from dlc.ir.einsum import TensorType
+from dlc.ir.expr import Access, Apply, Bitcast, Cast, Const, Expr, Index, Piecewise, dtype_of
+from dlc.ir.extent import (
+    Atom,
+    FloorDiv,
+    IntExpr,
+    Max,
+    Min,
+    Mod,
+    Value,
+    Var,
+    atoms,
+    has_value,
+    int_expr,
+    rebuild,
+    split_linear,
+    substitute,
+    var,
+    variables,
+)
+from dlc.ir.facts import Facts
+
+
+def compute_type(dtype: DType) -> DType:
+    """The type arithmetic on `dtype` is done in: f32 for the 16-bit floats, itself otherwise."""
+    return F32 if dtype in (F16, BF16) else dtype
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A slot dimension of the tile: `count` registers, `step` indices of `rank` apart."""
+
+    rank: str
+    count: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Space:
+    """The points of a tile.
+
+    Attributes:
+        base: index of every rank at slot 0, lane 0, over loop variables and symbols.
+        vector: the rank the lanes run along, or None (scalars).
+        lanes: number of lanes (1 when there is no vector rank).
+        slots: slot dimensions, outermost first.
+        mask: tile of the points that exist, or None when all do.
+    """
+
+    base: Mapping[str, IntExpr]
+    vector: str | None = None
+    lanes: int = 1
+    slots: tuple[Slot, ...] = ()
+    mask: str | None = None
+
+    @property
+    def moving(self) -> frozenset[str]:
+        """Ranks that vary inside the tile."""
+        names = {s.rank for s in self.slots if s.count > 1}
+        return frozenset(names | ({self.vector} if self.vector is not None and self.lanes > 1 else set()))
+
+    def tile(self, dtype: DType) -> TileType:
+        return TileType(dtype, tuple(s.count for s in self.slots), self.lanes)
+
+    def at(self, rank: str, index: IntExpr) -> Space:
+        return replace(self, base={**self.base, rank: index})
+
+    def shape_for(self, names: frozenset[str], dtype: DType) -> TileType:
+        """The least tile that holds a value varying along `names` only."""
+        slots = tuple(s.count if s.rank in names else 1 for s in self.slots)
+        return TileType(dtype, slots, self.lanes if self.vector in names else 1)
+
+
+@dataclass
+class Storage:
+    """Where a tensor lives for the kernel being lowered: a buffer and the element offset of an index."""
+
+    buffer: str
+    type: TensorType
+    strides: tuple[IntExpr, ...]
+
+    def offset(self, index: tuple[IntExpr, ...]) -> IntExpr:
+        total = int_expr(0)
+        for i, s in zip(index, self.strides, strict=True):
+            total = total + i * s
+        return total
+
+
+@dataclass
+class Emitter:
+    """Emits tiles for expressions into `b`.
+
+    Attributes:
+        storage: tensors in memory.
+        tiles: tensors of the current points held in registers, with the index they were computed at.
+        checks: check ids for out-of-range gathers are made from `check_prefix` and the tensor's name.
+    """
+
+    b: Builder
+    facts: Facts
+    storage: Mapping[str, Storage]
+    tiles: dict[str, tuple[tuple[IntExpr, ...], str]] = field(default_factory=dict)
+    dtypes: dict[str, DType] = field(default_factory=dict)
+    memo: dict[object, str] = field(default_factory=dict)
+
+    def scoped(self) -> Emitter:
+        """An emitter for a nested region: knows the tiles in scope, and keeps what it computes to itself."""
+        return Emitter(self.b, self.facts, self.storage, dict(self.tiles), self.dtypes, dict(self.memo))
+
+    def dtype(self, tensor: str) -> DType:
+        return self.storage[tensor].type.dtype if tensor in self.storage else self.dtypes[tensor]
+
+    # --- values ---
+
+    def value(self, e: Expr, space: Space, mask: str | None = None) -> str:
+        """The tile of `e` at the points of `space`; memory is read only where `mask` (and the space's own) holds."""
+        key = (e, space.vector, space.lanes, space.slots, _base_key(space, e.variables),
+               mask)
+        if key not in self.memo:
+            self.memo[key] = self._value(e, space, mask)
+        return self.memo[key]
+
+    def _value(self, e: Expr, space: Space, mask: str | None) -> str:
+        b = self.b
+        match e:
+            case Const(value, dtype):
+                return b.const(TileType(compute_type(dtype)), value)
+            case Index(expr):
+                return self.index(expr, space, mask)
+            case Access():
+                return self._access(e, space, mask)
+            case Apply(op, args):
+                return b.op(op, *(self.value(a, space, mask) for a in args))
+            case Cast(dtype, arg, mode):
+                source = self.value(arg, space, mask)
+                narrow = dtype in (F16, BF16)
+                done = b.cast(source, dtype, mode)
+                return b.cast(done, F32) if narrow else done
+            case Bitcast(dtype, arg):
+                source_type = dtype_of(arg, self.dtype)
+                source = self.value(arg, space, mask)
+                bits = b.bitcast(b.cast(source, source_type), dtype)
+                return b.cast(bits, compute_type(dtype))
+            case Piecewise(cases, otherwise):
+                return self._piecewise(cases, otherwise, space, mask)
+
+    def _piecewise(self, cases: tuple[tuple[Expr, Expr], ...], otherwise: Expr, space: Space, mask: str | None) -> str:
+        left: str | None = None  # points no earlier guard took
+        picked: list[tuple[str, str]] = []
+        for guard, value in cases:
+            g = self.value(guard, space, self._and(mask, left))
+            here = self._and(g, left)
+            picked.append((g, self.value(value, space, self._and(mask, here))))
+            left = self._and(self.b.op("not", g), left)
+        result = self.value(otherwise, space, self._and(mask, left))
+        for g, v in reversed(picked):
+            result = self.b.op("select", g, v, result)
+        return result
+
+    def _and(self, a: str | None, c: str | None) -> str | None:
+        if a is None or c is None or a == c:
+            return a if c is None else c
+        key = ("and", a, c)
+        if key not in self.memo:
+            self.memo[key] = self.b.op("and", a, c)
+        return self.memo[key]
+
+    # --- memory ---
+
+    def _access(self, e: Access, space: Space, mask: str | None) -> str:
+        held = self.tiles.get(e.tensor)
+        if held is not None and held[0] == tuple(self.facts.simplify(i) for i in e.index):
+            return held[1]
+        store = self.storage[e.tensor]
+        active = self._and(space.mask, mask)
+        guard, checked = self._bounds(e, store, space, mask)
+        if guard is not None and e.default is None:
+            assert checked
+            outside = self.b.op("not", guard) if active is None else self.b.op("and", active, self.b.op("not", guard))
+            self.b.check(self.b.op("not", outside), f"bounds {e.tensor}")
+        raw_mask = self._and(active, guard)
+        dtype = store.type.dtype
+        raw = self._load(store, e.index, space, raw_mask)
+        result = self.b.cast(raw, compute_type(dtype))
+        if e.default is not None and guard is not None:
+            default = self.value(e.default, space, mask)
+            result = self.b.op("select", guard, result, default)
+        return result
+
+    def _bounds(self, e: Access, store: Storage, space: Space, mask: str | None) -> tuple[str | None, bool]:
+        """The tile of points where `e` is inside its tensor (None: always), and whether a gather needs the check."""
+        return self.inside(e.index, store.type.shape, space, mask, trust_plain=e.default is None)
+
+    def inside(
+        self,
+        index: tuple[IntExpr, ...],
+        shape: tuple[IntExpr, ...],
+        space: Space,
+        mask: str | None,
+        *,
+        trust_plain: bool,
+    ) -> tuple[str | None, bool]:
+        """The tile of points where `index` is within `shape` (None: always), and whether an index is gathered.
+
+        With `trust_plain`, indices that read no tensor are taken as proven (the verifier did).
+        """
+        guard: str | None = None
+        checked = False
+        for i, extent in zip(index, shape, strict=True):
+            gathered = has_value(i)
+            if trust_plain and not gathered:
+                continue
+            inner = self.facts.simplify(i)
+            if not gathered and self.facts.within(inner, extent):
+                continue
+            checked = checked or gathered
+            if gathered or not self.facts.nonneg(inner):
+                guard = self._and(self._compare("ge", inner, int_expr(0), space, mask), guard)
+            if gathered or not self.facts.less(inner, extent):
+                guard = self._and(self._compare("lt", inner, extent, space, mask), guard)
+        return guard, checked
+
+    def _compare(self, op: str, left: IntExpr, right: IntExpr, space: Space, mask: str | None) -> str:
+        names = variables(left) | variables(right)
+        key = ("cmp", op, left, right, space.vector, space.lanes, space.slots, _base_key(space, names), mask)
+        if key not in self.memo:
+            self.memo[key] = self.b.op(op, self.index(left, space, mask), self.index(right, space, mask))
+        return self.memo[key]
+
+    def flat(self, store: Storage, index: tuple[IntExpr, ...]) -> IntExpr:
+        """Element offset of `index`, simplified under the ranks' bounds."""
+        return self.facts.simplify(store.offset(index))
+
+    def _load(self, store: Storage, index: tuple[IntExpr, ...], space: Space, mask: str | None) -> str:
+        offset = self._settle_values(self.flat(store, index), space, mask)
+        parts = affine_parts(offset, space) if offset is not None else None
+        dtype = store.type.dtype
+        if parts is None:
+            simplified = self.flat(store, index)
+            tile = self.index(simplified, space, mask)
+            shape = self.b.types[tile]
+            if shape.is_scalar and mask is None:
+                return self.b.load(TileType(dtype), store.buffer, self.b.index_of(tile))
+            return self.b.gather(store.buffer, tile, mask)
+        start, lane_slope, slot_slopes = parts
+        lanes = space.lanes if lane_slope.const != 0 else 1
+        slots = tuple(s.count if slope.const != 0 else 1 for s, slope in zip(space.slots, slot_slopes, strict=True))
+        if mask is not None:  # a masked load has at least the mask's shape along dimensions it varies in
+            wide = self.b.types[mask]
+            lanes = max(lanes, wide.lanes)
+            have = (1,) * (len(slots) - len(wide.slots)) + wide.slots
+            slots = tuple(max(a, c) for a, c in zip(slots, have, strict=True))
+        return self.b.load(TileType(dtype, slots, lanes), store.buffer, start, slot_slopes, lane_slope, mask)
+
+    def read(self, store: Storage, index: tuple[IntExpr, ...], space: Space, mask: str | None) -> str:
+        """The tile in memory at `index`, in the compute type; not remembered, since it may be written again."""
+        raw = self._load(store, index, space, self._and(space.mask, mask))
+        return self.b.cast(raw, compute_type(store.type.dtype))
+
+    def _settle_values(self, offset: IntExpr, space: Space, mask: str | None) -> IntExpr | None:
+        """Gather values that are the same for the whole tile become index variables; None when one varies inside it."""
+        if not has_value(offset):
+            return offset
+        if any(isinstance(a, Value) and not a.expr.variables.isdisjoint(space.moving) for a in atoms(offset)):
+            return None
+
+        def leaf(atom: Var | Value) -> IntExpr:
+            if isinstance(atom, Var):
+                return var(atom.name)
+            return self._scalar_index(atom.expr, space, mask)
+
+        return rebuild(offset, leaf)
+
+    def _scalar_index(self, e: Expr, space: Space, mask: str | None) -> IntExpr:
+        del mask  # an index shared by the tile is read once; a lane mask does not apply to it
+        still = Space(space.base)
+        key = ("index", e, _base_key(space, e.variables))
+        if key not in self.memo:
+            tile = self.b.cast(self.value(e, still), I64)
+            index = self.b.index_of(tile)
+            self.memo[key] = str(index)
+            return index
+        return var(self.memo[key])
+
+    def store(self, store: Storage, index: tuple[IntExpr, ...], tile: str, space: Space, mask: str | None = None) -> None:
+        """Write `tile` (of the compute type) at `index`, rounded to the tensor's type."""
+        b = self.b
+        dtype = store.type.dtype
+        value = b.cast(tile, dtype)
+        active = self._and(space.mask, mask)
+        offset = self.flat(store, index)
+        settled = self._settle_values(offset, space, mask)
+        parts = affine_parts(settled, space) if settled is not None else None
+        value = b.broadcast(value, space.tile(dtype))
+        if parts is None:
+            offsets = b.broadcast(self.index(offset, space, mask), space.tile(I64))
+            b.scatter(store.buffer, offsets, value, None if active is None else b.broadcast(active, space.tile(BOOL)))
+            return
+        start, lane_slope, slot_slopes = parts
+        b.store(store.buffer, start, value, slot_slopes, lane_slope, active)
+
+    # --- indices as tiles ---
+
+    def index(self, e: IntExpr, space: Space, mask: str | None = None) -> str:
+        """The i64 tile of an integer expression."""
+        key = ("idx", e, space.vector, space.lanes, space.slots,
+               _base_key(space, variables(e)), mask if has_value(e) else None)
+        if key not in self.memo:
+            self.memo[key] = self._index(e, space, mask)
+        return self.memo[key]
+
+    def _index(self, e: IntExpr, space: Space, mask: str | None) -> str:
+        b = self.b
+        moving = space.moving
+        still = {m: c for m, c in e.terms if not any(_moves(a, moving) for a in m)}
+        rest = [(m, c) for m, c in e.terms if m not in still]
+        total: str | None = None
+        if still or not rest:
+            total = b.from_index(substitute(IntExpr(tuple(still.items())), space.base))
+        for monomial, coefficient in rest:
+            product: str | None = None
+            for atom in monomial:
+                factor = self._atom(atom, space, mask)
+                product = factor if product is None else b.op("mul", product, factor)
+            assert product is not None
+            if coefficient != 1:
+                product = b.op("mul", product, b.const(I64, coefficient))
+            total = product if total is None else b.op("add", total, product)
+        assert total is not None
+        return total
+
+    def _atom(self, atom: Atom, space: Space, mask: str | None) -> str:
+        b = self.b
+        match atom:
+            case Var(name):
+                return self._rank_tile(name, space)
+            case Value(expr):
+                return b.cast(self.value(expr, space, mask), I64)
+            case FloorDiv(num, den):
+                return b.op("div_floor", self.index(num, space, mask), self.index(den, space, mask))
+            case Mod(num, den):
+                return b.op("rem_floor", self.index(num, space, mask), self.index(den, space, mask))
+            case Min(args) | Max(args):
+                op = "min" if isinstance(atom, Min) else "max"
+                tiles = [self.index(a, space, mask) for a in args]
+                result = tiles[0]
+                for t in tiles[1:]:
+                    result = b.op(op, result, t)
+                return result
+
+    def _rank_tile(self, name: str, space: Space) -> str:
+        b = self.b
+        base = space.base.get(name, var(name))
+        tile = b.iota(I64, space.lanes, base) if name == space.vector and space.lanes > 1 else b.from_index(base)
+        for n, slot in enumerate(space.slots):
+            if slot.rank != name or slot.count == 1:
+                continue
+            steps = []
+            for k in range(slot.count):
+                step = b.const(I64, k * slot.step)
+                for _ in space.slots[n + 1 :]:
+                    step = b.stack(step)
+                steps.append(step)
+            tile = b.op("add", tile, b.stack(*steps))
+        return tile
+
+
+def _base_key(space: Space, names: frozenset[str]) -> tuple[tuple[str, IntExpr], ...]:
+    return tuple((k, v) for k, v in space.base.items() if k in names)
+
+
+def _moves(atom: Atom, moving: frozenset[str]) -> bool:
+    if isinstance(atom, Value):
+        return True  # read as a tile, whatever its shape
+    return not variables(IntExpr((((atom,), 1),))).isdisjoint(moving) or has_value(IntExpr((((atom,), 1),)))
+
+
+def affine_parts(offset: IntExpr, space: Space) -> tuple[IntExpr, IntExpr, tuple[IntExpr, ...]] | None:
+    """`(start, slope per lane, slope per slot step)` of an offset over `space`; None when it is not linear in a moving rank."""
+    rest = offset
+    slopes: dict[str, IntExpr] = {}
+    for name in dict.fromkeys(([space.vector] if space.vector is not None else []) + [s.rank for s in space.slots]):
+        parts = split_linear(rest, name)
+        if parts is None:
+            return None
+        slopes[name] = substitute(parts[0], space.base)
+        if any(n in space.moving for n in variables(parts[0])):
+            return None
+    start = substitute(rest, space.base)
+    lane = slopes[space.vector] if space.vector is not None and space.lanes > 1 else int_expr(0)
+    return start, lane, tuple(slopes[s.rank] * s.step if s.count > 1 else int_expr(0) for s in space.slots)

@@ -1,0 +1,209 @@
+"""Pointwise producers move into their consumers' expressions: views, pads, casts, and arithmetic read once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from dlc.ir.dtype import I64
+from dlc.ir.einsum import Einsum, Scan
+from dlc.ir.expr import Access, Apply, Bitcast, Cast, Const, Expr, Index, Piecewise, accesses, apply, const, index_value, transform, walk
+from dlc.ir.extent import IntExpr, Value, Var, has_value, rebuild, var, variables
+from dlc.ir.facts import Facts, SymbolFact
+from dlc.ir.program import For, If, Loop, Program, Region, Stmt, regions
+from dlc.passes.pipeline import Pass
+from dlc.passes.rewrite import access_counts, drop_dead
+
+_HEAVY = frozenset(
+    "exp exp2 expm1 log log2 log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf sigmoid lgamma pow div"
+    " sqrt rsqrt rem_floor rem_trunc div_floor div_trunc div_euclid rem_euclid atan2".split()
+)
+
+
+@dataclass(frozen=True)
+class InlinePointwise(Pass):
+    """Substitute a pointwise Einsum into the Einsums that read it.
+
+        B[i, j] = A[j, i] + c[j]            O[i, k] = max(j) A[j, i] + c[j]
+        O[i, k] = max(j) B[i, j]     ->
+
+    Views, pads and constants always move. Arithmetic moves when it is evaluated no more often than before (one reader that
+    visits each element once), or is cheap. An operand of a contraction stays a plain access. The intermediate rounding
+    to the producer's type disappears, so results can only be nearer to exact.
+    """
+
+    name: ClassVar[str] = "inline-pointwise"
+    max_nodes: int = 160
+
+    def apply(self, program: Program) -> Program:
+        return _Inliner(program, self.max_nodes).run()
+
+
+class _Inliner:
+    def __init__(self, program: Program, max_nodes: int) -> None:
+        self.program, self.max_nodes = program, max_nodes
+        self.counts = access_counts(program)
+        self.symbols: dict[str, SymbolFact] = program.facts
+        self.shapes = {p.name: p.type.shape for p in program.params + program.consts}
+
+    def run(self) -> Program:
+        body = self._region(self.program.body, {})
+        return drop_dead(self.program.with_body(body)) if body != self.program.body else self.program
+
+    def _region(self, region: Region, known: dict[str, Einsum]) -> Region:
+        """`known`: producers that may be substituted, by tensor."""
+        known = dict(known)
+        body: list[Stmt] = []
+        for stmt in region.body:
+            if isinstance(stmt, Einsum):
+                stmt = self._inline(stmt, known)
+                if is_pointwise(stmt):
+                    known[stmt.out] = stmt
+            elif isinstance(stmt, Scan):
+                stmt = self._scan(stmt, known)
+            elif isinstance(stmt, If):
+                arms = [self._region(r, known) for r in regions(stmt)]
+                stmt = replace(stmt, then=arms[0], orelse=arms[1])
+            elif isinstance(stmt, (Loop, For)):
+                stmt = replace(stmt, body=self._region(stmt.body, _movable_into_loops(known)))
+            body.append(stmt)
+        return Region(tuple(body), region.yields)
+
+    def _scan(self, scan: Scan, known: dict[str, Einsum]) -> Scan:
+        inner = _movable_into_loops(known)
+        steps = []
+        for step in scan.body:
+            if isinstance(step, Scan):
+                steps.append(self._scan(step, inner))
+                continue
+            step = self._inline(step, inner)
+            if is_pointwise(step):
+                inner[step.out] = step
+            steps.append(step)
+        return replace(scan, body=tuple(steps))
+
+    def _inline(self, consumer: Einsum, known: dict[str, Einsum]) -> Einsum:
+        facts = Facts(consumer.extents, self.symbols)
+        factors = _contraction_factors(consumer)
+
+        def visit(e: Expr) -> Expr | None:
+            if not isinstance(e, Access) or e.tensor not in known:
+                return None
+            producer = known[e.tensor]
+            if any(f is not None and e.tensor == f.tensor for f in factors) and not _plain_view(producer):
+                return None
+            if not self._worthwhile(producer, consumer, e):
+                return None
+            return inline_access(e, producer, facts)
+
+        exprs = tuple(transform(e, visit) for e in consumer.exprs)
+        where = transform(consumer.where, visit) if consumer.where is not None else None
+        write = consumer.write
+        if write is not None:
+            index = tuple(_transform_index(i, visit) for i in write.index)
+            write = replace(write, index=index) if index != write.index else write
+        if exprs == consumer.exprs and where == consumer.where and write == consumer.write:
+            return consumer
+        if sum(1 for e in exprs for _ in walk(e)) > self.max_nodes:
+            return consumer
+        return replace(consumer, exprs=exprs, where=where, write=write)
+
+    def _worthwhile(self, producer: Einsum, consumer: Einsum, access: Access) -> bool:
+        if _plain_view(producer) or isinstance(producer.expr, (Const, Index)):
+            return True
+        uses = self.counts[producer.out]
+        same_reader = sum(1 for a in consumer.accesses() if a == access)
+        if is_view(producer):
+            return uses <= max(1, same_reader) or not any(True for e in accesses(producer.expr) if e.default is not None)
+        once = visits_once(consumer, access)
+        if cost(producer.expr) <= 1 and producer.ranks == ():
+            return True
+        if uses <= same_reader:
+            return once or cost(producer.expr) <= 2
+        return cost(producer.expr) <= 1 and once and not any(True for _ in _distinct_reads(producer, 1))
+
+
+def _distinct_reads(producer: Einsum, most: int) -> list[str]:
+    """Tensors read beyond the first `most`: recomputing would read them all again."""
+    return list(producer.reads)[most:]
+
+
+def is_pointwise(step: Einsum) -> bool:
+    return step.reduce is None and step.write is None and step.where is None and len(step.outs) == 1
+
+
+def is_view(step: Einsum) -> bool:
+    """Whether the expression only picks elements (pieces, pads, casts of them)."""
+    return all(not isinstance(n, Apply) or _index_only(n) for n in walk(step.expr))
+
+
+def _index_only(e: Apply) -> bool:
+    """A guard over indices, as in a pad or a concatenation."""
+    return all(isinstance(n, (Apply, Index, Const)) for n in walk(e))
+
+
+def _plain_view(step: Einsum) -> bool:
+    e = step.expr
+    while isinstance(e, Cast | Bitcast):
+        e = e.arg
+    return isinstance(e, Access) and e.default is None and not any(has_value(i) for i in e.index)
+
+
+def cost(e: Expr) -> int:
+    """Arithmetic operators in `e`, a transcendental or division counted as ten."""
+    return sum((10 if n.op in _HEAVY else 1) for n in walk(e) if isinstance(n, Apply) and not _index_only(n))
+
+
+def visits_once(consumer: Einsum, access: Access) -> bool:
+    """Whether the consumer reads each element through `access` at most once: every rank of it is an index of its own."""
+    plain = {i.atom.name for i in access.index if isinstance(i.atom, Var)}
+    names = {r.name for r in consumer.all_ranks if r.extent.const != 1}
+    return names <= plain or names <= {n for i in access.index for n in variables(i)} and len(access.index) >= len(names)
+
+
+def _movable_into_loops(known: dict[str, Einsum]) -> dict[str, Einsum]:
+    """Only views enter a loop body: arithmetic would be done again every step."""
+    return {n: s for n, s in known.items() if _plain_view(s) or isinstance(s.expr, Const)}
+
+
+def _contraction_factors(step: Einsum) -> tuple[Access | None, ...]:
+    if step.reduce is None or step.reduce.op != "sum" or not isinstance(step.expr, Apply) or step.expr.op != "mul":
+        return ()
+    return tuple(_inner_access(a) for a in step.expr.args)
+
+
+def _inner_access(e: Expr) -> Access | None:
+    e = e.arg if isinstance(e, Cast) else e
+    return e if isinstance(e, Access) else None
+
+
+def inline_access(access: Access, producer: Einsum, facts: Facts) -> Expr:
+    """The producer's expression at the access's index; a default becomes a guarded piece unless the bounds are proven."""
+    env = {r.name: i for r, i in zip(producer.ranks, access.index, strict=True)}
+    inner = producer.expr.substitute(env)
+    if access.default is None:
+        return inner
+    guards: list[Expr] = []
+    for i, r in zip(access.index, producer.ranks, strict=True):
+        if not facts.nonneg(i):
+            guards.append(apply("ge", Index(i), const(0, I64)))
+        if not facts.less(i, r.extent):
+            guards.append(apply("lt", Index(i), Index(r.extent)))
+    if not guards:
+        return inner
+    guard = guards[0]
+    for g in guards[1:]:
+        guard = apply("and", guard, g)
+    return Piecewise(((guard, inner),), access.default)
+
+
+def _transform_index(e: IntExpr, visit: Callable[[Expr], Expr | None]) -> IntExpr:
+    if not has_value(e):
+        return e
+
+    def leaf(atom: Var | Value) -> IntExpr:
+        return var(atom.name) if isinstance(atom, Var) else index_value(transform(atom.expr, visit))
+
+    return rebuild(e, leaf)
+
