@@ -1,0 +1,1 @@
+"""Definitions of ONNX operators, one file per family; importing this package fills the table."""

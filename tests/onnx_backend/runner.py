@@ -1,0 +1,264 @@
+"""Runs the node cases of `onnx.backend.test` and says for each: pass, refused (with code and reason), wrong, or crash.
+
+    python tests/onnx_backend/runner.py [--filter REGEX] [--jobs N] [--json FILE] [--table docs/onnx-operators.md] [-v]
+
+How a case is run is a function `(Imported, inputs) -> outputs`; `interpret` runs the IR's interpreter, `compiled` saves a
+`.dlc`, loads it again and runs native code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlc.errors import DlcError, Unsupported
+from dlc.frontend.imported import Imported
+
+Execute = Callable[[Imported, Sequence[Any]], Sequence[Any]]
+SECONDS_PER_CASE = 60
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a case.
+
+    Attributes:
+        status: pass, refused, wrong, crash.
+        how: native, folded (no statement left), specialised (a run-time input decided shapes).
+        op: the operator the case is about.
+        f32: whether its inputs are f32 or integers of shapes only, so that it counts towards f32 coverage.
+    """
+
+    name: str
+    op: str
+    status: str
+    how: str = ""
+    code: str = ""
+    reason: str = ""
+    f32: bool = False
+    seconds: float = 0.0
+
+
+@cache
+def node_cases() -> dict[str, Any]:
+    """The node cases by name, made once per process (the order of making decides their random data)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from onnx.backend.test.loader import load_model_tests
+
+        return {case.name: case for case in load_model_tests(kind="node")}
+
+
+def data_sets(case: Any) -> list[tuple[list[Any], list[Any]]]:
+    """Inputs and expected outputs as NumPy arrays, nested lists or None."""
+    if case.data_sets:
+        return [(list(i), list(o)) for i, o in case.data_sets]
+    from onnx import numpy_helper, load_tensor  # type: ignore[attr-defined]
+
+    found = []
+    for folder in sorted(Path(case.model_dir).glob("test_data_set_*")):
+        parts = []
+        for kind in ("input", "output"):
+            files = sorted(folder.glob(f"{kind}_*.pb"), key=lambda p: int(p.stem.split("_")[1]))
+            parts.append([numpy_helper.to_array(load_tensor(str(f))) for f in files])
+        found.append((parts[0], parts[1]))
+    return found
+
+
+def model_of(case: Any) -> Any:
+    if case.model is not None:
+        return case.model
+    import onnx
+
+    return onnx.load(str(Path(case.model_dir) / "model.onnx"))
+
+
+def flatten(value: Any) -> list[Any]:
+    """Leaves of a nested value; None has none."""
+    if value is None:
+        return []
+    if isinstance(value, (list, tuple)):
+        return [leaf for item in value for leaf in flatten(item)]
+    return [np.asarray(value)]
+
+
+def interpret(imported: Imported, inputs: Sequence[Any]) -> Sequence[Any]:
+    from dlc.ir.interpret import run_program
+
+    return run_program(imported.program, list(inputs))
+
+
+def compiled(imported: Imported, inputs: Sequence[Any]) -> Sequence[Any]:
+    """Compile to a file, load that file, run it."""
+    import dlc
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "case.dlc"
+        dlc.compile(imported.program).save(path)
+        result = dlc.load(path)(*inputs)
+    return result if isinstance(result, (list, tuple)) else [result]
+
+
+def import_case(model: Any, names: Sequence[str], inputs: Sequence[Any]) -> tuple[Imported, bool]:
+    """The model imported, asking the inputs for structure, and for values where it must."""
+    from dlc.frontend.onnx_errors import NeedsValue
+    from dlc.frontend.onnx_import import import_model
+
+    examples = dict(zip(names, inputs, strict=False))
+    values: dict[str, Any] = {}
+    while True:
+        try:
+            return import_model(model, specialise=values, examples=examples), bool(values)
+        except NeedsValue as e:
+            fresh = {n: examples[n] for n in e.names if n not in values}
+            if not fresh:
+                raise
+            values |= fresh
+
+
+def has_statements(imported: Imported) -> bool:
+    return bool(imported.program.body.body) and bool(imported.program.params)
+
+
+def compare(got: Sequence[Any], expected: Sequence[Any], rtol: float, atol: float) -> str:
+    """Empty when equal within the case's own tolerance, else what differs."""
+    if len(got) != len(expected):
+        return f"{len(got)} outputs, {len(expected)} expected"
+    for n, (a, e) in enumerate(zip(got, expected, strict=True)):
+        a, e = np.asarray(a), np.asarray(e)
+        if a.dtype != e.dtype:
+            return f"output {n} has type {a.dtype}, {e.dtype} expected"
+        if a.shape != e.shape:
+            return f"output {n} has shape {a.shape}, {e.shape} expected"
+        if e.dtype.kind in "biu":
+            if not np.array_equal(a, e):
+                return f"output {n} differs at {int((a != e).sum())} of {a.size} places"
+            continue
+        wide = [x.astype(np.float64) for x in (a, e)]
+        if not np.allclose(*wide, rtol=rtol, atol=atol, equal_nan=True):
+            with np.errstate(all="ignore"):
+                return f"output {n} differs by up to {np.nanmax(np.abs(wide[0] - wide[1])):.3g} (of {np.nanmax(np.abs(wide[1])):.3g})"
+    return ""
+
+
+def operator_of(model: Any, name: str) -> str:
+    """The operator a case is about: its only node's, else the one its name starts with."""
+    nodes = model.graph.node
+    if len(nodes) == 1:
+        return str(nodes[0].op_type)
+    return re.sub(r"^test_", "", name).split("_expanded")[0]
+
+
+def is_f32(model: Any) -> bool:
+    from onnx import TensorProto
+
+    types = {i.type.tensor_type.elem_type for i in (*model.graph.input, *model.graph.output)}
+    return TensorProto.FLOAT in types and types <= {TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL}
+
+
+def run_case(name: str, execute: Execute) -> Outcome:
+    """Import and run one case."""
+    case = node_cases()[name]
+    start = time.perf_counter()
+    model = model_of(case)
+    op, f32, how = operator_of(model, name), is_f32(model), ""
+
+    def outcome(status: str, code: str = "", reason: str = "") -> Outcome:
+        return Outcome(name, op, status, how, code, reason, f32, round(time.perf_counter() - start, 3))
+
+    try:
+        for inputs, expected in data_sets(case):
+            names = [i.name for i in model.graph.input]
+            imported, specialised = import_case(model, names, inputs)
+            how = "specialised" if specialised else "native" if has_statements(imported) else "folded"
+            given = flatten(inputs)
+            with np.errstate(all="ignore"):
+                got = execute(imported, given)
+            difference = compare(got, flatten(expected), case.rtol, case.atol)
+            if difference:
+                return outcome("wrong", reason=difference)
+    except Unsupported as e:
+        return outcome("refused", e.code, e.message)
+    except DlcError as e:
+        # A coded error that is not a refusal, on a valid model: a fault of ours.
+        return outcome("crash", e.code, f"{e.message} {last_frame(e.__cause__)}")
+    except Exception as e:
+        return outcome("crash", type(e).__name__, f"{str(e)[:300]} {last_frame(e)}")
+    return outcome("pass")
+
+
+def last_frame(e: BaseException | None) -> str:
+    if e is None or e.__traceback__ is None:
+        return ""
+    frame = traceback.extract_tb(e.__traceback__)[-1]
+    return f"[{Path(frame.filename).name}:{frame.lineno} {frame.name}]"
+
+
+EXECUTE: dict[str, Execute] = {"interpret": interpret, "compiled": compiled}
+
+
+def _run(job: tuple[str, str]) -> Outcome:
+    warnings.simplefilter("ignore")
+    return run_case(job[0], EXECUTE[job[1]])
+
+
+def run_all(names: Iterable[str], how: str = "interpret", jobs: int = 2) -> list[Outcome]:
+    """Run cases in processes of their own; the order of the result is that of `names`."""
+    node_cases()  # made before the fork, so that all see the same data
+    work = [(n, how) for n in names]
+    if jobs <= 1:
+        return [_run(w) for w in work]
+    with ProcessPoolExecutor(jobs) as pool:
+        return list(pool.map(_run, work, chunksize=8))
+
+
+def summary(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    counts: dict[str, int] = {"total": len(outcomes)}
+    for o in outcomes:
+        counts[o.status] = counts.get(o.status, 0) + 1
+        if o.status == "pass":
+            counts[f"pass {o.how}"] = counts.get(f"pass {o.how}", 0) + 1
+    return counts
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="run ONNX's node cases")
+    parser.add_argument("--filter", default="")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--table", type=Path)
+    parser.add_argument("--how", choices=sorted(EXECUTE), default="interpret")
+    parser.add_argument("-v", "--verbose", action="store_true")
+    args = parser.parse_args(argv)
+    names = [n for n in node_cases() if re.search(args.filter, n)]
+    outcomes = run_all(names, args.how, args.jobs)
+    for o in outcomes:
+        if o.status in ("wrong", "crash") or args.verbose:
+            print(f"{o.status:8}{o.name}: {o.code} {o.reason}")
+    print(json.dumps(summary(outcomes)))
+    if args.json:
+        args.json.write_text(json.dumps([asdict(o) for o in outcomes], indent=1) + "\n")
+    if args.table:
+        sys.path.insert(0, str(Path(__file__).parent))
+        from table import write_table
+
+        write_table(args.table, outcomes, args.how)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
