@@ -477,14 +477,22 @@ def _as_bytes(constants: bytes | bytearray | memoryview | Bytes) -> Bytes:
     return np.frombuffer(constants, np.uint8) if len(constants) else np.empty(0, np.uint8)
 
 
+def empty_constants(size_bytes: int) -> Bytes:
+    """Zeroed memory, u8[n], at a multiple of 64 and with large pages: what `from_parts` takes without a copy."""
+    if size_bytes == 0:
+        return np.empty(0, np.uint8)
+    slab = Slab(size_bytes)
+    block = (ctypes.c_uint8 * size_bytes).from_address(slab.base)
+    block._slab = slab  # type: ignore[attr-defined]  # keeps the mapping alive as long as the array
+    array: Bytes = np.ctypeslib.as_array(block)
+    return array
+
+
 def _aligned(constants: Bytes) -> Bytes:
     """The same bytes at a multiple of 64, as kernels expect."""
     if constants.nbytes == 0 or array_address(constants) % 64 == 0:
         return constants
-    slab = Slab(constants.nbytes)
-    block = (ctypes.c_uint8 * constants.nbytes).from_address(slab.base)
-    block._slab = slab  # type: ignore[attr-defined]  # keeps the mapping alive as long as the array
-    array: Bytes = np.ctypeslib.as_array(block)
+    array = empty_constants(constants.nbytes)
     array[:] = constants
     return array
 

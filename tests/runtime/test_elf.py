@@ -27,8 +27,14 @@ llvm.func @where() -> !llvm.ptr { %c = llvm.mlir.addressof @add : !llvm.ptr  llv
 DATA = """
 llvm.mlir.global internal constant @table(dense<[3, 5, 7]> : tensor<3xi64>) : !llvm.array<3 x i64>
 llvm.mlir.global internal @counter(10 : i64) : i64
-llvm.mlir.global internal @zeros() : !llvm.array<8 x i64> { %z = llvm.mlir.zero : !llvm.array<8 x i64>  llvm.return %z : !llvm.array<8 x i64> }
-llvm.mlir.global internal constant @address() : !llvm.ptr { %p = llvm.mlir.addressof @counter : !llvm.ptr  llvm.return %p : !llvm.ptr }
+llvm.mlir.global internal @zeros() : !llvm.array<8 x i64> {
+  %z = llvm.mlir.zero : !llvm.array<8 x i64>
+  llvm.return %z : !llvm.array<8 x i64>
+}
+llvm.mlir.global internal constant @address() : !llvm.ptr {
+  %p = llvm.mlir.addressof @counter : !llvm.ptr
+  llvm.return %p : !llvm.ptr
+}
 llvm.func @step(%i: i64) -> i64 {
   %one = llvm.mlir.constant(1 : i64) : i64
   %t = llvm.mlir.addressof @table : !llvm.ptr

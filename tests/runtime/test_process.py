@@ -30,7 +30,8 @@ from dlc.runtime.executable import load
 os.chdir(sys.argv[1])
 w = np.arange(64, dtype=np.float32) / 8
 def check(exe, b=300, s=64):
-    x = np.arange(b * s, dtype=np.float32).reshape(b, s)  # not random: NumPy's generator has a lock, which a fork may copy
+    # not random: NumPy's generator has a lock, which a fork may copy while it is held
+    x = np.arange(b * s, dtype=np.float32).reshape(b, s)
     assert np.array_equal(exe(x), 2 * x + w[:s])
 """
 
