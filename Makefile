@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
 # Two workers on two cores: each keeps its libraries to one thread, else they fight and time out.
@@ -54,7 +54,7 @@ bench: $(STAMP)  ## time dlc beside its peers; results go to benchmarks/results
 	@$(BIN)/python -m benchmarks.run
 
 docs: $(STAMP)  ## write the generated pages of docs/ again (error codes, operator tables)
-	@$(BIN)/python docs/generate.py
+	@COLUMNS=100 NO_COLOR=1 $(BIN)/python docs/generate.py
 
 clean:  ## remove caches and build products, not the venv
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info
