@@ -81,7 +81,7 @@ def test_exit_codes(
 def test_errors_are_objects_for_scripts(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compile", "missing.onnx", "--format", "json"]) == 1
     error = json.loads(capsys.readouterr().out)["error"]
-    assert error["code"] == "DLC0610" and error["exit_code"] == 1 and "missing.onnx" in error["message"]
+    assert error["code"] == "DLC0660" and error["exit_code"] == 1 and "missing.onnx" in error["message"]
 
 
 def test_explains_every_code(capsys: pytest.CaptureFixture[str]) -> None:

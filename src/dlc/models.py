@@ -25,7 +25,7 @@ Kind = Literal["onnx", "torch", "exported", "ein", "dlc"]
 class NoSuchModel(BadInput):
     """The model argument names nothing that exists."""
 
-    code = "DLC0610"
+    code = "DLC0660"
     template = "there is no model '{spec}': {reason}"
     hint = "give a file (.onnx, .pt2, .ein, .dlc) or a Python object as package.module:name or file.py:name"
 
@@ -33,7 +33,7 @@ class NoSuchModel(BadInput):
 class BadModelObject(BadInput):
     """The Python object that was named is no model."""
 
-    code = "DLC0611"
+    code = "DLC0661"
     template = "'{spec}' is {what}, not a model"
     hint = (
         "name an nn.Module, or a function without arguments that returns one, or (module, example_inputs), "

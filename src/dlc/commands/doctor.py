@@ -143,7 +143,7 @@ def coverage(spec: str, console: Console) -> int:
 
 def unsupported(spec: str) -> list[dict[str, Any]]:
     """One row per operator and reason: {op, count, reason, where}."""
-    from dlc import compiler
+    from dlc.importing import import_any
     from dlc.models import open_model
 
     model = open_model(spec)
@@ -159,7 +159,7 @@ def unsupported(spec: str) -> list[dict[str, Any]]:
                 row["count"] += 1
             return sorted(grouped.values(), key=lambda r: -r["count"])
     try:
-        compiler.import_model(model.source, model.inputs, dynamic_shapes=model.dynamic_shapes)
+        import_any(model.source, model.inputs, None, model.dynamic_shapes, None)
     except Unsupported as error:
         return [_row(error)]
     return []

@@ -54,9 +54,9 @@ def run(options: argparse.Namespace, console: Console) -> int:
     program = read_program(options.model)
     text = options.pass_pipeline
     if not text and (options.compile_from or options.compile_to):
-        from dlc import compiler
+        from dlc.passes.default import DEFAULT_PIPELINE
 
-        text = str(compiler.default_pipeline())
+        text = DEFAULT_PIPELINE
     pipeline = Pipeline.parse(text, passes())
     pipeline = pipeline.without(options.disable_pass).part(options.compile_from, options.compile_to)
     watching, timer = shared.observers(options)
@@ -88,13 +88,11 @@ def read_program(spec: str) -> Program:
         if constants and not program.data:
             program = replace(program, data=constants)
         return program
-    from dlc import compiler
+    from dlc.importing import import_any
     from dlc.models import open_model
 
     model = open_model(spec)
-    imported = compiler.import_model(model.source, model.inputs, dynamic_shapes=model.dynamic_shapes)
-    found: Program = imported.program
-    return found
+    return import_any(model.source, model.inputs, None, model.dynamic_shapes, None).program
 
 
 def list_passes(console: Console) -> int:
@@ -109,10 +107,10 @@ def list_passes(console: Console) -> int:
         console.say(f"{name}: {summary}")
         for option, fact in listed.items():
             console.say(f"    {option}: {fact['type']}, default {fact['default']}")
-    usual = _usual_pipeline()
+    from dlc.passes.default import DEFAULT_PIPELINE as usual
+
     console.emit({"pipeline": usual}, rows)
-    if usual is not None:
-        console.say(f"\nthe usual pipeline: {usual}")
+    console.say(f"\nthe usual pipeline: {usual or 'no pass'}")
     return 0
 
 
@@ -122,14 +120,6 @@ def numeric_check(program: Program, seed: int = 0) -> Any:
     from dlc.passes.observers import NumericCheck
 
     return NumericCheck(interpreter_on_random_data(program, seed))
-
-
-def _usual_pipeline() -> str | None:
-    try:
-        from dlc import compiler
-    except ImportError:
-        return None
-    return str(compiler.default_pipeline())
 
 
 def _print(result: Program, options: argparse.Namespace, console: Console) -> int:

@@ -34,7 +34,7 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
 def add_compile(parser: argparse.ArgumentParser) -> None:
     """Options of everything that compiles."""
     group = parser.add_argument_group("compilation")
-    group.add_argument("--target", metavar="T", help="host (default), avx512, avx2 or baseline")
+    group.add_argument("--target", default="host", metavar="T", help="host (default), avx512, avx2 or baseline")
     group.add_argument(
         "--accuracy",
         choices=("strict", "default", "fast"),
@@ -136,9 +136,11 @@ def compile_model(model: Model, options: argparse.Namespace, console: Console) -
             threads=threads,
             accuracy=options.accuracy,
             dump_dir=dump_dir(options),
-            pipeline=options.pass_pipeline,
+            passes=options.pass_pipeline,
             disable_passes=tuple(options.disable_pass),
+            name=model.spec,
             observers=watching,
+            progress=lambda done, of, name: console.progress(f"compiled {done} of {of} kernels"),
             verify_each=options.check_each,
         )
     if timer is not None:
