@@ -164,20 +164,29 @@ class GraphImporter:
             known = domain in SUPPORTED_DOMAINS and onnx.defs.has(node.op_type, domain)
             why = "it has no definition here" if known else f"no operator of that name is known in domain '{domain or 'ai.onnx'}'"
             raise UnsupportedOperator(loc, op=node.op_type, reason=why)
-        return self.call_function(body, node, list(ins), scope, loc)
+        return self.call_function(body, node, list(ins), scope, loc, schema_defaults(domain, node, version, loc))
 
     def results(self, result: Any, ins: tuple[Value | None, ...]) -> list[Value | None]:
         items = list(result) if isinstance(result, (tuple, list)) else [result]
         deps = deps_of(ins)
         return [Tensor(x, deps=deps) if isinstance(x, Val) else x for x in items]
 
-    def call_function(self, function: Any, node: Any, ins: list[Value | None], scope: Scope, loc: Loc) -> list[Value | None]:
+    def call_function(
+        self,
+        function: Any,
+        node: Any,
+        ins: list[Value | None],
+        scope: Scope,
+        loc: Loc,
+        defaults: dict[str, Any] | None = None,
+    ) -> list[Value | None]:
         """Expand a function's body in a scope of its own."""
         if scope.depth >= MAX_DEPTH:
             raise MalformedModel(loc, reason=f"functions nest deeper than {MAX_DEPTH}: '{function.name}' may call itself")
         if len(ins) > len(function.input):
             raise InvalidNode(loc, op=node.op_type, reason=f"the function takes {len(function.input)} inputs, {len(ins)} are given")
-        attrs = {a.name: attribute_value(a, loc, function.name) for a in function.attribute_proto}
+        attrs = dict(defaults or {})
+        attrs |= {a.name: attribute_value(a, loc, function.name) for a in function.attribute_proto}
         attrs |= attributes(node, scope.attrs, loc)
         opsets = {canonical_domain(o.domain): o.version for o in function.opset_import} or dict(scope.opsets)
         padded = ins + [None] * (len(function.input) - len(ins))
@@ -273,6 +282,13 @@ def schema_function(domain: str, node: Any, version: int, ins: tuple[Value | Non
     except (RuntimeError, ValueError):
         return None
     return None
+
+
+def schema_defaults(domain: str, node: Any, version: int, loc: Loc) -> dict[str, Any]:
+    """Default values of the attributes of an operator that is expanded by its own body."""
+    schema = onnx.defs.get_schema(node.op_type, version, domain)
+    given = {n: a.default_value for n, a in schema.attributes.items() if a.default_value.type}
+    return {n: attribute_value(a, loc, node.op_type) for n, a in given.items()}
 
 
 def _type_proto(v: Value | None) -> Any:

@@ -59,10 +59,7 @@ def div(c: Ctx) -> Result:
 
 @op("Mod")
 def mod(c: Ctx) -> Result:
-    x = c.x(0)
     fmod = c.int_("fmod", 0)
-    if x.dtype.is_float and not fmod:
-        c.bad("floats need fmod=1")
     return binary(c, lambda a, b: apply("rem_trunc" if fmod else "rem_floor", a, b))
 
 

@@ -66,7 +66,7 @@ def node_cases() -> dict[str, Any]:
 def data_sets(case: Any) -> list[tuple[list[Any], list[Any]]]:
     """Inputs and expected outputs as NumPy arrays, nested lists or None."""
     if case.data_sets:
-        return [(list(i), list(o)) for i, o in case.data_sets]
+        return [([_array(x) for x in i], [_array(x) for x in o]) for i, o in case.data_sets]
     from onnx import numpy_helper, load_tensor  # type: ignore[attr-defined]
 
     found = []
@@ -77,6 +77,15 @@ def data_sets(case: Any) -> list[tuple[list[Any], list[Any]]]:
             parts.append([numpy_helper.to_array(load_tensor(str(f))) for f in files])
         found.append((parts[0], parts[1]))
     return found
+
+
+def _array(value: Any) -> Any:
+    """A TensorProto as an array; other values as they are."""
+    if hasattr(value, "data_type"):
+        from onnx import numpy_helper
+
+        return numpy_helper.to_array(value)
+    return value
 
 
 def model_of(case: Any) -> Any:
