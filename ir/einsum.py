@@ -10,6 +10,7 @@ from dlc.ir.dtype import DType
 from dlc.ir.expr import Access, Expr, Index, accesses
 from dlc.ir.extent import IntExpr, int_expr, show, show_extent, sym, var, variables
 from dlc.ir.loc import UNKNOWN, Loc
+from dlc.ir.names import show_name
 from dlc.ir.node import Node
 
 
@@ -59,7 +60,8 @@ class Rank(Node):
     extent: IntExpr
 
     def __str__(self) -> str:
-        return self.name if self.extent == sym(self.name) else f"{self.name}:{show_extent(self.extent)}"
+        name = show_name(self.name)
+        return name if self.extent == sym(self.name) else f"{name}:{show_extent(self.extent)}"
 
 
 def rank(name: str, extent: IntExpr | int) -> Rank:
@@ -271,26 +273,31 @@ def show_loc(loc: Loc) -> str:
     return f" loc({json.dumps(str(loc))})" if loc else ""
 
 
-def show_step(step: Step, indent: str = "", locs: bool = False) -> str:
-    """Text of a step; with `locs`, its source location too."""
+def show_step(step: Step, indent: str = "", locs: bool = False, scope: frozenset[str] = frozenset()) -> str:
+    """Text of a step; with `locs`, its source location too. `scope` names the loop variables of enclosing scans."""
     if isinstance(step, Einsum):
-        return indent + _show_einsum(step) + (show_loc(step.loc) if locs else "")
-    carries = ", ".join(f"{c.name} = {c.init}" for c in step.carries)
+        return indent + _show_einsum(step, scope) + (show_loc(step.loc) if locs else "")
+    carries = ", ".join(f"{show_name(c.name)} = {show_name(c.init)}" for c in step.carries)
     lines = [f"{indent}scan {step.rank} carry ({carries}) {{"]
-    lines += [show_step(s, indent + "  ", locs) for s in step.body]
-    lines.append(f"{indent}  yield ({', '.join(step.yields)})")
-    stacked = "".join(f" stack ({outer} = {inner})" for outer, inner in step.stacked)
-    lines.append(f"{indent}}} -> ({', '.join(step.finals)}){stacked}" + (show_loc(step.loc) if locs else ""))
+    lines += [show_step(s, indent + "  ", locs, scope | {step.rank.name}) for s in step.body]
+    lines.append(f"{indent}  yield ({show_names(step.yields)})")
+    stacked = "".join(f" stack ({show_name(outer)} = {show_name(inner)})" for outer, inner in step.stacked)
+    lines.append(f"{indent}}} -> ({show_names(step.finals)}){stacked}" + (show_loc(step.loc) if locs else ""))
     return "\n".join(lines)
 
 
-def _show_einsum(step: Einsum) -> str:
-    scope = frozenset(r.name for r in step.all_ranks)
-    name = step.out if len(step.outs) == 1 else f"({', '.join(step.outs)})"
+def show_names(names: tuple[str, ...]) -> str:
+    return ", ".join(map(show_name, names))
+
+
+def _show_einsum(step: Einsum, outer: frozenset[str]) -> str:
+    scope = outer.union(r.name for r in step.all_ranks)
+    name = show_name(step.out) if len(step.outs) == 1 else f"({show_names(step.outs)})"
     types = ", ".join(str(t) for t in step.dtypes)
     layout = "" if step.order is None else "{" + ", ".join(map(str, step.order)) + "}"
     body = ", ".join(e.show(scope) for e in step.exprs)
-    body = body if len(step.exprs) == 1 else f"({body})"
+    # `sum(m) -X` would read as a difference
+    body = body if len(step.exprs) == 1 and not (step.reduce is not None and body.startswith("-")) else f"({body})"
     fold = f"{step.reduce} " if step.reduce is not None else ""
     where = f" where {step.where.show(scope)}" if step.where is not None else ""
     ranks = ", ".join(map(str, step.ranks))
@@ -299,7 +306,7 @@ def _show_einsum(step: Einsum) -> str:
     index = ", ".join(show(i, scope) for i in step.write.index)
     drop = " drop" if step.write.drop else ""
     head = f"scatter({ranks}) {name}[{index}]: {types}{layout} {step.write.op}="
-    return f"{head} {fold}{body}{where} onto {step.write.onto}{drop}"
+    return f"{head} {fold}{body}{where} onto {show_name(step.write.onto)}{drop}"
 
 
 def identity(out: str, source: str, of: TensorType, names: tuple[str, ...] | None = None) -> Einsum:

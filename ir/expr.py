@@ -31,6 +31,7 @@ from dlc.ir.extent import (
     var,
     variables,
 )
+from dlc.ir.names import show_name
 from dlc.ir.node import Node
 from dlc.ir.scalar import INFIX, SCALAR_OPS
 
@@ -375,12 +376,11 @@ def _show(e: Expr, ranks: RankNames) -> tuple[str, int]:
             return text, 7 if text.startswith("-") else 9
         case Index(expr):
             text = show(expr, ranks)
-            atom = expr.atom is not None and not isinstance(expr.atom, Value) or (expr.const or -1) >= 0
-            # `idx(...)` keeps a constant or a lone gather value apart from the scalar it looks like.
-            return (text if atom and expr.const is None else f"idx({text})"), 9
+            # `idx(...)` keeps a constant, a minimum or a gather value apart from the scalar it looks like.
+            return (text if expr.is_var else f"idx({text})"), 9
         case Access(tensor, index, default):
-            text = f"{tensor}[{', '.join(show(i, ranks) for i in index)}]"
-            return (text, 9) if default is None else (f"({text} else {_show(default, ranks)[0]})", 9)
+            text = f"{show_name(tensor)}[{', '.join(show(i, ranks) for i in index)}]"
+            return (text, 9) if default is None else (f"({text} else {_tight(default, ranks, 8)})", 9)
         case Apply(op, args):
             symbol = _INFIX_OF.get(op)
             if symbol is None:
@@ -396,5 +396,11 @@ def _show(e: Expr, ranks: RankNames) -> tuple[str, int]:
         case Bitcast(dtype, arg):
             return f"bitcast<{dtype}>({_show(arg, ranks)[0]})", 9
         case Piecewise(cases, otherwise):
-            pieces = "".join(f"{_show(v, ranks)[0]} when {_show(g, ranks)[0]} | " for g, v in cases)
-            return f"({{ {pieces}{_show(otherwise, ranks)[0]} }})", 9
+            pieces = "".join(f"{_tight(v, ranks, 1)} when {_tight(g, ranks, 1)} | " for g, v in cases)
+            return f"({{ {pieces}{_tight(otherwise, ranks, 1)} }})", 9
+
+
+def _tight(e: Expr, ranks: RankNames, level: int) -> str:
+    """Text of `e`, in parentheses unless it binds more tightly than `level`."""
+    text, binds = _show(e, ranks)
+    return text if binds > level else f"({text})"

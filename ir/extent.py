@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
 
+from dlc.ir.names import show_name
 from dlc.ir.node import Node
 
 
@@ -502,7 +503,9 @@ def _factor(e: IntExpr, ranks: frozenset[str] | None) -> str:
 def _show_atom(atom: Atom, ranks: frozenset[str] | None) -> str:
     match atom:
         case Var(name):
-            return name[1:] if name[0] == "#" and ranks is not None and name[1:] not in ranks else name
+            if name[0] != "#":
+                return show_name(name)
+            return show_name(name[1:]) if ranks is not None and name[1:] not in ranks else "#" + show_name(name[1:])
         case FloorDiv(num, den):
             return f"({_factor(num, ranks)} // {_factor(den, ranks)})"
         case Mod(num, den):

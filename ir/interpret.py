@@ -5,7 +5,7 @@ Extent symbols take their values from the shapes of the inputs. Statements run i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -14,13 +14,14 @@ import numpy as np
 from dlc.ir.domain import Domain, add_domains
 from dlc.ir.dtype import from_numpy
 from dlc.ir.einsum import Einsum, Scan, Step, TensorType
-from dlc.ir.errors import RunTimeExtent, SymbolMismatch, Undefined, UnboundSymbol, UnknownLibraryOp, WrongInputs
+from dlc.ir.errors import RunTimeExtent, SymbolMismatch, UnboundSymbol, Undefined, UnknownLibraryOp, WrongInputs
 from dlc.ir.evaluate import evaluate_step
 from dlc.ir.extent import IntExpr, evaluate, split_linear, substitute, variables
 from dlc.ir.loc import Loc
 from dlc.ir.program import (
     Bind,
     Cascade,
+    For,
     If,
     Kernel,
     Launch,
@@ -201,12 +202,13 @@ class _Run:
         if self.observe is not None:
             self.observe(name, value)
 
-    def region(self, region: Region) -> None:
-        """Run the statements; tensors of this region that nothing later reads are dropped."""
+    def region(self, region: Region, keep: Collection[str] = ()) -> None:
+        """Run the statements; tensors of this region that nothing later reads are dropped, except those to `keep`."""
         last: dict[str, int] = {}
         for position, stmt in enumerate(region.body):
             last.update(dict.fromkeys(stmt.reads, position))
-        kept, own = set(region.yields), set()
+        kept: set[str] = {*region.yields, *keep}
+        own: set[str] = set()
         for stmt in region.body:
             own |= set(stmt.outs)
         drop: dict[int, list[str]] = {}
@@ -234,6 +236,8 @@ class _Run:
                 self._if(stmt)
             case Loop():
                 self._loop(stmt)
+            case For():
+                self._for(stmt)
 
     def step(self, step: Step) -> None:
         if isinstance(step, Scan):
@@ -343,6 +347,23 @@ class _Run:
             self.write(name, value)
         for name, row in zip(loop.collected, rows, strict=True):
             self.write(name, np.stack(row) if row else self._no_elements(name))
+
+    def _for(self, loop: For) -> None:
+        count = max(0, int(evaluate(loop.extent, self.symbols)))
+        carried = [self.read(init, loop.loc) for _, init in loop.carries]
+        rows: list[list[Array]] = [[] for _ in loop.stacked]
+        for t in range(count):
+            self._bind(loop.symbol, t, loop.loc)
+            for (name, _), value in zip(loop.carries, carried, strict=True):
+                self.env[name] = value
+            self.region(loop.body, {inner for _, inner in loop.stacked})
+            carried = [self.read(y) for y in loop.body.yields]
+            for row, (_, inner) in zip(rows, loop.stacked, strict=True):
+                row.append(self.read(inner))
+        for name, value in zip(loop.finals, carried, strict=True):
+            self.write(name, value)
+        for (outer, _), row in zip(loop.stacked, rows, strict=True):
+            self.write(outer, np.stack(row) if row else self._no_elements(outer))
 
     def _no_elements(self, name: str) -> Array:
         assert self.program is not None

@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from dlc.ir.einsum import Einsum, Scan, Step, TensorType, show_loc, show_step
+from dlc.ir.einsum import Einsum, Scan, Step, TensorType, show_loc, show_names, show_step
 from dlc.ir.extent import IntExpr, int_expr, show_extent
 from dlc.ir.facts import SymbolFact
 from dlc.ir.loc import UNKNOWN, Loc
+from dlc.ir.names import show_name
 from dlc.ir.node import Node
 
 
@@ -31,7 +32,7 @@ class Param(Node):
     donate: bool = False
 
     def __str__(self) -> str:
-        return f"{'donate ' if self.donate else ''}{self.name}: {self.type}"
+        return f"{'donate ' if self.donate else ''}{show_name(self.name)}: {self.type}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +50,7 @@ class Symbol(Node):
 
     def __str__(self) -> str:
         by = f" by {self.divisor}" if self.divisor != 1 else ""
-        return f"{self.name} in {self.lo}..{'' if self.hi is None else self.hi}{by}"
+        return f"{show_name(self.name)} in {self.lo}..{'' if self.hi is None else self.hi}{by}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,7 +85,7 @@ class Kernel(Node):
         return self.cascade.name
 
     def __str__(self) -> str:
-        head = f"kernel over ({', '.join(self.outer)})"
+        head = f"kernel over ({show_names(self.outer)})"
         return show_cascade(self.cascade, head)
 
 
@@ -428,25 +429,27 @@ def _show_symbols(symbols: tuple[Symbol, ...]) -> str:
 
 def show_cascade(cascade: Cascade, head: str = "cascade", locs: bool = False) -> str:
     params = ", ".join(map(str, cascade.params))
-    lines = [f"{head} {cascade.name}({params}) -> ({', '.join(cascade.results)}){_show_symbols(cascade.symbols)} {{"]
+    results = show_names(cascade.results)
+    lines = [f"{head} {show_name(cascade.name)}({params}) -> ({results}){_show_symbols(cascade.symbols)} {{"]
     lines += [show_step(s, "  ", locs) for s in cascade.steps]
     return "\n".join([*lines, "}"]) + (show_loc(cascade.loc) if locs else "")
 
 
 def show_program(program: Program, locs: bool = False) -> str:
     """Text of a program: kernels first, then constants by reference and the statements."""
-    parts = [show_cascade(k.cascade, f"kernel over ({', '.join(k.outer)})", locs) for k in program.kernels]
+    parts = [show_cascade(k.cascade, f"kernel over ({show_names(k.outer)})", locs) for k in program.kernels]
     params = ", ".join(map(str, program.params))
-    head = f"program {program.name}({params}) -> ({', '.join(program.results)}){_show_symbols(program.symbols)} {{"
+    results = show_names(program.results)
+    head = f"program {show_name(program.name)}({params}) -> ({results}){_show_symbols(program.symbols)} {{"
     lines = [head]
-    lines += [f"  const {c.name}: {c.type}" for c in program.consts]
+    lines += [f"  const {c}" for c in program.consts]
     lines += [_show_stmt(s, "  ", locs) for s in program.body.body]
     parts.append("\n".join([*lines, "}"]) + (show_loc(program.loc) if locs else ""))
     return "\n\n".join(parts)
 
 
 def _names(names: tuple[str, ...]) -> str:
-    return f"({', '.join(names)})"
+    return f"({show_names(names)})"
 
 
 def _show_region(region: Region, indent: str, locs: bool) -> list[str]:
@@ -460,28 +463,28 @@ def _show_stmt(stmt: Stmt, indent: str, locs: bool) -> str:
         case Einsum() | Scan():
             return show_step(stmt, indent, locs)
         case Launch(kernel, args, outs):
-            return f"{indent}{_names(outs)} = launch {kernel}{_names(args)}{tail}"
+            return f"{indent}{_names(outs)} = launch {show_name(kernel)}{_names(args)}{tail}"
         case Bind(symbol, tensor):
-            return f"{indent}bind {symbol} = {tensor}{tail}"
+            return f"{indent}bind {symbol} = {show_name(tensor)}{tail}"
         case Library():
             return indent + _show_library(stmt) + tail
         case If():
-            lines = [f"{indent}if {stmt.cond} {{", *_show_region(stmt.then, indent, locs), f"{indent}}} else {{"]
+            lines = [f"{indent}if {show_name(stmt.cond)} {{", *_show_region(stmt.then, indent, locs), f"{indent}}} else {{"]
             lines += [*_show_region(stmt.orelse, indent, locs), f"{indent}}} -> {_names(stmt.outs)}{tail}"]
             return "\n".join(lines)
         case For():
-            carries = ", ".join(f"{name} = {init}" for name, init in stmt.carries)
-            stacked = "".join(f" stack ({outer} = {inner})" for outer, inner in stmt.stacked)
-            lines = [f"{indent}for {stmt.symbol.name} < {show_extent(stmt.extent)} carry ({carries}) {{"]
+            carries = ", ".join(f"{show_name(name)} = {show_name(init)}" for name, init in stmt.carries)
+            stacked = "".join(f" stack ({show_name(outer)} = {show_name(inner)})" for outer, inner in stmt.stacked)
+            lines = [f"{indent}for {stmt.symbol} < {show_extent(stmt.extent)} carry ({carries}) {{"]
             lines += _show_region(stmt.body, indent, locs)
             lines.append(f"{indent}}} -> {_names(stmt.finals)}{stacked}{tail}")
             return "\n".join(lines)
         case Loop():
-            limit = f" < {stmt.limit}" if stmt.limit is not None else ""
-            cond = f" while {stmt.cond}" if stmt.cond is not None else ""
-            carries = ", ".join(f"{name} = {init}" for name, init in stmt.carries)
+            limit = f" < {show_name(stmt.limit)}" if stmt.limit is not None else ""
+            cond = f" while {show_name(stmt.cond)}" if stmt.cond is not None else ""
+            carries = ", ".join(f"{show_name(name)} = {show_name(init)}" for name, init in stmt.carries)
             count = f" upto {stmt.count}" if stmt.count is not None else ""
-            lines = [f"{indent}loop {stmt.index}{limit}{cond} carry ({carries}) {{"]
+            lines = [f"{indent}loop {show_name(stmt.index)}{limit}{cond} carry ({carries}) {{"]
             lines += _show_region(stmt.body, indent, locs)
             lines.append(f"{indent}}} -> {_names(stmt.finals)} collect {_names(stmt.collected)}{count}{tail}")
             return "\n".join(lines)
@@ -490,10 +493,10 @@ def _show_stmt(stmt: Stmt, indent: str, locs: bool) -> str:
 def _show_library(stmt: Library) -> str:
     import json
 
-    attrs = ", ".join(f"{k} = {json.dumps(v)}" for k, v in stmt.attrs)
-    outs = ", ".join(f"{o}: {t}" for o, t in zip(stmt.outs, stmt.types, strict=True))
+    attrs = ", ".join(f"{show_name(k)} = {json.dumps(v)}" for k, v in stmt.attrs)
+    outs = ", ".join(f"{show_name(o)}: {t}" for o, t in zip(stmt.outs, stmt.types, strict=True))
     binds = f" binds ({', '.join(map(str, stmt.binds))})" if stmt.binds else ""
-    return f"({outs}) = library {stmt.op}{_names(stmt.args)} {{{attrs}}}{binds}"
+    return f"({outs}) = library {show_name(stmt.op)}{_names(stmt.args)} {{{attrs}}}{binds}"
 
 
 def shape_of(*extents: IntExpr | int) -> tuple[IntExpr, ...]:
