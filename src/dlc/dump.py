@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import re
 import shlex
@@ -70,7 +71,7 @@ class Dump(Observer):
         about: more facts for manifest.json, such as model and target.
     """
 
-    def __init__(self, folder: str | Path, *, constants_limit_bytes: int = 64 << 20, **about: Any) -> None:
+    def __init__(self, folder: str | os.PathLike[str], *, constants_limit_bytes: int = 64 << 20, **about: Any) -> None:
         self.folder = Path(folder)
         self.manifest: dict[str, Any] = {
             "outcome": "running",

@@ -19,7 +19,7 @@ import numpy as np
 
 from dlc.commands import options as shared
 from dlc.console import Console, bytes_text
-from dlc.errors import EXIT_UNSUPPORTED, DlcError, Unsupported
+from dlc.errors import EXIT_UNSUPPORTED
 
 PACKAGES = {
     "numpy": "runs artifacts",
@@ -130,44 +130,20 @@ def problems_of(facts: dict[str, Any]) -> list[str]:
 
 def coverage(spec: str, console: Console) -> int:
     """What of a model is unsupported: each operator with the reason, or that everything is supported."""
-    rows = unsupported(spec)
-    console.emit({"model": spec, "supported": not rows}, rows)
+    from dlc.coverage import operators, unsupported
+    from dlc.models import open_model
+
+    model = open_model(spec)
+    with console.step(f"looking through {spec}"):
+        rows, used = unsupported(model), operators(model)
+    console.emit({"model": spec, "supported": not rows, "operators": dict(used.most_common())}, rows)
     if not rows:
-        console.say(f"{spec}: everything is supported")
+        console.say(f"{spec}: everything is supported ({used.total()} nodes of {len(used)} operators)")
         return 0
     console.table(
         ("operator", "nodes", "why", "first at"), [(r["op"], r["count"], r["reason"], r["where"]) for r in rows], " r"
     )
     return EXIT_UNSUPPORTED
-
-
-def unsupported(spec: str) -> list[dict[str, Any]]:
-    """One row per operator and reason: {op, count, reason, where}."""
-    from dlc.importing import import_any
-    from dlc.models import open_model
-
-    model = open_model(spec)
-    if model.kind == "onnx":
-        try:
-            from dlc.frontend.onnx import coverage as onnx_coverage
-        except ImportError:
-            pass
-        else:
-            grouped: dict[tuple[str, str], dict[str, Any]] = {}
-            for op, node, reason in onnx_coverage(model.source):
-                row = grouped.setdefault((op, reason), {"op": op, "count": 0, "reason": reason, "where": node})
-                row["count"] += 1
-            return sorted(grouped.values(), key=lambda r: -r["count"])
-    try:
-        import_any(model.source, model.inputs, None, model.dynamic_shapes, None)
-    except Unsupported as error:
-        return [_row(error)]
-    return []
-
-
-def _row(error: DlcError) -> dict[str, Any]:
-    op, reason = error.fields.get("op", error.code), error.fields.get("reason", error.message)
-    return {"op": str(op), "count": 1, "reason": str(reason), "where": str(error.loc or "")}
 
 
 def _least(call: Any, count: int) -> float:
