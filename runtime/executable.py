@@ -63,7 +63,10 @@ class Executable:
     Attributes:
         manifest: what the model takes and gives, as JSON.
         threads: how many threads its kernels use.
+        compile_report: how it was compiled (`dlc.compiler.CompileReport`); None when it was loaded.
     """
+
+    compile_report: Any = None
 
     def __init__(
         self,

@@ -8,13 +8,15 @@ Integers do not overflow on the way; a result outside 64 bits, or a division by 
 from __future__ import annotations
 
 import ast
+import operator
 from collections.abc import Callable, Iterable, Sequence
+from types import CodeType
 
 from dlc.runtime.errors import BadExpression, CannotEvaluate
 
 I64_MIN = -(2**63)
 I64_MAX = 2**63 - 1
-MAX_LENGTH = 4096
+MAX_LENGTH = 1 << 16
 """Characters in one expression: a longer one would only serve to exhaust the parser's stack."""
 
 _BINARY = (ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod)
@@ -73,13 +75,18 @@ def compile_expressions(texts: Sequence[object], names: Sequence[str]) -> Callab
     shown = tuple(str(text) for text in texts)
     parameters = [ast.arg(arg=_hide(name)) for name in names]
     arguments = ast.arguments(posonlyargs=parameters, args=[], kwonlyargs=[], kw_defaults=[], defaults=[])
+    for tree in trees:
+        _rename(tree)
+    function = ast.Lambda(args=arguments, body=ast.Tuple(elts=list(trees), ctx=ast.Load()))
     try:
-        body = ast.Tuple(elts=[_Rename().visit(tree) for tree in trees], ctx=ast.Load())
-        function = ast.Lambda(args=arguments, body=body)
-        code = compile(ast.fix_missing_locations(ast.Expression(function)), "<manifest>", "eval")
+        code = _compile(function)
+        raw = eval(code, {"__builtins__": {}, "min": min, "max": max})  # the tree was checked node by node above
     except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):
-        raise BadExpression(text=_shorten(" ; ".join(shown)), reason="it is nested too deeply") from None
-    raw = eval(code, {"__builtins__": {}, "min": min, "max": max})  # the tree was checked node by node above
+        # a sum of a thousand terms is too deep for Python's compiler
+        programs = [_postfix(tree, [_hide(name) for name in names]) for tree in trees]
+
+        def raw(*values: int) -> tuple[int, ...]:
+            return tuple(_interpret(program, values) for program in programs)
 
     def evaluate(*values: int) -> tuple[int, ...]:
         try:
@@ -112,11 +119,64 @@ def solve_affine(at: Callable[[int], int], value: int) -> int | None:
     return x if rest == 0 and x >= 0 and at(x) == value else None
 
 
-class _Rename(ast.NodeTransformer):
-    """Parameters get a prefix, so that a symbol may have a name that is a keyword of Python."""
+def _rename(tree: ast.AST) -> None:
+    """Give symbols a prefix in place: none then collides with `min`, `max` or a name of Python's."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id not in RESERVED:
+            node.id = _hide(node.id)
 
-    def visit_Name(self, node: ast.Name) -> ast.Name:
-        return node if node.id in ("min", "max") else ast.Name(id=_hide(node.id), ctx=ast.Load())
+
+def _compile(function: ast.expr) -> CodeType:
+    """Bytecode of an expression; walks without recursion, as sums of a thousand terms are that deep."""
+    for node in ast.walk(function):
+        if isinstance(node, (ast.expr, ast.arg)):
+            node.lineno = node.end_lineno = 1
+            node.col_offset = node.end_col_offset = 0
+    return compile(ast.Expression(function), "<manifest>", "eval")
+
+
+_OPERATORS: dict[type[ast.AST], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
+_Instruction = tuple[Callable[..., int] | None, int]
+
+
+def _postfix(tree: ast.expr, names: Sequence[str]) -> list[_Instruction]:
+    """Stack code: (None, n >= 0) pushes parameter n, (function, k) applies it to k values, (None, -1 - n) pushes n."""
+    program: list[_Instruction] = []
+    stack: list[ast.expr] = [tree]
+    while stack:  # root, then right before left; reversed below
+        match stack.pop():
+            case ast.Constant(value=int() as value):
+                program.append((None, -1 - value))
+            case ast.Name(id=name):
+                program.append((None, names.index(name)))
+            case ast.UnaryOp(operand=operand):
+                program.append((operator.neg, 1))
+                stack.append(operand)
+            case ast.BinOp(left=left, op=op, right=right):
+                program.append((_OPERATORS[type(op)], 2))
+                stack += (left, right)
+            case ast.Call(func=ast.Name(id=name), args=args):
+                program.append((min if name == "min" else max, len(args)))
+                stack += args
+    program.reverse()
+    return program
+
+
+def _interpret(program: list[_Instruction], values: Sequence[int]) -> int:
+    stack: list[int] = []
+    for function, number in program:
+        if function is None:
+            stack.append(values[number] if number >= 0 else -1 - number)
+        else:
+            operands = stack[-number:]
+            stack[-number:] = [function(*operands)]
+    return stack[0]
 
 
 def _hide(name: str) -> str:
@@ -124,11 +184,8 @@ def _hide(name: str) -> str:
 
 
 def _divides_by_zero(tree: ast.expr, names: Sequence[str], values: Sequence[int]) -> bool:
-    function = ast.Expression(tree)
-    scope = {_hide(name): value for name, value in zip(names, values)}
-    code = compile(ast.fix_missing_locations(function), "<manifest>", "eval")
     try:
-        eval(code, {"__builtins__": {}, "min": min, "max": max}, scope)
+        _interpret(_postfix(tree, [_hide(name) for name in names]), values)
     except ZeroDivisionError:
         return True
     return False

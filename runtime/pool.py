@@ -68,7 +68,7 @@ class Pool:
             if self.running or _exiting:
                 return  # too late to start threads: parallel_for completes with the caller alone
             loop = _WORKER_LOOP(self._image["worker_loop"])
-            workers = []
+            workers = self._workers = []
             try:
                 for number in range(1, self.threads):
                     worker = threading.Thread(target=loop, args=(self.state, number), name=f"dlc-{number}", daemon=True)
@@ -76,23 +76,28 @@ class Pool:
                     workers.append(worker)
             except RuntimeError:
                 pass  # the system gives no more threads: chunks of the missing ones are taken by the others
-            self._workers = workers
+            except BaseException:
+                self._end_workers()  # Ctrl-C: two workers of one number would share scratch memory
+                raise
             self.running = True
 
     def stop(self) -> None:
-        """End the workers; a later `start` begins anew."""
+        """End the workers; a later `start` begins anew. No call may be under way, except at exit."""
         if self.state == 0:
             return
         with self._lock:
-            if not self.running:
-                return
-            _POOL_STOP(self._image["pool_stop"])(self.state)
-            for worker in self._workers:
-                worker.join(_JOIN_SECONDS)
-            if not any(worker.is_alive() for worker in self._workers):
-                self._clear()
-                self._workers = []
-                self.running = False
+            if self.running:
+                self._end_workers()
+
+    def _end_workers(self) -> None:
+        _POOL_STOP(self._image["pool_stop"])(self.state)
+        for worker in self._workers:
+            worker.join(_JOIN_SECONDS)
+        # At exit the state stays as it is: a daemon thread may be inside a call, which it completes alone.
+        if not _exiting and not any(worker.is_alive() for worker in self._workers):
+            self._clear()
+            self._workers = []
+            self.running = False
 
     def after_fork(self) -> None:
         """In the child: no worker exists, and whatever job was under way belongs to the parent."""

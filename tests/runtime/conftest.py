@@ -329,6 +329,7 @@ def models() -> SimpleNamespace:
         increment=increment_model,
         spin=spin_model,
         weights=WEIGHTS,
+        entry=ENTRY,
         code=code,
         pool_code=pool_code,
     )

@@ -21,8 +21,9 @@ from dlc.runtime.executable import Executable, load
 from dlc.runtime.manifest import check_manifest
 
 STRANGE = (
-    None, True, -1, 0, 1, 2, 3, 17, 10**6, 2**31, 2**62, 2**63, 2**64, 10**30, 0.5, float("nan"), "", "x", "b", "b*s*99999",
-    "1//0", "-7", "min(b)", "dlc_main", "k_double", "main", "pool", "f64", [], ["b"], [[0, 0]], ["input", 0], {}, {"t": "leaf", "i": 0},
+    None, True, -1, 0, 1, 2, 3, 17, 10**6, 2**31, 2**62, 2**63, 2**64, 10**30, 0.5, float("nan"), "", "x", "b",
+    "b*s*99999", "1//0", "-7", "min(b)", "dlc_main", "k_double", "main", "pool", "f64", [], ["b"],
+    [[0, 0]], ["input", 0], {}, {"t": "leaf", "i": 0},
 )  # fmt: skip
 
 

@@ -219,6 +219,50 @@ def test_aliases_without_donation_are_copies(models):
     np.testing.assert_array_equal(place, x + 1)
 
 
+def test_outputs_that_are_constants_or_other_outputs(models):
+    manifest, objects, constants = models.bias()
+    manifest["outputs"] += [
+        {"name": "w", "dtype": "f32", "shape": ["8", 2], "alias": ["constant", 64]},
+        {"name": "again", "dtype": "f32", "shape": ["s", "b"], "alias": ["output", 0]},
+        {"name": "same", "dtype": "i32", "shape": ["b * s"], "alias": ["input", 0]},
+    ]
+    manifest["frame"] = {"inputs": 16, "outputs": 21, "symbols": 18, "buffers": 20, "dynamic": 17, "size": 25}
+    objects = {**objects, "main": models.code(models.entry.replace("%f[17]", "%f[21]"))}
+    x = ramp(3, 4)
+    for exe in (Executable.from_parts(manifest, objects, constants),) * 2:
+        y, w, again, same = exe(x)
+        np.testing.assert_array_equal(y, expected(models, x))
+        np.testing.assert_array_equal(w.ravel(), models.weights[16:32])
+        np.testing.assert_array_equal(again.ravel(), y.ravel())
+        np.testing.assert_array_equal(same.view(np.float32), x.ravel())
+        for array in (y, w, again, same):
+            assert array.flags.writeable
+            array[...] = 0  # fresh: changes nothing else
+        assert x.any()
+        out = tuple(np.ones_like(a) for a in (y, w, again, same))
+        assert exe(x, out=out)[2] is out[2]
+        np.testing.assert_array_equal(out[2].ravel(), expected(models, x).ravel())
+        with pytest.raises(errors.BadOut, match="overlaps another output"):
+            exe(x, out=(out[0], out[1], out[0].reshape(4, 3), out[3]))
+
+
+def test_a_symbol_may_be_the_value_of_an_input(models):
+    manifest, objects, constants = models.increment(donate=False)
+    manifest["inputs"].append({"name": "count", "dtype": "i16", "shape": []})
+    manifest["symbols"][0]["inputs"] = [[1, -1]]
+    manifest["frame"] = {"inputs": 19, "outputs": 17, "symbols": 18, "buffers": 21, "dynamic": 21, "size": 21}
+    exe = Executable.from_parts(manifest, objects, constants)
+    for n in (3, 5):
+        np.testing.assert_array_equal(exe(np.arange(n), n), np.arange(n) + 1)
+        np.testing.assert_array_equal(exe(np.arange(n), np.array(n, np.int16)), np.arange(n) + 1)
+    with pytest.raises(errors.SymbolMismatch, match="dimension 0 is 3, but n is 4"):
+        exe(np.arange(3), 4)
+    with pytest.raises(errors.SymbolOutOfRange):
+        exe(np.arange(3), -1)
+    with pytest.raises((errors.WrongRank, errors.WrongArgumentCount)):
+        exe(np.arange(3), np.array([3], np.int16))
+
+
 def test_rank_zero_inputs_take_numbers(models):
     exe = Executable.from_parts(*models.spin(), threads=1)
     assert exe(0) == 0

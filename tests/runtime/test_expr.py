@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from dlc.errors import DlcError
 from dlc.runtime.errors import BadExpression, CannotEvaluate
-from dlc.runtime.expr import compile_expressions, names_in, parse_expression, solve_affine
+from dlc.runtime.expr import _interpret, _postfix, compile_expressions, names_in, parse_expression, solve_affine
 
 
 @pytest.mark.parametrize(
@@ -52,7 +54,8 @@ def test_means_what_python_means(text, value):
         "",
         "99999999999999999999",
         "(" * 300 + "1" + ")" * 300,
-        "-" * 4000 + "1",
+        "-" * 70_000 + "1",
+        "b+" * 40_000 + "1",
         "1" * 5000,
         "b\n+1",
         "ｂ + 1",
@@ -85,6 +88,50 @@ def test_beyond_64_bits_is_an_error_and_intermediates_are_exact():
     assert evaluate(2**62) == (2**62,)
     with pytest.raises(CannotEvaluate, match="64 bits"):
         compile_expressions(["b * b"], ["b"])(2**62)
+
+
+def test_long_sums_are_fine():
+    text = " + ".join(["b * 3"] * 1000)
+    assert compile_expressions([text], ["b"])(2) == (6000,)
+    deep = "min(7, b - (10 // b)) % 4" + " - 1" * 900
+    assert compile_expressions([deep, "b - 1"], ["b"])(4) == (2 - 900, 3)
+    with pytest.raises(CannotEvaluate, match="divides by zero"):
+        compile_expressions([deep], ["b"])(0)
+
+
+def test_the_two_evaluators_agree():
+    rng = random.Random(4)
+
+    def grow(depth):
+        if depth == 0:
+            return rng.choice(["b", "s", str(rng.randrange(9))])
+        left, right = grow(depth - 1), grow(rng.randrange(depth))
+        kind = rng.choice(["+", "-", "*", "//", "%", "min", "max", "neg"])
+        if kind in ("min", "max"):
+            return f"{kind}({left}, {right}, 3)"
+        return f"(-{left})" if kind == "neg" else f"({left} {kind} {right})"
+
+    for _ in range(300):
+        text = grow(rng.randrange(6))
+        b, s = rng.randrange(-9, 9), rng.randrange(9)
+        try:
+            want = (eval(text, {"b": b, "s": s}),)
+        except ZeroDivisionError:
+            want = None
+        for evaluate in (_fast, _slow):
+            try:
+                assert evaluate(text, b, s) == want
+            except (CannotEvaluate, ZeroDivisionError) as error:
+                assert want is None or "64 bits" in str(error)
+
+
+def _slow(text, b, s):
+    tree = parse_expression(text, ["b", "s"])
+    return (_interpret(_postfix(tree, ["b", "s"]), (b, s)),)
+
+
+def _fast(text, b, s):
+    return compile_expressions([text], ["b", "s"])(b, s)
 
 
 def test_deep_nesting_never_crashes():
