@@ -111,7 +111,7 @@ def _erf(a: Array) -> Array:
 def _lgamma(a: Array) -> Array:
     import math
 
-    return _via(lambda x: float("inf") if x <= 0 and x == math.floor(x) else math.lgamma(x))(a)
+    return _via(lambda x: float("inf") if math.isinf(x) or (x <= 0 and x == math.floor(x)) else math.lgamma(x))(a)
 
 
 def _sigmoid(a: Array) -> Array:
@@ -136,6 +136,11 @@ def _int_pow(a: Array, b: Array) -> Array:
 
 def _pow(a: Array, b: Array) -> Array:
     return _float_pow(a, b) if np.asarray(a).dtype.kind == "f" else _int_pow(a, b)
+
+
+def _popcount(a: Array) -> Array:
+    a = np.asarray(a)
+    return np.bitwise_count(a.view(f"u{a.dtype.itemsize}")).astype(a.dtype)  # NumPy alone would count those of |a|
 
 
 def _neg(a: Array) -> Array:
@@ -213,7 +218,7 @@ _TABLE = (
     _op("isnan", 1, "test", "f", np.isnan),
     _op("isinf", 1, "test", "f", np.isinf),
     _op("signbit", 1, "test", "f", np.signbit),
-    _op("popcount", 1, "same", "iu", lambda a: np.bitwise_count(a).astype(np.asarray(a).dtype)),
+    _op("popcount", 1, "same", "iu", _popcount),
     _op("select", 3, "select", "fiub", np.where),
 )
 
