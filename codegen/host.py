@@ -4,7 +4,7 @@ The entry runs the statements: it fills the argument words of each kernel and ha
 branches and loops, binds extents found at run time, and allocates what depends on them. Tensors are addresses; nothing
 is copied but carries that are merely passed on, and outputs that control flow chooses.
 
-The frame is an array of 8-byte words; its header is fixed (`FRAME` below), the groups after it are listed in the manifest.
+The frame is an array of 8-byte words; its header is fixed (`FRAME` below), the manifest lists the groups after it.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ CHUNKS_PER_THREAD = 8
 """More would balance no better and take longer to hand out."""
 
 MAX_EXTENT = 1 << 40
-"""An extent found at run time is refused above this even when the model gives no bound: sizes stay far from overflow."""
+"""An extent found at run time is refused above this also where the model has no bound: sizes stay far from overflow."""
 MAX_BLOCK_BYTES = float(1 << 46)
 FIRST_COLLECTED = 16
 """Steps for which a loop of unknown length has room before it first grows."""
@@ -259,7 +259,9 @@ class _Entry:
             match word.kind:
                 case "buffer":
                     if word.name not in tensors:
-                        raise Internal(stmt.loc, message=f"kernel '{stmt.kernel}' has a buffer '{word.name}' of no tensor")
+                        raise Internal(
+                            stmt.loc, message=f"kernel '{stmt.kernel}' has a buffer '{word.name}' of no tensor"
+                        )
                     code.store_word(self.address(tensors[word.name]), "%args", position, PTR)
                 case "symbol":
                     code.store_word(code.expr(var(word.name)), "%args", position)
@@ -635,7 +637,9 @@ def _first_carry(stmt: For | Loop) -> int:
 # Runs one kernel on the pool, timed when there is a profile buffer: a word for the start of the first call and one for
 # the start plus the time of all calls, so that a kernel in a loop shows its whole time.
 _LAUNCH = f"""\
-llvm.func internal @launch(%frame: {PTR}, %kernel: {PTR}, %args: {PTR}, %tasks: i64, %work: i64, %index: i64) attributes {{no_inline}} {{
+llvm.func internal @launch(
+  %frame: {PTR}, %kernel: {PTR}, %args: {PTR}, %tasks: i64, %work: i64, %index: i64
+) attributes {{no_inline}} {{
   %c0 = llvm.mlir.constant(0 : i64) : i64
   %c1 = llvm.mlir.constant(1 : i64) : i64
   %enough = llvm.mlir.constant({GRAIN_WORK} : i64) : i64

@@ -1,4 +1,4 @@
-"""The manifest of a compiled program: what the runtime has to know, as plain JSON (`dlc.runtime.manifest` has the schema)."""
+"""The manifest of a compiled program: what the runtime has to know, as JSON; `dlc.runtime.manifest` has the schema."""
 
 from __future__ import annotations
 
@@ -92,9 +92,7 @@ def host_manifest(
         "symbols": _symbols(program, plan, host, names),
         "inputs": inputs,
         "outputs": outputs,
-        "buffers": [
-            {"name": b.name, "bytes": text(b.bytes), "first": b.first, "last": b.last} for b in plan.buffers
-        ],
+        "buffers": [{"name": b.name, "bytes": text(b.bytes), "first": b.first, "last": b.last} for b in plan.buffers],
         "dynamic": [{"name": name} for name in plan.heap],
         "scratch": text(_scratch(kernels, static, limits)),
         "constants": {
@@ -147,7 +145,11 @@ def _symbols(program: Program, plan: MemoryPlan, host: Host, names: Mapping[str,
 
 
 def _calls(
-    program: Program, host: Host, kernels: Mapping[str, HostKernel], limits: Mapping[str, IntExpr], names: Mapping[str, str]
+    program: Program,
+    host: Host,
+    kernels: Mapping[str, HostKernel],
+    limits: Mapping[str, IntExpr],
+    names: Mapping[str, str],
 ) -> list[dict[str, Any]]:
     """One entry per launch; a kernel in a loop costs what all its runs cost, for so it is measured."""
     costs = {k.name: kernel_cost(k.cascade) for k in program.kernels}
@@ -237,7 +239,9 @@ def _scratch(kernels: Mapping[str, HostKernel], static: frozenset[str], limits: 
 # -- constants -------------------------------------------------------------------------------------------------------
 
 
-def constant_layout(program: Program, used: Iterable[str], alignment: int = 64) -> tuple[dict[str, tuple[int, int]], int]:
+def constant_layout(
+    program: Program, used: Iterable[str], alignment: int = 64
+) -> tuple[dict[str, tuple[int, int]], int]:
     """(offset, bytes) of each used constant, aligned, in order of first use; equal arrays share their place."""
     types = {c.name: c.type for c in program.consts}
     layout: dict[str, tuple[int, int]] = {}
@@ -267,7 +271,11 @@ def symbol_names(symbols: Iterable[str]) -> dict[str, str]:
     names: dict[str, str] = {}
     for symbol in symbols:
         base = re.sub(r"\W", "_", symbol[1:], flags=re.ASCII) or "n"
-        if not re.match(r"[A-Za-z_]", base) or base in ("min", "max", "True", "False", "None") or keyword.iskeyword(base):
+        if (
+            not re.match(r"[A-Za-z_]", base)
+            or base in ("min", "max", "True", "False", "None")
+            or keyword.iskeyword(base)
+        ):
             base = "n_" + base
         name, count = base, 1
         while name in names.values():

@@ -50,7 +50,7 @@ class AtHeap:
 
 @dataclass(frozen=True, slots=True)
 class AtEither:
-    """`even` in the even steps of the loop around it, `odd` in the others: what is carried is not overwritten while read."""
+    """`even` in the even steps of the loop around it, `odd` in the others: what is carried is not overwritten."""
 
     even: AtBuffer | AtHeap
     odd: AtBuffer | AtHeap

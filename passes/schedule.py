@@ -47,7 +47,7 @@ SMALL_BYTES = 1 << 20
 
 
 def plan_memory(program: Program) -> MemoryPlan:
-    """Places and lifetimes of all tensors of a program whose statements are `Launch`, `Bind`, `If`, `Loop` and `For`."""
+    """Places and lifetimes of all tensors of a program of `Launch`, `Bind`, `If`, `Loop` and `For` statements."""
     return _Planner(program).plan()
 
 
@@ -283,7 +283,7 @@ class _Planner:
         return all(variables(e) <= self.static for e in of.shape)
 
     def upper_bound(self, size: IntExpr) -> IntExpr | None:
-        """`size`, or what it cannot exceed, over symbols that the call binds; None when there is no (small) such bound."""
+        """`size`, or what it cannot exceed, over symbols that the call binds; None without such a (small) bound."""
         searched = False
         for _ in range(16):
             free = sorted(variables(size) - self.static)
@@ -377,4 +377,3 @@ def _outs(region: Region) -> set[str]:
 def _first_carry(stmt: For | Loop) -> int:
     """Where the carries' next values begin among the body's yields."""
     return 1 if isinstance(stmt, Loop) and stmt.cond is not None else 0
-

@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from dlc.compiler import compile, load
+    from dlc.compiler import compile
     from dlc.errors import DlcError, Unsupported
+    from dlc.runtime.executable import Executable, load
 
 _HOME = {
     "compile": "dlc.compiler",
-    "load": "dlc.compiler",
+    "load": "dlc.runtime.executable",
+    "Executable": "dlc.runtime.executable",
     "DlcError": "dlc.errors",
     "Unsupported": "dlc.errors",
 }
 
-__all__ = ["DlcError", "Unsupported", "__version__", "compile", "load"]
+__all__ = ["DlcError", "Executable", "Unsupported", "__version__", "compile", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,363 @@
+"""`compile` and `load`: from a model to an executable, stage by stage.
+
+    import (a frontend) -> passes -> memory plan -> kernels and entry as native code -> manifest -> Executable
+
+Every stage is a function of the stages' folders; this file only composes them and keeps their times in
+`exe.compile_report`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import dlc
+from dlc.codegen.build import HOST_OPT_LEVEL, Built, Lower, ObjectCache, Progress, build_kernels, build_pool, build_text
+from dlc.codegen.host import host_entry
+from dlc.codegen.host_manifest import Interface, constant_layout, host_manifest
+from dlc.codegen.target import Target, parse_target
+from dlc.errors import BadInput, DlcError, Internal
+from dlc.ir.memory import MemoryPlan
+from dlc.ir.program import Program, walk_statements
+from dlc.passes.schedule import plan_memory
+from dlc.runtime.cache import KernelCache
+from dlc.runtime.executable import Executable
+from dlc.runtime.executable import load as _load_artifact
+
+if TYPE_CHECKING:
+    from dlc.dump import Dump
+    from dlc.frontend.imported import Imported
+    from dlc.passes.observers import Observer
+    from dlc.passes.pipeline import Pipeline
+
+ACCURACY = ("strict", "default", "fast")
+ENTRY, POOL = "entry", "pool"
+
+
+class UnknownAccuracy(BadInput):
+    """`accuracy=` is none of the known levels."""
+
+    code = "DLC0610"
+    template = "unknown accuracy '{accuracy}': known are strict, default and fast"
+
+
+class ConstantMissing(BadInput):
+    """The text of a program names a constant; its bytes are elsewhere."""
+
+    code = "DLC0614"
+    template = "the bytes of constant '{name}' are not at hand"
+    hint = "a text refers to its constants by name: keep the dump's constants/ folder beside it, or set Program.data"
+
+
+@dataclass
+class CompileReport:
+    """How a compilation went; `exe.compile_report`.
+
+    Attributes:
+        seconds: wall time by stage. `export` is torch's own part of the import; `total` is everything, export included.
+        kernels: kernels of the program; `distinct` of them are different code.
+        hits, misses: how many distinct kernels came from the cache, and how many were compiled.
+        constants_bytes, object_bytes: sizes in the artifact.
+        target: what the code is for.
+        decomposed: operators that torch decomposed, for lack of a definition of their own.
+        specialised: inputs whose values are compiled in.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    kernels: int = 0
+    distinct: int = 0
+    launches: int = 0
+    hits: int = 0
+    misses: int = 0
+    constants_bytes: int = 0
+    object_bytes: int = 0
+    target: str = ""
+    decomposed: tuple[str, ...] = ()
+    specialised: tuple[str, ...] = ()
+
+    @property
+    def own_seconds(self) -> float:
+        """What dlc itself took: everything but torch's export."""
+        return self.seconds.get("total", 0.0) - self.seconds.get("export", 0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain data."""
+        return {
+            "seconds": {k: round(v, 6) for k, v in self.seconds.items()},
+            "own_seconds": round(self.own_seconds, 6),
+            "kernels": self.kernels,
+            "distinct": self.distinct,
+            "launches": self.launches,
+            "cache": {"hits": self.hits, "misses": self.misses},
+            "constants_bytes": self.constants_bytes,
+            "object_bytes": self.object_bytes,
+            "target": self.target,
+            "decomposed": list(self.decomposed),
+            "specialised": list(self.specialised),
+        }
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in self.seconds.items() if stage != "total")
+        return (
+            f"compiled in {self.own_seconds:.2f} s ({parts}); {self.launches} launches of {self.distinct} kernels, "
+            f"{self.hits} from the cache; {self.object_bytes / 1e3:.0f} kB code, "
+            f"{self.constants_bytes / 1e6:.1f} MB constants"
+        )
+
+
+def compile(
+    model: Any,
+    args: Sequence[Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    target: str | Target = "host",
+    threads: int | None = None,
+    accuracy: str = "default",
+    dump_dir: str | os.PathLike[str] | None = None,
+    passes: str | Pipeline | None = None,
+    disable_passes: Sequence[str] = (),
+    cache: bool | ObjectCache = True,
+    name: str | None = None,
+    observers: Sequence[Observer] = (),
+    progress: Progress | None = None,
+    verify_each: bool = True,
+    specialise: Mapping[str, Any] | None = None,
+) -> Executable:
+    """Compile a model for this machine's processor.
+
+    Args:
+        model: an nn.Module (with example inputs in `args` and `kwargs`), an ExportedProgram, an ONNX model (path, bytes
+            or ModelProto), cascade text or an .ein file, or a program of the IR.
+        args, kwargs: example inputs of an nn.Module, nested as in a call.
+        dynamic_shapes: which dimensions vary, as torch.export takes it.
+        target: 'host', 'avx512', 'avx2' or 'baseline', with '+feature' appended for more.
+        threads: of the executable; by default DLC_NUM_THREADS, OMP_NUM_THREADS, or the CPUs at hand.
+        accuracy: 'strict', 'default' or 'fast'.
+        dump_dir: folder for everything the compilation does (see `dlc.dump`); also written when it fails.
+        passes: pipeline to run instead of the default one.
+        disable_passes: names of passes of the pipeline to leave out.
+        cache: whether to use the cache of compiled kernels, or a cache.
+        name: of the program, for messages and dumps.
+        observers: watch the passes.
+        progress: called after each compiled kernel with (done, of, name).
+        verify_each: verify the program after each pass.
+        specialise: values of ONNX inputs that decide shapes; the result holds for these values alone.
+
+    Raises:
+        DlcError: with a code, a place and a way out.
+    """
+    from dlc.importing import import_any
+
+    if accuracy not in ACCURACY:
+        raise UnknownAccuracy(accuracy=accuracy)
+    wanted = parse_target(target) if isinstance(target, str) else target
+    report = CompileReport(target=str(wanted))
+    began = time.perf_counter()
+    with ExitStack() as stack:
+        dump = None
+        if dump_dir is not None:
+            from dlc.dump import Dump
+
+            dump = stack.enter_context(Dump(dump_dir, model=name or _shown(model), target=str(wanted)))
+        start = time.perf_counter()
+        given = None if args is None else tuple(args) if isinstance(args, (tuple, list)) else (args,)
+        imported = import_any(model, given, kwargs, dynamic_shapes, specialise)
+        export = float(imported.seconds.get("export", 0.0))
+        report.seconds["export"] = export
+        report.seconds["import"] = time.perf_counter() - start - export
+        report.decomposed = tuple(imported.decomposed)
+        report.specialised = tuple(imported.specialised)
+        if dump is not None:
+            dump.stage("import", report.seconds["import"], export_seconds=export)
+        start = time.perf_counter()
+        program = run_passes(
+            imported.program, passes, disable_passes, (*observers, dump) if dump else observers, verify_each
+        )
+        report.seconds["passes"] = time.perf_counter() - start
+        executable = compile_program(
+            program,
+            wanted,
+            imported=imported,
+            threads=threads,
+            cache=cache,
+            dump=dump,
+            progress=progress,
+            report=report,
+        )
+        report.seconds["total"] = time.perf_counter() - began
+        if dump is not None:
+            dump.note(report=report.to_json())
+    return executable
+
+
+def load(path: str | os.PathLike[str], threads: int | None = None) -> Executable:
+    """The executable that `exe.save` wrote; needs NumPy alone."""
+    return _load_artifact(path, threads)
+
+
+def run_passes(
+    program: Program,
+    passes: str | Pipeline | None = None,
+    disable: Sequence[str] = (),
+    observers: Sequence[Observer] = (),
+    verify_each: bool = True,
+) -> Program:
+    """The program after the pipeline (the default one when `passes` is None)."""
+    from dlc.passes.default import DEFAULT_PIPELINE
+    from dlc.passes.pipeline import Pipeline
+    from dlc.passes.registry import passes as known
+
+    pipeline = passes
+    if not isinstance(pipeline, Pipeline):
+        pipeline = Pipeline.parse(DEFAULT_PIPELINE if pipeline is None else pipeline, known())
+    if disable:
+        pipeline = pipeline.without(disable)
+    return pipeline.run(program, tuple(observers), verify=verify_each)
+
+
+def compile_program(
+    program: Program,
+    target: Target,
+    *,
+    imported: Imported | None = None,
+    threads: int | None = None,
+    cache: bool | ObjectCache = True,
+    dump: Dump | None = None,
+    progress: Progress | None = None,
+    report: CompileReport | None = None,
+    lower: Lower | None = None,
+) -> Executable:
+    """Code generation: the executable of a program whose statements are launches and control.
+
+    Args:
+        imported: nesting and names of inputs and outputs; flat and the program's own without it.
+        lower: kernel -> tile program, when not the usual lowering.
+        The rest as in `compile`.
+    """
+    report = report if report is not None else CompileReport(target=str(target))
+    store: ObjectCache | None = None
+    if cache is True:
+        store = KernelCache()
+    elif cache is not False:
+        store = cache
+    clock = time.perf_counter
+    start = clock()
+    plan = plan_memory(program)
+    report.seconds["plan"] = clock() - start
+    built = build_kernels(
+        program, target, store=store, dump=dump.kernel if dump is not None else None, progress=progress, lower=lower
+    )
+    report.seconds.update(built.seconds)
+    start = clock()
+    layout, size = constant_layout(program, _used_constants(program))
+    host = host_entry(program, plan, built.kernels, {name: at for name, (at, _) in layout.items()})
+    if dump is not None:
+        dump.kernel("dlc_main", "mlir", host.mlir)
+    entry, _ = build_text(host.mlir, target, store, opt_level=HOST_OPT_LEVEL)
+    objects = {**built.objects, ENTRY: entry, POOL: build_pool(target, store)}
+    manifest = host_manifest(
+        program,
+        plan,
+        host,
+        built.kernels,
+        layout,
+        target,
+        producer=f"dlc {dlc.__version__}",
+        entry=ENTRY,
+        pool=POOL,
+        interface=_interface(imported),
+    )
+    report.seconds["entry"] = clock() - start
+    start = clock()
+    constants = pack_constants(program, layout, size)
+    executable = Executable.from_parts(manifest, objects, constants, threads)
+    report.seconds["load"] = clock() - start
+    _count(report, built, len(host.calls), size, objects)
+    if dump is not None:
+        dump.json("memory", memory_report(program, plan))
+        for stage in ("plan", "lower", "compile", "entry", "load"):
+            dump.stage(stage, report.seconds[stage])
+        dump.note(kernels=report.kernels, distinct=report.distinct, cache_hits=built.hits)
+    executable.compile_report = report
+    return executable
+
+
+def _interface(imported: Imported | None) -> Interface:
+    if imported is None:
+        return Interface()
+    return Interface(
+        imported.input_names, imported.output_names, imported.in_tree, imported.out_tree, imported.arg_names
+    )
+
+
+def _count(report: CompileReport, built: Built, launches: int, size: int, objects: Mapping[str, bytes]) -> None:
+    report.kernels, report.distinct, report.launches = len(built.kernels), len(built.objects), launches
+    report.hits, report.misses = built.hits, built.misses
+    report.constants_bytes = size
+    report.object_bytes = sum(map(len, objects.values()))
+
+
+def _used_constants(program: Program) -> list[str]:
+    """Names that statements read, and results: constants among them are kept, the others are dropped."""
+    names: dict[str, None] = {}
+    for stmt in walk_statements(program.body):
+        names.update(dict.fromkeys(stmt.reads))
+    names.update(dict.fromkeys(program.results))
+    return list(names)
+
+
+def pack_constants(program: Program, layout: Mapping[str, tuple[int, int]], size: int) -> np.ndarray:
+    """The constants' bytes in one block, u8[size], that starts at a multiple of 64."""
+    raw = np.zeros(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    block = raw[start : start + size]
+    types = {c.name: c.type for c in program.consts}
+    for name, (at, length) in layout.items():
+        of = types[name]
+        try:
+            array = np.asarray(program.data[name])
+        except KeyError:
+            raise ConstantMissing(program.loc, name=name) from None
+        if array.dtype != of.dtype.numpy or array.shape != tuple(e.const for e in of.shape):
+            found = f"{array.dtype}{list(array.shape)}"
+            raise Internal(program.loc, message=f"constant '{name}' is {found}, its type says {of}")
+        if of.order is not None:
+            array = array.transpose(of.order)
+        if length:
+            block[at : at + length].view(array.dtype).reshape(array.shape)[...] = array
+    return block
+
+
+def memory_report(program: Program, plan: MemoryPlan, symbols: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """The arena for given extents (by default each symbol's least, or 1), as `Dump.json` wants it."""
+    from dlc.ir.extent import evaluate
+    from dlc.runtime import arena
+
+    values = {"#" + s.name: max(s.lo, 1) for s in program.symbols} | dict.fromkeys(plan.values, 1)
+    values.update({"#" + name.removeprefix("#"): value for name, value in (symbols or {}).items()})
+    sizes = [max(int(evaluate(b.bytes, values)), 0) for b in plan.buffers]
+    offsets, total = arena.plan(sizes, [(b.first, b.last) for b in plan.buffers])
+    listed = [
+        {"name": b.name, "bytes": size, "offset": at, "first": b.first, "last": b.last}
+        for b, size, at in zip(plan.buffers, sizes, offsets, strict=True)
+    ]
+    steps = 1 + max((b.last for b in plan.buffers), default=0)
+    return {"arena_bytes": total, "steps": steps, "buffers": listed, "symbols": {k[1:]: v for k, v in values.items()}}
+
+
+def _shown(model: Any) -> str:
+    if isinstance(model, (str, Path)):
+        text = str(model)
+        return text if "\n" not in text and len(text) < 200 else "cascade text"
+    return type(model).__name__
+
+
+__all__ = ["CompileReport", "DlcError", "compile", "compile_program", "load", "pack_constants", "run_passes"]

@@ -1,0 +1,158 @@
+"""Which frontend reads what the user gave: a torch module or export, an ONNX model, cascade text, a program of the IR.
+
+Frontends are imported when they are needed, so that compiling a text needs neither torch nor onnx.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dlc.errors import BadInput, MissingPackage
+from dlc.frontend.imported import Imported, flat_tree, leaf
+from dlc.ir.program import Cascade, Program, program_of
+
+
+class UnknownModel(BadInput):
+    """The object or file is none of the kinds of model that dlc reads."""
+
+    code = "DLC0611"
+    template = "cannot compile {what}"
+    hint = (
+        "give an nn.Module with example inputs, an ExportedProgram, an ONNX model (path, bytes or ModelProto), "
+        "cascade text, an .ein file or a program of the IR"
+    )
+
+
+class ModelFileMissing(BadInput):
+    """The model's file cannot be read."""
+
+    code = "DLC0612"
+    template = "cannot read '{path}': {reason}"
+    hint = "check the path; relative ones start at the working directory"
+
+
+class NeedsExample(BadInput):
+    """A torch module can only be exported with example inputs."""
+
+    code = "DLC0613"
+    template = "compiling the module '{name}' needs example inputs"
+    hint = "call dlc.compile(model, (x,)) with tensors of the types and shapes that the model takes"
+
+
+def import_any(
+    model: Any,
+    args: tuple[Any, ...] | None,
+    kwargs: Mapping[str, Any] | None,
+    dynamic_shapes: Any,
+    specialise: Mapping[str, Any] | None,
+) -> Imported:
+    """The model as a program of the IR, with the nesting of its inputs and outputs.
+
+    Raises:
+        UnknownModel, ModelFileMissing, NeedsExample, MissingPackage: this is no model, or one that cannot be read here.
+        DlcError: what a frontend finds.
+    """
+    if isinstance(model, Imported):
+        return model
+    if isinstance(model, Cascade):
+        return of_program(program_of(model))
+    if isinstance(model, Program):
+        return of_program(model)
+    torch = sys.modules.get("torch")  # a module of torch exists only when torch is imported
+    if torch is not None:
+        if isinstance(model, torch.nn.Module):
+            return _torch_module(model, args, kwargs, dynamic_shapes)
+        if isinstance(model, torch.export.ExportedProgram):
+            return _exported(model)
+    if isinstance(model, (bytes, bytearray)) or _is_onnx(model):
+        return _onnx(bytes(model) if isinstance(model, bytearray) else model, specialise)
+    if isinstance(model, Path) or (isinstance(model, str) and "\n" not in model and "{" not in model):
+        return _file(Path(model), specialise)
+    if isinstance(model, str):
+        return _text(model, "<text>", None)
+    raise UnknownModel(what=f"an object of type {type(model).__module__}.{type(model).__qualname__}")
+
+
+def _file(path: Path, specialise: Mapping[str, Any] | None) -> Imported:
+    suffix = path.suffix.lower()
+    if suffix not in (".ein", ".onnx", ".pt2", ".dlc"):
+        raise UnknownModel(what=f"the file '{path}': its suffix says no format (known: .onnx, .ein, .pt2)")
+    if suffix == ".dlc":
+        raise UnknownModel(what=f"'{path}': it is compiled already; use dlc.load")
+    if not path.is_file():
+        raise ModelFileMissing(path=str(path), reason="it is a folder" if path.is_dir() else "there is no such file")
+    if suffix == ".onnx":
+        return _onnx(path, specialise)
+    if suffix == ".pt2":
+        return _exported(_need("torch", "reading a .pt2 file", "dlc[torch]").export.load(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelFileMissing(path=str(path), reason=getattr(error, "strerror", None) or str(error)) from error
+    return _text(text, str(path), path)
+
+
+def _text(text: str, file: str, path: Path | None) -> Imported:
+    from dataclasses import replace
+
+    _need("lark", "reading cascade text", "dlc[dev]")
+    from dlc.ir.parser import parse_program
+
+    program = parse_program(text, file)
+    if path is not None and program.consts:
+        from dlc.dump import load_constants
+
+        program = replace(program, data={**program.data, **load_constants(path)})
+    return of_program(program)
+
+
+def of_program(program: Program) -> Imported:
+    """A program whose inputs are positional and flat; one output is returned bare, several as a tuple."""
+    outs = len(program.results)
+    in_tree = {"t": "tuple", "c": [flat_tree(len(program.params)), {"t": "dict", "k": [], "c": []}]}
+    names = tuple(p.name for p in program.params)
+    return Imported(
+        program,
+        in_tree,
+        leaf(0) if outs == 1 else flat_tree(outs),
+        names,
+        tuple(program.results),
+        arg_names=names,
+    )
+
+
+def _torch_module(model: Any, args: Any, kwargs: Any, dynamic_shapes: Any) -> Imported:
+    if args is None and not kwargs:
+        raise NeedsExample(name=type(model).__name__)
+    from dlc.frontend import torch_export
+
+    if args is not None and not isinstance(args, (tuple, list)):
+        args = (args,)
+    return torch_export.import_module(model, tuple(args or ()), dict(kwargs or {}), dynamic_shapes=dynamic_shapes)
+
+
+def _exported(model: Any) -> Imported:
+    from dlc.frontend import torch_export
+
+    return torch_export.import_exported(model)
+
+
+def _onnx(model: Any, specialise: Mapping[str, Any] | None) -> Imported:
+    _need("onnx", "reading an ONNX model", "dlc[onnx]")
+    from dlc.frontend.onnx_import import import_model
+
+    return import_model(model, specialise=specialise)
+
+
+def _is_onnx(model: Any) -> bool:
+    return type(model).__name__ == "ModelProto" and hasattr(model, "SerializeToString")
+
+
+def _need(package: str, what: str, install: str) -> Any:
+    if importlib.util.find_spec(package) is None:
+        raise MissingPackage(what=what, package=package, install=install)
+    return importlib.import_module(package)
