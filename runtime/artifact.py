@@ -207,8 +207,11 @@ def tree_digest(header: memoryview, body: memoryview) -> bytes:
     if len(starts) < 4:
         parts = [one(at) for at in starts]
     else:
-        with ThreadPoolExecutor(min(available_cpus(), 8)) as pool:
-            parts = list(pool.map(one, starts))
+        try:
+            with ThreadPoolExecutor(min(available_cpus(), 8)) as pool:
+                parts = list(pool.map(one, starts))
+        except RuntimeError:  # no threads to be had, for instance while the interpreter goes down
+            parts = [one(at) for at in starts]
     return _root(header, parts)
 
 

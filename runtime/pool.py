@@ -13,10 +13,12 @@ import ctypes
 import hashlib
 import mmap
 import os
+import signal
 import threading
+from collections.abc import Callable
 from typing import Final
 
-from dlc.runtime.cpu import check_threads, default_threads
+from dlc.runtime.cpu import available_cpus, check_threads, default_threads
 from dlc.runtime.elf import Image, load_objects
 from dlc.runtime.errors import BadObject, NativeMemory
 
@@ -26,9 +28,14 @@ _SPIN_AT: Final = 264
 _NEXT_AT: Final = 320
 _LINE: Final = 64
 _SPIN_POLLS: Final = 2000
+_SPIN_POLLS_CROWDED: Final = 20
+"""With more threads than CPUs, a spinning worker keeps a working one from running."""
 
 _JOIN_SECONDS: Final = 2.0
 """Patience with one worker at exit; longer only if a daemon thread of the user is still inside a kernel."""
+
+_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGABRT}
+_DEFERRABLE: Final = signal.valid_signals() - _FAULTS
 
 _FUNCTIONS = ("parallel_for", "worker_loop", "pool_stop")
 _WORKER_LOOP = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
@@ -71,7 +78,9 @@ class Pool:
             workers = self._workers = []
             try:
                 for number in range(1, self.threads):
-                    worker = threading.Thread(target=loop, args=(self.state, number), name=f"dlc-{number}", daemon=True)
+                    worker = threading.Thread(
+                        target=_work, args=(loop, self.state, number), name=f"dlc-{number}", daemon=True
+                    )
                     worker.start()
                     workers.append(worker)
             except RuntimeError:
@@ -108,9 +117,16 @@ class Pool:
             self._clear()
 
     def _clear(self) -> None:
+        polls = _SPIN_POLLS if self.threads <= available_cpus() else _SPIN_POLLS_CROWDED
         ctypes.memset(self.state, 0, len(self._memory))
-        for at, value in ((_THREADS_AT, self.threads), (_SPIN_AT, _SPIN_POLLS)):
+        for at, value in ((_THREADS_AT, self.threads), (_SPIN_AT, polls)):
             ctypes.c_int64.from_address(self.state + at).value = value
+
+
+def _work(loop: Callable[[int, int], None], state: int, number: int) -> None:
+    """A worker's life. Signals are left to the threads of the user, whom they are meant to interrupt."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _DEFERRABLE)
+    loop(state, number)
 
 
 _pools: dict[tuple[bytes, int], Pool] = {}
