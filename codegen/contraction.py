@@ -20,6 +20,7 @@ from dlc.codegen.nest import PointStep, keep
 from dlc.codegen.point import Emitter, Slot, Space, compute_type
 from dlc.codegen.target import Target
 from dlc.codegen.tile import IndexCond
+from dlc.costmodel.tiles import panel_columns
 from dlc.ir.dtype import DType
 from dlc.ir.expr import Access, Apply, Cast, Expr
 from dlc.ir.extent import IntExpr, Mod, atoms, int_expr, minimum, split_linear, substitute, var
@@ -146,17 +147,6 @@ class TileShape:
         return self.vectors * self.lanes
 
 
-def panel_columns(extent: IntExpr, target: Target) -> int:
-    """Columns of a packed panel: the widest of 3, 4, 2, 1 vectors that wastes least of `extent`."""
-    lanes = target.lanes
-    widths = (3, 4, 2, 1) if target.vector_registers >= 32 else (2, 1)
-    size = extent.const
-    if size is None:
-        return widths[0] * lanes
-    best = min(widths, key=lambda v: (-(-size // (v * lanes)) * v * lanes - size, widths.index(v)))
-    return best * lanes
-
-
 def choose_tile(columns: int, lanes: int, row_extent: IntExpr | None, target: Target) -> TileShape:
     """MR as large as the registers allow (sums, one row of vectors, one broadcast), dividing the rows if it can."""
     vectors = max(1, columns // lanes)
@@ -202,7 +192,7 @@ class _ContractionLowering:
         """Split the column rank into panel `@p` and column `@j` of it, everywhere."""
         col = self.roles.col
         lanes = self._lanes(steps)
-        width = _panel_width(_access(self.roles.cols).index, col) or panel_columns(self.columns, self.target)
+        width = _panel_width(_access(self.roles.cols).index, col) or panel_columns(self.columns, lanes, self.target.vector_registers)
         width = max(lanes, min(width, 4 * lanes) if width % lanes == 0 else lanes)
         self.tile = choose_tile(width, lanes, self.rest.get(self.roles.row) if self.roles.row else None, self.target)
         self.panels = (self.columns + (width - 1)) // width
@@ -332,4 +322,4 @@ def _factors(e: Expr) -> tuple[Expr, Expr]:
     return operands
 
 
-__all__ = ["Roles", "choose_roles", "find_contraction", "lower_contraction", "panel_columns", "product_operands"]
+__all__ = ["Roles", "choose_roles", "find_contraction", "lower_contraction", "product_operands"]

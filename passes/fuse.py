@@ -1,0 +1,408 @@
+"""Partition Einsums into kernels: what shares ranks runs together, and what passes between stays in registers or L1."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from dlc.ir.einsum import Einsum, Rank, Reduce, Scan, Step, TensorType, Write
+from dlc.ir.expr import Expr, index_value, rename_tensors
+from dlc.ir.extent import IntExpr, Value, Var, has_value, rebuild, substitute, sym, var, variables
+from dlc.ir.program import (
+    Cascade,
+    For,
+    If,
+    Kernel,
+    Launch,
+    Loop,
+    Param,
+    Program,
+    Region,
+    Stmt,
+    Symbol,
+    show_cascade,
+    tensor_types,
+)
+from dlc.passes.pipeline import Pass
+from dlc.passes.prepare_contractions import contraction_factors, plain_access
+from dlc.passes.rewrite import drop_dead
+
+
+@dataclass(frozen=True)
+class Fuse(Pass):
+    """Replace runs of Einsums by launches of kernels, and scans by loops of launches.
+
+    A step joins the kernel that makes one of its operands when it can be computed inside the same tasks:
+
+    - a contraction takes point-wise steps over the same points (its epilogue, in registers);
+    - steps over the same points share one nest;
+    - otherwise the ranks that all accesses between the steps keep become the tasks, and the others (rows) run inside
+      them, their intermediate results in the core's own cache. This is done only where the rows are contiguous, fit in
+      `row_bytes`, and enough tasks are left.
+
+    Equal kernels are one definition, whatever tensors they run on.
+    """
+
+    name: ClassVar[str] = "fuse"
+    row_bytes: int = 262144
+    least_tasks: int = 8
+    max_steps: int = 24
+
+    def apply(self, program: Program) -> Program:
+        return _Fusion(program, self).run()
+
+
+@dataclass
+class _Group:
+    """A kernel in the making.
+
+    Attributes:
+        ranks: for each step, its own rank names renamed to the group's.
+        outer: the group's task ranks.
+        dims: for each tensor made here, the group's rank name of every dimension.
+    """
+
+    number: int
+    contraction: bool
+    alone: bool
+    steps: list[Einsum] = field(default_factory=list)
+    outer: dict[str, IntExpr] = field(default_factory=dict)
+    dims: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    depends: set[int] = field(default_factory=set)
+
+    @property
+    def has_inner(self) -> bool:
+        return any(r.name not in self.outer for s in self.steps for r in s.ranks)
+
+
+class _Fusion:
+    def __init__(self, program: Program, options: Fuse) -> None:
+        self.program, self.options = program, options
+        self.types = tensor_types(program)
+        self.kernels: dict[str, Kernel] = {}
+
+    def run(self) -> Program:
+        body = self._region(self.program.body, set())
+        return drop_dead(replace(self.program, body=body, kernels=tuple(self.kernels.values())))
+
+    def _region(self, region: Region, needed: set[str]) -> Region:
+        """`needed`: tensors that statements outside the region read."""
+        body: list[Stmt] = []
+        run: list[Einsum] = []
+        after = _reads_after(region.body, set(region.yields) | needed)
+
+        def flush(position: int) -> None:
+            if run:
+                body.extend(self._run(list(run), after[position]))
+                run.clear()
+
+        for n, stmt in enumerate(region.body):
+            if isinstance(stmt, Einsum):
+                run.append(stmt)
+                continue
+            flush(n)
+            body.append(self._statement(stmt))
+        flush(len(region.body))
+        return Region(tuple(body), region.yields)
+
+    def _statement(self, stmt: Stmt) -> Stmt:
+        match stmt:
+            case Scan():
+                return self._scan(stmt)
+            case If():
+                return replace(stmt, then=self._region(stmt.then, set()), orelse=self._region(stmt.orelse, set()))
+            case Loop() | For():
+                return replace(stmt, body=self._region(stmt.body, set()))
+            case _:
+                return stmt
+
+    def _scan(self, scan: Scan) -> For:
+        """The step loop: the rank becomes a symbol inside the body."""
+        env = {scan.rank.name: sym(scan.rank.name)}
+        body = [_substitute_step(s, env) for s in scan.body]
+        needed = {inner for _, inner in scan.stacked}
+        region = self._region(Region(tuple(body), scan.yields), needed)
+        symbol = Symbol(scan.rank.name, 0, None)
+        carries = tuple((c.name, c.init) for c in scan.carries)
+        return For(symbol, scan.rank.extent, carries, region, scan.finals, scan.stacked, scan.loc)
+
+    # --- one straight run ---
+
+    def _run(self, steps: list[Einsum], needed: set[str]) -> list[Stmt]:
+        groups: list[_Group] = []
+        home: dict[str, _Group] = {}
+        for step in steps:
+            group = self._place(step, groups, home)
+            for out in step.outs:
+                home[out] = group
+        readers: dict[str, set[int]] = {}
+        for group in groups:
+            for step in group.steps:
+                for name in step.reads:
+                    readers.setdefault(name, set()).add(group.number)
+        launches = []
+        for group in _in_order(groups):
+            results = tuple(
+                o
+                for s in group.steps
+                for o in s.outs
+                if o in needed or readers.get(o, set()) - {group.number}
+            )
+            if not results:
+                continue
+            launches.append(self._launch(group, results))
+        return list(launches)
+
+    def _place(self, step: Einsum, groups: list[_Group], home: dict[str, _Group]) -> _Group:
+        sources = {home[r].number for r in step.reads if r in home}
+        closure = set(sources)
+        for n in sources:
+            closure |= groups[n].depends
+        for number in sorted(sources, reverse=True):
+            group = groups[number]
+            others = sources - {number}
+            if any(number in groups[h].depends for h in others):
+                continue  # joining would make a cycle
+            if self._join(group, step):
+                group.depends |= closure - {number}
+                for g in groups:
+                    if number in g.depends:
+                        g.depends |= group.depends
+                return group
+        contraction = is_contraction(step)
+        group = _Group(len(groups), contraction, step.write is not None, depends=closure)
+        renamed = _rename_ranks(step, {r.name: f"x{n}" for n, r in enumerate(step.ranks)}, f"_{len(groups)}_0")
+        group.steps.append(renamed)
+        group.outer = {r.name: r.extent for r in renamed.ranks}
+        for out in step.outs:
+            group.dims[out] = tuple(r.name for r in renamed.ranks)
+        groups.append(group)
+        return group
+
+    def _join(self, group: _Group, step: Einsum) -> bool:
+        """Whether `step` can run inside the group; adds it if so."""
+        if group.alone or step.write is not None or is_contraction(step) or len(group.steps) >= self.options.max_steps:
+            return False
+        if group.contraction and (step.reduce is not None or len(step.outs) > 1):
+            return False
+        aligned = self._align(group, step)
+        if aligned is None:
+            return False
+        outer, names = aligned
+        whole = set(outer) == set(group.outer)
+        extra = [r for r in step.ranks if names.get(r.name) not in outer]
+        if group.contraction and (not whole or extra):
+            return False
+        rows = not whole or bool(extra) or group.has_inner
+        if rows and not self._rows_pay(group, step, outer, names):
+            return False
+        suffix = f"_{group.number}_{len(group.steps)}"
+        renamed = _rename_ranks(step, names, suffix)
+        group.steps.append(renamed)
+        group.outer = outer
+        for out in step.outs:
+            group.dims[out] = tuple(r.name for r in renamed.ranks)
+        return True
+
+    def _align(self, group: _Group, step: Einsum) -> tuple[dict[str, IntExpr], dict[str, str]] | None:
+        """The task ranks that survive, and the group's names for the step's free ranks."""
+        extents = {r.name: r.extent for r in step.ranks}
+        kept = dict(group.outer)
+        names: dict[str, str] = {}
+        inner_names: dict[str, str] = {}
+        all_extents = {r.name: r.extent for s in group.steps for r in s.ranks}
+        for a in step.accesses():
+            dims = group.dims.get(a.tensor)
+            if dims is None:
+                continue
+            if a.default is not None:
+                return None
+            seen: set[str] = set()
+            for c, i in zip(dims, a.index, strict=True):
+                own = i.atom.name if isinstance(i.atom, Var) else None
+                if c not in group.outer:
+                    if own in extents and extents[own] == all_extents[c] and own not in inner_names:
+                        if c not in inner_names.values():
+                            inner_names[own] = c
+                    continue
+                fits = own in extents and extents[own] == group.outer[c] and names.get(own, c) == c
+                taken = any(o != own and n == c for o, n in names.items())
+                if own is None or not fits or taken:
+                    kept.pop(c, None)
+                    continue
+                names[own] = c
+                seen.add(c)
+            for c in list(kept):
+                if c not in seen:
+                    kept.pop(c)
+        names = {own: c for own, c in names.items() if c in kept}
+        if group.outer and not kept:
+            return None
+        used = set(names.values())
+        names |= {own: c for own, c in inner_names.items() if own not in names and c not in used}
+        return kept, names
+
+    def _rows_pay(self, group: _Group, step: Einsum, outer: dict[str, IntExpr], names: dict[str, str]) -> bool:
+        if group.contraction:
+            return False
+        tasks = 1
+        for e in outer.values():
+            tasks *= e.const if e.const is not None else 64
+        bytes_ = 0
+        steps = [*group.steps, _rename_ranks(step, names, "_probe")]
+        for s in steps:
+            inner = [r for r in s.ranks if r.name not in outer]
+            if not inner:
+                continue
+            order = s.order or tuple(range(len(s.ranks)))
+            if s.ranks[order[-1]].name in outer:
+                return False  # the rows are not contiguous
+            size = s.dtype.bytes
+            for r in inner:
+                size *= r.extent.const if r.extent.const is not None else 64
+            bytes_ += size
+        if any(not _rows_contiguous(s, outer, self.types) for s in steps):
+            return False
+        small = tasks * bytes_ <= 16384
+        return (tasks >= self.options.least_tasks or small) and bytes_ <= self.options.row_bytes
+
+    # --- kernels ---
+
+    def _launch(self, group: _Group, results: tuple[str, ...]) -> Launch:
+        made = {o for s in group.steps for o in s.outs}
+        args = tuple(dict.fromkeys(r for s in group.steps for r in s.reads if r not in made))
+        tensors = {n: f"a{i}" for i, n in enumerate(args)}
+        tensors |= {n: f"t{i}" for i, n in enumerate(o for s in group.steps for o in s.outs)}
+        ranks = _canonical_ranks(group)
+        steps = tuple(_rename(s, ranks, tensors) for s in group.steps)
+        params = tuple(Param(tensors[n], self.types[n]) for n in args)
+        outer = tuple(sorted(ranks[n] for n in group.outer))
+        loc = next((s.loc for s in reversed(group.steps) if s.loc), group.steps[-1].loc)
+        cascade = Cascade("", params, steps, tuple(tensors[r] for r in results), loc=loc)
+        digest = hashlib.sha256((show_cascade(cascade) + repr(outer)).encode()).hexdigest()[:12]
+        name = f"k_{digest}"
+        if name not in self.kernels:
+            self.kernels[name] = Kernel(replace(cascade, name=name), outer)
+        return Launch(name, args, results, loc)
+
+
+def _rows_contiguous(step: Einsum, outer: dict[str, IntExpr], types: dict[str, TensorType]) -> bool:
+    """Whether what a step with inner or reduced ranks reads from memory has one of them innermost."""
+    inner = {r.name for r in step.all_ranks} - set(outer)
+    if not inner:
+        return True
+    wide = [a for a in step.accesses() if a.tensor in types and len(a.index) > 1 and a.variables & inner]
+    for a in wide:
+        type_ = types[a.tensor]
+        last = (type_.order or tuple(range(type_.rank)))[-1]
+        if a.index[last].const is None and not variables(a.index[last]) & inner:
+            return False
+    return True
+
+
+def is_contraction(step: Einsum) -> bool:
+    """Whether register tiles suit the step: a sum of products of plain accesses with a free rank of one factor alone."""
+    factors = contraction_factors(step)
+    if factors is None:
+        return False
+    a, b = plain_access(factors[0]), plain_access(factors[1])
+    if a is None or b is None:
+        return False
+    free = {r.name for r in step.ranks if r.extent.const != 1}
+    return bool(free & (a.variables ^ b.variables))
+
+
+def _reads_after(body: Sequence[Stmt], at_end: set[str]) -> list[set[str]]:
+    """For each position, the tensors that statements from there on read (and those needed at the end)."""
+    result = [set(at_end)]
+    for stmt in reversed(body):
+        result.append(result[-1] | set(stmt.reads))
+    result.reverse()
+    return result
+
+
+def _in_order(groups: list[_Group]) -> list[_Group]:
+    """Groups after all they depend on, otherwise in program order."""
+    done: set[int] = set()
+    order: list[_Group] = []
+
+    def visit(group: _Group) -> None:
+        if group.number in done:
+            return
+        done.add(group.number)
+        for n in sorted(group.depends):
+            visit(groups[n])
+        order.append(group)
+
+    for group in groups:
+        visit(group)
+    return order
+
+
+def _substitute_step(step: Step, env: dict[str, IntExpr]) -> Step:
+    if isinstance(step, Scan):
+        body = tuple(_substitute_step(s, env) for s in step.body)
+        return replace(step, body=body, rank=Rank(step.rank.name, substitute(step.rank.extent, env)))
+    exprs = tuple(e.substitute(env) for e in step.exprs)
+    where = step.where.substitute(env) if step.where is not None else None
+    write = step.write
+    if write is not None:
+        write = replace(write, index=tuple(substitute(i, env) for i in write.index))
+    return replace(step, exprs=exprs, where=where, write=write)
+
+
+def _rename_ranks(step: Einsum, names: dict[str, str], suffix: str) -> Einsum:
+    """The step with its free ranks renamed by `names`, all others made unique by `suffix`."""
+    full = {r.name: names.get(r.name, f"{r.name}{suffix}") for r in step.all_ranks}
+    return _rename(step, full, {})
+
+
+def _rename(step: Einsum, ranks: dict[str, str], tensors: dict[str, str]) -> Einsum:
+    env = {old: var(new) for old, new in ranks.items()}
+
+    def index(i: IntExpr) -> IntExpr:
+        moved = substitute(i, env)
+        if not has_value(moved):
+            return moved
+
+        def leaf(atom: Var | Value) -> IntExpr:
+            return var(atom.name) if isinstance(atom, Var) else index_value(rename_tensors(atom.expr, tensors))
+
+        return rebuild(moved, leaf)
+
+    def expr(e: Expr) -> Expr:
+        return rename_tensors(e.substitute(env), tensors)
+
+    reduce = step.reduce
+    if reduce is not None:
+        reduce = Reduce(reduce.op, tuple(Rank(ranks[r.name], r.extent) for r in reduce.ranks), reduce.accumulator)
+    write = step.write
+    if write is not None:
+        onto = tensors.get(write.onto, write.onto)
+        write = Write(tuple(index(i) for i in write.index), onto, write.op, write.drop)
+    return replace(
+        step,
+        outs=tuple(tensors.get(o, o) for o in step.outs),
+        ranks=tuple(Rank(ranks[r.name], r.extent) for r in step.ranks),
+        exprs=tuple(expr(e) for e in step.exprs),
+        reduce=reduce,
+        where=expr(step.where) if step.where is not None else None,
+        write=write,
+    )
+
+
+def _canonical_ranks(group: _Group) -> dict[str, str]:
+    """Names that do not depend on where the kernel came from: outer ranks first, then the others as they occur."""
+    names: dict[str, str] = {}
+    for n, old in enumerate(group.outer):
+        names[old] = f"o{n}"
+    count = 0
+    for step in group.steps:
+        for r in step.all_ranks:
+            if r.name not in names:
+                names[r.name] = f"r{count}"
+                count += 1
+    return names
+
