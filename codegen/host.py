@@ -296,7 +296,7 @@ class _Entry:
                 continue
             made = next((s for s in cascade.steps if isinstance(s, Einsum) and result in s.outs), None)
             onto = made.write.onto if made is not None and made.write is not None else None
-            if onto not in tensors:
+            if onto is None or onto not in tensors:
                 raise Internal(stmt.loc, message=f"kernel '{stmt.kernel}' updates '{result}', which has no first value")
             size = self.bytes_of(self.types[tensors[result]])
             self.code.copy(self.address(tensors[result]), self.address(tensors[onto]), size)
