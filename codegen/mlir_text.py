@@ -83,7 +83,9 @@ class Emitter:
             value = int(value) & ((1 << bits) - 1)
             literal = str(value - (1 << bits) if value >> (bits - 1) else value)
         type_ = vector_type(element, lanes)
-        name = self.head_value(f"arith.constant {literal if lanes == 1 else f'dense<{literal}>'} : {type_}")
+        splat = literal if lanes == 1 else f"dense<{literal}>"
+        # `true` is an i1 by itself, and MLIR rejects a type after it
+        name = self.head_value(f"arith.constant {splat}" + ("" if type_ == "i1" else f" : {type_}"))
         self.literals[name] = value
         return name
 
