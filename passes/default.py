@@ -2,4 +2,5 @@
 
 from __future__ import annotations
 
-DEFAULT_PIPELINE = ""
+# inline-pointwise runs again after prepare-contractions: the copies that it makes read through what precedes them.
+DEFAULT_PIPELINE = "inline-pointwise,prepare-contractions,inline-pointwise,fuse"
