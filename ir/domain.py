@@ -68,7 +68,7 @@ def unconditional_accesses(e: Expr) -> Iterable[Access]:
 
 
 def inherited(step: Einsum, domains: Domains) -> tuple[Expr, ...]:
-    """Predicates that `step` takes over from the partial tensors it reads."""
+    """Predicates that `step` takes over from the partial tensors it reads, except those that hold anyway."""
     if not domains:
         return ()
     found: dict[Expr, None] = {}
@@ -76,7 +76,13 @@ def inherited(step: Einsum, domains: Domains) -> tuple[Expr, ...]:
         for a in unconditional_accesses(e):
             if a.tensor in domains:
                 found.update(dict.fromkeys(domains[a.tensor].at(a)))
-    return tuple(found)
+    if not found:
+        return ()
+    from dlc.ir.facts import Facts
+    from dlc.ir.prove import Assumptions
+
+    own = Assumptions(Facts(step.extents)).given(step.where)
+    return tuple(p for p in found if not own.holds(p))
 
 
 def effective_where(step: Einsum, domains: Domains) -> Expr | None:

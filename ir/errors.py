@@ -111,7 +111,7 @@ class UnboundSymbol(IrError):
 
 class NotInBounds(IrError):
     code = "DLC0130"
-    template = "'{access}' may read outside '{tensor}': {index} is not proven to be in 0..{extent}"
+    template = "'{access}' may read outside '{tensor}': 0 <= {index} < {extent} is not proven"
     hint = "write `{access} else v`, restrict the step with `where`, or guard the read with a piecewise definition"
 
 

@@ -232,8 +232,9 @@ def _nonneg_symbols(e: IntExpr, facts: Facts, depth: int) -> bool:
     names = [n for n in variables(e) if n.startswith("#")]
     if len(names) != len(variables(e)):
         return False
-    # A point of the space exists only when no rank is empty, so a symbol that is a rank's extent is at least 1.
-    nonempty = {next(iter(variables(x))) for x in facts.ranks.values() if x.is_var}
+    # A point of the space exists only when no rank is empty, so a symbol that is a rank's extent, or a factor of one that is a
+    # product of symbols (which are never negative), is at least 1.
+    nonempty = {n for x in facts.ranks.values() if _is_product(x) for n in variables(x)}
 
     def least(name: str) -> int:
         return max(facts.symbols.get(name, SymbolFact()).lo, 1 if name in nonempty else 0)
@@ -246,3 +247,8 @@ def _nonneg_symbols(e: IntExpr, facts: Facts, depth: int) -> bool:
         if hi is not None:
             return _at_both_ends(e, name, int_expr(least(name)), int_expr(hi), facts, depth)
     return False
+
+
+def _is_product(e: IntExpr) -> bool:
+    """Whether `e` is a positive multiple of a product of variables."""
+    return len(e.terms) == 1 and e.terms[0][1] > 0 and all(isinstance(a, Var) for a in e.terms[0][0])

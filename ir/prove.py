@@ -1,0 +1,183 @@
+"""Proofs of `e >= 0` under assumptions: facts of ranks and symbols, and affine guards that hold at the point in question.
+
+A guard `g >= 0` helps when subtracting a multiple of it leaves something that the facts prove: `e = (e - c*g) + c*g`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dlc.ir.domain import conjuncts
+from dlc.ir.dtype import BOOL, I64
+from dlc.ir.expr import Access, Apply, Cast, Const, Expr, Index
+from dlc.ir.extent import IntExpr, Max, Min, int_expr, maximum, minimum, value
+from dlc.ir.facts import Facts
+
+_DEPTH = 4
+_COMPARES = {"lt", "le", "gt", "ge", "eq", "ne"}
+_NEGATED = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt", "eq": "ne", "ne": "eq"}
+
+
+@dataclass(frozen=True, slots=True)
+class Assumptions:
+    """What holds at a point: `guards`, each an expression that is >= 0, and `known`, predicates that are true."""
+
+    facts: Facts
+    guards: tuple[IntExpr, ...] = ()
+    known: frozenset[Expr] = frozenset()
+
+    def given(self, predicate: Expr | None) -> Assumptions:
+        """These and `predicate`."""
+        if predicate is None:
+            return self
+        parts = conjuncts(predicate)
+        guards = [g for p in parts for g in constraints(p, self)]
+        return Assumptions(self.facts, self.guards + tuple(guards), self.known | set(parts))
+
+    def given_not(self, predicate: Expr) -> Assumptions:
+        """These and the opposite of `predicate`."""
+        return self.given(negation(predicate))
+
+    def nonneg(self, e: IntExpr) -> bool:
+        """Whether `e >= 0` is proven."""
+        return self.facts.nonneg(e) or _prove(e, self.guards, self.facts, _DEPTH)
+
+    def within(self, e: IntExpr, extent: IntExpr) -> bool:
+        """Whether `0 <= e < extent` is proven."""
+        return self.nonneg(e) and self.nonneg(extent - e - 1)
+
+    def holds(self, predicate: Expr) -> bool:
+        """Whether `predicate` is proven to be true."""
+        if predicate in self.known or predicate == Const(True, BOOL):
+            return True
+        match predicate:
+            case Apply("and", args):
+                return all(self.holds(a) for a in args)
+            case Apply("or", args):
+                return any(self.holds(a) for a in args)
+        wanted = constraints(predicate, None)
+        return bool(wanted) and all(self.nonneg(g) for g in wanted)
+
+
+def negation(predicate: Expr) -> Expr:
+    """The opposite predicate, comparisons turned round."""
+    match predicate:
+        case Apply(op, args) if op in _COMPARES and as_index(args[0]) is not None and as_index(args[1]) is not None:
+            return Apply(_NEGATED[op], args)
+        case Apply("or", (a, b)):
+            return Apply("and", (negation(a), negation(b)))
+        case Apply("not", (a,)):
+            return a
+        case _:
+            return Apply("not", (predicate,))
+
+
+def as_index(e: Expr) -> IntExpr | None:
+    """An i64 scalar expression as an integer expression, as far as it is one."""
+    match e:
+        case Index(expr):
+            return expr
+        case Const(number, dtype) if dtype.is_int:
+            return int_expr(int(number))
+        case Apply("add" | "sub" | "mul" | "min" | "max" as op, (a, b)):
+            x, y = as_index(a), as_index(b)
+            if x is None or y is None:
+                return None
+            match op:
+                case "add":
+                    return x + y
+                case "sub":
+                    return x - y
+                case "mul":
+                    return x * y
+                case "min":
+                    return minimum(x, y)
+                case _:
+                    return maximum(x, y)
+        case Apply("neg", (a,)):
+            x = as_index(a)
+            return None if x is None else -x
+        case Cast(dtype, arg) if dtype == I64 and isinstance(arg, Access):
+            return value(e)
+        case Access():
+            return value(e)
+        case _:
+            return None
+
+
+def constraints(predicate: Expr, within: Assumptions | None) -> list[IntExpr]:
+    """Expressions that are >= 0 exactly when `predicate` holds; empty when it is no comparison of integers.
+
+    `within` turns `a != b` into an inequality where one side is known not to be the greater.
+    """
+    match predicate:
+        case Apply("not", (inner,)):
+            flipped = negation(inner)
+            return [] if isinstance(flipped, Apply) and flipped.op == "not" else constraints(flipped, within)
+        case Apply(op, (a, b)) if op in _COMPARES:
+            x, y = as_index(a), as_index(b)
+            if x is None or y is None:
+                return []
+            match op:
+                case "lt":
+                    return [y - x - 1]
+                case "le":
+                    return [y - x]
+                case "gt":
+                    return [x - y - 1]
+                case "ge":
+                    return [x - y]
+                case "eq":
+                    return [x - y, y - x]
+                case _:
+                    if within is not None and within.nonneg(x - y):
+                        return [x - y - 1]
+                    return [y - x - 1] if within is not None and within.nonneg(y - x) else []
+        case _:
+            return []
+
+
+def _prove(e: IntExpr, guards: Iterable[IntExpr], facts: Facts, depth: int) -> bool:
+    """Whether `e` is a sum of multiples of guards and something the facts prove."""
+    guards = tuple(guards)
+    if depth == 0 or not guards:
+        return False
+    opened = _open_extreme(e)
+    if opened is not None:
+        kind, choices = opened
+        return (all if kind == "all" else any)(
+            facts.nonneg(c) or _prove(c, guards, facts, depth - 1) for c in choices
+        )
+    for position, g in enumerate(guards):
+        rest_guards = guards[:position] + guards[position + 1 :]
+        for factor in _factors(e, g):
+            rest = e - g * factor
+            if facts.nonneg(rest) or _prove(rest, rest_guards, facts, depth - 1):
+                return True
+    return False
+
+
+def _factors(e: IntExpr, g: IntExpr) -> list[int]:
+    """Positive multiples of `g` that cancel one of the terms of `e`."""
+    slopes = dict(g.terms)
+    found: dict[int, None] = {}
+    for monomial, coefficient in e.terms:
+        if monomial and slopes.get(monomial):
+            quotient, remainder = divmod(coefficient, slopes[monomial])
+            if quotient > 0 and remainder == 0:
+                found[quotient] = None
+    return list(found)
+
+
+def _open_extreme(e: IntExpr) -> tuple[str, list[IntExpr]] | None:
+    """`e` with a minimum or maximum replaced by each argument, and whether all or any of those must be proven."""
+    for monomial, coefficient in e.terms:
+        if len(monomial) == 1 and isinstance(monomial[0], (Min, Max)):
+            atom = monomial[0]
+            rest = e - IntExpr(((monomial, coefficient),))
+            every = (coefficient > 0) == isinstance(atom, Min)
+            return ("all" if every else "any"), [rest + a * coefficient for a in atom.args]
+    return None
+
+
