@@ -112,6 +112,7 @@ def _text(text: str, file: str, path: Path | None) -> Imported:
 
 def of_program(program: Program) -> Imported:
     """A program whose inputs are positional and flat; one output is returned bare, several as a tuple."""
+    program = with_symbols(program)
     outs = len(program.results)
     in_tree = {"t": "tuple", "c": [flat_tree(len(program.params)), {"t": "dict", "k": [], "c": []}]}
     names = tuple(p.name for p in program.params)
@@ -123,6 +124,19 @@ def of_program(program: Program) -> Imported:
         tuple(program.results),
         arg_names=names,
     )
+
+
+def with_symbols(program: Program) -> Program:
+    """The program with every extent symbol of its inputs declared: text may leave out those of which nothing is known."""
+    from dataclasses import replace
+
+    from dlc.ir.extent import variables
+    from dlc.ir.program import Symbol
+
+    known = {s.name for s in program.symbols}
+    used = dict.fromkeys(v for p in program.params for e in p.type.shape for v in sorted(variables(e)))
+    missing = [v.removeprefix("#") for v in used if v.removeprefix("#") not in known]
+    return replace(program, symbols=(*program.symbols, *map(Symbol, missing))) if missing else program
 
 
 def _torch_module(model: Any, args: Any, kwargs: Any, dynamic_shapes: Any) -> Imported:
