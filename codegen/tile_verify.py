@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import NoReturn
 
@@ -14,6 +15,11 @@ from dlc.ir.loc import Loc
 from dlc.ir.scalar import CAST_MODES
 
 MAX_LANES = 64
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.$]*")
+# words that begin a statement: as a name of a tile they could not be read back
+_RESERVED = frozenset(
+    ("let", "store", "scatter", "for", "if", "when", "while", "prefetch", "check", "yield", "test")
+)
 
 
 class InvalidTile(Internal):
@@ -58,7 +64,9 @@ class _Verifier:
 
     def run(self) -> None:
         program = self.program
+        self.name(program.name)
         for b in program.buffers:
+            self.name(b.name)
             self.need(b.name not in self.buffers, f"buffer '{b.name}' is declared twice")
             self.need(b.role in tile.ROLES, f"'{b.role}' is no role of a buffer")
             self.need(b.dtype.native, f"buffer '{b.name}' has type {b.dtype}, for which there is no native code")
@@ -85,7 +93,12 @@ class _Verifier:
             self.fail(f"tile '{name}' is not defined here")
         return self.tiles[name]
 
+    def name(self, name: str) -> None:
+        fine = _NAME.fullmatch(name) and name not in _RESERVED
+        self.need(bool(fine), f"'{name}' cannot be a name in the text form")
+
     def define(self, name: str, type_: TileType) -> None:
+        self.name(name)
         self.need(name not in self.tiles and name not in self.indices, f"'{name}' is already defined")
         self.need(all(n > 0 for n in type_.slots), f"'{name}' has an empty slot dimension")
         self.need(
@@ -126,6 +139,7 @@ class _Verifier:
         saved = dict(self.tiles), set(self.indices)
         owner = self.current
         for name in indices:
+            self.name(name)
             self.need(name not in self.indices and name not in self.tiles, f"'{name}' is already defined")
             self.indices.add(name)
         for name, type_ in tiles:

@@ -417,6 +417,7 @@ FLAT = st.one_of(
     st.builds(tile.Check, NAMES, st.text("ab \"\\{}#\n'é", max_size=6)),
 )
 CARRIES = st.lists(st.tuples(NAMES, NAMES), max_size=2).map(tuple)
+CARRIED = st.lists(st.tuples(NAMES, NAMES), min_size=1, max_size=2).map(tuple)
 CONDS = st.lists(st.builds(IndexCond, INDEX, st.sampled_from(list(tile.COMPARISONS)), INDEX), min_size=1, max_size=2)
 STMTS = st.recursive(
     FLAT,
@@ -430,7 +431,7 @@ STMTS = st.recursive(
             MANY | st.just(()), MANY | st.just(()), MANY | st.just(()),
         ),
         st.builds(
-            tile.While, CARRIES.filter(bool), st.lists(s, max_size=2).map(tuple), NAMES,
+            tile.While, CARRIED, st.lists(s, max_size=2).map(tuple), NAMES,
             st.lists(s, max_size=2).map(tuple), MANY, MANY,
         ),
     ),
