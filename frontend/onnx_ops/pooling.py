@@ -120,17 +120,13 @@ def max_unpool(c: Ctx) -> Result:
     pads = c.ints("pads", (0,) * (2 * n))
     natural = [(x.shape[2 + d] - 1) * strides[d] - pads[d] - pads[n + d] + kernel[d] for d in range(n)]
     shape = [*x.shape[:2], *natural]
-    wanted = c.extents(2, "its output shape") if c.has(2) else shape
-    # Indices are flat over the natural output; a larger wanted output has the same elements at the same flat places.
-    size = product(wanted)
-    zeros = c.b.scalar(0, x.dtype).broadcast_to([size])
-    moved = c.b.scatter(
-        c.hint,
-        zeros,
-        x.shape,
-        lambda *i: [index_value(where.at(i))],
-        lambda *i: x.at(i),
-    )
-    return moved.reshape(wanted)
-
-
+    zeros = c.b.scalar(0, x.dtype).broadcast_to([product(shape)])
+    flat = c.b.scatter(c.hint, zeros, x.shape, lambda *i: [index_value(where.at(i))], lambda *i: x.at(i))
+    moved = flat.reshape(shape)
+    if not c.has(2):
+        return moved
+    # The indices are those of the natural output, which lies at the origin of the one asked for.
+    wanted = c.extents(2, "its output shape")
+    if len(wanted) != len(shape):
+        c.bad(f"its output shape has {len(wanted)} dimensions, not {len(shape)}")
+    return moved.pad([0] * len(shape), [w - e for w, e in zip(wanted, shape, strict=True)], const(0, x.dtype))
