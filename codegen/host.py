@@ -74,7 +74,7 @@ MAX_BLOCK_BYTES = float(1 << 46)
 FIRST_COLLECTED = 16
 """Steps for which a loop of unknown length has room before it first grows."""
 
-EXTENT_CHECK, MEMORY_CHECK = "DLC0541", "DLC0543"
+EXTENT_CHECK, VALUE_CHECK, MEMORY_CHECK = "DLC0541", "DLC0542", "DLC0543"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,11 @@ class Host:
 
 
 def host_entry(
-    program: Program, plan: MemoryPlan, kernels: Mapping[str, HostKernel], constants: Mapping[str, int]
+    program: Program,
+    plan: MemoryPlan,
+    kernels: Mapping[str, HostKernel],
+    constants: Mapping[str, int],
+    expected: Mapping[int, str] | None = None,
 ) -> Host:
     """The entry of `program`.
 
@@ -141,18 +145,25 @@ def host_entry(
         plan: where its tensors lie (`dlc.passes.schedule.plan_memory`).
         kernels: native kernel of each of the program's kernels, by name.
         constants: byte offset of each constant in the block of constants.
+        expected: inputs that must equal a constant, whose value is compiled in.
     """
-    return _Entry(program, plan, kernels, constants).build()
+    return _Entry(program, plan, kernels, constants, expected or {}).build()
 
 
 class _Entry:
     def __init__(
-        self, program: Program, plan: MemoryPlan, kernels: Mapping[str, HostKernel], constants: Mapping[str, int]
+        self,
+        program: Program,
+        plan: MemoryPlan,
+        kernels: Mapping[str, HostKernel],
+        constants: Mapping[str, int],
+        expected: Mapping[int, str],
     ) -> None:
         self.program = program
         self.plan = plan
         self.kernels = kernels
         self.constants = constants
+        self.expected = expected
         self.types = tensor_types(program)
         self.cascades: dict[str, Kernel] = program.kernel_table
         self.code = Code()
@@ -206,6 +217,8 @@ class _Entry:
             entry.append(f"  %s{position}_at = llvm.getelementptr %frame[{word}] : ({PTR}) -> {PTR}, i64")
             entry.append(f"  %s{position} = llvm.load %s{position}_at : {PTR} -> i64")
             self.symbols[name] = f"%s{position}"
+        for index, constant in self.expected.items():
+            self.expect(index, constant)
         self.region(self.program.body)
         self.outputs()
         code.jump("^exit")
@@ -218,10 +231,26 @@ class _Entry:
         entry.append(f"  %args = llvm.alloca {words} x i64 {{alignment = 64 : i64}} : (i64) -> {PTR}")
         used = sorted({k.symbol for k in self.kernels.values()})
         declared = [f"llvm.func @{symbol}({PTR}, i64, i64, i64)" for symbol in used]
+        if self.expected:
+            declared.append(f"llvm.func @memcmp({PTR}, {PTR}, i64) -> i32")
         body = "\n".join([*entry, *code.lines])
         text = "\n".join([*declared, _LAUNCH, f"llvm.func @dlc_main(%frame: {PTR}) -> i64 {{", body, "}", ""])
         checks = tuple(self.checks)
         return Host(text, tuple(self.calls), checks, self.frame_symbols, self.static_symbols, self.frame)
+
+    def expect(self, index: int, constant: str) -> None:
+        """The program holds for one value of this input alone: leave with an error for any other."""
+        code = self.code
+        param = self.program.params[index]
+        of = self.types[constant]
+        message = f"{VALUE_CHECK}: input '{param.name}' has another value than the one the model was compiled for"
+        for extent, size in zip(param.type.shape, of.shape, strict=True):
+            if extent != size:
+                self.fail_if(code.compare("ne", code.expr(extent), code.expr(size)), message, self.program.loc)
+        given, wanted = self.address_of(AtInput(index)), self.address_of(AtConstant(constant))
+        size_bytes = self.bytes_of(of)
+        order = code.value(f"llvm.call @memcmp({given}, {wanted}, {size_bytes}) : ({PTR}, {PTR}, i64) -> i32")
+        self.fail_if(code.compare("ne", order, code.constant(0, "i32"), "i32"), message, self.program.loc)
 
     # -- statements
 

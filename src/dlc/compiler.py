@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +24,15 @@ from dlc.codegen.host import host_entry
 from dlc.codegen.host_manifest import Interface, constant_layout, host_manifest
 from dlc.codegen.target import Target, parse_target
 from dlc.errors import BadInput, DlcError, Internal
+from dlc.ir.einsum import TensorType
+from dlc.ir.extent import int_expr
 from dlc.ir.memory import MemoryPlan
-from dlc.ir.program import Program, walk_statements
+from dlc.ir.program import Param, Program, fresh_name, walk_statements
 from dlc.passes.schedule import plan_memory
 from dlc.runtime.cache import KernelCache
 from dlc.runtime.executable import Executable
 from dlc.runtime.executable import load as _load_artifact
+from dlc.specialising import Specialising
 
 if TYPE_CHECKING:
     from dlc.dump import Dump
@@ -130,7 +133,7 @@ def compile(
     progress: Progress | None = None,
     verify_each: bool = True,
     specialise: Mapping[str, Any] | None = None,
-) -> Executable:
+) -> Executable | Specialising:
     """Compile a model for this machine's processor.
 
     Args:
@@ -149,15 +152,24 @@ def compile(
         observers: watch the passes.
         progress: called after each compiled kernel with (done, of, name).
         verify_each: verify the program after each pass.
-        specialise: values of ONNX inputs that decide shapes; the result holds for these values alone.
+        specialise: values of ONNX inputs that decide shapes; the result holds for these values alone. Without it, a
+            model that needs some is compiled for each value it is called with (`dlc.specialising`).
 
     Raises:
         DlcError: with a code, a place and a way out.
     """
-    from dlc.importing import import_any
+    from dlc.importing import import_any, is_onnx
 
     if accuracy not in ACCURACY:
         raise UnknownAccuracy(accuracy=accuracy)
+    options = {k: v for k, v in locals().items() if k not in ("model", "import_any", "is_onnx")}
+    if specialise is None and is_onnx(model):
+        from dlc.frontend.onnx_errors import NeedsValue
+
+        try:
+            return compile(model, **{**options, "specialise": {}})
+        except NeedsValue as error:
+            return _specialising(model, options, error)
     wanted = parse_target(target) if isinstance(target, str) else target
     report = CompileReport(target=str(wanted))
     began = time.perf_counter()
@@ -196,6 +208,22 @@ def compile(
         if dump is not None:
             dump.note(report=report.to_json())
     return executable
+
+
+def _specialising(model: Any, options: dict[str, Any], needs: Any) -> Specialising:
+    """The model compiled per value; for the example inputs, if there are any, at once."""
+    from dlc.importing import onnx_inputs
+
+    def compile_for(values: Mapping[str, Any]) -> Executable:
+        made = compile(model, **{**options, "specialise": values})
+        assert isinstance(made, Executable)
+        return made
+
+    made = Specialising(compile_for, onnx_inputs(model), needs.names, type(needs))
+    args, kwargs = options["args"], options["kwargs"] or {}
+    if args or kwargs:
+        made.executable(*(args if isinstance(args, (tuple, list)) else (args,)), **kwargs)
+    return made
 
 
 def load(path: str | os.PathLike[str], threads: int | None = None) -> Executable:
@@ -243,6 +271,7 @@ def compile_program(
         The rest as in `compile`.
     """
     report = report if report is not None else CompileReport(target=str(target))
+    program, expected = _with_expected(program, imported)
     store: ObjectCache | None = None
     if cache is True:
         store = KernelCache()
@@ -257,8 +286,8 @@ def compile_program(
     )
     report.seconds.update(built.seconds)
     start = clock()
-    layout, size = constant_layout(program, _used_constants(program))
-    host = host_entry(program, plan, built.kernels, {name: at for name, (at, _) in layout.items()})
+    layout, size = constant_layout(program, [*expected.values(), *_used_constants(program)])
+    host = host_entry(program, plan, built.kernels, {name: at for name, (at, _) in layout.items()}, expected)
     if dump is not None:
         dump.kernel("dlc_main", "mlir", host.mlir)
     entry, _ = build_text(host.mlir, target, store, opt_level=HOST_OPT_LEVEL)
@@ -293,9 +322,32 @@ def compile_program(
 def _interface(imported: Imported | None) -> Interface:
     if imported is None:
         return Interface()
-    return Interface(
-        imported.input_names, imported.output_names, imported.in_tree, imported.out_tree, imported.arg_names
-    )
+    in_tree, names = imported.in_tree, imported.arg_names
+    match in_tree:
+        case {"t": "tuple", "c": [{"t": "tuple"}, {"t": "dict"}]}:
+            pass
+        case _:  # positional arguments alone; those that are tensors have their input's name
+            if not names and [c.get("i") for c in in_tree.get("c", ())] == list(range(len(imported.input_names))):
+                names = imported.input_names
+            in_tree = {"t": "tuple", "c": [in_tree, {"t": "dict", "k": [], "c": []}]}
+    return Interface(imported.input_names, imported.output_names, in_tree, imported.out_tree, names)
+
+
+def _with_expected(program: Program, imported: Imported | None) -> tuple[Program, dict[int, str]]:
+    """The values that the program was specialised on, as constants for the entry to compare with: constant by input."""
+    if imported is None or not imported.specialised:
+        return program, {}
+    taken = {c.name for c in program.consts} | {p.name for p in program.params}
+    expected, consts, data = {}, list(program.consts), dict(program.data)
+    for name, value in imported.specialised.items():
+        array = np.ascontiguousarray(value).reshape(np.shape(value))
+        index = imported.input_names.index(name)
+        constant = fresh_name(f"expected_{index}", taken)
+        of = TensorType(program.params[index].type.dtype, tuple(int_expr(n) for n in array.shape))
+        consts.append(Param(constant, of))
+        data[constant] = array
+        expected[index] = constant
+    return replace(program, consts=tuple(consts), data=data), expected
 
 
 def _count(report: CompileReport, built: Built, launches: int, size: int, objects: Mapping[str, bytes]) -> None:

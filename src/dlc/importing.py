@@ -68,16 +68,37 @@ def import_any(
             return _torch_module(model, args, kwargs, dynamic_shapes)
         if isinstance(model, torch.export.ExportedProgram):
             return _exported(model)
-    if isinstance(model, (bytes, bytearray)) or _is_onnx(model):
-        return _onnx(bytes(model) if isinstance(model, bytearray) else model, specialise)
-    if isinstance(model, Path) or (isinstance(model, str) and "\n" not in model and "{" not in model):
-        return _file(Path(model), specialise)
+    if is_onnx(model):
+        return _onnx(model, args, kwargs, specialise)
+    if isinstance(model, Path) or _is_path(model):
+        return _file(Path(model))
     if isinstance(model, str):
         return _text(model, "<text>", None)
     raise UnknownModel(what=f"an object of type {type(model).__module__}.{type(model).__qualname__}")
 
 
-def _file(path: Path, specialise: Mapping[str, Any] | None) -> Imported:
+def _is_path(model: Any) -> bool:
+    return isinstance(model, str) and "\n" not in model and "{" not in model
+
+
+def is_onnx(model: Any) -> bool:
+    """Whether this is an ONNX model: a path that ends so, the bytes of a file, or a ModelProto."""
+    if isinstance(model, Path) or _is_path(model):
+        return Path(model).suffix.lower() == ".onnx"
+    is_proto = type(model).__name__ == "ModelProto" and hasattr(model, "SerializeToString")
+    return is_proto or isinstance(model, (bytes, bytearray))
+
+
+def onnx_inputs(model: Any) -> tuple[str, ...]:
+    """Names of an ONNX model's inputs, those with a default left out."""
+    from dlc.frontend.onnx_load import load_model
+
+    graph = load_model(model)[0].graph
+    defaults = {t.name for t in graph.initializer}
+    return tuple(i.name for i in graph.input if i.name not in defaults)
+
+
+def _file(path: Path) -> Imported:
     suffix = path.suffix.lower()
     if suffix not in (".ein", ".onnx", ".pt2", ".dlc"):
         raise UnknownModel(what=f"the file '{path}': its suffix says no format (known: .onnx, .ein, .pt2)")
@@ -85,8 +106,6 @@ def _file(path: Path, specialise: Mapping[str, Any] | None) -> Imported:
         raise UnknownModel(what=f"'{path}': it is compiled already; use dlc.load")
     if not path.is_file():
         raise ModelFileMissing(path=str(path), reason="it is a folder" if path.is_dir() else "there is no such file")
-    if suffix == ".onnx":
-        return _onnx(path, specialise)
     if suffix == ".pt2":
         return _exported(_need("torch", "reading a .pt2 file", "dlc[torch]").export.load(path))
     try:
@@ -127,7 +146,7 @@ def of_program(program: Program) -> Imported:
 
 
 def with_symbols(program: Program) -> Program:
-    """The program with every extent symbol of its inputs declared: text may leave out those of which nothing is known."""
+    """The program with all extent symbols of its inputs declared: text may leave out those without facts."""
     from dataclasses import replace
 
     from dlc.ir.extent import variables
@@ -155,15 +174,19 @@ def _exported(model: Any) -> Imported:
     return torch_export.import_exported(model)
 
 
-def _onnx(model: Any, specialise: Mapping[str, Any] | None) -> Imported:
+def _onnx(
+    model: Any, args: tuple[Any, ...] | None, kwargs: Mapping[str, Any] | None, specialise: Mapping[str, Any] | None
+) -> Imported:
+    if isinstance(model, (str, Path)) and not Path(model).is_file():
+        reason = "it is a folder" if Path(model).is_dir() else "there is no such file"
+        raise ModelFileMissing(path=str(model), reason=reason)
     _need("onnx", "reading an ONNX model", "dlc[onnx]")
     from dlc.frontend.onnx_import import import_model
 
-    return import_model(model, specialise=specialise)
-
-
-def _is_onnx(model: Any) -> bool:
-    return type(model).__name__ == "ModelProto" and hasattr(model, "SerializeToString")
+    examples = dict(kwargs or {})
+    if args:
+        examples |= dict(zip(onnx_inputs(model), args, strict=False))
+    return import_model(model, specialise=specialise, examples=examples)
 
 
 def _need(package: str, what: str, install: str) -> Any:
