@@ -16,13 +16,17 @@ if TYPE_CHECKING:
 
 def shapes_of(params: Sequence[Param], symbols: Sequence[Symbol]) -> dict[str, Any]:
     """Parameters in the form of a manifest's `inputs` and `symbols`, for `dlc.feeds`."""
-    from dlc.ir.extent import show_extent
+    from dlc.ir.extent import show_extent, variables
 
     inputs = [
         {"name": p.name, "dtype": str(p.type.dtype), "shape": [show_extent(e) for e in p.type.shape]} for p in params
     ]
-    facts = [{"name": s.name, "lo": s.lo, "hi": s.hi, "divisor": s.divisor} for s in symbols]
-    return {"inputs": inputs, "symbols": facts}
+    facts: dict[str, dict[str, Any]] = {
+        s.name: {"name": s.name, "lo": s.lo, "hi": s.hi, "divisor": s.divisor} for s in symbols
+    }
+    for name in (v.removeprefix("#") for p in params for e in p.type.shape for v in sorted(variables(e))):
+        facts.setdefault(name, {"name": name})  # nothing is known of it
+    return {"inputs": inputs, "symbols": list(facts.values())}
 
 
 def random_arrays(
