@@ -113,10 +113,9 @@ def _work(executable: Any, arrays: list[np.ndarray]) -> tuple[int, int]:
 
     manifest = executable.manifest
     values: dict[str, int] = {}
-    for symbol in manifest.get("symbols", ()):
-        for index, dimension in symbol.get("inputs", ()):
-            if dimension >= 0 and manifest["inputs"][index]["shape"][dimension] == symbol["name"]:
-                values[symbol["name"]] = arrays[index].shape[dimension]
+    names = {s["name"] for s in manifest.get("symbols", ())}
+    for entry, array in zip(manifest["inputs"], arrays):
+        values |= {name: size for name, size in zip(entry["shape"], array.shape) if name in names}
     totals = [0, 0]
     for kernel in manifest.get("kernels", ()):
         try:
