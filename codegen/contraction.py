@@ -221,7 +221,12 @@ class _ContractionLowering:
         row_extent = self.rest[row] if row is not None else int_expr(1)
         block = max(tile.rows, ROW_BLOCK // tile.rows * tile.rows)
         blocks = (row_extent + (block - 1)) // block
-        tasks = {**batch, "@p": self.panels, "@block": blocks}
+        # Tasks that follow each other share a panel of columns as long as the columns' operand does not move.
+        moves = _access(self.roles.cols).variables
+        tasks = {n: e for n, e in batch.items() if n in moves}
+        tasks |= {"@p": self.panels}
+        tasks |= {n: e for n, e in batch.items() if n not in moves}
+        tasks |= {"@block": blocks}
         base = self.low.task_base(tasks)
         first = base.pop("@block") * block
         last = minimum(first + block, row_extent)
