@@ -123,6 +123,7 @@ class _Compiled:
             if key in self._executables:
                 return self._executables[key]
         from dlc.compiler import compile
+        from dlc.runtime.executable import Executable
 
         module = _Closed(self.graph, self._order, weights).eval()
         dynamic = tuple(dict.fromkeys(dims, torch.export.Dim.AUTO) or None for dims in self._dynamic)
@@ -133,6 +134,7 @@ class _Compiled:
                 dynamic_shapes=(dynamic,) if any(dynamic) else None,  # the one parameter is *tensors
                 **self.options,
             )
+        assert isinstance(executable, Executable)
         # export may have found that an extent is fixed after all; then this one serves these shapes alone
         entries = executable.manifest["inputs"]
         fixed = any(

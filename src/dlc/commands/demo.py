@@ -224,7 +224,12 @@ def _compile_saved(
     began = time.perf_counter()
     with console.step(f"compiling {name}"):
         executable = compiler.compile(
-            model, inputs, dynamic_shapes=shapes, threads=threads, dump_dir=folder / f"{name}-dump"
+            model,
+            inputs,
+            dynamic_shapes=shapes,
+            threads=threads,
+            dump_dir=folder / f"{name}-dump",
+            specialise={} if inputs is None else None,
         )
     seconds = time.perf_counter() - began
     path = folder / f"{name}.dlc"

@@ -5,17 +5,27 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from dlc.console import Console
+from dlc.errors import BadInput
 from dlc.feeds import call_arguments, load_inputs, random_inputs, symbol_values
 from dlc.models import Model, open_model
 
 if TYPE_CHECKING:
     from dlc.passes.observers import Observer, Timer
     from dlc.runtime.executable import Executable
+
+
+class BadSpecialise(BadInput):
+    """A --specialise option names no input, or a value that is none."""
+
+    code = "DLC0622"
+    template = "--specialise {given}: {reason}"
+    hint = "the inputs are: {known}"
 
 
 def add_format(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +60,13 @@ def add_compile(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--disable-pass", action="append", default=[], metavar="NAME", help="leave a pass out; repeatable"
+    )
+    group.add_argument(
+        "--specialise",
+        action="append",
+        default=[],
+        metavar="NAME=A,B",
+        help="value of an ONNX input that decides shapes; the result holds for it alone; repeatable",
     )
     group.add_argument("--dump-dir", metavar="DIR", help="write every pass's result and an HTML report there")
     add_printing(parser)
@@ -122,13 +139,14 @@ def dump_dir(options: argparse.Namespace) -> str | None:
 def compile_model(model: Model, options: argparse.Namespace, console: Console) -> Executable:
     """Compile an opened model as the options say; load it if it is compiled."""
     from dlc import compiler
+    from dlc.runtime.executable import Executable
 
     threads = getattr(options, "threads", None)
     if model.kind == "dlc":
         return compiler.load(model.source, threads=threads)
     watching, timer = observers(options)
     with console.step(f"compiling {model.spec}"):
-        executable: Executable = compiler.compile(
+        executable = compiler.compile(
             model.source,
             model.inputs,
             dynamic_shapes=model.dynamic_shapes,
@@ -142,10 +160,43 @@ def compile_model(model: Model, options: argparse.Namespace, console: Console) -
             observers=watching,
             progress=lambda done, of, name: console.progress(f"compiled {done} of {of} kernels"),
             verify_each=options.check_each,
+            specialise=specialised(model, options.specialise) if model.kind == "onnx" else None,
         )
+    assert isinstance(executable, Executable)  # only without `specialise` it might be compiled per value
     if timer is not None:
         print(timer.table(), file=sys.stderr)
     return executable
+
+
+def specialised(model: Model, given: Sequence[str]) -> dict[str, np.ndarray]:
+    """Values of ONNX inputs from `name=1,2,3`, with the type and rank that the model declares.
+
+    Raises:
+        BadSpecialise: no such input, no number, or more than a list of numbers.
+    """
+    if not given:
+        return {}
+    import onnx
+
+    proto = model.source
+    if not isinstance(proto, onnx.ModelProto):
+        proto = onnx.load(str(proto), load_external_data=False)
+    inputs = {i.name: i.type.tensor_type for i in proto.graph.input}
+    values = {}
+    for text in given:
+        name, _, numbers = text.partition("=")
+        if name not in inputs:
+            raise BadSpecialise(given=text, reason="the model has no such input", known=", ".join(inputs) or "none")
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(inputs[name].elem_type)
+        rank = len(inputs[name].shape.dim)
+        try:
+            value = np.array([float(n) for n in numbers.split(",") if n.strip()]).astype(dtype)
+        except ValueError:
+            raise BadSpecialise(given=text, reason="write NAME=A,B with numbers", known=", ".join(inputs)) from None
+        if rank > 1 or (rank == 0 and value.size != 1):
+            raise BadSpecialise(given=text, reason=f"the input has rank {rank}", known=", ".join(inputs))
+        values[name] = value.reshape(()) if rank == 0 else value
+    return values
 
 
 def executable_of(options: argparse.Namespace, console: Console) -> tuple[Model, Executable]:
