@@ -186,11 +186,11 @@ def _nonneg_opaque(e: IntExpr, atom: Atom, facts: Facts, depth: int) -> bool:
             helps = slope is not None and (slope < 0) == isinstance(atom, Min)
             return (helps and any(with_atom(a) for a in args)) or all(with_atom(a) for a in args)
         case Mod(num, den):
-            if den.const is None and not facts.nonneg(den - 1):
+            if linear is None or not facts.nonneg(den - 1):
                 return False
-            if linear is None:
-                return False
-            if slope is not None and slope >= 0:
+            if slope is None:  # of unknown sign: both ends must do
+                return with_atom(int_expr(0)) and with_atom(den - 1)
+            if slope >= 0:
                 return with_atom(int_expr(0))
             if with_atom(den - 1):
                 return True
