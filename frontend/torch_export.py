@@ -1,0 +1,441 @@
+"""From PyTorch to a program: an nn.Module is exported, an ExportedProgram is imported operator by operator as it is.
+
+    imported = import_torch(model.eval(), (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    imported.program
+
+Operators keep their exported form (no decomposition of the whole graph, which costs seconds); only operators without a
+definition here are decomposed, and `Imported.decomposed` names them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree as pytree
+
+from dlc.errors import DlcError, Internal
+from dlc.frontend.errors import UnsupportedOperator
+from dlc.frontend.imported import Imported
+from dlc.frontend.torch_errors import BadExample, ExportFailed, MutatedState, TrainingMode
+from dlc.frontend.torch_graph import GraphImporter, bounds, known, place_of
+from dlc.frontend.torch_recurrent_shapes import symbolic_recurrence
+from dlc.frontend.torch_trees import leaf, literal, tree_of
+from dlc.frontend.torch_types import Extents, ir_dtype, numpy_view
+from dlc.ir.builder import Builder
+from dlc.ir.dtype import I64
+from dlc.ir.loc import Loc
+from dlc.ir.view import Val
+
+
+def import_torch(
+    model: nn.Module | torch.export.ExportedProgram,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    *,
+    name: str | None = None,
+    mutations: str = "refuse",
+) -> Imported:
+    """Import a model.
+
+    Args:
+        model: in eval mode, or already exported.
+        args: example inputs, a tuple; not used for an ExportedProgram.
+        kwargs: example keyword inputs.
+        dynamic_shapes: as `torch.export.export` takes it; names of its Dims become extent symbols.
+        name: of the program; by default the class of the model.
+        mutations: "refuse" a model that writes to its buffers or inputs, or "return" the new values as extra outputs.
+
+    Raises:
+        TrainingMode: dropout or batch norm would act as in training.
+        ExportFailed: torch.export cannot trace it.
+        UnsupportedOperator: an operator has no definition here, with the line of the model that uses it.
+    """
+    if isinstance(model, torch.export.ExportedProgram):
+        return import_exported(model, name=name, mutations=mutations)
+    if not isinstance(model, nn.Module):
+        raise BadExample(None, message=f"a {type(model).__name__} is neither an nn.Module nor an ExportedProgram")
+    start = time.perf_counter()
+    exported = export(model, args, kwargs, dynamic_shapes)
+    seconds = time.perf_counter() - start
+    names = dim_names(model, args, kwargs, dynamic_shapes, exported)
+    return import_exported(
+        exported,
+        name=name or type(model).__name__,
+        mutations=mutations,
+        symbol_names=names,
+        arg_names=argument_names(model, len(args)),
+        export_seconds=seconds,
+    )
+
+
+def export(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None) -> Any:
+    """`torch.export.export` as the importer likes it: no gradients, recurrent layers whole, guards deferred if need be."""
+    if isinstance(args, torch.Tensor) or not isinstance(args, (tuple, list)):
+        raise BadExample(None, message=f"the example inputs are a {type(args).__name__}, not a tuple")
+    refuse_training(model)
+    options: dict[str, Any] = {"dynamic_shapes": dynamic_shapes, "strict": False}
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), symbolic_recurrence():
+            try:
+                return torch.export.export(model, tuple(args), dict(kwargs or {}), **options)
+            except Exception as first:
+                if dynamic_shapes is None:
+                    raise
+                try:
+                    options["prefer_deferred_runtime_asserts_over_guards"] = True
+                    return torch.export.export(model, tuple(args), dict(kwargs or {}), **options)
+                except Exception:
+                    raise first from None
+    except DlcError:
+        raise
+    except Exception as error:
+        message = str(error).strip() or type(error).__name__
+        lines = [line.strip() for line in message.splitlines() if line.strip()]
+        raise ExportFailed(None, message=f"{type(error).__name__}: {' '.join(lines[:6])[:800]}") from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+_ACTIVE = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RReLU)
+
+
+def refuse_training(model: nn.Module) -> None:
+    """Refuse a model in which a layer would act as in training."""
+    for path, module in model.named_modules():
+        if not module.training or not isinstance(module, _ACTIVE):
+            continue
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.track_running_stats:
+            continue
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p == 0:
+            continue
+        raise TrainingMode(Loc(path), op=f"{type(module).__name__} '{path}'")
+
+
+def argument_names(model: nn.Module, count: int) -> tuple[str, ...]:
+    """Names of the positional parameters of forward, as far as each is one argument."""
+    names: list[str] = []
+    for p in inspect.signature(model.forward).parameters.values():
+        if p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) or len(names) == count:
+            break
+        names.append(p.name)
+    return tuple(names)
+
+
+def dim_names(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, dynamic_shapes: Any,
+              exported: Any) -> dict[Any, str]:  # fmt: skip
+    """The user's names of the traced symbols: those of the Dims at the inputs' dimensions."""
+    if dynamic_shapes is None:
+        return {}
+    try:
+        bound = inspect.signature(model.forward).bind(*args, **(kwargs or {})).arguments
+    except TypeError:
+        return {}
+    specs: dict[int, Any] = {}
+    tops = dynamic_shapes if isinstance(dynamic_shapes, dict) else dict(zip(bound, dynamic_shapes, strict=False))
+    for key, value in bound.items():
+        for part, spec in _paired(value, tops.get(key)):
+            specs[id(part)] = spec
+    flat = pytree.tree_leaves((tuple(args), dict(kwargs or {})))
+    fakes = [n.meta.get("val") for n in _user_nodes(exported)]
+    names: dict[Any, str] = {}
+    for original, fake in zip(flat, fakes, strict=False):
+        spec = specs.get(id(original))
+        if not isinstance(fake, torch.Tensor) or spec is None:
+            continue
+        items = spec.items() if isinstance(spec, dict) else enumerate(spec)
+        for d, dim in items:
+            root = getattr(dim, "root", dim)
+            label = getattr(root, "__name__", None)
+            extent = fake.shape[d]
+            if isinstance(label, str) and isinstance(root, type(torch.export.Dim("x"))) and isinstance(extent, torch.SymInt):
+                free = extent.node.expr.free_symbols
+                if len(free) == 1:
+                    names.setdefault(next(iter(free)), label)
+    return names
+
+
+def _paired(value: Any, spec: Any) -> Iterator[tuple[Any, Any]]:
+    if isinstance(value, torch.Tensor):
+        yield value, spec
+    elif isinstance(value, (list, tuple)) and isinstance(spec, (list, tuple)):
+        for v, s in zip(value, spec, strict=False):
+            yield from _paired(v, s)
+    elif isinstance(value, dict) and isinstance(spec, dict):
+        for k, v in value.items():
+            yield from _paired(v, spec.get(k))
+
+
+def _user_nodes(exported: Any) -> list[Any]:
+    """Placeholders of the user's inputs, in order."""
+    kinds = [s.kind for s in exported.graph_signature.input_specs]
+    places = [n for n in exported.graph.nodes if n.op == "placeholder"]
+    return [n for n, k in zip(places, kinds, strict=True) if k == InputKind.USER_INPUT]
+
+
+# --- the program -----------------------------------------------------------------------------------------------------
+
+
+def import_exported(
+    exported: Any,
+    *,
+    name: str | None = None,
+    mutations: str = "refuse",
+    symbol_names: Mapping[Any, str] | None = None,
+    arg_names: tuple[str, ...] = (),
+    export_seconds: float = 0.0,
+) -> Imported:
+    """Import an ExportedProgram; see `import_torch`."""
+    start = time.perf_counter()
+    exported, decomposed = with_definitions(exported)
+    importer = ProgramImporter(exported, name or _class_name(exported), mutations, dict(symbol_names or {}))
+    with _no_raw_errors(importer):
+        program, in_tree, out_tree, outputs, mutated = importer.run()
+    return Imported(
+        program,
+        in_tree,
+        out_tree,
+        tuple(importer.input_names),
+        tuple(outputs),
+        mutated=tuple(mutated),
+        decomposed=decomposed,
+        arg_names=arg_names,
+        seconds={"export": export_seconds, "import": time.perf_counter() - start},
+    )
+
+
+def _class_name(exported: Any) -> str:
+    for node in exported.graph.nodes:
+        stack = node.meta.get("nn_module_stack")
+        if stack:
+            kind = next(iter(stack.values()))[1]
+            return str(kind if isinstance(kind, str) else kind.__name__).rpartition(".")[2]
+    return "model"
+
+
+@contextmanager
+def _no_raw_errors(importer: ProgramImporter) -> Iterator[None]:
+    """A Python exception in a definition is our fault, and is reported with the operator that caused it."""
+    try:
+        yield
+    except DlcError:
+        raise
+    except Exception as error:
+        c = importer.graph.ctx if importer.graph is not None else None
+        message = f"{type(error).__name__} in the import of {c.target if c else 'the inputs'}: {error}"
+        raise Internal(c.loc if c else None, message=message) from error
+
+
+class ProgramImporter:
+    """Binds the inputs and outputs of one ExportedProgram around its graph."""
+
+    def __init__(self, exported: Any, name: str, mutations: str, symbol_names: dict[Any, str]) -> None:
+        self.exported = exported
+        self.mutations = mutations
+        self.b = Builder("".join(ch if ch.isalnum() else "_" for ch in name) or "model")
+        self.extents = Extents()
+        self.names = symbol_names
+        self.input_names: list[str] = []
+        self.graph: GraphImporter | None = None
+        self._weights: dict[Any, Val] = {}
+
+    def run(self) -> tuple[Any, dict[str, Any], dict[str, Any], list[str], list[tuple[str, int]]]:
+        ep = self.exported
+        self.graph = GraphImporter(self.b, self.extents, ep.range_constraints, ep.graph_module)
+        places = [n for n in ep.graph.nodes if n.op == "placeholder"]
+        specs = ep.graph_signature.input_specs
+        for node, spec in zip(places, specs, strict=True):
+            if spec.kind == InputKind.USER_INPUT:
+                self._declare(node)
+        values, leaves = [], []
+        for node, spec in zip(places, specs, strict=True):
+            if spec.kind == InputKind.USER_INPUT:
+                value, tree = self._input(node, spec)
+                leaves.append(tree)
+            elif node.users or spec.kind == InputKind.TOKEN:
+                value = self._weight(node, spec)
+            else:
+                value = None
+            values.append(value)
+        results = self.graph.run(ep.graph, values)
+        in_tree = tree_of(ep.call_spec.in_spec, leaves, "the input")
+        return self._finish(places, specs, results, in_tree)
+
+    def _declare(self, node: Any) -> None:
+        """Symbols of an input's shape."""
+        fake = node.meta.get("val")
+        parts = fake.shape if isinstance(fake, torch.Tensor) else [fake]
+        for e in parts:
+            if isinstance(e, torch.SymInt):
+                for s in sorted(e.node.expr.free_symbols, key=str):
+                    if s not in self.extents.symbols and isinstance(fake, torch.Tensor):
+                        lo, hi = bounds(self.exported.range_constraints[s]) if s in self.exported.range_constraints else (0, None)
+                        self.extents.symbols[s] = self.b.symbol(self._symbol_name(s), max(lo, 0), hi)
+
+    def _symbol_name(self, s: Any) -> str:
+        name = "".join(ch if ch.isalnum() or ch == "_" else "_" for ch in self.names.get(s, str(s)))
+        base, n = name, 2
+        while name in self.b.symbols:
+            name, n = f"{base}_{n}", n + 1
+        return name
+
+    def _input(self, node: Any, spec: Any) -> tuple[Any, dict[str, Any]]:
+        fake = node.meta.get("val")
+        loc = Loc(f"input '{node.name}'")
+        if isinstance(fake, torch.Tensor):
+            dtype = ir_dtype(fake.dtype, f"input '{node.name}'", loc)
+            val = self.b.input(node.name, dtype, [self.extents.of(e, node.name, loc) for e in fake.shape])
+            self.input_names.append(str(node.name))
+            return val, leaf(len(self.input_names) - 1)
+        if isinstance(fake, torch.SymInt):
+            val = self.b.input(node.name, I64, ())
+            self.input_names.append(str(node.name))
+            expr = fake.node.expr
+            lo, hi = bounds(self.exported.range_constraints[expr]) if expr in self.exported.range_constraints else (0, None)
+            bound = self.extents.symbols.get(expr)
+            if bound is None:
+                bound = self.b.bind(val, str(node.name), max(lo, 0), hi)
+                if expr.is_Symbol:
+                    self.extents.symbols[expr] = bound
+            return bound, leaf(len(self.input_names) - 1)
+        value = getattr(spec.arg, "value", fake)
+        return value, literal(value, f"input '{node.name}'")
+
+    def _weight(self, node: Any, spec: Any) -> Any:
+        ep = self.exported
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target in ep.state_dict:
+            tensor = ep.state_dict[spec.target]
+        elif spec.target in ep.constants:
+            tensor = ep.constants[spec.target]
+        else:
+            raise UnsupportedOperator(Loc(node.name), op=f"input '{node.name}'", reason=f"it is a {spec.kind.name.lower()}")
+        if not isinstance(tensor, torch.Tensor):
+            raise UnsupportedOperator(Loc(node.name), op=f"constant '{node.name}'", reason=f"it is a {type(tensor).__name__}")
+        ir_dtype(tensor.dtype, f"constant '{spec.target}'", Loc(str(spec.target)))
+        # Tied weights are one constant.
+        key = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()) if tensor.numel() else id(tensor)
+        if key not in self._weights:
+            self._weights[key] = self.b.constant(numpy_view(tensor), str(spec.target))
+        return self._weights[key]
+
+    def _finish(self, places: Sequence[Any], specs: Sequence[Any], results: Sequence[Any], in_tree: dict[str, Any]) -> Any:
+        assert self.graph is not None
+        ep = self.exported
+        outputs: list[Val] = []
+        names: list[str] = []
+        trees: list[dict[str, Any]] = []
+        changed: list[tuple[str, Val]] = []
+        flat = next(n for n in ep.graph.nodes if n.op == "output").args[0]
+        for value, spec, node in zip(results, ep.graph_signature.output_specs, flat, strict=True):
+            if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION):
+                changed.append((str(spec.target), value))
+            elif spec.kind == OutputKind.USER_OUTPUT:
+                if isinstance(value, Val) or (hasattr(node, "name") and not isinstance(value, (bool, float, str, type(None)))):
+                    trees.append(leaf(len(outputs)))
+                    outputs.append(self.graph.ctx.val(value))
+                    names.append(str(node.name))
+                else:
+                    trees.append(literal(value, "an output"))
+            else:
+                raise UnsupportedOperator(None, op="an output", reason=f"it is a {spec.kind.name.lower()}")
+        for node, spec in zip(places, specs, strict=True):
+            if id(node) in self.graph.written:
+                changed.append((str(spec.target or node.name), self.graph.env[node]))
+        out_tree = tree_of(ep.call_spec.out_spec, trees, "the output")
+        mutated: list[tuple[str, int]] = []
+        if changed and self.mutations != "return":
+            first = changed[0][0]
+            raise MutatedState(None, op=self.b.name, what=", ".join(f"'{n}'" for n, _ in changed[:4]) or first)
+        if changed:
+            keys = []
+            for key, value in changed:
+                mutated.append((key, len(outputs)))
+                keys.append((key, leaf(len(outputs))))
+                outputs.append(value)
+                names.append(key)
+            out_tree = {"t": "tuple", "c": [out_tree, {"t": "dict", "k": [k for k, _ in keys], "c": [t for _, t in keys]}]}
+        if not outputs:
+            raise BadExample(None, message="the model returns no tensor")
+        return self.b.finish(outputs), in_tree, out_tree, names, mutated
+
+
+# --- operators without a definition ----------------------------------------------------------------------------------
+
+
+def missing_operators(exported: Any) -> dict[Any, tuple[int, Loc]]:
+    """Targets without a definition: how often each occurs and where first."""
+    found: dict[Any, tuple[int, Loc]] = {}
+    for module in exported.graph_module.modules():
+        if not isinstance(module, torch.fx.GraphModule):
+            continue
+        for node in module.graph.nodes:
+            if node.op == "call_function" and not known(node.target):
+                count, loc = found.get(node.target, (0, place_of(node)))
+                found[node.target] = count + 1, loc
+    return found
+
+
+def with_definitions(exported: Any) -> tuple[Any, tuple[str, ...]]:
+    """The program with the operators that have no definition here decomposed, and their names."""
+    done: list[str] = []
+    for _ in range(4):
+        missing = missing_operators(exported)
+        if not missing:
+            break
+        table = {}
+        for target, (_count, loc) in missing.items():
+            found = decomposition(target)
+            if found is None:
+                reason = "it has no definition and no decomposition"
+                raise UnsupportedOperator(loc, op=str(target), reason=reason)
+            table[target] = found
+        done += [str(t) for t in table]
+        try:
+            with torch.no_grad(), symbolic_recurrence():
+                exported = exported.run_decompositions(table)
+        except Exception as error:
+            target, (_count, loc) = next(iter(missing.items()))
+            reason = f"it has no definition and its decomposition fails ({type(error).__name__})"
+            raise UnsupportedOperator(loc, op=str(target), reason=reason) from error
+    else:
+        target, (_count, loc) = next(iter(missing_operators(exported).items()))
+        raise UnsupportedOperator(loc, op=str(target), reason="its decomposition does not end")
+    return exported, tuple(done)
+
+
+def decomposition(target: Any) -> Any:
+    """ATen's own decomposition of an operator, or None."""
+    from torch._decomp import decomposition_table
+
+    if not isinstance(target, torch._ops.OpOverload):
+        return None
+    found = decomposition_table.get(target)
+    if found is None and target._can_decompose():
+        return target.decompose
+    return found
+
+
+def coverage(exported: Any) -> list[dict[str, Any]]:
+    """What is not supported in a program, for reports: operator, occurrences, place, and whether it will be decomposed."""
+    return [
+        {"op": str(target), "count": count, "loc": str(loc), "decomposed": decomposition(target) is not None}
+        for target, (count, loc) in missing_operators(exported).items()
+    ]
+
+
+def weights_fingerprint(model: nn.Module) -> tuple[tuple[str, int, int, tuple[int, ...]], ...]:
+    """Changes when a parameter or buffer is replaced or written in place: (name, address, version, shape) of each."""
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return tuple((n, t.data_ptr(), -1 if t.is_inference() else t._version, tuple(t.shape)) for n, t in named)
+
+
+__all__ = ["coverage", "export", "import_exported", "import_torch", "missing_operators", "weights_fingerprint"]

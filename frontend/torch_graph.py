@@ -1,0 +1,400 @@
+"""Walks an exported graph and calls the definition of each operator. In-place operators become new values.
+
+PyTorch tensors that share storage are found by the storage of their traced results. When one of them is written, the tensor
+at the root of the storage gets a new value (a scatter where the write was through a view), and all the others are read anew
+from it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from dlc.errors import Internal
+from dlc.frontend import (
+    torch_attention,
+    torch_binary,
+    torch_contract,
+    torch_control,
+    torch_conv,
+    torch_create,
+    torch_index,
+    torch_library,
+    torch_norm,
+    torch_pointwise,
+    torch_pool,
+    torch_recurrent,
+    torch_reduce,
+    torch_views,
+)
+from dlc.frontend.torch_context import TABLE, Ctx
+from dlc.frontend.torch_errors import MutatedState
+from dlc.frontend.torch_types import Extents
+from dlc.ir.builder import Builder
+from dlc.ir.dtype import BOOL, F64
+from dlc.ir.expr import Access
+from dlc.ir.extent import IntExpr, var
+from dlc.ir.loc import Loc
+from dlc.ir.view import Val
+
+FAMILIES = (
+    torch_attention, torch_binary, torch_contract, torch_control, torch_conv, torch_create, torch_index, torch_library, torch_norm,
+    torch_pointwise, torch_pool, torch_recurrent, torch_reduce, torch_views,
+)  # fmt: skip
+"""The modules that fill the table."""
+
+IGNORED = frozenset(
+    "aten._assert_async.default aten._assert_async.msg aten._assert_scalar.default aten._assert_tensor_metadata.default"
+    " aten.sym_constrain_range.default aten.sym_constrain_range_for_size.default aten._functional_assert_async.msg"
+    " aten._functional_assert_scalar.default aten._functional_sym_constrain_range.default"
+    " aten._functional_sym_constrain_range_for_size.default aten._print.default".split()
+)
+"""Checks of what the traced shapes already say."""
+
+_RENAMING = frozenset("detach unsqueeze squeeze transpose t swapaxes swapdims as_strided requires_grad".split())
+"""In-place operators that change how a tensor is seen, not what it holds."""
+
+
+def definition(target: str) -> Callable[..., Any] | None:
+    """The definition of an ATen target; an in-place operator has that of its plain form."""
+    found = TABLE.get(target)
+    if found is not None:
+        return found
+    plain = functional_name(target)
+    return TABLE.get(plain) if plain is not None else None
+
+
+def functional_name(target: str) -> str | None:
+    """`aten.relu.default` for `aten.relu_.default`; None for what is not in place."""
+    parts = target.split(".")
+    if len(parts) != 3 or not parts[1].endswith("_") or parts[1].endswith("__"):
+        return None
+    return f"{parts[0]}.{parts[1][:-1]}.{parts[2]}"
+
+
+def writes(node: fx.Node) -> bool:
+    """Whether the node changes the values of its first argument."""
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    plain = functional_name(str(node.target))
+    return plain is not None and plain.split(".")[1] not in _RENAMING
+
+
+def known(target: object) -> bool:
+    """Whether a call's target can be imported as it is."""
+    if isinstance(target, torch._ops.OpOverload):
+        name = str(target)
+        return name in IGNORED or definition(name) is not None or name.startswith("aten.sym_")
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        return target.name() in torch_control.CONTROL
+    return True
+
+
+def place_of(node: fx.Node) -> Loc:
+    """The user's line that made the node, with the operator: `modeling_bert.py:173 (aten.linear)`."""
+    target = node.target
+    name = str(target) if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
+    op = ".".join(name.split(".")[:2])
+    trace = node.meta.get("stack_trace")
+    if not trace:
+        return Loc(f"{node.name} ({op})")
+    best = ""
+    for line in reversed(trace.splitlines()):
+        text = line.strip()
+        if text.startswith('File "'):
+            best = best or text
+            if "/torch/" not in text:
+                best = text
+                break
+    path, _, rest = best.removeprefix('File "').partition('"')
+    number = rest.removeprefix(", line ").partition(",")[0]
+    return Loc(f"{path.rpartition('/')[2]}:{number} ({op})") if path else Loc(f"{node.name} ({op})")
+
+
+class GraphImporter:
+    """Imports the nodes of graphs into one builder."""
+
+    def __init__(self, b: Builder, extents: Extents, ranges: Mapping[Any, Any], owner: fx.GraphModule) -> None:
+        self.b = b
+        self.extents = extents
+        self.ranges = ranges
+        self.owner = owner
+        self.ctx = Ctx(b, extents)
+        self.ctx.graph = self
+        self.env: dict[fx.Node, Any] = {}
+        self.written: set[int] = set()
+        self._sharing: dict[int, list[fx.Node]] = {}
+        self._track = False
+        self._inputs: set[fx.Node] = set()
+
+    # --- graphs ---
+
+    def run(self, graph: fx.Graph, inputs: Sequence[Any]) -> tuple[Any, ...]:
+        """Import `graph` with its placeholders bound to `inputs`; the values of its outputs, flat."""
+        self._track = any(writes(n) for n in graph.nodes)
+        places = [n for n in graph.nodes if n.op == "placeholder"]
+        for node, value in zip(places, inputs, strict=True):
+            self.env[node] = value
+            self._note(node)
+        self._inputs = set(places)
+        for node in graph.nodes:
+            match node.op:
+                case "call_function":
+                    self._call(node)
+                case "get_attr":
+                    self.env[node] = self._attribute(node)
+                    self._note(node)
+                case "output":
+                    flat = node.args[0] if isinstance(node.args[0], (tuple, list)) else (node.args[0],)
+                    return tuple(self.value(a) for a in flat)
+                case "placeholder":
+                    pass
+                case kind:
+                    raise self.ctx.malformed(f"a node of kind {kind} is not expected")
+        return ()
+
+    def inner(self, module: fx.GraphModule, inputs: Sequence[Any]) -> tuple[Any, ...]:
+        """Import a sub-graph where it is called."""
+        other = GraphImporter(self.b, self.extents, self.ranges, module)
+        before = self.b.loc
+        try:
+            results = other.run(module.graph, inputs)
+        finally:
+            self.b.loc = before
+        if any(id(n) in other.written for n in other._inputs):
+            raise MutatedState(self.ctx.loc, op=self.ctx.target, what="a tensor from outside inside a sub-graph")
+        return results
+
+    def value(self, a: Any) -> Any:
+        """An argument with nodes replaced by what they stand for."""
+        if isinstance(a, fx.Node):
+            return self.env[a]
+        if isinstance(a, (list, tuple)):
+            return [self.value(x) for x in a]
+        if isinstance(a, torch.SymInt):
+            return plain(self.extents.of(a, self.ctx.target, self.ctx.loc))
+        return a
+
+    def _attribute(self, node: fx.Node) -> Any:
+        found: Any = self.owner
+        for part in str(node.target).split("."):
+            found = getattr(found, part)
+        if isinstance(found, torch.Tensor):
+            from dlc.frontend.torch_types import numpy_view
+
+            return self.b.constant(numpy_view(found), str(node.target))
+        return found
+
+    def _call(self, node: fx.Node) -> None:
+        target = node.target
+        c = self.ctx
+        c.loc = place_of(node)
+        c.target = str(target) if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
+        if c.target in IGNORED:
+            return
+        self.b.loc = c.loc
+        value = self._execute(node)
+        if writes(node):
+            first = node.args[0] if node.args else node.kwargs["self"]
+            assert isinstance(first, fx.Node)
+            self._write(first, value)
+            value = self.env[first]
+        self.env[node] = value
+        self._note(node)
+
+    def _execute(self, node: fx.Node) -> Any:
+        """The value of a call; emits its statements."""
+        c, target = self.ctx, node.target
+        c.node, c.meta = node, node.meta.get("val", node.meta.get("example_value"))
+        if target is operator.getitem:
+            return self._item(node)
+        if isinstance(target, torch._ops.HigherOrderOperator):
+            handler = torch_control.CONTROL.get(target.name())
+            c.target = target.name()
+            if handler is None:
+                raise c.unsupported("this higher-order operator has no definition")
+            return handler(c, *(self.value(a) for a in node.args), **{k: self.value(v) for k, v in node.kwargs.items()})
+        if isinstance(c.meta, (torch.SymInt, torch.SymBool, torch.SymFloat, int, float)) and not _reads(target):
+            return self._scalar(c.meta)
+        if not isinstance(target, torch._ops.OpOverload):
+            raise c.unsupported("it is a Python function on tensors; export the model with torch.export")
+        c.target = str(target)
+        found = definition(c.target)
+        if found is None:
+            raise c.unsupported("it has no definition and no decomposition")
+        args, kwargs = self._arguments(target, node)
+        result = found(c, *args, **kwargs)
+        self._check(result)
+        return result
+
+    def _item(self, node: fx.Node) -> Any:
+        container = self.value(node.args[0])
+        return container[node.args[1]]
+
+    def _scalar(self, meta: Any) -> Any:
+        """A number computed from shapes."""
+        if isinstance(meta, torch.SymInt):
+            return plain(self.extents.of(meta, self.ctx.target, self.ctx.loc))
+        if isinstance(meta, torch.SymBool):
+            expr = self.extents.truth(meta.node.expr)
+            return Val(BOOL, (), lambda _: expr)
+        if isinstance(meta, torch.SymFloat):
+            expr = self.extents.float_value(meta.node.expr)
+            return Val(F64, (), lambda _: expr)
+        return meta
+
+    def _arguments(self, target: torch._ops.OpOverload, node: fx.Node) -> tuple[list[Any], dict[str, Any]]:
+        """Arguments as the schema orders them: keywords of positional parameters become positional."""
+        args = [self.value(a) for a in node.args]
+        kwargs = {k: self.value(v) for k, v in node.kwargs.items()}
+        if kwargs:
+            for place, parameter in enumerate(target._schema.arguments):
+                if parameter.kwarg_only or place < len(args):
+                    continue
+                if parameter.name in kwargs:
+                    args.append(kwargs.pop(parameter.name))
+                elif any(p.name in kwargs and not p.kwarg_only for p in target._schema.arguments[place:]):
+                    args.append(parameter.default_value)
+                else:
+                    break
+        for name in ("device", "layout", "pin_memory", "memory_format", "generator", "non_blocking"):
+            kwargs.pop(name, None)
+        return args, kwargs
+
+    def _check(self, result: Any) -> None:
+        """A definition must give what was traced: rank, constant extents and type."""
+        metas = self.ctx.meta if isinstance(self.ctx.meta, (tuple, list)) else (self.ctx.meta,)
+        values = result if isinstance(result, (tuple, list)) else (result,)
+        for v, m in zip(values, metas, strict=False):
+            if not isinstance(v, Val) or not isinstance(m, torch.Tensor):
+                continue
+            bad = len(m.shape) != v.rank or any(
+                isinstance(e, int) and own.const is not None and own.const != e for e, own in zip(m.shape, v.shape, strict=True)
+            )
+            if bad or self.ctx.ir(m.dtype) != v.dtype:
+                want = f"{m.dtype}{list(m.shape)}"
+                got = f"{v.dtype}[{', '.join(map(str, v.shape))}]"
+                raise Internal(self.ctx.loc, message=f"the definition of {self.ctx.target} gives {got} where torch gives {want}")
+
+    # --- storage ---
+
+    def _note(self, node: fx.Node) -> None:
+        if not self._track:
+            return
+        key = storage_of(node)
+        if key is not None:
+            self._sharing.setdefault(key, []).append(node)
+
+    def _write(self, node: fx.Node, value: Val) -> None:
+        """Give the tensor that `node` shows a new value, and everything that shares its storage."""
+        old = self.env[node]
+        value = self.ctx.cast(value, old.dtype).broadcast_to(old.shape)
+        members = self._sharing.get(storage_of(node) or -1, [node])
+        root = members[0]
+        self.written.add(id(root))
+        if root is not node:
+            value = self._through(root, node, members, value)
+        self.env[root] = value
+        self._replay(members[1:])
+
+    def _through(self, root: fx.Node, node: fx.Node, members: list[fx.Node], value: Val) -> Val:
+        """The root with `value` written where `node` sees it."""
+        base = self.b.materialize(self.env[root])
+        self.env[root] = base
+        self._replay(members[1:])
+        seen = self.env[node]
+        probe = seen.at(tuple(var(f"i{n}") for n in range(seen.rank)))
+        if not isinstance(probe, Access) or probe.tensor != base.name or probe.default is not None:
+            raise MutatedState(self.ctx.loc, op=self.ctx.target, what="a tensor through a view that is not plain")
+        if all(_contiguous(n) for n in (root, node)) and seen.elements == base.elements:
+            return value.reshape(base.shape)
+        return self.b.scatter(
+            str(node.name), base, seen.shape, lambda *i: seen.at(i).index, lambda *i: value.at(i), "set"
+        )
+
+    def _replay(self, nodes: Sequence[fx.Node]) -> None:
+        c = self.ctx
+        saved = c.node, c.meta, c.target
+        for n in nodes:
+            if n.op == "call_function":
+                self.env[n] = self.env[n.args[0]] if writes(n) else self._execute(n)  # type: ignore[index]
+        c.node, c.meta, c.target = saved
+
+    # --- run-time extents ---
+
+    def unbacked(self, meta: Any) -> list[Any]:
+        """Symbols of a traced result that no input determines and that are not bound yet, in order."""
+        found: dict[Any, None] = {}
+
+        def visit(v: Any) -> None:
+            if isinstance(v, (tuple, list)):
+                for x in v:
+                    visit(x)
+            elif isinstance(v, torch.Tensor):
+                for e in v.shape:
+                    visit(e)
+            elif isinstance(v, torch.SymInt):
+                for s in sorted(v.node.expr.free_symbols, key=str):
+                    if s not in self.extents.symbols:
+                        found[s] = None
+
+        if self.ctx.node is not None and meta is self.ctx.meta:
+            for s in self.ctx.node.meta.get("unbacked_bindings", {}) or {}:
+                if s not in self.extents.symbols:
+                    found[s] = None
+        visit(meta)
+        return list(found)
+
+    def range_of(self, symbols: Sequence[Any]) -> tuple[int, int | None]:
+        """What the trace knows of a run-time integer."""
+        for s in symbols:
+            if s in self.ranges:
+                lo, hi = bounds(self.ranges[s])
+                return max(lo, 0), hi
+        return 0, None
+
+
+def bounds(value_range: Any) -> tuple[int, int | None]:
+    """A ValueRanges as (least, greatest or None)."""
+    def whole(v: Any) -> int | None:
+        try:
+            n = int(v)
+        except (TypeError, ValueError, OverflowError):
+            return None
+        return n if abs(n) < 1 << 62 else None
+
+    return whole(value_range.lower) or 0, whole(value_range.upper)
+
+
+def plain(e: IntExpr) -> IntExpr | int:
+    return e if e.const is None else e.const
+
+
+def _reads(target: object) -> bool:
+    """Whether a scalar result comes from a tensor's values."""
+    return str(target) in ("aten.item.default", "aten._local_scalar_dense.default")
+
+
+def storage_of(node: fx.Node) -> int | None:
+    v = node.meta.get("val", node.meta.get("example_value"))
+    if isinstance(v, (tuple, list)):
+        v = next((x for x in v if isinstance(x, torch.Tensor)), None)
+    if not isinstance(v, torch.Tensor) or v.layout != torch.strided:
+        return None
+    return int(v.untyped_storage()._cdata)
+
+
+def _contiguous(node: fx.Node) -> bool:
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    v = node.meta["val"]
+    expected: Any = 1
+    for size, stride in zip(reversed(v.shape), reversed(v.stride()), strict=True):
+        if not statically_known_true(size == 1) and not statically_known_true(stride == expected):
+            return False
+        expected = expected * size
+    return True
