@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import metadata
@@ -23,10 +24,10 @@ from dlc.codegen.host import HostKernel
 from dlc.codegen.native import compile_mlir
 from dlc.codegen.target import Target
 from dlc.codegen.tile import TileProgram
-from dlc.errors import DlcError
+from dlc.errors import DlcError, Internal
 from dlc.ir.extent import IntExpr
 from dlc.ir.facts import SymbolFact
-from dlc.ir.loc import UNKNOWN
+from dlc.ir.loc import UNKNOWN, Loc
 from dlc.ir.program import Kernel, Program
 
 BUILD_THREADS = 2
@@ -62,6 +63,27 @@ class LoweredKernel(Protocol):
 
 
 Lower = Callable[[Kernel, Mapping[str, SymbolFact], Target], LoweredKernel]
+
+
+class KernelCrashed(Internal):
+    """Code generation raised something that is not an error for users."""
+
+    code = "DLC0495"
+    template = "code generation of kernel '{name}' failed with {kind}: {message}"
+
+
+@contextmanager
+def _blaming(name: str, loc: Loc) -> Iterator[None]:
+    """Errors from inside say which kernel they are about."""
+    try:
+        yield
+    except DlcError as error:
+        error.add_note(f"in kernel '{name}'")
+        raise
+    except Exception as error:
+        raise KernelCrashed(
+            loc or None, name=name, kind=type(error).__name__, message=str(error) or "no message"
+        ) from error
 
 
 @dataclass
@@ -110,16 +132,14 @@ def build_kernels(
     distinct: dict[str, tuple[TileProgram, str]] = {}
     began = time.perf_counter()
     for kernel in program.kernels:
-        try:
+        if dump is not None:
+            dump(kernel.name, "ein", str(kernel))
+        with _blaming(kernel.name, kernel.cascade.loc):
             lowered = lower(kernel, facts, target)
-        except DlcError as error:
-            error.add_note(f"in kernel '{kernel.name}'")
-            raise
         symbol = kernel_symbol(lowered.tile, target)
         distinct.setdefault(symbol, (replace(lowered.tile, name=symbol), kernel.name))
         built.kernels[kernel.name] = HostKernel(symbol, lowered.tile, lowered.work_per_task, symbol)
         if dump is not None:
-            dump(kernel.name, "ein", str(kernel))
             dump(kernel.name, "tile", str(lowered.tile))
     built.seconds["lower"] = time.perf_counter() - began
     began = time.perf_counter()
@@ -158,14 +178,11 @@ def build_kernels(
 def _compile_kernel(tile: TileProgram, name: str, target: Target, dump: Dump | None) -> bytes:
     from dlc.codegen.tile_to_mlir import lower as to_mlir
 
-    try:
+    with _blaming(name, tile.loc):
         text = to_mlir(tile, target)
         if dump is not None:
             dump(name, "mlir", text)
         compiled = compile_mlir(text, target, want_asm=dump is not None, want_llvm=dump is not None)
-    except DlcError as error:
-        error.add_note(f"in kernel '{name}'")
-        raise
     if dump is not None:
         dump(name, "llvm", compiled.llvm_ir or "")
         dump(name, "asm", compiled.asm or "")

@@ -30,7 +30,7 @@ from dlc.ir.memory import MemoryPlan
 from dlc.ir.program import Param, Program, fresh_name, walk_statements
 from dlc.passes.schedule import plan_memory
 from dlc.runtime.cache import KernelCache
-from dlc.runtime.executable import Executable
+from dlc.runtime.executable import Executable, empty_constants
 from dlc.runtime.executable import load as _load_artifact
 from dlc.specialising import Specialising
 
@@ -368,9 +368,7 @@ def _used_constants(program: Program) -> list[str]:
 
 def pack_constants(program: Program, layout: Mapping[str, tuple[int, int]], size: int) -> np.ndarray:
     """The constants' bytes in one block, u8[size], that starts at a multiple of 64."""
-    raw = np.zeros(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    block = raw[start : start + size]
+    block = empty_constants(size)
     types = {c.name: c.type for c in program.consts}
     for name, (at, length) in layout.items():
         of = types[name]
