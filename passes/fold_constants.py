@@ -68,7 +68,7 @@ class _Folder:
     def run(self) -> Program:
         program = self.program
         self.arrays = {c.name: program.data[c.name] for c in program.consts if c.name in program.data}
-        self.kept_names = _yielded(program)
+        self.kept_names = yielded(program)
         self.types = tensor_types(program)
         body = self.region(program.body)
         if body == program.body:
@@ -337,7 +337,7 @@ def _with_body(stmt: Loop | For, body: Region) -> Stmt:
     return stmt if body is stmt.body else replace(stmt, body=body)
 
 
-def _yielded(program: Program) -> set[str]:
+def yielded(program: Program) -> set[str]:
     """Tensors whose writer must stay: what regions and scans yield is written there."""
     names = set(program.body.yields)
 

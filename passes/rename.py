@@ -1,0 +1,77 @@
+"""Statements with the tensors they read renamed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TypeAlias
+
+from dlc.ir.einsum import Carry, Einsum, Scan, Step
+from dlc.ir.expr import Index, rename_tensors
+from dlc.ir.extent import IntExpr, has_value
+from dlc.ir.program import Bind, For, If, Launch, Library, Loop, Region, Stmt
+
+Names: TypeAlias = Mapping[str, str]
+
+
+def rename_reads(stmt: Stmt, names: Names) -> Stmt:
+    """`stmt` reading `names[t]` wherever it read `t`, nested regions and what they yield included."""
+    if not names or (names.keys().isdisjoint(stmt.reads)):
+        return stmt
+    match stmt:
+        case Einsum() | Scan():
+            return rename_step(stmt, names)
+        case Launch() | Library():
+            return replace(stmt, args=_all(stmt.args, names))
+        case Bind():
+            return replace(stmt, tensor=names.get(stmt.tensor, stmt.tensor))
+        case If():
+            then, orelse = rename_region(stmt.then, names), rename_region(stmt.orelse, names)
+            return replace(stmt, cond=names.get(stmt.cond, stmt.cond), then=then, orelse=orelse)
+        case Loop():
+            limit = None if stmt.limit is None else names.get(stmt.limit, stmt.limit)
+            cond = None if stmt.cond is None else names.get(stmt.cond, stmt.cond)
+            body = rename_region(stmt.body, names)
+            return replace(stmt, limit=limit, cond=cond, carries=_inits(stmt.carries, names), body=body)
+        case For():
+            return replace(stmt, carries=_inits(stmt.carries, names), body=rename_region(stmt.body, names))
+
+
+def rename_region(region: Region, names: Names) -> Region:
+    return Region(tuple(rename_reads(s, names) for s in region.body), _all(region.yields, names))
+
+
+def rename_step(step: Step, names: Names) -> Step:
+    if isinstance(step, Einsum):
+        return rename_einsum(step, names)
+    carries = tuple(Carry(c.name, names.get(c.init, c.init)) for c in step.carries)
+    body = tuple(rename_step(s, names) for s in step.body)
+    return replace(step, carries=carries, body=body, yields=_all(step.yields, names))
+
+
+def rename_einsum(step: Einsum, names: Names) -> Einsum:
+    if names.keys().isdisjoint(step.reads):
+        return step
+    exprs = tuple(rename_tensors(e, names) for e in step.exprs)
+    where = None if step.where is None else rename_tensors(step.where, names)
+    write = step.write
+    if write is not None:
+        index = tuple(_index(i, names) for i in write.index)
+        write = replace(write, index=index, onto=names.get(write.onto, write.onto))
+    return replace(step, exprs=exprs, where=where, write=write)
+
+
+def _index(e: IntExpr, names: Names) -> IntExpr:
+    if not has_value(e):
+        return e
+    renamed = rename_tensors(Index(e), names)
+    assert isinstance(renamed, Index)
+    return renamed.expr
+
+
+def _all(tensors: tuple[str, ...], names: Names) -> tuple[str, ...]:
+    return tuple(names.get(t, t) for t in tensors)
+
+
+def _inits(carries: tuple[tuple[str, str], ...], names: Names) -> tuple[tuple[str, str], ...]:
+    return tuple((name, names.get(init, init)) for name, init in carries)
