@@ -165,7 +165,7 @@ def _torch_module(model: Any, args: Any, kwargs: Any, dynamic_shapes: Any) -> Im
 
     if args is not None and not isinstance(args, (tuple, list)):
         args = (args,)
-    return torch_export.import_module(model, tuple(args or ()), dict(kwargs or {}), dynamic_shapes=dynamic_shapes)
+    return torch_export.import_torch(model, tuple(args or ()), dict(kwargs or {}), dynamic_shapes)
 
 
 def _exported(model: Any) -> Imported:

@@ -45,7 +45,9 @@ def _read(path: Path) -> str:
     if not path.exists():
         return ""
     text = path.read_text(errors="replace")
-    return text if len(text) <= LARGEST_TEXT else text[:LARGEST_TEXT] + f"\n... {len(text)} characters, see {path.name}\n"
+    return (
+        text if len(text) <= LARGEST_TEXT else text[:LARGEST_TEXT] + f"\n... {len(text)} characters, see {path.name}\n"
+    )
 
 
 def _read_json(path: Path) -> Any:
