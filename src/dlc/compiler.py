@@ -181,7 +181,7 @@ def compile(
             dump = stack.enter_context(Dump(dump_dir, model=name or _shown(model), target=str(wanted)))
         start = time.perf_counter()
         given = None if args is None else tuple(args) if isinstance(args, (tuple, list)) else (args,)
-        imported = import_any(model, given, kwargs, dynamic_shapes, specialise)
+        imported = import_any(model, given, kwargs, dynamic_shapes, specialise, name)
         export = float(imported.seconds.get("export", 0.0))
         report.seconds["export"] = export
         report.seconds["import"] = time.perf_counter() - start - export

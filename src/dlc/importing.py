@@ -49,6 +49,7 @@ def import_any(
     kwargs: Mapping[str, Any] | None,
     dynamic_shapes: Any,
     specialise: Mapping[str, Any] | None,
+    name: str | None = None,
 ) -> Imported:
     """The model as a program of the IR, with the nesting of its inputs and outputs.
 
@@ -65,9 +66,9 @@ def import_any(
     torch = sys.modules.get("torch")  # a module of torch exists only when torch is imported
     if torch is not None:
         if isinstance(model, torch.nn.Module):
-            return _torch_module(model, args, kwargs, dynamic_shapes)
+            return _torch_module(model, args, kwargs, dynamic_shapes, name)
         if isinstance(model, torch.export.ExportedProgram):
-            return _exported(model)
+            return _exported(model, name)
     if is_onnx(model):
         return _onnx(model, args, kwargs, specialise)
     if isinstance(model, Path) or _is_path(model):
@@ -158,20 +159,20 @@ def with_symbols(program: Program) -> Program:
     return replace(program, symbols=(*program.symbols, *map(Symbol, missing))) if missing else program
 
 
-def _torch_module(model: Any, args: Any, kwargs: Any, dynamic_shapes: Any) -> Imported:
+def _torch_module(model: Any, args: Any, kwargs: Any, dynamic_shapes: Any, name: str | None) -> Imported:
     if args is None and not kwargs:
         raise NeedsExample(name=type(model).__name__)
     from dlc.frontend import torch_export
 
     if args is not None and not isinstance(args, (tuple, list)):
         args = (args,)
-    return torch_export.import_torch(model, tuple(args or ()), dict(kwargs or {}), dynamic_shapes)
+    return torch_export.import_torch(model, tuple(args or ()), dict(kwargs or {}), dynamic_shapes, name=name)
 
 
-def _exported(model: Any) -> Imported:
+def _exported(model: Any, name: str | None = None) -> Imported:
     from dlc.frontend import torch_export
 
-    return torch_export.import_exported(model)
+    return torch_export.import_exported(model, name=name)
 
 
 def _onnx(
