@@ -113,9 +113,9 @@ def _panel_slope(em: Emitter, b: Access, name: str, extent: IntExpr) -> int | No
     facts = em.facts
     index = b.index
     if width is not None:
-        facts = em.facts.with_ranks({"@p": (extent + (width - 1)) // width, "@j": int_expr(width)})
-        index = tuple(facts.simplify(substitute(i, {name: var("@p") * width + var("@j")})) for i in index)
-        name = "@j"
+        facts = em.facts.with_ranks({"panel": (extent + (width - 1)) // width, "column": int_expr(width)})
+        index = tuple(facts.simplify(substitute(i, {name: var("panel") * width + var("column")})) for i in index)
+        name = "column"
     parts = split_linear(facts.simplify(em.storage[b.tensor].offset(index)), name)
     return parts[0].const if parts is not None else None
 
@@ -189,7 +189,7 @@ class _ContractionLowering:
         self.steps = self._in_panels(steps)
 
     def _in_panels(self, steps: list[PointStep]) -> list[PointStep]:
-        """Split the column rank into panel `@p` and column `@j` of it, everywhere."""
+        """Split the column rank into panel `panel` and column `column` of it, everywhere."""
         col = self.roles.col
         lanes = self._lanes(steps)
         width = _panel_width(_access(self.roles.cols).index, col) or panel_columns(self.columns, lanes, self.target.vector_registers)
@@ -197,8 +197,8 @@ class _ContractionLowering:
         self.tile = choose_tile(width, lanes, self.rest.get(self.roles.row) if self.roles.row else None, self.target)
         self.panels = (self.columns + (width - 1)) // width
         ranks = {n: e for n, e in self.em.facts.ranks.items() if n != col}
-        self.em.facts = Facts({**ranks, "@p": self.panels, "@j": int_expr(width)}, self.em.facts.symbols)
-        env = {col: var("@p") * width + var("@j")}
+        self.em.facts = Facts({**ranks, "panel": self.panels, "column": int_expr(width)}, self.em.facts.symbols)
+        env = {col: var("panel") * width + var("column")}
         facts = self.em.facts
         return [
             replace(
@@ -224,13 +224,13 @@ class _ContractionLowering:
         # Tasks that follow each other share a panel of columns as long as the columns' operand does not move.
         moves = _access(self.roles.cols).variables
         tasks = {n: e for n, e in batch.items() if n in moves}
-        tasks |= {"@p": self.panels}
+        tasks |= {"panel": self.panels}
         tasks |= {n: e for n, e in batch.items() if n not in moves}
-        tasks |= {"@block": blocks}
+        tasks |= {"block": blocks}
         base = self.low.task_base(tasks)
-        first = base.pop("@block") * block
+        first = base.pop("block") * block
         last = minimum(first + block, row_extent)
-        mask = self._column_mask(base["@p"])
+        mask = self._column_mask(base["panel"])
         if row is None:
             self._tile(self.em.scoped(), base, tile.rows, mask)
         else:
@@ -282,8 +282,8 @@ class _ContractionLowering:
 
     def _space(self, base: dict[str, IntExpr], rows: int, mask: str | None) -> Space:
         tile = self.tile
-        slots = (Slot(self.roles.row or "@none", rows, 1), Slot("@j", tile.vectors, tile.lanes))
-        return Space({**base, "@j": int_expr(0)}, "@j", tile.lanes, slots, mask)
+        slots = (Slot(self.roles.row or "@none", rows, 1), Slot("column", tile.vectors, tile.lanes))
+        return Space({**base, "column": int_expr(0)}, "column", tile.lanes, slots, mask)
 
     def _tile(self, em: Emitter, base: dict[str, IntExpr], rows: int, mask: str | None) -> None:
         step = self.steps[0]
@@ -315,9 +315,9 @@ class _ContractionLowering:
     def _operand_space(self, factor: Expr, space: Space) -> Space:
         """Packed panels are padded, so their loads need no mask; other columns do."""
         a = _access(factor)
-        if "@j" not in a.variables or "@p" not in a.variables:
-            return replace(space, mask=None) if "@j" not in a.variables else space
-        padded = any(self.em.facts.simplify(i) == var("@p") for i in a.index)
+        if "column" not in a.variables or "panel" not in a.variables:
+            return replace(space, mask=None) if "column" not in a.variables else space
+        padded = any(self.em.facts.simplify(i) == var("panel") for i in a.index)
         return replace(space, mask=None) if padded else space
 
 

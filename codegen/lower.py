@@ -128,8 +128,8 @@ class KernelLowering:
         self, steps: list[PointStep], others: dict[str, IntExpr], name: str, extent: IntExpr, per_point: int
     ) -> Lowered:
         chunks = (extent + (CHUNK - 1)) // CHUNK
-        base = self.task_base({**others, "@chunk": chunks})
-        lo = base.pop("@chunk") * CHUNK
+        base = self.task_base({**others, "chunk": chunks})
+        lo = base.pop("chunk") * CHUNK
         bounds = (lo, minimum(lo + CHUNK, extent))
         emit_nest(self.em, steps, {name: extent}, VectorRank(name), base, self.target, bounds)
         return self.finish(_product(others) * chunks, int_expr(per_point * CHUNK))

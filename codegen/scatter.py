@@ -53,7 +53,7 @@ def lower_scatter(low: KernelLowering, step: Einsum) -> Lowered:
 
 def _copy(low: KernelLowering, source: str, out: str) -> None:
     type_ = low.types[out]
-    names = {f"@c{d}": e for d, e in enumerate(type_.shape)}
+    names = {f"c{d}": e for d, e in enumerate(type_.shape)}
     index = tuple(var(n) for n in names)
     step = PointStep((out,), (Access(source, index),), (type_.dtype,), None, None, index, (True,))
     em = Emitter(low.builder, low.em.facts.with_ranks(names), low.em.storage, dtypes=low.em.dtypes)

@@ -151,11 +151,12 @@ class Elaborator:
         return result
 
     def symbol(self, tree: Node) -> Symbol:
-        name, lo, upper, divisor = tree.children
+        name, lo, upper, divisor, below = tree.children
         hi = _signed(upper.children[0]) if upper.children else None
         by = int(divisor.children[0]) if divisor.children else 1
         self.symbols.add(name_of(name))
-        return Symbol(name_of(name), _signed(lo), hi, by)
+        limit = self.extent(below.children[0]) if below.children else None
+        return Symbol(name_of(name), _signed(lo), hi, by, limit)
 
     def loc(self, rest: list[Any], node: Any) -> Loc:
         for child in rest:

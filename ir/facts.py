@@ -35,11 +35,12 @@ _DEPTH = 24
 
 @dataclass(frozen=True, slots=True)
 class SymbolFact:
-    """An extent symbol's inclusive range and a number that divides it."""
+    """An extent symbol's inclusive range, a number that divides it, and an expression it is always less than."""
 
     lo: int = 0
     hi: int | None = None
     divisor: int = 1
+    below: IntExpr | None = None
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,7 @@ def _nonneg_division(
         scaled = _replace_atom(e, atom, int_expr(0)) * den.const
         if slope >= 0:
             tight = scaled + (num - den + 1) * slope
-            if _nonneg(tight, facts, depth - 1):
+            if _rounded_up(tight, den.const, facts, depth):
                 return True
             return facts.nonneg(num) and _nonneg(_replace_atom(e, atom, int_expr(0)), facts, depth - 1)
         return _nonneg(scaled + num * slope, facts, depth - 1) or _rounded_up(
@@ -242,6 +243,10 @@ def _nonneg_symbols(e: IntExpr, facts: Facts, depth: int) -> bool:
     shifted = substitute(e, {n: var(n) + least(n) for n in names})
     if all(c >= 0 for _, c in shifted.terms):
         return True
+    for name in names:
+        below = facts.symbols.get(name, SymbolFact()).below
+        if below is not None and name not in variables(below):
+            return _at_both_ends(e, name, int_expr(least(name)), below - 1, facts, depth)
     for name in names:
         hi = facts.symbols.get(name, SymbolFact()).hi
         if hi is not None:

@@ -307,7 +307,8 @@ class _Run:
         if stmt.op not in LIBRARY:
             raise UnknownLibraryOp(stmt.loc, op=stmt.op, known=", ".join(sorted(LIBRARY)))
         entry = LIBRARY[stmt.op]
-        values = entry.run(stmt.op, [self.read(a, stmt.loc) for a in stmt.args], dict(stmt.attrs), stmt.loc)
+        shapes = [tuple(self._known_extent(e) for e in t.shape) for t in stmt.types]
+        values = entry.meaning([self.read(a, stmt.loc) for a in stmt.args], dict(stmt.attrs), shapes)
         fixed = [np.asarray(v).astype(t.dtype.numpy, copy=False) for v, t in zip(values, stmt.types, strict=True)]
         for symbol in stmt.binds:
             self._bind(symbol, _bound_value(symbol, stmt.types, fixed), stmt.loc)
@@ -316,6 +317,9 @@ class _Run:
             if value.shape != expected:
                 raise SymbolMismatch(stmt.loc, reason=f"'{name}' of {stmt.op} has shape {value.shape}, not {expected}")
             self.write(name, value)
+
+    def _known_extent(self, e: IntExpr) -> int | None:
+        return int(evaluate(e, self.symbols)) if variables(e) <= self.symbols.keys() else None
 
     def _if(self, stmt: If) -> None:
         region = stmt.then if bool(self.read(stmt.cond, stmt.loc).reshape(-1)[0]) else stmt.orelse

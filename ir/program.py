@@ -37,20 +37,22 @@ class Param(Node):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Symbol(Node):
-    """An extent symbol (name without `#`) and what is known of it."""
+    """An extent symbol (name without `#`) and what is known of it; `below` is an expression it is always less than."""
 
     name: str
     lo: int = 0
     hi: int | None = None
     divisor: int = 1
+    below: IntExpr | None = None
 
     @property
     def fact(self) -> SymbolFact:
-        return SymbolFact(self.lo, self.hi, self.divisor)
+        return SymbolFact(self.lo, self.hi, self.divisor, self.below)
 
     def __str__(self) -> str:
         by = f" by {self.divisor}" if self.divisor != 1 else ""
-        return f"{show_name(self.name)} in {self.lo}..{'' if self.hi is None else self.hi}{by}"
+        below = f" below {show_extent(self.below)}" if self.below is not None else ""
+        return f"{show_name(self.name)} in {self.lo}..{'' if self.hi is None else self.hi}{by}{below}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -25,10 +25,12 @@ from dlc.ir.errors import (
     UnboundSymbol,
     Undefined,
     UnknownKernel,
+    UnknownLibraryOp,
     YieldMismatch,
 )
 from dlc.ir.extent import IntExpr, sym, variables
 from dlc.ir.facts import Facts
+from dlc.ir.library import LIBRARY
 from dlc.ir.loc import Loc
 from dlc.ir.program import (
     Bind,
@@ -324,6 +326,18 @@ class _ProgramVerifier(_Verifier):
             self.define(out, made[result], stmt.loc)
 
     def library(self, stmt: Library) -> None:
+        if stmt.op not in LIBRARY:
+            raise UnknownLibraryOp(stmt.loc, op=stmt.op, known=", ".join(sorted(LIBRARY)))
+        entry = LIBRARY[stmt.op]
+        shape = (len(stmt.args), len(stmt.outs), len(stmt.binds))
+        if shape != (entry.inputs, entry.outputs, entry.binds):
+            reason = f"(inputs, results, extents bound) are {shape}, where "
+            reason += f"{(entry.inputs, entry.outputs, entry.binds)} are expected"
+            raise ArgumentMismatch(stmt.loc, what=stmt.op, reason=reason)
+        unknown = [k for k, _ in stmt.attrs if k not in entry.attrs]
+        if unknown:
+            reason = f"it has no attribute '{unknown[0]}' (known: {', '.join(entry.attrs) or 'none'})"
+            raise ArgumentMismatch(stmt.loc, what=stmt.op, reason=reason)
         for arg in stmt.args:
             self.need(arg, stmt.loc, stmt.op)
             self.total(arg, stmt.loc, f"given to '{stmt.op}'")

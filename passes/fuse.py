@@ -10,6 +10,7 @@ from typing import ClassVar
 from dlc.ir.einsum import Einsum, Rank, Reduce, Scan, Step, TensorType, Write
 from dlc.ir.expr import Expr, index_value, rename_tensors
 from dlc.ir.extent import IntExpr, Value, Var, has_value, rebuild, substitute, sym, var, variables
+from dlc.ir.facts import SymbolFact
 from dlc.ir.program import (
     Cascade,
     For,
@@ -81,6 +82,7 @@ class _Fusion:
     def __init__(self, program: Program, options: Fuse) -> None:
         self.program, self.options = program, options
         self.types = tensor_types(program)
+        self.facts = dict(program.facts)
         self.kernels: dict[str, Kernel] = {}
 
     def run(self) -> Program:
@@ -123,8 +125,9 @@ class _Fusion:
         env = {scan.rank.name: sym(scan.rank.name)}
         body = [_substitute_step(s, env) for s in scan.body]
         needed = {inner for _, inner in scan.stacked}
+        symbol = Symbol(scan.rank.name, 0, None, below=scan.rank.extent)
+        self.facts["#" + symbol.name] = symbol.fact
         region = self._region(Region(tuple(body), scan.yields), needed)
-        symbol = Symbol(scan.rank.name, 0, None)
         carries = tuple((c.name, c.init) for c in scan.carries)
         return For(symbol, scan.rank.extent, carries, region, scan.finals, scan.stacked, scan.loc)
 
@@ -280,12 +283,26 @@ class _Fusion:
         params = tuple(Param(tensors[n], self.types[n]) for n in args)
         outer = tuple(sorted(ranks[n] for n in group.outer))
         loc = next((s.loc for s in reversed(group.steps) if s.loc), group.steps[-1].loc)
-        cascade = Cascade("", params, steps, tuple(tensors[r] for r in results), loc=loc)
+        cascade = Cascade("", params, steps, tuple(tensors[r] for r in results), self._symbols(params, steps), loc)
         digest = hashlib.sha256((show_cascade(cascade) + repr(outer)).encode()).hexdigest()[:12]
         name = f"k_{digest}"
         if name not in self.kernels:
             self.kernels[name] = Kernel(replace(cascade, name=name), outer)
         return Launch(name, args, results, loc)
+
+
+    def _symbols(self, params: Sequence[Param], steps: Sequence[Einsum]) -> tuple[Symbol, ...]:
+        """What the kernel may assume of the symbols it uses, and of those that their bounds mention."""
+        used: frozenset[str] = frozenset().union(*(s.symbols for s in steps))
+        used |= frozenset().union(*(variables(e) for p in params for e in p.type.shape))
+        while True:
+            known = [self.facts[n].below for n in used if n in self.facts]
+            more = used.union(*(variables(b) for b in known if b is not None))
+            if more == used:
+                break
+            used = more
+        facts = {n: self.facts.get(n, SymbolFact()) for n in sorted(used)}
+        return tuple(Symbol(n[1:], f.lo, f.hi, f.divisor, f.below) for n, f in facts.items())
 
 
 def _rows_contiguous(step: Einsum, outer: dict[str, IntExpr], types: dict[str, TensorType]) -> bool:
