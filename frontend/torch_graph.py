@@ -363,7 +363,7 @@ def bounds(value_range: Any) -> tuple[int, int | None]:
     def whole(v: Any) -> int | None:
         try:
             n = int(v)
-        except (TypeError, ValueError, OverflowError):
+        except (TypeError, ValueError, OverflowError, AttributeError):  # the last is what int(sympy.oo) ends in
             return None
         return n if abs(n) < 1 << 62 else None
 
