@@ -178,7 +178,9 @@ class _Signature:
             if not shown_example or example is None:
                 raise NeedsStructure(loc, name=name, what="length", kind="sequence")
             elem = type_.sequence_type.elem_type
-            parts = [self.of_type(f"{name}_{n}", elem, loc, True, e) for n, e in enumerate(example)]
+            # Elements of a sequence need not agree in extents, so their dim_params name nothing in common.
+            free = _without_params(elem)
+            parts = [self.of_type(f"{name}_{n}", free, loc, True, e) for n, e in enumerate(example)]
             dtype = element_type(elem.tensor_type.elem_type, loc, "sequence") if elem.HasField("tensor_type") else None
             return Sequence(tuple(v for v, _ in parts), dtype), {"t": "list", "c": [t for _, t in parts]}
         if kind == "optional_type":
@@ -224,6 +226,15 @@ class _Signature:
         if param is not None:
             self.symbols[param] = name
         return self.b.symbol(name)
+
+
+def _without_params(type_: Any) -> Any:
+    free = onnx.TypeProto()
+    free.CopyFrom(type_)
+    for dim in free.tensor_type.shape.dim if free.HasField("tensor_type") else ():
+        if dim.HasField("dim_param"):
+            dim.ClearField("dim_param")
+    return free
 
 
 def _out_tree(v: Value, vals: list[Val], b: Builder) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import numpy as np
 from dlc.frontend.onnx_load import element_type
 from dlc.frontend.onnx_ops.registry import Ctx, Result, op, same_dtype
 from dlc.frontend.onnx_value import Tensor
-from dlc.ir.builder import broadcast_shapes
 from dlc.ir.dtype import F32, I64
 from dlc.ir.expr import Cast, Const, Expr, Index, Piecewise, apply, const, index_value
 from dlc.ir.extent import IntExpr, int_expr, maximum, minimum
@@ -183,7 +182,7 @@ def expand(c: Ctx) -> Result:
 
 def broadcast(c: Ctx, *shapes: Shape) -> Shape:
     try:
-        return broadcast_shapes(*shapes)
+        return c.b.broadcast(*shapes)
     except ValueError as e:
         c.bad(str(e))
 
