@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from dlc.errors import DlcError, Unsupported
+from dlc.errors import Unsupported
 from dlc.importing import import_any
 from dlc.models import Model
 
@@ -97,17 +97,14 @@ def _domain(domain: str) -> str:
 
 
 def _torch_operators(model: Model) -> Iterator[tuple[str, str, str]]:
-    try:
-        from dlc.frontend import torch_export  # noqa: F401  fills the table
-        from dlc.frontend.torch_context import TABLE
-    except DlcError:
+    if model.kind != "exported":
         return
-    for node in _torch_nodes(model):
-        target = str(node.target)
-        if target.startswith("aten.") and target not in TABLE:
-            trace = node.meta.get("stack_trace") or ""
-            place = [line.strip() for line in trace.splitlines() if line.strip().startswith("File ")]
-            yield target.removeprefix("aten."), "it has no definition here", place[-1] if place else node.name
+    from dlc.frontend.torch_export import coverage
+
+    for row in coverage(model.source):
+        if not row["decomposed"]:
+            for _ in range(row["count"]):
+                yield row["op"], "it has no definition here, and no decomposition", row["loc"]
 
 
 def _torch_nodes(model: Model) -> Iterator[Any]:

@@ -108,13 +108,13 @@ class _Compiled:
             weights = [args[i] for i in self._weight_at]
             if not self._same(weights):
                 self._executables.clear()
-                self._weights = [(w, w._version) for w in weights]
+                self._weights = [(w, _version(w)) for w in weights]
             executable = self._executable(tensors, weights)
         return tuple(executable(*(t.detach() for t in tensors)))
 
     def _same(self, weights: Sequence[torch.Tensor]) -> bool:
         return len(weights) == len(self._weights) and all(
-            now is then and now._version == version for now, (then, version) in zip(weights, self._weights)
+            now is then and _version(now) == version for now, (then, version) in zip(weights, self._weights)
         )
 
     def _executable(self, tensors: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]) -> Any:
@@ -158,6 +158,11 @@ class _Compiled:
                 if str(extent) == wanted:
                     return _Extent(number, dimension)
         raise FreeInteger(name=nodes[index].name)
+
+
+def _version(weight: torch.Tensor) -> int:
+    """Changes when the tensor is written in place; tensors made under inference_mode do not count, and are not written."""
+    return -1 if weight.is_inference() else weight._version
 
 
 def _placeholders(graph: torch.fx.GraphModule) -> list[torch.fx.Node]:
