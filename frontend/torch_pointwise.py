@@ -119,7 +119,12 @@ def neg(c: Ctx, x: Val) -> Val:
 
 @op("sign", "sgn")
 def sign(c: Ctx, x: Val) -> Val:
-    return x if x.dtype == BOOL else c.pointwise(lambda e: apply("sign", e), x)
+    t = c.dtype
+    if t == BOOL:
+        return x
+    zero, one, minus = const(0, t), const(1, t), const(-1 if t.kind != "u" else 0, t)
+    # ATen gives 0 for NaN.
+    return c.pointwise(lambda e: select(apply("gt", e, zero), one, select(apply("lt", e, zero), minus, zero)), x)
 
 
 @op("square")

