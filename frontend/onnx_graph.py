@@ -12,6 +12,7 @@ from dlc.frontend.errors import UnsupportedOperator
 from dlc.frontend.onnx_errors import (
     InvalidNode,
     MalformedModel,
+    NeedsStructure,
     NeedsValue,
     UndefinedValue,
     UnsupportedOpset,
@@ -21,14 +22,25 @@ from dlc.frontend.onnx_evaluate import evaluate_constant
 from dlc.frontend.onnx_load import ONNX_TYPES, attribute_value, onnx, tensor_array
 from dlc.frontend.onnx_ops.fold import fold
 from dlc.frontend.onnx_ops.registry import REFUSED, Ctx, attributes, find
-from dlc.frontend.onnx_value import NOTHING, Array, Optional, Sequence, Tensor, Value, static_tensor
+from dlc.frontend.onnx_value import (
+    NOTHING,
+    Array,
+    ExtentTest,
+    Optional,
+    Sequence,
+    Tensor,
+    Value,
+    extent_test,
+)
 from dlc.ir.builder import Builder
 from dlc.ir.loc import Loc
+from dlc.ir.program import Symbol
 from dlc.ir.view import Val
 
 INSIDE_LOOP = frozenset({"\0loop"})
 """Dependency of values that change from step to step: never constant, never specialised."""
 MAX_DEPTH = 64
+MAX_RANGE = 8192
 MAX_SPECIALISED_ELEMENTS = 4096
 SUPPORTED_DOMAINS = ("", "ai.onnx.ml", "ai.onnx.preview", "ai.onnx.preview.training")
 
@@ -66,7 +78,8 @@ class GraphImporter:
         self.label = label
         self.functions = {(canonical_domain(f.domain), f.name, f.overload): f for f in model.functions}
         self.inputs: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
+        self.extents: dict[str, int] = {}
+        """Extents of the example inputs, by symbol: what decides where the program's structure depends on an extent."""
 
     # --- graphs ---
 
@@ -155,7 +168,7 @@ class GraphImporter:
             return list(folded)
         handler = find(domain, node.op_type, version)
         if handler is not None:
-            return self.results(handler(c), ins)
+            return with_test(c, self.results(handler(c), ins))
         reason = REFUSED.get((domain, node.op_type))
         if reason is not None:
             raise UnsupportedOperator(loc, op=node.op_type, reason=reason)
@@ -218,6 +231,32 @@ class GraphImporter:
             c.refuse(f"{what} must be plain numbers, but depends on a symbolic extent")
         return numbers
 
+    def decide(self, test: ExtentTest, what: str, c: Ctx) -> bool:
+        """The answer to `test` for the example inputs; the program then holds for extents with the same answer."""
+        missing = [n for n in test.symbols if n not in self.extents]
+        if missing:
+            raise NeedsStructure(c.loc, name=missing[0], what=f"extent '{missing[0]}' (it decides {what})", kind="tensor")
+        here = {n: self.extents[n] for n in test.symbols}
+        answer = test.holds(here)
+        if len(here) == 1:
+            ((name, value),) = here.items()
+            low = high = value
+            known = self.b.symbols[name]
+            while low > known.lo and value - low < MAX_RANGE and test.holds({name: low - 1}) == answer:
+                low -= 1
+            top = value + MAX_RANGE if known.hi is None else known.hi
+            while high < top and test.holds({name: high + 1}) == answer:
+                high += 1
+            self.narrow(name, low, high)
+        else:
+            for name, value in here.items():
+                self.narrow(name, value, value)
+        return answer
+
+    def narrow(self, name: str, low: int, high: int) -> None:
+        old = self.b.symbols[name]
+        self.b.symbols[name] = Symbol(name, max(old.lo, low), high if old.hi is None else min(old.hi, high), old.divisor)
+
     def need_inputs(self, deps: frozenset[str], what: str, c: Ctx) -> None:
         """Raise what asks for the values of `deps`, where they are small enough to specialise on."""
         for name in sorted(deps):
@@ -227,9 +266,25 @@ class GraphImporter:
                 c.refuse(f"{what} must be known when compiling, but is computed from data")
             if source.dtype.is_float and (elements is None or elements > 64):
                 c.refuse(f"{what} must be known when compiling, but is computed from the data of input '{name}'")
+        if not deps:
+            c.refuse(f"{what} depends on extents in a way that cannot be decided when compiling")
         names = tuple(sorted(deps))
         inputs = ", ".join(f"'{n}'" for n in names)
         raise NeedsValue(c.loc, op=c.op, reason=f"{what} must be known when compiling", inputs=inputs, names=names)
+
+
+def with_test(c: Ctx, outs: list[Value | None]) -> list[Value | None]:
+    """Remember of a boolean which test on extents it is the answer to."""
+    first = outs[0] if outs else None
+    if not isinstance(first, Tensor) or first.static is not None:
+        return outs
+    tensors = [v for v in c.ins if isinstance(v, Tensor)]
+    if c.op in ("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual") and len(tensors) == 2:
+        first.test = extent_test(c.op, tensors[0], tensors[1])
+    elif c.op in ("Cast", "Identity", "Not", "Squeeze", "Unsqueeze", "Reshape") and tensors and tensors[0].test is not None:
+        test = tensors[0].test
+        first.test = ExtentTest(test.name, test.difference, test.negated != (c.op == "Not"))
+    return outs
 
 
 def canonical_domain(domain: str) -> str:
@@ -250,10 +305,6 @@ def deps_of(values: Iterable[Value | None]) -> frozenset[str]:
             case None:
                 pass
     return found
-
-
-def known(array: Array, c: Ctx) -> Tensor:
-    return static_tensor(array, hint=c.hint)
 
 
 def schema_function(domain: str, node: Any, version: int, ins: tuple[Value | None, ...]) -> Any:

@@ -18,6 +18,7 @@ from dlc.frontend.onnx_errors import (
     BadSpecialisation,
     MalformedModel,
     NeedsStructure,
+    NeedsValue,
     UnsupportedOpset,
     shown,
 )
@@ -52,7 +53,8 @@ def import_model(
         specialise: values of inputs that decide shapes or structure. The program holds for these values alone; the inputs
             stay parameters, so that the caller can check what is passed.
         examples: example inputs by name: nested lists for sequences, None for an empty optional, arrays for inputs whose
-            declared type has no shape. Only structure is taken from them.
+            declared type has no shape. Only structure is taken from them, and extents where a branch depends on an extent (the
+            symbol's range then says for which extents the program holds).
         overridable: inputs with an initializer as default that the caller wants to feed; other defaults are constants.
         folder: where external data lie, for a ModelProto or bytes; a path's own folder otherwise.
         check: whether to run ONNX's checker first.
@@ -71,6 +73,21 @@ def import_model(
         raise
     except RecursionError:
         raise MalformedModel(Loc(name), reason="graphs nest too deeply") from None
+
+
+def import_for(model: Any, examples: Mapping[str, Any], **options: Any) -> Imported:
+    """`import_model`, taking from `examples` what it turns out to need: structure first, values where it must."""
+    values: dict[str, Any] = dict(options.pop("specialise", None) or {})
+    options.setdefault("check", True)
+    while True:
+        try:
+            return import_model(model, specialise=values, examples=examples, **options)
+        except NeedsValue as e:
+            fresh = {n: np.asarray(examples[n]) for n in e.names if n not in values and examples.get(n) is not None}
+            if not fresh:
+                raise
+            values |= fresh
+            options["check"] = False
 
 
 def _import(
@@ -94,6 +111,7 @@ def _import(
     if unknown:
         raise BadSpecialisation(Loc(name), name=unknown[0], reason="the model has no such input")
     importer.inputs = signature.tensors
+    importer.extents = signature.extents
     outputs = importer.run_in(proto.graph, scope)
     if not outputs:
         raise MalformedModel(Loc(name), reason="it has no outputs")
@@ -145,6 +163,7 @@ class _Signature:
         self.leaves: list[str] = []
         self.names: list[str] = []
         self.symbols: dict[str, str] = {}
+        self.extents: dict[str, int] = {}
 
     def add(self, info: Any) -> Value:
         if info.name in self.names:
@@ -205,7 +224,7 @@ class _Signature:
         if not type_.HasField("shape"):
             if example is None:
                 raise NeedsStructure(loc, name=name, what="number of dimensions", kind="tensor without a declared shape")
-            return [self.symbol(f"{name}_d{d}", None) for d in range(np.ndim(example))]
+            return [self.symbol(f"{name}_d{d}", None, n) for d, n in enumerate(np.shape(example))]
         shape: list[IntLike] = []
         for d, dim in enumerate(type_.shape.dim):
             if dim.HasField("dim_value"):
@@ -213,11 +232,12 @@ class _Signature:
                     raise MalformedModel(loc, reason=f"input '{name}' has a negative extent")
                 shape.append(dim.dim_value)
             else:
-                shape.append(self.symbol(f"{name}_d{d}", dim.dim_param or None))
+                given = np.shape(example)[d] if example is not None and d < np.ndim(example) else None
+                shape.append(self.symbol(f"{name}_d{d}", dim.dim_param or None, given))
         return shape
 
-    def symbol(self, fallback: str, param: str | None) -> IntLike:
-        """The symbol for a dim_param (one per name), or a fresh one."""
+    def symbol(self, fallback: str, param: str | None, given: int | None) -> IntLike:
+        """The symbol for a dim_param (one per name), or a fresh one; `given` is its extent in the example."""
         if param is not None and param in self.symbols:
             return self.b.symbol(self.symbols[param])
         name = _identifier(param or fallback)
@@ -225,6 +245,8 @@ class _Signature:
             name += "_"
         if param is not None:
             self.symbols[param] = name
+        if given is not None:
+            self.extents[name] = int(given)
         return self.b.symbol(name)
 
 
@@ -256,4 +278,4 @@ def output_types(imported: Imported) -> tuple[DType, ...]:
     return tuple(types[r].dtype for r in imported.program.results)
 
 
-__all__ = ["Imported", "import_model", "output_types", "shown"]
+__all__ = ["Imported", "import_for", "import_model", "output_types", "shown"]

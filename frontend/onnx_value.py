@@ -7,6 +7,7 @@ alone, so that it never becomes code; the `Val` of a static tensor is made when 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -15,11 +16,29 @@ import numpy as np
 from dlc.ir.builder import Builder
 from dlc.ir.dtype import BOOL, I64, DType, from_numpy
 from dlc.ir.expr import Cast, Expr, Index, Piecewise, apply, const
-from dlc.ir.extent import IntExpr, int_expr
+from dlc.ir.extent import IntExpr, evaluate, has_value, int_expr, variables
 from dlc.ir.view import Shape, Val, as_shape
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 NOTHING: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class ExtentTest:
+    """A question about extents: `difference` compared with 0 (`name` is ONNX's comparison), turned if `negated`."""
+
+    name: str
+    difference: IntExpr
+    negated: bool = False
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        return tuple(sorted(n[1:] for n in variables(self.difference)))
+
+    def holds(self, extents: Mapping[str, int]) -> bool:
+        d = evaluate(self.difference, {"#" + n: v for n, v in extents.items()})
+        answer = {"Equal": d == 0, "Less": d < 0, "Greater": d > 0, "LessOrEqual": d <= 0, "GreaterOrEqual": d >= 0}[self.name]
+        return answer != self.negated
 
 
 class Tensor:
@@ -29,9 +48,10 @@ class Tensor:
         dtype, shape: element type and extents.
         static: its elements when known at import (object dtype: IntExpr), else None.
         deps: names of the graph inputs its elements depend on (shapes do not count).
+        test: for a boolean that only extents decide, the test they are put to.
     """
 
-    __slots__ = ("_val", "deps", "dtype", "hint", "shape", "static")
+    __slots__ = ("_val", "deps", "dtype", "hint", "shape", "static", "test")
 
     def __init__(
         self,
@@ -42,6 +62,7 @@ class Tensor:
         hint: str = "c",
     ) -> None:
         self._val = val
+        self.test: ExtentTest | None = None
         self.static = static
         self.deps = deps
         self.hint = hint
@@ -93,6 +114,16 @@ class Optional:
 
 
 Value: TypeAlias = Tensor | Sequence | Optional
+
+
+def extent_test(name: str, x: Tensor, y: Tensor) -> ExtentTest | None:
+    """The test that comparing two known one-element tensors amounts to, where only extents decide it."""
+    if x.static is None or y.static is None or x.static.size != 1 or y.static.size != 1:
+        return None
+    if not all(t.static is not None and (t.static.dtype == object or t.static.dtype.kind in "iu") for t in (x, y)):
+        return None
+    a, b = (int_expr(e if isinstance(e, IntExpr) else int(e)) for e in (x.static.ravel()[0], y.static.ravel()[0]))
+    return None if has_value(a - b) else ExtentTest(name, a - b)
 
 
 def plain_numbers(a: Array) -> Array | None:

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from dlc.errors import DlcError
+from dlc.frontend.onnx_errors import NeedsStructure, NeedsValue
 from dlc.frontend.onnx_graph import INSIDE_LOOP, deps_of
-from dlc.frontend.onnx_ops.registry import Ctx, Result, op
+from dlc.frontend.onnx_ops.registry import Ctx, Result, op, shape_text
 from dlc.frontend.onnx_ops.shapes import concat_vals
 from dlc.frontend.onnx_value import NOTHING, Tensor, Value
 from dlc.ir.dtype import BOOL, I64
@@ -50,15 +52,38 @@ def if_(c: Ctx) -> Result | Seq[Result]:
     branches = [graph_of(c, "then_branch"), graph_of(c, "else_branch")]
     if cond.numbers is not None:
         return c.graph.run_graph(branches[0 if bool(cond.numbers.ravel()[0]) else 1], {}, c.scope)
+    depth = len(c.b._blocks)
+    try:
+        return runtime_if(c, cond, branches)
+    except _Retry as e:
+        # The branches do not fit together: which one is taken must be known.
+        del c.b._blocks[depth:]
+        what = f"which branch is taken ({e.reason})"
+        if cond.test is not None:
+            taken = branches[0 if c.graph.decide(cond.test, what, c) else 1]
+            return c.graph.run_graph(taken, {}, c.scope)
+        c.graph.need_inputs(cond.deps, what, c)
+        c.refuse(what)
+
+
+def runtime_if(c: Ctx, cond: Tensor, branches: Seq[Any]) -> Seq[Result]:
+    """Both branches, as regions of the program; raises `_Retry` when their results have different types."""
     deps = cond.deps
     first: list[Val] = []
 
     def arm(n: int) -> Callable[[], Seq[Val]]:
         def build() -> Seq[Val]:
             nonlocal deps
-            outs = c.graph.run_graph(branches[n], {}, c.scope)
+            try:
+                outs = c.graph.run_graph(branches[n], {}, c.scope)
+            except (NeedsValue, NeedsStructure):
+                raise
+            except DlcError as e:
+                if cond.test is None and not cond.deps:
+                    raise
+                raise _Retry(f"a branch fails: {e.message}") from e
             if not all(isinstance(v, Tensor) for v in outs):
-                c.graph.need_inputs(cond.deps, "which branch is taken (a branch gives a sequence)", c)
+                raise _Retry("a branch gives a sequence")
             deps |= deps_of(outs)
             vals = [t.val(c.b) for t in only_tensors(c, outs, "an output")]
             if n == 0:
@@ -67,8 +92,8 @@ def if_(c: Ctx) -> Result | Seq[Result]:
             if len(first) != len(vals) or any(a.dtype != v.dtype for a, v in zip(first, vals, strict=True)):
                 c.bad("its branches give different types")
             if any(a.shape != v.shape for a, v in zip(first, vals, strict=True)):
-                shapes = "; ".join(f"{list(a.shape)} or {list(v.shape)}" for a, v in zip(first, vals, strict=True))
-                c.graph.need_inputs(cond.deps, f"which branch is taken (its shapes are {shapes})", c)
+                shapes = "; ".join(f"{shape_text(a.shape)} or {shape_text(v.shape)}" for a, v in zip(first, vals, strict=True))
+                raise _Retry(f"its shapes are {shapes}")
             return vals
 
         return build

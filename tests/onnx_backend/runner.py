@@ -124,19 +124,10 @@ def compiled(imported: Imported, inputs: Sequence[Any]) -> Sequence[Any]:
 
 def import_case(model: Any, names: Sequence[str], inputs: Sequence[Any]) -> tuple[Imported, bool]:
     """The model imported, asking the inputs for structure, and for values where it must."""
-    from dlc.frontend.onnx_errors import NeedsValue
-    from dlc.frontend.onnx_import import import_model
+    from dlc.frontend.onnx_import import import_for
 
-    examples = dict(zip(names, inputs, strict=False))
-    values: dict[str, Any] = {}
-    while True:
-        try:
-            return import_model(model, specialise=values, examples=examples), bool(values)
-        except NeedsValue as e:
-            fresh = {n: examples[n] for n in e.names if n not in values}
-            if not fresh:
-                raise
-            values |= fresh
+    imported = import_for(model, dict(zip(names, inputs, strict=False)))
+    return imported, bool(imported.specialised)
 
 
 def has_statements(imported: Imported) -> bool:
