@@ -15,7 +15,7 @@ import torch
 from dlc.frontend.errors import UnsupportedOperator
 from dlc.frontend.torch_errors import MalformedGraph
 from dlc.frontend.torch_types import Extents, ir_dtype, promote
-from dlc.ir.builder import Builder, broadcast_shapes
+from dlc.ir.builder import Builder
 from dlc.ir.dtype import BF16, BOOL, F16, F32, F64, I64, DType
 from dlc.ir.expr import Access, Apply, Cast, Expr, Index, Piecewise, apply, const, walk
 from dlc.ir.extent import IntExpr, IntLike, int_expr, var
@@ -159,7 +159,7 @@ class Ctx:
 
     def broadcast(self, *args: Val) -> Shape:
         try:
-            return broadcast_shapes(*(a.shape for a in args))
+            return self.b.broadcast(*(a.shape for a in args))
         except ValueError as e:
             raise self.malformed(str(e)) from None
 

@@ -11,7 +11,8 @@ import numpy as np
 from dlc.ir.dtype import BOOL, I64, DType, default_accumulator, from_numpy
 from dlc.ir.einsum import Carry, Einsum, Rank, Reduce, Scan, Step, TensorType, Write
 from dlc.ir.expr import Access, Cast, Const, Expr, Index, apply, const
-from dlc.ir.extent import IntExpr, IntLike, int_expr, sym, var
+from dlc.ir.extent import IntExpr, IntLike, Min, Var, int_expr, sym, var
+from dlc.ir.facts import Facts
 from dlc.ir.loc import UNKNOWN, Loc
 from dlc.ir.program import Bind, If, Library, Loop, Param, Program, Region, Stmt, Symbol, collect_step_types
 from dlc.ir.view import Shape, Val, as_shape
@@ -66,6 +67,43 @@ class Builder:
         """Declare an extent symbol that the inputs bind."""
         self.symbols.setdefault(name, Symbol(name, lo, hi, divisor))
         return sym(name)
+
+    def broadcast(self, *shapes: Shape) -> Shape:
+        """`broadcast_shapes`, where symbolic extents that meet are taken to be equal (`equate`)."""
+        result = list(broadcast_shapes(*shapes))
+        for shape in shapes:
+            for d, extent in enumerate(shape):
+                at = len(result) - len(shape) + d
+                if extent.const != 1 and result[at].const != 1:
+                    result[at] = self.equate(result[at], extent)
+        return tuple(result)
+
+    def equate(self, a: IntExpr, b: IntExpr) -> IntExpr:
+        """Record that the model needs `a == b`, as facts of symbols that a call is checked against; returns the simpler.
+
+        `s == min(512, max(s, 0))` says that s is at most 512; `s == 7` says just that. Two symbols that must agree, or
+        anything else, are left to the verifier's proof of each read.
+        """
+        if a == b:
+            return a
+        for plain, other in ((a, b), (b, a)):
+            atom = plain.atom
+            name = atom.name[1:] if isinstance(atom, Var) and atom.name.startswith("#") else None
+            if name is None or name not in self.symbols:
+                continue
+            known = self.symbols[name]
+            if other.const is not None:
+                self.symbols[name] = Symbol(name, other.const, other.const)
+                return other
+            facts = Facts({}, {"#" + n: s.fact for n, s in self.symbols.items()})
+            least = facts.simplify(other).atom
+            if isinstance(least, Min) and plain in least.args:
+                caps = [e.const for e in least.args if e.const is not None]
+                if len(caps) == len(least.args) - 1:
+                    hi = min([*caps, *([known.hi] if known.hi is not None else [])])
+                    self.symbols[name] = Symbol(name, known.lo, hi, known.divisor, known.below)
+                    return plain
+        return a
 
     # --- leaves ---
 
@@ -130,7 +168,7 @@ class Builder:
 
     def map(self, hint: str, op: Callable[..., Expr], *args: Val, dtype: DType | None = None) -> Val:
         """A pointwise Einsum over operands broadcast together: `op` gets one scalar expression per operand."""
-        shape = broadcast_shapes(*(a.shape for a in args))
+        shape = self.broadcast(*(a.shape for a in args))
         wide = [a.broadcast_to(shape) for a in args]
         return self.compute(hint, shape, lambda *i: op(*(a.at(i) for a in wide)), dtype or args[0].dtype)
 
@@ -202,6 +240,8 @@ class Builder:
             for letter, extent in zip(label, arg.shape, strict=True):
                 if letter not in extents or extents[letter].const == 1:
                     extents[letter] = extent
+                elif extent.const != 1:
+                    extents[letter] = self.equate(extents[letter], extent)
         over = [c for c in extents if c not in right]
 
         def element(i: tuple[IntExpr, ...], r: tuple[IntExpr, ...]) -> Expr:
