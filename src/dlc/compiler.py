@@ -28,6 +28,7 @@ from dlc.ir.einsum import TensorType
 from dlc.ir.extent import int_expr
 from dlc.ir.memory import MemoryPlan
 from dlc.ir.program import Param, Program, fresh_name, walk_statements
+from dlc.passes.assume_nonempty import assume_nonempty
 from dlc.passes.schedule import plan_memory
 from dlc.runtime.cache import KernelCache
 from dlc.runtime.executable import Executable, empty_constants
@@ -191,7 +192,11 @@ def compile(
             dump.stage("import", report.seconds["import"], export_seconds=export)
         start = time.perf_counter()
         program = run_passes(
-            imported.program, passes, disable_passes, (*observers, dump) if dump else observers, verify_each
+            assume_nonempty(imported.program),
+            passes,
+            disable_passes,
+            (*observers, dump) if dump else observers,
+            verify_each,
         )
         report.seconds["passes"] = time.perf_counter() - start
         executable = compile_program(
