@@ -131,6 +131,18 @@ def test_verify_onnx_tensor_by_tensor(onnx_model: Path, capsys: pytest.CaptureFi
     assert "everything is supported (2 nodes of 2 operators)" in capsys.readouterr().out
 
 
+def test_shapes_of_an_onnx_model_can_be_declared(onnx_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = str(onnx_model.with_suffix(".dlc"))
+    assert main(["compile", str(onnx_model), "-o", output, "--shape", "x=2x4", "--format", "json"]) == 0
+    assert [str(e) for e in json.loads(capsys.readouterr().out)["inputs"][0]["shape"]] == ["2", "4"]
+    assert main(["compile", str(onnx_model), "-o", output, "--shape", "x=rows,4", "--format", "json"]) == 0
+    assert [str(e) for e in json.loads(capsys.readouterr().out)["inputs"][0]["shape"]] == ["rows", "4"]
+    assert main(["compile", str(onnx_model), "-o", output, "--shape", "x=2"]) == 1
+    assert "it has rank 2" in capsys.readouterr().err
+    assert main(["compile", str(onnx_model), "-o", output, "--shape", "y=2"]) == 1
+    assert "there is no such input" in capsys.readouterr().err
+
+
 def test_verify_names_the_first_node_that_departs(
     onnx_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,6 +65,44 @@ class Model:
         """A short name, good as a file name."""
         stem = self.spec.rpartition(":")[2] if self.kind == "torch" else Path(self.spec).stem
         return stem or "model"
+
+
+class BadShape(BadInput):
+    """A --shape option names no input, or no shape."""
+
+    code = "DLC0662"
+    template = "--shape {given}: {reason}"
+    hint = "the inputs are: {known}"
+
+
+def with_shapes(model: Model, given: Mapping[str, Sequence[int | str]]) -> Model:
+    """An ONNX model with other extents declared for some inputs: integers fix a dimension, names make it symbolic.
+
+    Raises:
+        BadShape: an input that does not exist, another rank, or a model that is no ONNX model.
+    """
+    if not given:
+        return model
+    shown = ", ".join(f"{name}={','.join(map(str, shape))}" for name, shape in given.items())
+    if model.kind != "onnx":
+        raise BadShape(given=shown, reason="only ONNX models take it; Python models have dynamic_shapes", known="-")
+    onnx = _package("onnx", "an ONNX model", "dlc[onnx]")
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.source if isinstance(model.source, onnx.ModelProto) else onnx.load(str(model.source)))
+    inputs = {i.name: i.type.tensor_type.shape for i in proto.graph.input}
+    for name, shape in given.items():
+        if name not in inputs or len(inputs[name].dim) not in (0, len(shape)):
+            reason = f"it has rank {len(inputs[name].dim)}" if name in inputs else "there is no such input"
+            raise BadShape(given=shown, reason=reason, known=", ".join(inputs))
+        del inputs[name].dim[:]
+        for extent in shape:
+            dimension = inputs[name].dim.add()
+            if isinstance(extent, int):
+                dimension.dim_value = extent
+            else:
+                dimension.dim_param = extent
+    del proto.graph.value_info[:]  # what was inferred held for the old extents
+    return replace(model, source=proto)
 
 
 def open_model(spec: str) -> Model:

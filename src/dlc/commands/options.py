@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +14,7 @@ import numpy as np
 from dlc.console import Console
 from dlc.errors import BadInput
 from dlc.feeds import call_arguments, load_inputs, random_inputs, symbol_values
-from dlc.models import Model, open_model
+from dlc.models import Model, open_model, with_shapes
 
 if TYPE_CHECKING:
     from dlc.passes.observers import Observer, Timer
@@ -68,6 +69,14 @@ def add_compile(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=A,B",
         help="value of an ONNX input that decides shapes; the result holds for it alone; repeatable",
     )
+    group.add_argument(
+        "--shape",
+        action="append",
+        default=[],
+        type=_shape,
+        metavar="NAME=N,N",
+        help="extents of an ONNX input: integers, or names for symbolic ones; repeatable",
+    )
     group.add_argument("--dump-dir", metavar="DIR", help="write every pass's result and an HTML report there")
     add_printing(parser)
 
@@ -110,6 +119,14 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _shape(text: str) -> tuple[str, tuple[int | str, ...]]:
+    name, equals, shape = text.partition("=")
+    extents = tuple(int(e) if e.isdigit() else e for e in re.sub(r"(?<=\d)x(?=\d)", ",", shape).split(",") if e)
+    if not equals or any(isinstance(e, str) and not e.isidentifier() for e in extents):
+        raise argparse.ArgumentTypeError(f"write NAME=N,N, not '{text}'")
+    return name, extents
+
+
 def int_range(text: str) -> tuple[int, int]:
     low, colon, high = text.partition(":")
     try:
@@ -142,6 +159,7 @@ def compile_model(model: Model, options: argparse.Namespace, console: Console) -
     from dlc.runtime.executable import Executable
 
     threads = getattr(options, "threads", None)
+    model = with_shapes(model, dict(options.shape))
     if model.kind == "dlc":
         return compiler.load(model.source, threads=threads)
     watching, timer = observers(options)

@@ -23,7 +23,7 @@ from dlc.commands.diff import compare
 from dlc.console import Console
 from dlc.errors import EXIT_MISMATCH
 from dlc.feeds import call_arguments, flat_outputs
-from dlc.models import Model, open_model
+from dlc.models import Model, open_model, with_shapes
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, console: Console) -> int:
     from dlc.verification import reference_for
 
-    model = open_model(options.model)
+    model = with_shapes(open_model(options.model), dict(options.shape))
+    options.shape = []
     executable = shared.compile_model(model, options, console)
     reference = reference_for(model, executable.manifest, options.reference, executable.threads)
     names = [i["name"] for i in executable.manifest["inputs"]]
