@@ -2,5 +2,10 @@
 
 from __future__ import annotations
 
+# fold-constants comes before inline-pointwise, which would spread an Einsum of constants over its readers; what inlining
+# makes visible (an index of an index, a twin) is simplified after it.
 # inline-pointwise runs again after prepare-contractions: the copies that it makes read through what precedes them.
-DEFAULT_PIPELINE = "inline-pointwise,prepare-contractions,inline-pointwise,fuse"
+DEFAULT_PIPELINE = (
+    "simplify-indices,fold-constants,common-einsums,dead-code,inline-pointwise,simplify-indices,fold-constants,common-einsums,"
+    "prepare-contractions,inline-pointwise,fuse"
+)

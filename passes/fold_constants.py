@@ -41,12 +41,13 @@ class FoldConstants(Pass):
 
     An Einsum is evaluated when its extents are static and its result is at most `max_bytes` or four times its operands;
     views of large constants, and cheap expressions of indices alone, are left to be read through. Values are rounded as
-    declared, so a literal that was wider than its type inside one expression is rounded there once more.
+    declared, so a literal that was wider than its type inside one expression is rounded there once more. With
+    `uniform`, a constant whose elements are all equal bit for bit is read as that literal.
     """
 
     name: ClassVar[str] = "fold-constants"
     max_bytes: int = 1 << 20
-    uniform: bool = True
+    uniform: bool = False
 
     def apply(self, program: Program) -> Program:
         return _Folder(program, self).run()
@@ -149,7 +150,8 @@ class _Folder:
 
     def element(self, tensor: str, index: tuple[IntExpr, ...]) -> Const | None:
         if tensor not in self.literals:
-            self.literals[tensor] = _uniform(self.arrays[tensor]) if self.options.uniform or not index else None
+            several = np.asarray(self.arrays[tensor]).size > 1
+            self.literals[tensor] = None if several and not self.options.uniform else _uniform(self.arrays[tensor])
         found = self.literals[tensor]
         if found is not None:
             return found
