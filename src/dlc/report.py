@@ -186,7 +186,7 @@ tab("programs", s => {
   draw();
 });
 tab("kernels", s => {
-  const names = Object.keys(data.kernels); if (!names.length) { s.append("none"); return; }
+  const names = Object.keys(data.kernels).sort((a, b) => (a === "dlc_main") - (b === "dlc_main") || (a < b ? -1 : 1)); if (!names.length) { s.append("none"); return; }
   const area = make("div"), order = ["ein", "tile", "mlir", "lowered.mlir", "ll", "s"];
   const draw = () => {
     const levels = Object.entries(data.kernels[names[pick.value]]).sort((a, b) => order.indexOf(a[0]) - order.indexOf(b[0])); area.textContent = "";
