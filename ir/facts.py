@@ -55,7 +55,8 @@ class Facts:
 
     def nonneg(self, e: IntLike) -> bool:
         """Whether `e >= 0` is proven for every point of the ranks' space and all symbol values."""
-        return _nonneg(int_expr(e), self, _DEPTH)
+        plain = int_expr(e)
+        return _nonneg(plain, self, _DEPTH) or _nonneg(self.simplify(plain), self, _DEPTH)
 
     def less(self, a: IntLike, b: IntLike) -> bool:
         """Whether `a < b` is proven."""
@@ -207,25 +208,15 @@ def _nonneg_division(
 ) -> bool:
     if not facts.nonneg(den - 1) or slope is None:
         return False
-    # With d > 0: num - d + 1 <= d * (num // d) <= num. Multiply e by d to stay in integers.
-    if den.const is not None:
-        scaled = _replace_atom(e, atom, int_expr(0)) * den.const
-        if slope >= 0:
-            tight = scaled + (num - den + 1) * slope
-            if _rounded_up(tight, den.const, facts, depth):
-                return True
-            return facts.nonneg(num) and _nonneg(_replace_atom(e, atom, int_expr(0)), facts, depth - 1)
-        return _nonneg(scaled + num * slope, facts, depth - 1) or _rounded_up(
-            scaled + num * slope, den.const, facts, depth
-        )
-    if slope >= 0:
-        return facts.nonneg(num) and _nonneg(_replace_atom(e, atom, int_expr(0)), facts, depth - 1)
-    return facts.nonneg(num) and _nonneg(_replace_atom(e, atom, num), facts, depth - 1)
-
-
-def _rounded_up(scaled: IntExpr, d: int, facts: Facts, depth: int) -> bool:
-    """`e` is an integer, so `d*e > -d` proves `e >= 0`."""
-    return _nonneg(scaled + (d - 1), facts, depth - 1)
+    # num - den + 1 <= den * (num // den) <= num. Multiply e by den to stay in integers; e is one, so den*e > -den will do.
+    rest = _replace_atom(e, atom, int_expr(0))
+    least = rest * den + (num - den + 1 if slope >= 0 else num) * slope
+    if _nonneg(least + (den - 1), facts, depth - 1):
+        return True
+    if not facts.nonneg(num):
+        return False
+    # 0 <= num // den <= num
+    return _nonneg(rest if slope >= 0 else rest + num * slope, facts, depth - 1)
 
 
 def _nonneg_symbols(e: IntExpr, facts: Facts, depth: int) -> bool:
