@@ -11,6 +11,7 @@ flags: observers see every program before and after (`Observer`), and the pipeli
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 import time
 import types
@@ -23,6 +24,9 @@ from dlc.errors import BadInput, DlcError, Internal
 if TYPE_CHECKING:
     from dlc.ir.program import Program
     from dlc.passes.observers import Observer
+
+
+LOG = logging.getLogger("dlc.passes")
 
 
 class UnknownPass(BadInput):
@@ -173,6 +177,8 @@ class Pipeline:
                 if verify and after is not program:
                     _verify_output(step, after)
                 event = Event(index, len(self.passes), step, program, after, seconds)
+                if LOG.isEnabledFor(logging.INFO):
+                    LOG.info("%s: %.2f ms%s", step, seconds * 1e3, "" if event.changed else ", no change")
                 for observer in observers:
                     observer.after(event)
             except BaseException as error:

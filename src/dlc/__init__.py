@@ -6,6 +6,7 @@ artifact imports NumPy alone.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -22,6 +23,11 @@ _HOME = {
     "DlcError": "dlc.errors",
     "Unsupported": "dlc.errors",
 }
+
+if os.environ.get("DLC_LOGS"):
+    from dlc.logs import configure as _configure_logs
+
+    _configure_logs()
 
 __all__ = ["DlcError", "Executable", "Unsupported", "__version__", "compile", "load"]
 

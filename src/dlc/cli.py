@@ -35,7 +35,7 @@ environment (flags win):
   DLC_DUMP_DIR     where every compilation writes its dumps
   DLC_CACHE_DIR    where compiled kernels are kept
   DLC_NUM_THREADS  threads per inference (else OMP_NUM_THREADS, else the cores this process may use)
-  DLC_LOGS         what to log, as torch's TORCH_LOGS
+  DLC_LOGS         what to log: passes, compile, ..., all; traceback for internal errors
   NO_COLOR         no colour
 
 'dlc VERB --help' has examples.

@@ -8,6 +8,7 @@ Every stage is a function of the stages' folders; this file only composes them a
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from dlc.passes.observers import Observer
     from dlc.passes.pipeline import Pipeline
 
+LOG = logging.getLogger("dlc.compile")
 ACCURACY = ("strict", "default", "fast")
 ENTRY, POOL = "entry", "pool"
 
@@ -176,6 +178,7 @@ def compile(
     began = time.perf_counter()
     with ExitStack() as stack:
         dump = None
+        dump_dir = dump_dir or os.environ.get("DLC_DUMP_DIR") or None
         if dump_dir is not None:
             from dlc.dump import Dump
 
@@ -210,6 +213,7 @@ def compile(
             report=report,
         )
         report.seconds["total"] = time.perf_counter() - began
+        LOG.info("%s", report)
         if dump is not None:
             dump.note(report=report.to_json())
     return executable
