@@ -21,7 +21,7 @@ def attention(c: Ctx, query: Val, key: Val, value: Val, mask: Val | None, causal
     """softmax(Q K' * scale + mask) V over T[..., L, E], T[..., S, E], T[..., S, F]; `grouped` shares key heads."""
     t = c.dtype
     w = wide_type(t)
-    h = c.hint
+    h = c.hint.replace("scaled_dot_product_attention", "attention")
     lead = list(query.shape[:-2])
     q, k, v = query, key, value
     groups = None
@@ -51,8 +51,12 @@ def attention(c: Ctx, query: Val, key: Val, value: Val, mask: Val | None, causal
         return e
 
     masked = c.b.compute(f"{h}_masked", full, element, w)
-    weights = softmax_of(c, masked, n + 1, safe=bias is not None)
-    out = c.b.contract(h, f"{letters}lm,{_shared(v, letters, lead)}mf->{letters}lf", weights, _trim(v, n, lead), dtype=t)
+    weights = softmax_of(c, masked, n + 1, safe=bias is not None, hint=f"{h}_weights")
+    # Stored with the heads inside the rows, [..., L, H, F]: most models join the heads next, which is then no copy.
+    outer, heads = (letters[:1], letters[1:]) if n > 1 else (letters, "")
+    spec = f"{letters}lm,{_shared(v, letters, lead)}mf->{outer}l{heads}f"
+    rows = c.b.contract(h, spec, weights, _trim(v, n, lead), dtype=t)
+    out = rows.permute([0, *range(2, n + 1), 1, n + 1]) if heads else rows
     return out.reshape([*query.shape[:-3], query.shape[-3], *out.shape[-2:]]) if groups is not None else out
 
 

@@ -17,8 +17,13 @@ def filled(c: Ctx, value: Operand) -> Val:
     return c.val(value, c.dtype).broadcast_to(c.shape)
 
 
-@op("full", "full_like", "new_full", "fill.Scalar", "fill.Tensor")
-def full(c: Ctx, _shape: Any, value: Any, *rest: Any, **__: Any) -> Val:
+@op("full", "full_like", "fill.Scalar", "fill.Tensor")
+def full(c: Ctx, _like: Any, value: Any, *_: Any, **__: Any) -> Val:
+    return filled(c, value)
+
+
+@op("new_full")
+def new_full(c: Ctx, _like: Any, _shape: Any, value: Any, *_: Any, **__: Any) -> Val:
     return filled(c, value)
 
 

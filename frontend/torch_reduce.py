@@ -225,9 +225,9 @@ def softmax(c: Ctx, x: Val, dim: int, dtype: Any = None) -> Val:
     return c.cast(softmax_of(c, c.cast(x, wide_type(t)), c.dim(dim, x.rank), safe="_safe" in c.target), t)
 
 
-def softmax_of(c: Ctx, x: Val, d: int, safe: bool = False) -> Val:
+def softmax_of(c: Ctx, x: Val, d: int, safe: bool = False, hint: str | None = None) -> Val:
     """Softmax along `d` in the type of `x`; `safe` gives 0 instead of NaN where all of `x` is -inf."""
-    b, h, t = c.b, c.hint, x.dtype
+    b, h, t = c.b, hint or c.hint, x.dtype
     top = b.reduce_axes(f"{h}_max", "max", x, [d], True)
     if safe:
         lowest, zero = const(-math.inf, t), const(0, t)

@@ -205,7 +205,7 @@ def channel_shuffle(c: Ctx, x: Val, groups: int) -> Val:
 
 def concat(c: Ctx, parts: Sequence[Val], d: int, hint: str | None = None) -> Val:
     """`parts` one after the other along `d`."""
-    parts = [p for p in parts if p.shape[d].const != 0]
+    parts = [p for p in parts if p.shape[d].const != 0] or parts[:1]
     if len(parts) == 1:
         return parts[0]
     ends: list[IntExpr] = []

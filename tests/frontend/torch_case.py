@@ -72,7 +72,9 @@ def compare(imported: Imported, model: nn.Module, args: Sequence[Any], name: str
 def check(function: Any, *args: Any, dynamic: Any = None, others: Sequence[Sequence[Any]] = ()) -> Imported:
     """Import with `args` as the example, compare on them and on `others`."""
     model = module(function)
-    imported = import_torch(model, args, dynamic_shapes=None if dynamic is None else (dynamic,) if isinstance(model, Fn) else dynamic)
+    if dynamic is not None and isinstance(model, Fn):  # `forward(*args)`: one spec, a tuple with one entry per argument
+        dynamic = ((dynamic,) if isinstance(dynamic, dict) else dynamic,)
+    imported = import_torch(model, args, dynamic_shapes=dynamic)
     for inputs in [args, *others]:
         compare(imported, model, inputs, str(function))
     return imported
