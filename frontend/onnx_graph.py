@@ -201,7 +201,7 @@ class GraphImporter:
         attrs = dict(defaults or {})
         attrs |= {a.name: attribute_value(a, loc, function.name) for a in function.attribute_proto}
         attrs |= attributes(node, scope.attrs, loc)
-        opsets = {canonical_domain(o.domain): o.version for o in function.opset_import} or dict(scope.opsets)
+        opsets = {**scope.opsets, **{canonical_domain(o.domain): o.version for o in function.opset_import}}
         padded = ins + [None] * (len(function.input) - len(ins))
         names: dict[str, Value | None] = dict(zip(function.input, padded, strict=True))
         inner = Scope(names, opsets, attrs, None, scope.depth + 1)

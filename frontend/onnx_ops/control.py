@@ -12,7 +12,7 @@ from dlc.frontend.onnx_errors import NeedsStructure, NeedsValue
 from dlc.frontend.onnx_graph import INSIDE_LOOP, deps_of
 from dlc.frontend.onnx_ops.registry import Ctx, Result, op, shape_text
 from dlc.frontend.onnx_ops.shapes import concat_vals
-from dlc.frontend.onnx_value import NOTHING, Tensor, Value
+from dlc.frontend.onnx_value import NOTHING, Sequence, Tensor, Value
 from dlc.ir.dtype import BOOL, I64
 from dlc.ir.einsum import Einsum, Scan
 from dlc.ir.extent import IntExpr, int_expr
@@ -342,3 +342,23 @@ def batched_scan(c: Ctx, body: Any, count: int) -> Seq[Result]:
         finals, stacks = one_scan(c, body, start, [x.select(0, n) for x in inputs], [0] * count, turned, deps)
         rows.append([*finals, *stacks])
     return [concat_vals(c, [row[k].unsqueeze(0) for row in rows], 0) for k in range(len(rows[0]))]
+
+
+@op("SequenceMap")
+def sequence_map(c: Ctx) -> Result | Seq[Result]:
+    body = graph_of(c, "body")
+    first = c.sequence(0)
+    others = [c.value(i) for i in range(1, len(c.ins))]
+    if len(body.input) != 1 + len(others) or len(body.output) != c.outputs:
+        c.bad(f"its body has {len(body.input)} inputs and {len(body.output)} outputs")
+    names = [i.name for i in body.input]
+    columns: list[list[Value]] = [[] for _ in body.output]
+    for n, item in enumerate(first.items):
+        row: list[Value] = [item]
+        for v in others:
+            if isinstance(v, Sequence) and n >= len(v.items):
+                c.bad(f"its sequences have {len(first.items)} and {len(v.items)} elements")
+            row.append(v.items[n] if isinstance(v, Sequence) else v)
+        for column, out in zip(columns, c.graph.run_graph(body, dict(zip(names, row, strict=True)), c.scope), strict=True):
+            column.append(out)
+    return [Sequence(tuple(column)) for column in columns]

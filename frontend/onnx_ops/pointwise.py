@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from dlc.frontend.onnx_load import element_type
 from dlc.frontend.onnx_ops.registry import Ctx, Result, op, same_dtype
-from dlc.ir.dtype import BF16, BOOL, F16, F32, F64, DType
+from dlc.ir.dtype import BF16, BOOL, F16, F32, F64, U8, DType
 from dlc.ir.expr import Bitcast, Cast, Expr, apply, const
 from dlc.ir.view import Val
 
@@ -358,6 +358,9 @@ def bit_cast(c: Ctx) -> Result:
         c.bad(f"{x.dtype} and {to} differ in width")
     if to == x.dtype:
         return x
-    if BOOL in (to, x.dtype):
-        c.refuse("bool has no bits of its own")
+    if x.dtype == BOOL:
+        unsigned = c.b.cast(x, U8)
+        return unsigned if to == U8 else c.b.map(c.hint, lambda a: Bitcast(to, a), unsigned, dtype=to)
+    if to == BOOL:
+        c.refuse("bytes other than 0 and 1 are no booleans")
     return c.b.map(c.hint, lambda a: Bitcast(to, a), x, dtype=to)
