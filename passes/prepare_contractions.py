@@ -6,15 +6,12 @@ import itertools
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import numpy as np
-
 from dlc.costmodel.tiles import panel_columns
 from dlc.ir.dtype import BF16, F16, F32, F64, DType
 from dlc.ir.einsum import Einsum, Rank, Reduce, Scan, Step, TensorType, einsum
 from dlc.ir.expr import Access, Apply, Cast, Expr, Index, Piecewise, accesses, apply, const, dtype_of
 from dlc.ir.extent import (
     IntExpr,
-    evaluate,
     has_value,
     int_expr,
     split_linear,
@@ -25,6 +22,7 @@ from dlc.ir.extent import (
 from dlc.ir.facts import Facts
 from dlc.ir.program import Param, Program, Region, Stmt, tensor_types
 from dlc.passes.pipeline import Pass
+from dlc.passes.relayout import relayout
 from dlc.passes.rewrite import Names, all_einsums, drop_dead, map_regions, whole_reads
 
 _FLOATS = (F64, F32, F16, BF16)
@@ -290,20 +288,12 @@ class _Preparation:
         key = (tensor, source, ranks, guard)
         if key in self.packed:
             return self.packed[key]
-        shape = [r.extent.const for r in ranks]
-        assert all(e is not None for e in shape), "constants have static extents"
-        grid = np.ogrid[tuple(slice(e) for e in shape)] if shape else []
-        env = {r.name: g for r, g in zip(ranks, grid, strict=True)}
-        array = self.data[tensor]
-        index = [np.asarray(evaluate(i, env)) for i in source.index]
-        if guard is not None:
-            exists = np.asarray(evaluate(guard[0], env)) < int(guard[1].const or 0)
-            clipped = [np.minimum(i, n - 1) for i, n in zip(index, array.shape, strict=True)]
-            values = np.where(exists, array[tuple(clipped)], np.zeros((), array.dtype))
-        else:
-            values = array[tuple(index)]
+        extents = [(r.name, r.extent.const) for r in ranks]
+        shape = [(rank, extent) for rank, extent in extents if extent is not None]
+        assert len(shape) == len(extents), "constants have static extents"
+        bound = (guard[0], int(guard[1].const or 0)) if guard is not None else None
         name = self.names.fresh(f"{tensor}_packed")
-        self.data[name] = np.ascontiguousarray(np.broadcast_to(values, tuple(e for e in shape if e is not None)))
+        self.data[name] = relayout(self.data[tensor], source.index, shape, bound)
         type_ = TensorType(self.types[tensor].dtype, tuple(r.extent for r in ranks))
         self.consts.append(Param(name, type_))
         self.types[name] = type_
@@ -370,7 +360,7 @@ class _Preparation:
                     continue
                 dims = [_free_name(i, names) for i in a.index]
                 followed = [dims[d] for d in type_.order if dims[d] is not None]
-                if len(set(followed)) != len(names):
+                if len(set(followed)) != len(names) or len(followed) != len(names):
                     continue
                 order = tuple(names.index(n) for n in followed if n is not None)
                 if best is None or type_.rank > best[0]:

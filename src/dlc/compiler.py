@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from dlc.ir.einsum import TensorType
 from dlc.ir.extent import int_expr
 from dlc.ir.memory import MemoryPlan
 from dlc.ir.program import Param, Program, fresh_name, walk_statements
-from dlc.passes.assume_nonempty import assume_nonempty
+from dlc.passes.assume_bounds import assume_bounds
 from dlc.passes.schedule import plan_memory
 from dlc.runtime.cache import KernelCache
 from dlc.runtime.executable import Executable, empty_constants
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("dlc.compile")
 ACCURACY = ("strict", "default", "fast")
 ENTRY, POOL = "entry", "pool"
+PACK_THREADS = 2
+PAGE_BYTES = 4096
+BLOCK = 128
 
 
 class UnknownAccuracy(BadInput):
@@ -195,7 +199,7 @@ def compile(
             dump.stage("import", report.seconds["import"], export_seconds=export)
         start = time.perf_counter()
         program = run_passes(
-            assume_nonempty(imported.program),
+            assume_bounds(imported.program),
             passes,
             disable_passes,
             (*observers, dump) if dump else observers,
@@ -379,7 +383,9 @@ def pack_constants(program: Program, layout: Mapping[str, tuple[int, int]], size
     """The constants' bytes in one block, u8[size], that starts at a multiple of 64."""
     block = empty_constants(size)
     types = {c.name: c.type for c in program.consts}
-    for name, (at, length) in layout.items():
+
+    def place(name: str) -> None:
+        at, length = layout[name]
         of = types[name]
         try:
             array = np.asarray(program.data[name])
@@ -391,8 +397,28 @@ def pack_constants(program: Program, layout: Mapping[str, tuple[int, int]], size
         if of.order is not None:
             array = array.transpose(of.order)
         if length:
-            block[at : at + length].view(array.dtype).reshape(array.shape)[...] = array
+            _copy(block[at : at + length].view(array.dtype).reshape(array.shape), array)
+
+    with ThreadPoolExecutor(PACK_THREADS) as team:  # NumPy copies without the interpreter lock
+        for _ in team.map(place, sorted(layout, key=lambda name: -layout[name][1])):
+            pass
     return block
+
+
+def _copy(target: np.ndarray, source: np.ndarray) -> None:
+    """`target[...] = source`, in blocks where the rows of a transposed source all lie in the same sets of the cache."""
+    across = source.ndim >= 2 and abs(source.strides[-1]) % PAGE_BYTES == 0 and source.strides[-1] != 0
+    if not across or source.shape[-2] < BLOCK or source.shape[-1] > BLOCK:
+        target[...] = source
+        return
+    rows, columns = source.shape[-2:]
+    bounce = np.empty((columns, BLOCK + 64 // source.itemsize), source.dtype)[:, :BLOCK]
+    for outer in np.ndindex(source.shape[:-2]):
+        lines, panel = source[outer].T, target[outer]
+        for first in range(0, rows, BLOCK):
+            part = bounce[:, : min(BLOCK, rows - first)]
+            part[...] = lines[:, first : first + BLOCK]
+            panel[first : first + BLOCK] = part.T
 
 
 def memory_report(program: Program, plan: MemoryPlan, symbols: Mapping[str, int] | None = None) -> dict[str, Any]:
