@@ -11,7 +11,7 @@ import numpy as np
 from dlc.ir.dtype import BOOL, I64, DType, default_accumulator, from_numpy
 from dlc.ir.einsum import Carry, Einsum, Rank, Reduce, Scan, Step, TensorType, Write
 from dlc.ir.expr import Access, Cast, Const, Expr, Index, apply, const
-from dlc.ir.extent import IntExpr, IntLike, Min, Var, int_expr, sym, var
+from dlc.ir.extent import IntExpr, IntLike, Min, evaluate, int_expr, sym, var, variables
 from dlc.ir.facts import Facts
 from dlc.ir.loc import UNKNOWN, Loc
 from dlc.ir.program import Bind, If, Library, Loop, Param, Program, Region, Stmt, Symbol, collect_step_types
@@ -86,22 +86,22 @@ class Builder:
         """
         if a == b:
             return a
+        facts = Facts({}, {"#" + n: s.fact for n, s in self.symbols.items()})
         for plain, other in ((a, b), (b, a)):
-            atom = plain.atom
-            name = atom.name[1:] if isinstance(atom, Var) and atom.name.startswith("#") else None
-            if name is None or name not in self.symbols:
+            names = [n[1:] for n in variables(plain)]
+            if len(names) != 1 or names[0] not in self.symbols:
                 continue
-            known = self.symbols[name]
-            if other.const is not None:
-                self.symbols[name] = Symbol(name, other.const, other.const)
+            known = self.symbols[names[0]]
+            if plain.is_var and other.const is not None:
+                self.symbols[names[0]] = Symbol(names[0], other.const, other.const)
                 return other
-            facts = Facts({}, {"#" + n: s.fact for n, s in self.symbols.items()})
             least = facts.simplify(other).atom
-            if isinstance(least, Min) and plain in least.args:
+            if isinstance(least, Min) and facts.simplify(plain) in least.args:
                 caps = [e.const for e in least.args if e.const is not None]
                 if len(caps) == len(least.args) - 1:
-                    hi = min([*caps, *([known.hi] if known.hi is not None else [])])
-                    self.symbols[name] = Symbol(name, known.lo, hi, known.divisor, known.below)
+                    hi = last_below(plain, "#" + names[0], min(caps))
+                    hi = min(hi, known.hi) if known.hi is not None else hi
+                    self.symbols[names[0]] = Symbol(names[0], known.lo, hi, known.divisor, known.below)
                     return plain
         return a
 
@@ -469,6 +469,17 @@ _RESERVED = frozenset(
     "cascade program kernel const scan carry yield stack where when else onto scatter drop if loop while bind launch library"
     " symbols in by over from upto collect binds donate true false inf nan min max val idx cast bitcast loc".split()
 )
+
+
+def last_below(e: IntExpr, name: str, cap: int) -> int:
+    """The largest value of `name` up to which `e`, which grows with it, is at most `cap`."""
+    lo, hi = 0, 1
+    while evaluate(e, {name: hi}) <= cap and hi < 1 << 40:
+        lo, hi = hi, 2 * hi
+    while hi - lo > 1:
+        middle = (lo + hi) // 2
+        lo, hi = (middle, hi) if evaluate(e, {name: middle}) <= cap else (lo, middle)
+    return lo
 
 
 def _free_ranks(shape: Shape) -> tuple[Rank, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dlc.errors import BadInput
+from dlc.ir.extent import IntExpr
 
 
 class IrError(BadInput):
@@ -112,6 +113,7 @@ class UnboundSymbol(IrError):
 class NotInBounds(IrError):
     code = "DLC0130"
     template = "'{access}' may read outside '{tensor}': 0 <= {index} < {extent} is not proven"
+    unproven: tuple[IntExpr, IntExpr, dict[str, IntExpr]] | None = None  # index, extent, extents of the ranks
     hint = "write `{access} else v`, restrict the step with `where`, or guard the read with a piecewise definition"
 
 

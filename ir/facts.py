@@ -142,6 +142,10 @@ def _nonneg(e: IntExpr, facts: Facts, depth: int) -> bool:
         return e.const >= 0
     if depth == 0:
         return False
+    # Ranks first where they are outside of divisions: their extents may cancel what is inside of one.
+    for name in sorted(variables(e)):
+        if name in facts.ranks and split_linear(e, name) is not None:
+            return _at_both_ends(e, name, int_expr(0), facts.ranks[name] - 1, facts, depth)
     opaque = _opaque_atom(e)
     if opaque is not None:
         return _nonneg_opaque(e, opaque, facts, depth)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from dlc.ir.domain import conjuncts
 from dlc.ir.dtype import BOOL, I64
 from dlc.ir.expr import Access, Apply, Cast, Const, Expr, Index
-from dlc.ir.extent import IntExpr, Max, Min, int_expr, maximum, minimum, value
+from dlc.ir.extent import IntExpr, Max, Min, int_expr, maximum, minimum, split_linear, substitute, value, var, variables
 from dlc.ir.facts import Facts
 
 _DEPTH = 4
@@ -41,7 +41,9 @@ class Assumptions:
 
     def nonneg(self, e: IntExpr) -> bool:
         """Whether `e >= 0` is proven."""
-        return self.facts.nonneg(e) or _prove(e, self.guards, self.facts, _DEPTH)
+        if self.facts.nonneg(e) or _prove(e, self.guards, self.facts, _DEPTH):
+            return True
+        return bool(self.guards) and _prove_narrowed(e, self.guards, self.facts)
 
     def within(self, e: IntExpr, extent: IntExpr) -> bool:
         """Whether `0 <= e < extent` is proven."""
@@ -156,6 +158,31 @@ def _prove(e: IntExpr, guards: Iterable[IntExpr], facts: Facts, depth: int) -> b
             if facts.nonneg(rest) or _prove(rest, rest_guards, facts, depth - 1):
                 return True
     return False
+
+
+def _prove_narrowed(e: IntExpr, guards: tuple[IntExpr, ...], facts: Facts) -> bool:
+    """Whether the facts prove `e >= 0` with ranks narrowed to what guards on a single rank leave, `lo <= r <= hi`.
+
+    This reaches into divisions, where multiples of a guard do not: `(i + 13) // 14 >= 1` for `i >= 1`.
+    """
+    lower: dict[str, IntExpr] = {}
+    upper: dict[str, IntExpr] = {}
+    for g in guards:
+        for name in facts.ranks:
+            parts = split_linear(g, name)
+            if parts is None or parts[0].const not in (1, -1) or not variables(parts[1]).isdisjoint(facts.ranks):
+                continue
+            if parts[0].const == 1:
+                lower.setdefault(name, -parts[1])
+            else:
+                upper.setdefault(name, parts[1])
+    if not lower and not upper:
+        return False
+    narrowed = {
+        name: upper.get(name, extent - 1) - lower.get(name, int_expr(0)) + 1 for name, extent in facts.ranks.items()
+    }
+    moved = substitute(e, {name: var(name) + lo for name, lo in lower.items()})
+    return Facts(narrowed, facts.symbols).nonneg(moved)
 
 
 def _factors(e: IntExpr, g: IntExpr) -> list[int]:

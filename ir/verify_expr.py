@@ -249,13 +249,17 @@ class StepVerifier:
         for i, extent in zip(e.index, kind.shape, strict=True):
             self.index(i, under)
             if e.default is None and not has_value(i) and self.strict and not under.within(i, extent):
-                self.fail(
-                    NotInBounds,
-                    access=self.show(e),
-                    tensor=e.tensor,
-                    index=self.show(i),
-                    extent=str(extent).replace("#", ""),
-                )
+                try:
+                    self.fail(
+                        NotInBounds,
+                        access=self.show(e),
+                        tensor=e.tensor,
+                        index=self.show(i),
+                        extent=str(extent).replace("#", ""),
+                    )
+                except NotInBounds as error:
+                    error.unproven = (i, extent, dict(under.facts.ranks))
+                    raise
         if e.default is not None:
             dtype = self.type(e.default, under)
             if dtype != kind.dtype:
