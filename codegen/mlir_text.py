@@ -1,4 +1,4 @@
-"""Writing MLIR text: SSA names, constants hoisted to the head of the function, equal pure operations shared by scope."""
+"""Writing MLIR text: SSA names, constants at the head of the function, equal pure operations shared by scope."""
 
 from __future__ import annotations
 

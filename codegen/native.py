@@ -11,6 +11,7 @@ external symbol is taken. External symbols are limited to the C library and libm
 from __future__ import annotations
 
 import ctypes
+import importlib
 import threading
 import time
 from dataclasses import dataclass, field
@@ -202,9 +203,7 @@ _load_lock = threading.Lock()
 
 @cache
 def _llvm_library() -> Any:
-    import llvm as package
-
-    (folder,) = package.__path__
+    folder = importlib.import_module("llvm").__path__[0]
     library = ctypes.CDLL(str(Path(folder) / "lib" / "libLLVM.so"))
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)

@@ -116,7 +116,7 @@ class Scalars:
         raise Unsupported(op=name, reason=f"there is no code for it on {dtype}")
 
     def _extreme(self, v: Vec, name: str, a: str, b: str) -> str:
-        """min or max; a NaN in either operand is the result. One instruction when one operand is a constant."""
+        """Min or max; a NaN in either operand is the result. One instruction when one operand is a constant."""
         if a in self.e.literals:
             a, b = b, a
         closer = v.select(v.cmp("olt" if name == "min" else "ogt", b, a), b, a)  # a where either is NaN
@@ -221,7 +221,8 @@ class Scalars:
 
     def _division(self, name: str, dtype: DType, a: str, b: str) -> str:
         """Quotient or remainder rounded as the name says; x/0 = x%0 = 0, min/-1 wraps; the CPU's division never sees
-        an operand that would trap."""
+        an operand that would trap.
+        """
         e, t = self.e, self.type(dtype)
         kind, rounding = name.split("_")
         zero, one, minus = (self.constant(dtype, c) for c in (0, 1, -1))
@@ -334,9 +335,9 @@ class Scalars:
         kept = v.select(inside, x, v.c(0.0))
         middle = max(to.bits, 32)
         signed = to.kind == "i" or to.bits < 32
-        result = e.v(f"arith.{'fptosi' if signed else 'fptoui'} {kept} : {t} to {vector_type(f'i{middle}', self.lanes)}")
+        result = e.v(f"arith.{'fptosi' if signed else 'fptoui'} {kept} : {t} to {self._i(middle)}")
         if middle != to.bits:
-            result = e.v(f"arith.trunci {result} : {vector_type(f'i{middle}', self.lanes)} to {self.type(to)}")
+            result = e.v(f"arith.trunci {result} : {self._i(middle)} to {self.type(to)}")
         u = self.type(to)
         result = self._select(v.cmp("oge", x, v.c(high)), self.constant(to, to.highest), result, u)
         return self._select(v.cmp("olt", x, v.c(low)), self.constant(to, to.lowest), result, u)

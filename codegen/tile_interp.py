@@ -1,4 +1,4 @@
-"""The meaning of tile programs: a NumPy interpreter. Every access is bounds checked; scratch starts as garbage (NaN)."""
+"""The meaning of tile programs: a NumPy interpreter. Accesses are bounds checked; scratch starts as garbage (NaN)."""
 
 from __future__ import annotations
 
@@ -79,6 +79,10 @@ class _Machine:
         self.tiles[name] = np.broadcast_to(array, shape).copy()
         self.dtypes[name] = type_.dtype
 
+    def type_of(self, name: str) -> TileType:
+        shape = self.tiles[name].shape
+        return TileType(self.dtypes[name], shape[:-1], shape[-1])
+
     def keep(self, name: str, dtype: DType, value: Array) -> None:
         self.tiles[name], self.dtypes[name] = np.asarray(value, dtype.numpy), dtype
 
@@ -104,7 +108,7 @@ class _Machine:
 
     def _op(self, s: tile.Op) -> None:
         args = [self.tiles[a] for a in s.args]
-        result = tile.op_type(s.op, tuple(TileType(self.dtypes[a], x.shape[:-1], x.shape[-1]) for a, x in zip(s.args, args)))
+        result = tile.op_type(s.op, tuple(map(self.type_of, s.args)))
         assert isinstance(result, TileType)
         if s.op == "fma":
             wide = np.float64 if args[0].dtype == np.float32 else np.longdouble
@@ -195,11 +199,12 @@ class _Machine:
         on = self.on(s.mask, places.shape)
         self.bounds(s.buffer, places, on)
         memory = self.memory[s.buffer]
+        dtype = self.program.buffer(s.buffer).dtype
+        wide = np.float32 if dtype.is_float and dtype.bits < 32 else dtype.numpy
         for place, element in zip(places[on], value[on], strict=True):
             if s.op is not None:
-                small = element.dtype.kind != "b" and element.dtype.itemsize == 2 and self.program.buffer(s.buffer).dtype.is_float
-                wide = np.float32 if small else element.dtype
-                element = SCALAR_OPS[s.op].meaning(np.asarray(memory[place]).astype(wide), np.asarray(element).astype(wide))
+                old, new = np.asarray(memory[place]).astype(wide), np.asarray(element).astype(wide)
+                element = SCALAR_OPS[s.op].meaning(old, new)
             memory[place] = element
 
     def _prefetch(self, s: tile.Prefetch) -> None:

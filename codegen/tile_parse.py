@@ -137,7 +137,7 @@ class _Build(Transformer[Token, Any]):
         return int(text)
 
     def bool_value(self, text: Token) -> bool:
-        return text == "true"
+        return str(text) == "true"
 
     # straight-line statements
     def const(self, dst: Token, type_: TileType, value: Any) -> tile.Const:

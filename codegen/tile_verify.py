@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from dlc.codegen import tile
 from dlc.codegen.tile import Buffer, Stmt, TileProgram, TileType
+from dlc.codegen.tile_print import program_lines
 from dlc.errors import DlcError, Internal
 from dlc.ir.dtype import BOOL, I64, DType
 from dlc.ir.extent import IntExpr, has_value, variables
@@ -16,9 +17,10 @@ from dlc.ir.scalar import CAST_MODES
 
 MAX_LANES = 64
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.$]*")
-# words that begin a statement: as a name of a tile they could not be read back
+# words of the text form that can follow a statement or begin one: as a name there they could not be read back
 _RESERVED = frozenset(
-    ("let", "store", "scatter", "for", "if", "when", "while", "prefetch", "check", "yield", "test")
+    "let store scatter for if when while prefetch check yield test and step carry unroll mask pad op nontemporal else do"
+    " loc min max from lanes slot below true false inf nan".split()
 )
 
 
@@ -46,7 +48,7 @@ class _Verifier:
 
     def fail(self, reason: str) -> NoReturn:
         line, source = 0, None
-        for number, (text, stmt) in enumerate(tile.program_lines(self.program), 1):
+        for number, (text, stmt) in enumerate(program_lines(self.program), 1):
             if stmt is not None and stmt is self.current:
                 line, source = number, text
                 break
@@ -64,9 +66,9 @@ class _Verifier:
 
     def run(self) -> None:
         program = self.program
-        self.name(program.name)
+        self.name(program.name, of_value=False)
         for b in program.buffers:
-            self.name(b.name)
+            self.name(b.name, of_value=False)
             self.need(b.name not in self.buffers, f"buffer '{b.name}' is declared twice")
             self.need(b.role in tile.ROLES, f"'{b.role}' is no role of a buffer")
             self.need(b.dtype.native, f"buffer '{b.name}' has type {b.dtype}, for which there is no native code")
@@ -88,13 +90,13 @@ class _Verifier:
         self.need(not missing, f"{what}, {expr}, uses {', '.join(missing)}, not defined here")
         self.need(not has_value(expr), f"{what}, {expr}, reads a tensor: bind it with IndexOf")
 
-    def tile(self, name: str) -> TileType:
+    def type_of(self, name: str) -> TileType:
         if name not in self.tiles:
             self.fail(f"tile '{name}' is not defined here")
         return self.tiles[name]
 
-    def name(self, name: str) -> None:
-        fine = _NAME.fullmatch(name) and name not in _RESERVED
+    def name(self, name: str, *, of_value: bool = True) -> None:
+        fine = _NAME.fullmatch(name) and not (of_value and name in _RESERVED)
         self.need(bool(fine), f"'{name}' cannot be a name in the text form")
 
     def define(self, name: str, type_: TileType) -> None:
@@ -117,7 +119,7 @@ class _Verifier:
 
     def mask(self, name: str | None, shape: TileType) -> None:
         if name is not None:
-            mask = self.tile(name)
+            mask = self.type_of(name)
             self.need(mask.dtype == BOOL, f"mask '{name}' is {mask}, not bool")
             self.fits(mask, shape, f"mask '{name}'")
 
@@ -148,7 +150,7 @@ class _Verifier:
             self.current = stmt
             self.stmt(stmt)
         self.current = owner
-        result = tuple(self.tile(y) for y in yields)
+        result = tuple(self.type_of(y) for y in yields)
         self.tiles, self.indices = saved
         return result
 
@@ -167,7 +169,8 @@ class _Verifier:
                 self.index(s.expr, "the index")
                 self.define(s.dst, TileType(s.dtype))
             case tile.IndexOf():
-                src = self.tile(s.src)
+                src = self.type_of(s.src)
+                self.name(s.var)
                 self.need(src.is_scalar and src.dtype.is_int, f"'{s.src}' is {src}, not a scalar integer")
                 self.need(s.var not in self.indices and s.var not in self.tiles, f"'{s.var}' is already defined")
                 self.indices.add(s.var)
@@ -178,7 +181,7 @@ class _Verifier:
                 self.value(s.pad, b.dtype, "the pad")
                 self.define(s.dst, s.type)
             case tile.Store():
-                src = self.tile(s.src)
+                src = self.type_of(s.src)
                 b = self.buffer(s.buffer, write=True)
                 self.need(b.dtype == src.dtype, f"buffer '{b.name}' holds {b.dtype}, '{s.src}' is {src}")
                 self.access(s, src)
@@ -190,30 +193,30 @@ class _Verifier:
             case tile.Scatter():
                 self.scatter(s)
             case tile.Op():
-                result = tile.op_type(s.op, tuple(self.tile(a) for a in s.args))
+                result = tile.op_type(s.op, tuple(self.type_of(a) for a in s.args))
                 if isinstance(result, str):
                     self.fail(result)
                 self.define(s.dst, result)
             case tile.Cast():
                 self.need(s.mode in CAST_MODES, f"there is no cast mode '{s.mode}'")
-                self.define(s.dst, self.tile(s.src).with_dtype(s.dtype))
+                self.define(s.dst, self.type_of(s.src).with_dtype(s.dtype))
             case tile.Bitcast():
-                src = self.tile(s.src)
+                src = self.type_of(s.src)
                 fits = src.dtype.bits == s.dtype.bits and BOOL not in (src.dtype, s.dtype)
                 self.need(fits, f"{src.dtype} and {s.dtype} have not the same bits")
                 self.define(s.dst, src.with_dtype(s.dtype))
             case tile.Broadcast():
-                src = self.tile(s.src)
+                src = self.type_of(s.src)
                 self.need(src.dtype == s.type.dtype, f"'{s.src}' is {src}, not {s.type.dtype}")
                 self.fits(src, s.type, f"'{s.src}'")
                 self.define(s.dst, s.type)
             case tile.Slice():
-                src = self.tile(s.src)
+                src = self.type_of(s.src)
                 inside = len(s.index) == len(src.slots) and all(0 <= i < n for i, n in zip(s.index, src.slots))
                 self.need(inside, f"{s.index} is no slot of {src}")
                 self.define(s.dst, TileType(src.dtype, (), src.lanes))
             case tile.Stack():
-                types = {self.tile(x) for x in s.srcs}
+                types = {self.type_of(x) for x in s.srcs}
                 self.need(len(types) == 1, "stack needs one or more tiles of one type")
                 src = types.pop()
                 self.define(s.dst, TileType(src.dtype, (len(s.srcs), *src.slots), src.lanes))
@@ -227,7 +230,7 @@ class _Verifier:
                 self.index(s.offset, "the offset")
                 self.need(0 <= s.locality <= 3, f"locality {s.locality} is not in 0..3")
             case tile.Check():
-                self.need(self.tile(s.cond).dtype == BOOL, f"'{s.cond}' is not bool")
+                self.need(self.type_of(s.cond).dtype == BOOL, f"'{s.cond}' is not bool")
             case tile.For():
                 self.loop(s)
             case tile.If():
@@ -247,12 +250,12 @@ class _Verifier:
         self.mask(s.mask, type_)
 
     def offsets(self, name: str) -> TileType:
-        type_ = self.tile(name)
+        type_ = self.type_of(name)
         self.need(type_.dtype == I64, f"offsets '{name}' are {type_}, not i64")
         return type_
 
     def scatter(self, s: tile.Scatter) -> None:
-        offsets, src = self.offsets(s.offsets), self.tile(s.src)
+        offsets, src = self.offsets(s.offsets), self.type_of(s.src)
         b = self.buffer(s.buffer, write=True)
         self.need(b.dtype == src.dtype, f"buffer '{b.name}' holds {b.dtype}, '{s.src}' is {src}")
         shape = tile.join_shapes((offsets, src))
@@ -266,7 +269,7 @@ class _Verifier:
             self.need(isinstance(result, TileType), str(result))
 
     def reduce(self, s: tile.Reduce) -> None:
-        src = self.tile(s.src)
+        src = self.type_of(s.src)
         self.need(s.op in tile.REDUCE_OPS, f"there is no reduction '{s.op}'")
         result = tile.op_type(s.op, (src, src))
         self.need(isinstance(result, TileType), str(result))
@@ -282,7 +285,7 @@ class _Verifier:
             self.index(expr, what)
         self.need(s.step.const is None or s.step.const > 0, f"step {s.step} is not positive")
         self.need(s.unroll >= 1, f"unroll {s.unroll} is not positive")
-        carried = tuple((name, self.tile(init)) for name, init in s.carries)
+        carried = tuple((name, self.type_of(init)) for name, init in s.carries)
         yields = self.region(s.body, (s.var,), carried, s.yields)
         self.results(s.results, tuple(t for _, t in carried), yields)
 
@@ -295,7 +298,7 @@ class _Verifier:
 
     def branch(self, s: tile.If) -> None:
         if isinstance(s.cond, str):
-            type_ = self.tile(s.cond)
+            type_ = self.type_of(s.cond)
             self.need(type_ == TileType(BOOL), f"condition '{s.cond}' is {type_}, not a scalar bool")
         else:
             self.need(len(s.cond) > 0, "a condition needs a comparison")
@@ -307,7 +310,7 @@ class _Verifier:
 
     def while_(self, s: tile.While) -> None:
         self.need(len(s.carries) > 0, "a while loop without carries never changes its test")
-        carried = tuple((name, self.tile(init)) for name, init in s.carries)
+        carried = tuple((name, self.type_of(init)) for name, init in s.carries)
         (test,) = self.region(s.test_body, (), carried, (s.test,))
         self.need(test == TileType(BOOL), f"test '{s.test}' is {test}, not a scalar bool")
         yields = self.region(s.body, (), carried, s.yields)

@@ -7,8 +7,8 @@ and `tan` leave arguments beyond 8192 to the C library, lane by lane.
 
 f64: exp, exp2, log, log2, sigmoid and rsqrt are computed here; the others call the C library lane by lane.
 
-The polynomials are Chebyshev fits (mpmath's `chebyfit` on the named function and interval), rounded to the element type;
-the reductions are the textbook ones: Muller, Elementary Functions, 3rd ed., chapters 5, 10 and 11.
+The polynomials are Chebyshev fits (mpmath's `chebyfit` on the named function and interval), rounded to the element
+type; the reductions are the textbook ones: Muller, Elementary Functions, 3rd ed., chapters 5, 10 and 11.
 """
 
 from __future__ import annotations
@@ -205,8 +205,8 @@ class Vec:
             out = self.e.v(f"vector.insert {y}, {out} [{lane}] : {self.element} into {self.type}")
         return out
 
-    # Adding 1.5 * 2^mantissa rounds to an integer, to even, and leaves that integer in the low bits. Unlike a conversion
-    # to integer it is defined for NaN, and it needs no rounding instruction.
+    # Adding 1.5 * 2^mantissa rounds to an integer, to even, and leaves that integer in the low bits. Unlike a
+    # conversion to integer it is defined for NaN, and it needs no rounding instruction.
     def round_magic(self, product_of: tuple[str, str]) -> tuple[str, str]:
         """(n, integer n) for n = a * b rounded to an integer, |n| < 2^(mantissa - 1)."""
         magic = 1.5 * 2.0**self.mantissa
@@ -220,7 +220,7 @@ class Vec:
         return self.from_bits(self.iop("shli", biased, self.ci(self.mantissa)))
 
     def scale(self, p: str, n: str, n_float: str) -> str:
-        """p * 2^n, with overflow and gradual underflow."""
+        """P * 2^n, with overflow and gradual underflow."""
         if self.element == "f32" and self.lanes == 16 and self.e.target.name == "avx512":
             t = self.type
             mask, current = self.e.const(-1, "i16"), self.e.const(4, "i32")
@@ -449,7 +449,7 @@ def _trig(v: Vec, x: str, name: str) -> str:
 
 
 def _atan_unit(v: Vec, t: str) -> str:
-    """atan on 0 .. 1."""
+    """Atan on 0 .. 1."""
     z = v.mul(t, t)
     return v.fma(v.mul(t, z), v.horner(_ATAN_P, z), t)
 
@@ -485,7 +485,7 @@ def _atan2(v: Vec, y: str, x: str) -> str:
 
 
 def _asin_half(v: Vec, t: str) -> str:
-    """asin on 0 .. 1/2."""
+    """Asin on 0 .. 1/2."""
     z = v.mul(t, t)
     return v.fma(v.mul(t, z), v.horner(_ASIN_P, z), t)
 

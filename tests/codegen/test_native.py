@@ -15,7 +15,7 @@ from dlc.codegen.native import InvalidMlir, compile_mlir
 from dlc.codegen.target import AVX2, AVX512, BASELINE, Target, UnknownTarget, host_flags, host_target, parse_target
 
 sys.path.insert(0, str(Path(__file__).parent))
-from native_loader import load, undefined_symbols  # noqa: E402
+from native_loader import load, undefined_symbols
 
 
 def axpy(lanes: int, op: str = "%w = vector.fma %v, %v, %acc") -> str:

@@ -18,7 +18,7 @@ from dlc.codegen.native import compile_mlir
 from dlc.codegen.target import BASELINE
 
 sys.path.insert(0, str(Path(__file__).parent))
-from native_loader import load  # noqa: E402
+from native_loader import load
 
 # count[i] += 1 and owner[i] = thread for each task, after `work` dependent additions per task
 KERNEL = """

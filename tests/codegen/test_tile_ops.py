@@ -1,4 +1,4 @@
-"""Every scalar operator and cast, natively and interpreted, on awkward values, on all levels, as vectors and scalars."""
+"""Every scalar operator and cast, natively and interpreted, on awkward values and all levels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dlc.ir.extent import int_expr, var
 from dlc.ir.scalar import SCALAR_OPS
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tile_harness import compare  # noqa: E402
+from tile_harness import compare
 
 NATIVE = [t for t in DTYPES.values() if t.native]
 COMPUTE = [t for t in NATIVE if t not in (F16, BF16)]

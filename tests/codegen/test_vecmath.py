@@ -17,7 +17,7 @@ from dlc.codegen.native import compile_mlir
 from dlc.codegen.target import AVX2, AVX512, BASELINE, Target, host_flags
 
 sys.path.insert(0, str(Path(__file__).parent))
-from native_loader import load  # noqa: E402
+from native_loader import load
 
 ARITY = {"pow": 2, "atan2": 2}
 TARGETS = [AVX512, AVX2, BASELINE]

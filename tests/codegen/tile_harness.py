@@ -20,7 +20,7 @@ from dlc.codegen.tile_to_mlir import lower
 from dlc.ir.extent import evaluate
 
 sys.path.insert(0, str(Path(__file__).parent))
-from native_loader import load  # noqa: E402
+from native_loader import load
 
 TARGETS = [AVX512, AVX2, BASELINE]
 GUARD = 256  # bytes
