@@ -96,7 +96,7 @@ def _scaled(c: Ctx, bias: Val, x: Val, y: Val, beta: Any, alpha: Any) -> Val:
 
 @op("addmm", "baddbmm", "addmv", "addbmm")
 def addmm(c: Ctx, bias: Val, x: Val, y: Val, *, beta: Any = 1, alpha: Any = 1) -> Val:
-    if "addbmm" in c.target:
+    if c.target == "aten.addbmm.default":
         s = c.b.contract(f"{c.hint}_product", "bmk,bkn->mn", x, y, dtype=kept_type(c.dtype))
         return affine(c, s, alpha, None if beta == 0 else bias, beta, c.dtype)
     return _scaled(c, bias, x, y, beta, alpha)

@@ -31,8 +31,7 @@ def set_grad_enabled(c: Ctx, enabled: bool, module: Any, *args: Any) -> Any:
 
 @control("wrap_with_autocast")
 def autocast(c: Ctx, device: str, dtype: Any, enabled: bool, cache: Any, module: Any, *args: Any) -> Any:
-    # The casts that autocast makes are nodes of the sub-graph.
-    return list(c.graph.inner(module, args))
+    return list(c.graph.inner(module, args, autocast=bool(enabled)))
 
 
 @control("wrap", "invoke_subgraph", "tag_activation_checkpoint", "hints_wrapper")

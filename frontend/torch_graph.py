@@ -59,6 +59,13 @@ _RENAMING = frozenset("detach unsqueeze squeeze transpose t swapaxes swapdims as
 """In-place operators that change how a tensor is seen, not what it holds."""
 
 
+_AUTOCAST = frozenset(
+    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution _convolution mm bmm matmul linear addmm"
+    " addbmm baddbmm linalg_vecdot linalg_matmul chain_matmul scaled_dot_product_attention einsum lstm gru rnn_tanh rnn_relu".split()
+)
+"""Operators whose operands autocast converts on the CPU."""
+
+
 def definition(target: str) -> Callable[..., Any] | None:
     """The definition of an ATen target; an in-place operator has that of its plain form."""
     found = TABLE.get(target)
@@ -127,6 +134,7 @@ class GraphImporter:
         self.ctx.graph = self
         self.env: dict[fx.Node, Any] = {}
         self.written: set[int] = set()
+        self.autocast = False
         self._sharing: dict[int, list[fx.Node]] = {}
         self._track = False
         self._inputs: set[fx.Node] = set()
@@ -157,9 +165,10 @@ class GraphImporter:
                     raise self.ctx.malformed(f"a node of kind {kind} is not expected")
         return ()
 
-    def inner(self, module: fx.GraphModule, inputs: Sequence[Any]) -> tuple[Any, ...]:
-        """Import a sub-graph where it is called."""
+    def inner(self, module: fx.GraphModule, inputs: Sequence[Any], autocast: bool | None = None) -> tuple[Any, ...]:
+        """Import a sub-graph where it is called; `autocast` says whether its products take the type of their result."""
         other = GraphImporter(self.b, self.extents, self.ranges, module)
+        other.autocast = self.autocast if autocast is None else autocast
         before = self.b.loc
         try:
             results = other.run(module.graph, inputs)
@@ -227,6 +236,8 @@ class GraphImporter:
         if found is None:
             raise c.unsupported("it has no definition and no decomposition")
         args, kwargs = self._arguments(target, node)
+        if self.autocast and c.target.split(".")[1] in _AUTOCAST:
+            args, kwargs = self._lowered(args), {k: self._lowered(v) for k, v in kwargs.items()}
         result = found(c, *args, **kwargs)
         self._check(result)
         return result
@@ -264,6 +275,12 @@ class GraphImporter:
         for name in ("device", "layout", "pin_memory", "memory_format", "generator", "non_blocking"):
             kwargs.pop(name, None)
         return args, kwargs
+
+    def _lowered(self, a: Any) -> Any:
+        """Float tensors in the type of the result: what autocast does to the operands of a product."""
+        if isinstance(a, (list, tuple)):
+            return [self._lowered(x) for x in a]
+        return self.ctx.cast(a, self.ctx.dtype) if isinstance(a, Val) and a.dtype.is_float else a
 
     def _check(self, result: Any) -> None:
         """A definition must give what was traced: rank, constant extents and type."""
