@@ -159,9 +159,8 @@ def arg_extreme(c: Ctx) -> Result:
 # --- softmax ---------------------------------------------------------------------------------------------------------
 
 
-def softmax_parts(c: Ctx, x: Val, dims: Sequence[int]) -> tuple[Val, Val, Val]:
-    """(shifted input, its exponentials, their sum over `dims`), in the wide type."""
-    small = widened(x)
+def softmax_parts(c: Ctx, x: Val, dims: Sequence[int], small: Val) -> tuple[Val, Val, Val]:
+    """(shifted input, its exponentials, their sum over `dims`), in the type of `small`, which is `x` perhaps widened."""
     t = small.dtype
     top = fold(c, "max", small, dims, lambda e: e, t, f"{c.hint}_max")
     shifted = c.b.map(f"{c.hint}_shift", lambda e, m: apply("sub", e, m), small, top, dtype=t)
@@ -182,13 +181,14 @@ def softmax_dims(c: Ctx, x: Val) -> list[int]:
 
 
 def softmax(c: Ctx, x: Val, dims: Sequence[int]) -> Val:
-    _, powers, total = softmax_parts(c, x, dims)
+    # ONNX defines Softmax by operators of the operand's own type, so each step rounds to it, 16-bit floats included.
+    _, powers, total = softmax_parts(c, x, dims, x)
     t = powers.dtype
     return c.b.map(c.hint, lambda e, s: _round(apply("div", e, s), t, x.dtype), powers, total, dtype=x.dtype)
 
 
 def log_softmax(c: Ctx, x: Val, dims: Sequence[int]) -> Val:
-    shifted, _, total = softmax_parts(c, x, dims)
+    shifted, _, total = softmax_parts(c, x, dims, widened(x))
     t = shifted.dtype
     return c.b.map(
         c.hint, lambda e, s: _round(apply("sub", e, apply("log", s)), t, x.dtype), shifted, total, dtype=x.dtype

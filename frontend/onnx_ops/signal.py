@@ -10,7 +10,7 @@ from dlc.frontend.onnx_load import element_type
 from dlc.frontend.onnx_ops.pointwise import wide_type
 from dlc.frontend.onnx_ops.registry import Ctx, Result, op
 from dlc.frontend.onnx_value import Tensor
-from dlc.ir.dtype import F32, I64, DType
+from dlc.ir.dtype import F32, F64, I64, DType
 from dlc.ir.expr import Cast, Expr, Index, Piecewise, apply, const, index_value
 from dlc.ir.extent import IntExpr, int_expr
 from dlc.ir.view import Val
@@ -55,8 +55,11 @@ def dft(c: Ctx) -> Result:
         n = 2 * (extent - 1) if inverse and onesided else extent
     if n < 1:
         c.bad(f"a transform of length {n}")
-    t = x.dtype
+    dtype, t = x.dtype, F64
     cos, sin = roots(c, n, t)
+    # Terms cancel: f64 throughout, rounded once.
+    source = x
+    x = Val(t, source.shape, lambda i: Cast(t, source.at(i)))
     bins = n // 2 + 1 if onesided and not inverse else n
     used = min(extent, n // 2 + 1 if inverse and onesided else n)
 
@@ -77,7 +80,7 @@ def dft(c: Ctx) -> Result:
 
         shape = [*x.shape[:axis], n, *x.shape[axis + 1 : -1], 1]
         y = c.b.reduce(f"{c.hint}_sum", "sum", shape, [used], real, t)
-        return c.b.map(c.hint, lambda a: apply("div", a, const(n, t)), y)
+        return c.b.map(c.hint, lambda a: Cast(dtype, apply("div", a, const(n, t))), y, dtype=dtype)
 
     def element(i: tuple[IntExpr, ...], r: tuple[IntExpr, ...]) -> Expr:
         at = (*i[:axis], r[0], *i[axis + 1 : -1])
@@ -86,9 +89,9 @@ def dft(c: Ctx) -> Result:
 
     shape = [*x.shape[:axis], bins, *x.shape[axis + 1 : -1], 2]
     if not inverse:
-        return c.b.reduce(c.hint, "sum", shape, [used], element, t)
+        return c.b.cast(c.b.reduce(c.hint, "sum", shape, [used], element, t), dtype)
     y = c.b.reduce(f"{c.hint}_sum", "sum", shape, [used], element, t)
-    return c.b.map(c.hint, lambda a: apply("div", a, const(n, t)), y)
+    return c.b.map(c.hint, lambda a: Cast(dtype, apply("div", a, const(n, t))), y, dtype=dtype)
 
 
 @op("STFT")
