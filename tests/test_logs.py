@@ -14,11 +14,7 @@ from dlc.logs import NAMES, UnknownLog, levels
 
 def test_grammar() -> None:
     assert levels("") == {}
-    assert levels("passes, +codegen,-runtime") == {
-        "passes": logging.INFO,
-        "codegen": logging.DEBUG,
-        "runtime": logging.ERROR,
-    }
+    assert levels("+passes, -compile") == {"passes": logging.DEBUG, "compile": logging.ERROR}
     assert levels("all") == dict.fromkeys(NAMES, logging.INFO)
     assert levels("traceback") == {}
     with pytest.raises(UnknownLog, match="there is no log 'pases'"):

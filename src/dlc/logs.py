@@ -1,7 +1,8 @@
 """DLC_LOGS: what dlc logs to stderr, in the grammar of torch's TORCH_LOGS.
 
     DLC_LOGS=passes              each pass with its time
-    DLC_LOGS=+passes,compile     + also what is of interest to developers only, - only errors
+    DLC_LOGS=compile             where the time of a compilation went, and what came from the cache
+    DLC_LOGS=+passes,-compile    + also what is of interest to developers only, - only errors
     DLC_LOGS=all                 everything
     DLC_LOGS=traceback           Python's traceback of internal errors on the command line
 
@@ -16,7 +17,7 @@ import sys
 
 from dlc.errors import BadInput
 
-NAMES = ("frontend", "passes", "codegen", "compile", "runtime")
+NAMES = ("passes", "compile")
 FLAGS = ("traceback",)
 
 
