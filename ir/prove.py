@@ -1,12 +1,14 @@
 """Proofs of `e >= 0` under assumptions: facts of ranks and symbols, and affine guards that hold at the point in question.
 
-A guard `g >= 0` helps when subtracting a multiple of it leaves something that the facts prove: `e = (e - c*g) + c*g`.
+A guard `g >= 0` helps when subtracting a multiple of it leaves something that the facts prove: `k*e = (k*e - c*g) + c*g`. A minimum
+or maximum is proven case by case, each with the guard that says which argument it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import gcd
 
 from dlc.ir.domain import conjuncts
 from dlc.ir.dtype import BOOL, I64
@@ -14,7 +16,7 @@ from dlc.ir.expr import Access, Apply, Cast, Const, Expr, Index
 from dlc.ir.extent import IntExpr, Max, Min, int_expr, maximum, minimum, split_linear, substitute, value, var, variables
 from dlc.ir.facts import Facts
 
-_DEPTH = 4
+_DEPTH = 5
 _COMPARES = {"lt", "le", "gt", "ge", "eq", "ne"}
 _NEGATED = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt", "eq": "ne", "ne": "eq"}
 
@@ -143,18 +145,17 @@ def constraints(predicate: Expr, within: Assumptions | None) -> list[IntExpr]:
 def _prove(e: IntExpr, guards: Iterable[IntExpr], facts: Facts, depth: int) -> bool:
     """Whether `e` is a sum of multiples of guards and something the facts prove."""
     guards = tuple(guards)
-    if depth == 0 or not guards:
+    if depth == 0:
         return False
     opened = _open_extreme(e)
     if opened is not None:
-        kind, choices = opened
-        return (all if kind == "all" else any)(
-            facts.nonneg(c) or _prove(c, guards, facts, depth - 1) for c in choices
+        return all(
+            facts.nonneg(c) or _prove(c, (*conditions, *guards), facts, depth - 1) for c, conditions in opened
         )
     for position, g in enumerate(guards):
         rest_guards = guards[:position] + guards[position + 1 :]
-        for factor in _factors(e, g):
-            rest = e - g * factor
+        for scale, factor in _factors(e, g):
+            rest = e * scale - g * factor
             if facts.nonneg(rest) or _prove(rest, rest_guards, facts, depth - 1):
                 return True
     return False
@@ -185,26 +186,26 @@ def _prove_narrowed(e: IntExpr, guards: tuple[IntExpr, ...], facts: Facts) -> bo
     return Facts(narrowed, facts.symbols).nonneg(moved)
 
 
-def _factors(e: IntExpr, g: IntExpr) -> list[int]:
-    """Positive multiples of `g` that cancel one of the terms of `e`."""
+def _factors(e: IntExpr, g: IntExpr) -> list[tuple[int, int]]:
+    """Positive (k, c) for which a term of `k*e - c*g` cancels."""
     slopes = dict(g.terms)
-    found: dict[int, None] = {}
+    found: dict[tuple[int, int], None] = {}
     for monomial, coefficient in e.terms:
-        if monomial and slopes.get(monomial):
-            quotient, remainder = divmod(coefficient, slopes[monomial])
-            if quotient > 0 and remainder == 0:
-                found[quotient] = None
+        slope = slopes.get(monomial, 0) if monomial else 0
+        if slope * coefficient > 0:
+            common = gcd(slope, coefficient)
+            found[abs(slope) // common, abs(coefficient) // common] = None
     return list(found)
 
 
-def _open_extreme(e: IntExpr) -> tuple[str, list[IntExpr]] | None:
-    """`e` with a minimum or maximum replaced by each argument, and whether all or any of those must be proven."""
+def _open_extreme(e: IntExpr) -> list[tuple[IntExpr, tuple[IntExpr, ...]]] | None:
+    """The cases of a minimum or maximum in `e`: `e` with one argument in its place, and what holds when it is that one."""
     for monomial, coefficient in e.terms:
         if len(monomial) == 1 and isinstance(monomial[0], (Min, Max)):
             atom = monomial[0]
             rest = e - IntExpr(((monomial, coefficient),))
-            every = (coefficient > 0) == isinstance(atom, Min)
-            return ("all" if every else "any"), [rest + a * coefficient for a in atom.args]
+            sign = -1 if isinstance(atom, Min) else 1
+            return [
+                (rest + a * coefficient, tuple((a - b) * sign for b in atom.args if b != a)) for a in atom.args
+            ]
     return None
-
-
