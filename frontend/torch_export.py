@@ -420,7 +420,9 @@ def decomposition(target: Any) -> Any:
         return None
     found = decomposition_table.get(target)
     if found is None and target._can_decompose():
-        return target.decompose
+        from torch._export.utils import _get_decomp_for_cia
+
+        return _get_decomp_for_cia(target)
     return found
 
 
