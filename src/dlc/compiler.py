@@ -31,7 +31,9 @@ from dlc.ir.extent import int_expr
 from dlc.ir.memory import MemoryPlan
 from dlc.ir.program import Param, Program, fresh_name, walk_statements
 from dlc.passes.assume_bounds import assume_bounds
+from dlc.passes.default import DEFAULT_PIPELINE
 from dlc.passes.schedule import plan_memory
+from dlc.program_cache import ProgramCache, program_key
 from dlc.runtime.cache import KernelCache
 from dlc.runtime.executable import Executable, empty_constants
 from dlc.runtime.executable import load as _load_artifact
@@ -66,6 +68,9 @@ class ConstantMissing(BadInput):
     hint = "a text refers to its constants by name: keep the dump's constants/ folder beside it, or set Program.data"
 
 
+_WORTH_KEEPING_S = 1.0  # a program that compiles faster than this is not kept whole
+
+
 @dataclass
 class CompileReport:
     """How a compilation went; `exe.compile_report`.
@@ -78,6 +83,7 @@ class CompileReport:
         target: what the code is for.
         decomposed: operators that torch decomposed, for lack of a definition of their own.
         specialised: inputs whose values are compiled in.
+        from_cache: the whole program was found compiled; the counts are then 0.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -91,6 +97,7 @@ class CompileReport:
     target: str = ""
     decomposed: tuple[str, ...] = ()
     specialised: tuple[str, ...] = ()
+    from_cache: bool = False
 
     @property
     def own_seconds(self) -> float:
@@ -111,9 +118,12 @@ class CompileReport:
             "target": self.target,
             "decomposed": list(self.decomposed),
             "specialised": list(self.specialised),
+            "from_cache": self.from_cache,
         }
 
     def __str__(self) -> str:
+        if self.from_cache:
+            return f"loaded from the program cache in {self.own_seconds:.2f} s"
         parts = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in self.seconds.items() if stage != "total")
         return (
             f"compiled in {self.own_seconds:.2f} s ({parts}); {self.launches} launches of {self.distinct} kernels, "
@@ -197,6 +207,17 @@ def compile(
         report.specialised = tuple(imported.specialised)
         if dump is not None:
             dump.stage("import", report.seconds["import"], export_seconds=export)
+        key = None
+        if cache is True and dump is None and not observers:
+            start = time.perf_counter()
+            key = program_key(imported, (wanted.key, str(passes or DEFAULT_PIPELINE), tuple(disable_passes), accuracy))
+            kept = ProgramCache().get(key, threads)
+            report.seconds["program cache"] = time.perf_counter() - start
+            if kept is not None:
+                report.from_cache = True
+                report.seconds["total"] = time.perf_counter() - began
+                kept.compile_report = report
+                return kept
         start = time.perf_counter()
         program = run_passes(
             assume_bounds(imported.program),
@@ -218,6 +239,8 @@ def compile(
         )
         report.seconds["total"] = time.perf_counter() - began
         LOG.info("%s", report)
+        if key is not None and report.own_seconds > _WORTH_KEEPING_S:
+            ProgramCache().put(key, executable)
         if dump is not None:
             dump.note(report=report.to_json())
     return executable
@@ -252,7 +275,6 @@ def run_passes(
     verify_each: bool = True,
 ) -> Program:
     """The program after the pipeline (the default one when `passes` is None)."""
-    from dlc.passes.default import DEFAULT_PIPELINE
     from dlc.passes.pipeline import Pipeline
     from dlc.passes.registry import passes as known
 
