@@ -123,6 +123,8 @@ class Memory(Values):
         text = vector_type(element, lanes)
         if stride == 1 and mask is None:
             return self._from_storage(self._read(text, pointer, size), dtype, lanes)
+        if mask is None:
+            return self._from_storage(self._load_strided(s, dtype, lanes, pointer, stride), dtype, lanes)
         pad = self._storage_constant(dtype, s.pad, lanes)
         if stride == 1:
             value = e.result(
@@ -131,8 +133,52 @@ class Memory(Values):
             )
         else:
             pointers = self._strided(s.buffer, pointer, s.lane_stride, lanes)
-            value = self._gathered(pointers, mask or self._all_true(lanes), pad, text, lanes, size)
+            value = self._gathered(pointers, mask, pad, text, lanes, size)
         return self._from_storage(value, dtype, lanes)
+
+    def _load_strided(self, s: tile.Load, dtype: DType, lanes: int, pointer: str, stride: int | None) -> str:
+        """All lanes on. Small strides by shuffles of contiguous loads; others one by one, which is faster than the
+        gather instruction (5 against 9 ns for 16 lanes on Zen 4)."""
+        element, size = storage_element(dtype), dtype.bytes
+        if stride is not None and size >= 4 and stride in (-4, -3, -2, -1, 2, 3, 4):
+            return self._deinterleave(element, size, lanes, pointer, stride)
+        value = self._storage_constant(dtype, 0, lanes)
+        for lane, at in enumerate(self._lane_addresses(s, element, pointer, lanes)):
+            one = self._read(element, at, size)
+            value = self.e.v(f"vector.insert {one}, {value} [{lane}] : {element} into {vector_type(element, lanes)}")
+        return value
+
+    def _lane_addresses(self, s: tile.Load | tile.Store, element: str, pointer: str, lanes: int) -> list[str]:
+        """Where each lane of a strided access lies."""
+        stride = self._resolve(s.lane_stride)
+        if stride.const is not None:
+            offsets = [self._ci(stride.const * lane) for lane in range(lanes)]
+        else:
+            offsets = [self._int("muli", self.index(stride), self._ci(lane)) for lane in range(lanes)]
+        return [pointer, *(self._offset_pointer(pointer, offset, element) for offset in offsets[1:])]
+
+    def _deinterleave(self, element: str, size: int, lanes: int, pointer: str, stride: int) -> str:
+        """Every |stride|-th element from |stride| contiguous vectors that together stay within the elements read."""
+        step, text = abs(stride), vector_type(element, lanes)
+        lowest = 0 if stride > 0 else stride * (lanes - 1)
+        starts = [i * lanes for i in range(step - 1)] + [(lanes - 1) * (step - 1)]
+        wanted = [lane * step for lane in range(lanes)]
+        result, filled = "", [-1] * lanes
+        for start in starts:
+            at = self._offset_pointer(pointer, self._ci(lowest + start), element)
+            part = self._read(text, at, size)
+            # lanes that this vector holds and no earlier one did; the others keep what they have
+            take = [lanes + w - start if f < 0 and 0 <= w - start < lanes else f for w, f in zip(wanted, filled)]
+            if result:
+                picks = [t if t >= 0 else 0 for t in take]
+                result = self.e.v(f"vector.shuffle {result}, {part} {picks} : {text}, {text}")
+            else:
+                picks = [t - lanes if t >= 0 else 0 for t in take]
+                result = self.e.v(f"vector.shuffle {part}, {part} {picks} : {text}, {text}")
+            filled = [i if t >= 0 else -1 for i, t in enumerate(take)]
+        if stride > 0:
+            return result
+        return self.e.v(f"vector.shuffle {result}, {result} {list(range(lanes - 1, -1, -1))} : {text}, {text}")
 
     def _gathered(self, pointers: str, mask: str, pad: str, text: str, lanes: int, size: int) -> str:
         return self.e.result(
@@ -203,9 +249,13 @@ class Memory(Values):
         elif stride == 0 and mask is None:
             last = e.v(f"vector.extract {value}[{lanes - 1}] : {element} from {text}")
             self._write(last, element, pointer, size)
+        elif mask is None:
+            for lane, at in enumerate(self._lane_addresses(s, element, pointer, lanes)):
+                one = e.v(f"vector.extract {value}[{lane}] : {element} from {text}")
+                self._write(one, element, at, size)
         else:
             pointers = self._strided(s.buffer, pointer, s.lane_stride, lanes)
-            self._scatter_vector(value, pointers, mask or self._all_true(lanes), text, lanes, size)
+            self._scatter_vector(value, pointers, mask, text, lanes, size)
 
     def _write_nontemporal(self, value: str, text: str, pointer: str, size: int, bytes_: int) -> None:
         """Stores that bypass the caches need an aligned address; elsewhere an ordinary store does."""

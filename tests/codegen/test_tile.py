@@ -69,7 +69,10 @@ def test_load_and_store_in_every_way(dtype: DType) -> None:
     put(b.load(wide, "A", 3))
     put(b.load(wide, "A", 5, (), 0))
     put(b.load(wide, "A", 1, (), 3))
-    put(b.load(wide, "A", 200, (), -2))
+    for stride in (-5, -4, -3, -2, -1, 2, 3, 4, 5):  # exactly the elements read are in bounds
+        put(b.load(wide, "A", 0 if stride > 0 else 255, (), stride))
+        put(b.load(wide, "A", 255 - 15 * stride if stride > 0 else -15 * stride, (), stride))
+    put(b.load(TileType(dtype, (), 2), "A", 9, (), 3))
     put(b.load(wide, "A", 1, (), sym("n")))
     put(b.load(wide, "A", 250, mask=m, pad=pad))  # the lanes off lie outside
     put(b.load(wide, "A", 250, (), 1, m, pad))
