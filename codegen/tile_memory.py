@@ -138,7 +138,8 @@ class Memory(Values):
 
     def _load_strided(self, s: tile.Load, dtype: DType, lanes: int, pointer: str, stride: int | None) -> str:
         """All lanes on. Small strides by shuffles of contiguous loads; others one by one, which is faster than the
-        gather instruction (5 against 9 ns for 16 lanes on Zen 4)."""
+        gather instruction (5 against 9 ns for 16 lanes on Zen 4).
+        """
         element, size = storage_element(dtype), dtype.bytes
         if stride is not None and size >= 4 and stride in (-4, -3, -2, -1, 2, 3, 4):
             return self._deinterleave(element, size, lanes, pointer, stride)
