@@ -31,7 +31,7 @@ with tempfile.TemporaryDirectory() as folder:
     exe = dlc.compile(path)
 
 image = generator.standard_normal((3, 3, 32, 32), dtype=np.float32)
-got = exe(image)
+(got,) = exe(image)  # the outputs of an ONNX model are a tuple, also when there is one
 (expected,) = ReferenceEvaluator(model).run(None, {"image": image})
 print(f"{got.shape}, largest difference {np.abs(got - expected).max():.1e}")
 assert np.abs(got - expected).max() < 1e-5
