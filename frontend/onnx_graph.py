@@ -9,6 +9,7 @@ from typing import Any
 
 from dlc.errors import DlcError
 from dlc.frontend.errors import UnsupportedOperator
+from dlc.frontend.onnx_builder import SymbolsMeet
 from dlc.frontend.onnx_errors import (
     InvalidNode,
     MalformedModel,
@@ -117,6 +118,8 @@ class GraphImporter:
             with self.b.at(loc):
                 try:
                     self.run_node(node, scope, loc)
+                except SymbolsMeet:
+                    raise
                 except DlcError as e:
                     if e.loc is None:
                         e.loc = loc

@@ -14,6 +14,7 @@ from dlc.errors import DlcError
 from dlc.frontend import onnx_ops
 from dlc.frontend.errors import UnsupportedOperator
 from dlc.frontend.imported import Imported, leaf
+from dlc.frontend.onnx_builder import ModelBuilder, SymbolsMeet
 from dlc.frontend.onnx_errors import (
     BadSpecialisation,
     MalformedModel,
@@ -27,7 +28,7 @@ from dlc.frontend.onnx_load import check_model, element_type, load_model, onnx
 from dlc.frontend.onnx_value import Optional, Sequence, Tensor, Value
 from dlc.ir.builder import Builder
 from dlc.ir.dtype import DType
-from dlc.ir.extent import IntLike
+from dlc.ir.extent import IntExpr, IntLike, substitute
 from dlc.ir.loc import Loc
 from dlc.ir.view import Val
 
@@ -68,7 +69,13 @@ def import_model(
     if check:
         check_model(proto, name)
     try:
-        return _import(proto, folder or own_folder, name, dict(specialise or {}), dict(examples or {}), overridable)
+        equal: dict[str, IntExpr] = {}
+        while True:
+            try:
+                given = dict(specialise or {}), dict(examples or {})
+                return _import(proto, folder or own_folder, name, *given, overridable, equal)
+            except SymbolsMeet as e:
+                equal = {n: substitute(v, {"#" + e.name: e.equal}) for n, v in equal.items()} | {e.name: e.equal}
     except DlcError:
         raise
     except RecursionError:
@@ -97,12 +104,13 @@ def _import(
     specialise: dict[str, Any],
     examples: dict[str, Any],
     overridable: Collection[str],
+    equal: Mapping[str, IntExpr],
 ) -> Imported:
-    b = Builder(_identifier(proto.graph.name))
+    b = ModelBuilder(_identifier(proto.graph.name))
     importer = GraphImporter(b, folder, name, proto)
     scope = Scope({}, _opsets(proto, name))
     defaults = {t.name for t in proto.graph.initializer}
-    signature = _Signature(b, name, specialise, examples)
+    signature = _Signature(b, name, specialise, examples, equal)
     for info in proto.graph.input:
         if info.name in defaults and info.name not in overridable:
             continue
@@ -156,14 +164,22 @@ def _used(proto: Any, domain: str) -> bool:
 class _Signature:
     """The inputs: parameters of the program, symbols for their extents, and how they are nested."""
 
-    def __init__(self, b: Builder, label: str, specialise: dict[str, Any], examples: dict[str, Any]) -> None:
-        self.b, self.label, self.specialise, self.examples = b, label, specialise, examples
+    def __init__(
+        self,
+        b: Builder,
+        label: str,
+        specialise: dict[str, Any],
+        examples: dict[str, Any],
+        equal: Mapping[str, IntExpr],
+    ) -> None:
+        self.b, self.label, self.specialise, self.examples, self.equal = b, label, specialise, examples, equal
         self.tensors: dict[str, Tensor] = {}
         self.trees: list[dict[str, Any]] = []
         self.leaves: list[str] = []
         self.names: list[str] = []
         self.symbols: dict[str, str] = {}
         self.extents: dict[str, int] = {}
+        self.taken: set[str] = set()
 
     def add(self, info: Any) -> Value:
         if info.name in self.names:
@@ -239,14 +255,18 @@ class _Signature:
     def symbol(self, fallback: str, param: str | None, given: int | None) -> IntLike:
         """The symbol for a dim_param (one per name), or a fresh one; `given` is its extent in the example."""
         if param is not None and param in self.symbols:
-            return self.b.symbol(self.symbols[param])
+            name = self.symbols[param]
+            return self.equal[name] if name in self.equal else self.b.symbol(name)
         name = _identifier(param or fallback)
-        while name in self.b.symbols:
+        while name in self.taken:
             name += "_"
+        self.taken.add(name)
         if param is not None:
             self.symbols[param] = name
         if given is not None:
             self.extents[name] = int(given)
+        if name in self.equal:
+            return self.equal[name]
         return self.b.symbol(name)
 
 

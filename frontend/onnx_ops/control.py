@@ -91,7 +91,7 @@ def runtime_if(c: Ctx, cond: Tensor, branches: Seq[Any]) -> Seq[Result]:
                 return vals
             if len(first) != len(vals) or any(a.dtype != v.dtype for a, v in zip(first, vals, strict=True)):
                 c.bad("its branches give different types")
-            if any(a.shape != v.shape for a, v in zip(first, vals, strict=True)):
+            if not same_shapes(c, first, vals):
                 shapes = "; ".join(f"{shape_text(a.shape)} or {shape_text(v.shape)}" for a, v in zip(first, vals, strict=True))
                 raise _Retry(f"its shapes are {shapes}")
             return vals
@@ -100,6 +100,17 @@ def runtime_if(c: Ctx, cond: Tensor, branches: Seq[Any]) -> Seq[Result]:
 
     outs = c.b.if_(c.x(0), arm(0), arm(1), c.hint)
     return [Tensor(v, deps=deps) for v in outs]
+
+
+def same_shapes(c: Ctx, a: Seq[Val], b: Seq[Val]) -> bool:
+    """Whether shapes agree; extents of inputs that meet here are made to."""
+    for x, y in zip(a, b, strict=True):
+        if x.rank != y.rank:
+            return False
+        for e, f in zip(x.shape, y.shape, strict=True):
+            if e != f and (e.const is not None and f.const is not None or c.b.equate(e, f) != c.b.equate(f, e)):
+                return False
+    return True
 
 
 # --- Loop ------------------------------------------------------------------------------------------------------------
@@ -194,7 +205,7 @@ def runtime_loop(c: Ctx, body: Any, trips: Tensor | None, cond: Tensor | None, c
         vals = [v.val(c.b) for v in only_tensors(c, outs, "an output")]
         nexts = vals[1 : 1 + len(states)]
         for old, new in zip(states, nexts, strict=True):
-            if old.dtype != new.dtype or old.shape != new.shape:
+            if old.dtype != new.dtype or not same_shapes(c, [old], [new]):
                 raise _Retry(f"a carried value changes from {old.dtype}{list(old.shape)} to {new.dtype}{list(new.shape)}")
         return vals[0], nexts, vals[1 + len(states) :]
 
@@ -320,7 +331,7 @@ def one_scan(
         vals = [v.val(c.b) for v in only_tensors(c, outs, "an output")]
         nexts = vals[: len(current)]
         for old, new in zip(current, nexts, strict=True):
-            if old.dtype != new.dtype or old.shape != new.shape:
+            if old.dtype != new.dtype or not same_shapes(c, [old], [new]):
                 c.bad(f"a state changes from {old.dtype}{list(old.shape)} to {new.dtype}{list(new.shape)}")
         return nexts, vals[len(current) :]
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 from dlc.frontend.onnx_ops.pointwise import wide_type
 from dlc.frontend.onnx_ops.products import minus_zero_point
 from dlc.frontend.onnx_ops.registry import Ctx, Result, op, same_dtype
-from dlc.ir.dtype import BOOL, I32, I64, DType
+from dlc.ir.dtype import I32, I64, DType
 from dlc.ir.expr import Cast, Expr, Index, access, apply, const, index_value
 from dlc.ir.extent import IntExpr, int_expr
 from dlc.ir.view import Val, product
@@ -102,6 +103,7 @@ def convolve(c: Ctx, x: Val, w: Val, hint: str, dtype: DType) -> Val:
         c.bad(f"{m} output channels cannot be split into {group} groups")
     if x.shape[1].const is not None and depth.const is not None and x.shape[1].const != depth.const * group:
         c.bad(f"{x.shape[1]} input channels do not fit {group} groups of {depth}")
+    c.b.equate(x.shape[1], depth * group)
     win = window(c, x.shape[2:], kernel_of(c, w))
     padded = any(p.const != 0 for p in (*win.before, *win.after))
     source = x
@@ -192,10 +194,7 @@ def conv_transpose(c: Ctx) -> Result:
             reach = i[3 + d] + before[d] - r[1 + d] * dilations[d]
             if strides[d] > 1:
                 tests.append(apply("eq", Index(reach % strides[d]), const(0, I64)))
-        total = tests[0]
-        for t in tests[1:]:
-            total = apply("and", total, t)
-        return total
+        return reduce(lambda a, b: apply("and", a, b), tests)
 
     source = guarded(c, x, f"{c.hint}_in")
     shape = [x.shape[0], int_expr(group), per, *out]
@@ -227,11 +226,8 @@ def col2im(c: Ctx) -> Result:
         return columns.at((i[0], i[1], *k, *at))
 
     def domain(i: tuple[IntExpr, ...], k: tuple[IntExpr, ...]) -> Expr:
-        total: Expr = const(True, BOOL)
-        for p, s in zip(places(i, k), strides, strict=True):
-            if s > 1:
-                total = apply("and", total, apply("eq", Index(p % s), const(0, I64)))
-        return total
+        tests = [apply("eq", Index(p % s), const(0, I64)) for p, s in zip(places(i, k), strides, strict=True) if s > 1]
+        return reduce(lambda a, b: apply("and", a, b), tests)
 
     where = domain if any(s > 1 for s in strides) else None
     return c.b.reduce(c.hint, "sum", [x.shape[0], channels, *image], block, element, x.dtype, where=where)

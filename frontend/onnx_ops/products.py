@@ -42,7 +42,7 @@ def agree(c: Ctx, a: IntExpr, b: IntExpr) -> IntExpr:
     """The extent two operands share along a reduced dimension."""
     if a != b and a.const is not None and b.const is not None:
         c.bad(f"inner extents {a} and {b} differ")
-    return a if a.const is not None else b
+    return c.b.equate(a, b)
 
 
 @op("MatMul")
@@ -94,6 +94,8 @@ def einsum(c: Ctx) -> Result:
                 extents[label] = e
             elif e.const not in (1, None) and old.const is not None and old != e:
                 c.bad(f"label '{label}' has extents {old} and {e}")
+            elif e.const != 1:
+                extents[label] = c.b.equate(old, e)
     over = [n for n in extents if n not in output]
     if any(n not in extents for n in output):
         c.bad("an output label is in no input")

@@ -274,6 +274,12 @@ def recurrent(c: Ctx) -> Result | Sequence[Result]:
     if batch_first:
         x = x.transpose(0, 1)
         h0, c0 = (None if v is None else v.transpose(0, 1) for v in (h0, c0))
+    c.b.equate(x.shape[2], w.shape[2])
+    for state in (h0, c0):
+        if state is not None:
+            c.b.equate(x.shape[1], state.shape[1])
+    if lengths is not None:
+        c.b.equate(x.shape[1], lengths.shape[0])
     direction = c.str_("direction", "forward")
     if direction not in ("forward", "reverse", "bidirectional"):
         c.bad(f"direction {direction!r} is unknown")

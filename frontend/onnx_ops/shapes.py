@@ -296,7 +296,7 @@ def concat_vals(c: Ctx, vals: Sequence[Val], axis: int) -> Val:
             if d != axis and a != e:
                 if a.const is not None and e.const is not None:
                     c.bad(f"operands differ in dimension {d}: {a} and {e}")
-                shape[d] = a if a.const is not None else e
+                shape[d] = c.b.equate(a, e)
     live = [v for v in vals if v.shape[axis].const != 0]
     if len(live) <= 1:
         return (live or list(vals))[0]
@@ -361,7 +361,8 @@ def pad_by_index(c: Ctx, x: Val, before: Sequence[IntExpr], after: Sequence[IntE
                 return int_expr(0)
             period = (n - 1) * 2
             folded = j % period
-            return minimum(folded, period - folded)
+            # The bounds hold by themselves; written out, every read is proven.
+            return maximum(minimum(folded, period - folded, n - 1), 0)
         c.bad(f"mode {mode!r} is unknown")
 
     return x.view(shape, lambda *i: [source(d, j) for d, j in enumerate(i)])
