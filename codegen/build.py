@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Protocol
 
 from dlc.codegen import pool
-from dlc.codegen.host import HostKernel
+from dlc.codegen.host import HostKernel, library_name
+from dlc.codegen.library import library_kernels
 from dlc.codegen.native import compile_mlir
 from dlc.codegen.target import Target
 from dlc.codegen.tile import TileProgram
@@ -28,7 +29,7 @@ from dlc.errors import DlcError, Internal
 from dlc.ir.extent import IntExpr
 from dlc.ir.facts import SymbolFact
 from dlc.ir.loc import UNKNOWN, Loc
-from dlc.ir.program import Kernel, Program
+from dlc.ir.program import Kernel, Library, Program, tensor_types, walk_statements
 
 BUILD_THREADS = 2
 HOST_OPT_LEVEL = 1
@@ -131,16 +132,27 @@ def build_kernels(
     facts = program.facts
     distinct: dict[str, tuple[TileProgram, str]] = {}
     began = time.perf_counter()
+
+    def add(name: str, tile: TileProgram, work: IntExpr) -> None:
+        symbol = kernel_symbol(tile, target)
+        distinct.setdefault(symbol, (replace(tile, name=symbol), name))
+        built.kernels[name] = HostKernel(symbol, tile, work, symbol)
+        if dump is not None:
+            dump(name, "tile", str(tile))
+
     for kernel in program.kernels:
         if dump is not None:
             dump(kernel.name, "ein", str(kernel))
         with _blaming(kernel.name, kernel.cascade.loc):
             lowered = lower(kernel, facts, target)
-        symbol = kernel_symbol(lowered.tile, target)
-        distinct.setdefault(symbol, (replace(lowered.tile, name=symbol), kernel.name))
-        built.kernels[kernel.name] = HostKernel(symbol, lowered.tile, lowered.work_per_task, symbol)
-        if dump is not None:
-            dump(kernel.name, "tile", str(lowered.tile))
+        add(kernel.name, lowered.tile, lowered.work_per_task)
+    types = tensor_types(program)
+    for stmt in walk_statements(program.body):
+        if isinstance(stmt, Library):
+            with _blaming(stmt.op, stmt.loc):
+                parts = library_kernels(stmt, types)
+            for number, part in enumerate(parts):
+                add(library_name(stmt, number), part.tile, part.work_per_task)
     built.seconds["lower"] = time.perf_counter() - began
     began = time.perf_counter()
 

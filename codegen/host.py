@@ -30,6 +30,7 @@ from dlc.ir.memory import (
     AtSlice,
     MemoryPlan,
     Place,
+    library_temporaries,
 )
 from dlc.ir.program import (
     Bind,
@@ -37,6 +38,7 @@ from dlc.ir.program import (
     If,
     Kernel,
     Launch,
+    Library,
     Loop,
     Program,
     Region,
@@ -96,9 +98,16 @@ class HostKernel:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One launch in the text, in profile order; `trips` is how often the loops around it run it (1 when unknown)."""
+    """One launch in the text, in profile order.
 
-    launch: Launch
+    Attributes:
+        kernel: its name among the host's kernels.
+        loc: what of the user's model it computes.
+        trips: how often the loops around it run it (1 when unknown).
+    """
+
+    kernel: str
+    loc: Loc
     trips: IntExpr
 
 
@@ -262,6 +271,8 @@ class _Entry:
         match stmt:
             case Launch():
                 self.launch(stmt)
+            case Library():
+                self.library(stmt)
             case Bind():
                 self.bind(stmt)
             case If():
@@ -274,7 +285,6 @@ class _Entry:
                 raise Internal(stmt.loc, message=f"{type(stmt).__name__} is left over: the program is not fused")
 
     def launch(self, stmt: Launch) -> None:
-        code = self.code
         kernel = self.kernels[stmt.kernel]
         cascade = self.cascades[stmt.kernel].cascade
         tensors = dict(zip((p.name for p in cascade.params), stmt.args, strict=True))
@@ -282,15 +292,37 @@ class _Entry:
         for name in stmt.outs:
             self.allocate(name)
         self.fill_in_out(kernel, stmt, tensors)
+        self.call(stmt.kernel, tensors, stmt.loc)
+
+    def library(self, stmt: Library) -> None:
+        """One kernel, or one that measures, the extent it found, and one that writes."""
+        temporaries = library_temporaries(stmt, self.types)
+        self.types.update(temporaries)
+        tensors = {f"arg{i}": name for i, name in enumerate(stmt.args)}
+        tensors |= {f"out{i}": name for i, name in enumerate(stmt.outs)}
+        tensors |= {name.rpartition(".")[2]: name for name in temporaries}
+        number = 0
+        if temporaries:
+            for name in temporaries:
+                self.allocate(name)
+            self.call(library_name(stmt, number), tensors, stmt.loc)
+            (symbol,) = stmt.binds
+            self.bind_symbol(symbol, self.load_integer(tensors["count"]), stmt.loc)
+            number = 1
+        for name in stmt.outs:
+            self.allocate(name)
+        self.call(library_name(stmt, number), tensors, stmt.loc)
+
+    def call(self, name: str, tensors: Mapping[str, str], loc: Loc) -> None:
+        """Run a native kernel; `tensors` maps its buffers to tensors of the program."""
+        code, kernel = self.code, self.kernels[name]
         words = arg_words(kernel.tile)
         self.max_words = max(self.max_words, len(words))
         for position, word in enumerate(words):
             match word.kind:
                 case "buffer":
                     if word.name not in tensors:
-                        raise Internal(
-                            stmt.loc, message=f"kernel '{stmt.kernel}' has a buffer '{word.name}' of no tensor"
-                        )
+                        raise Internal(loc, message=f"kernel '{name}' has a buffer '{word.name}' of no tensor")
                     code.store_word(self.address(tensors[word.name]), "%args", position, PTR)
                 case "symbol":
                     code.store_word(code.expr(var(word.name)), "%args", position)
@@ -301,11 +333,11 @@ class _Entry:
                 case "error":
                     code.store_word("%error", "%args", position, PTR)
                 case "check":
-                    code.store_word(code.constant(1 + self.check(word.name, stmt.loc)), "%args", position)
+                    code.store_word(code.constant(1 + self.check(word.name, loc)), "%args", position)
         function = code.value(f"llvm.mlir.addressof @{kernel.symbol} : {PTR}")
         tasks, work = code.expr(kernel.tile.tasks), code.expr(kernel.work)
         index = code.constant(len(self.calls))
-        self.calls.append(Call(stmt, self.trips))
+        self.calls.append(Call(name, loc, self.trips))
         code.emit(
             f"llvm.call @launch(%frame, {function}, %args, {tasks}, {work}, {index})"
             f" : ({PTR}, {PTR}, {PTR}, i64, i64, i64) -> ()"
@@ -656,6 +688,11 @@ class _Entry:
         go_on = code.label("ok")
         code.branch(bad, "^fail", go_on, [(code.constant(1 + self.check(text, loc)), "i64")])
         code.begin(go_on)
+
+
+def library_name(stmt: Library, number: int) -> str:
+    """Name of the first or second kernel of a library operation."""
+    return f"{stmt.op}.{stmt.outs[0]}" if number == 0 else f"{stmt.op}.{stmt.outs[0]}.{number}"
 
 
 def _first_carry(stmt: For | Loop) -> int:

@@ -156,16 +156,17 @@ def _calls(
     known = frozenset(host.symbols)
     calls = []
     for call in host.calls:
-        flops, moved = (_bounded(e * call.trips, known, limits) for e in costs[call.launch.kernel])
-        kernel = kernels[call.launch.kernel]
+        kernel = kernels[call.kernel]
+        cost = costs.get(call.kernel) or (kernel.work * kernel.tile.tasks, int_expr(0))
+        flops, moved = (_bounded(e * call.trips, known, limits) for e in cost)
         calls.append(
             {
-                "name": call.launch.kernel,
+                "name": call.kernel,
                 "symbol": kernel.symbol,
                 "object": kernel.object,
                 "flops": "0" if flops is None else expression(flops, names),
                 "bytes": "0" if moved is None else expression(moved, names),
-                "loc": str(call.launch.loc or kernel.tile.loc),
+                "loc": str(call.loc or kernel.tile.loc),
             }
         )
     return calls

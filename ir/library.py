@@ -82,7 +82,9 @@ def _unique(args: Sequence[Array], attrs: Attrs, _: Sequence[Shape]) -> Sequence
     (x,) = args
     seen: dict[tuple[Any, ...], int] = {}
     rows = [tuple(r) for r in x.tolist()]
-    first, inverse, counts = [], [], []
+    first: list[int] = []
+    inverse: list[int] = []
+    counts: list[int] = []
     for position, row in enumerate(rows):
         if row not in seen:
             seen[row] = len(first)
@@ -92,7 +94,7 @@ def _unique(args: Sequence[Array], attrs: Attrs, _: Sequence[Shape]) -> Sequence
         counts[seen[row]] += 1
     order = list(range(len(first)))
     if attrs.get("sorted", True):
-        order.sort(key=lambda k: tuple((v != v, v) for v in rows[first[k]]))
+        order.sort(key=lambda k: tuple((v != v, 0 if v != v else v) for v in rows[first[k]]))
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(len(order))
     starts = np.asarray(first, np.int64)[order]

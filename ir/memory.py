@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from dlc.ir.dtype import I64
+from dlc.ir.einsum import TensorType
 from dlc.ir.extent import IntExpr
+from dlc.ir.program import Library
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,3 +124,24 @@ class MemoryPlan:
     copied: Mapping[str, AtEither]
     outputs: tuple[OutputPlan, ...]
     values: Mapping[str, int]
+
+
+def library_temporaries(stmt: Library, types: Mapping[str, TensorType]) -> dict[str, TensorType]:
+    """Tensors that a library operation needs between measuring its result and writing it, all i64, by name.
+
+    The last one is the value of the extent that it binds.
+    """
+    needs: list[IntExpr] = []
+    match stmt.op:
+        case "nonzero":
+            pass
+        case "unique":
+            needs = [types[stmt.args[0]].shape[0]] * 2  # the first equal row of each row; the number of that value
+        case "nms":
+            batches, classes, boxes = types[stmt.args[1]].shape
+            needs = [batches * classes * boxes * 3]  # the rows chosen
+        case _:
+            return {}
+    names = [f"tmp{i}" for i in range(len(needs))] + ["count"]
+    shapes: list[tuple[IntExpr, ...]] = [*((e,) for e in needs), ()]
+    return {f"{stmt.outs[0]}.{name}": TensorType(I64, shape) for name, shape in zip(names, shapes, strict=True)}

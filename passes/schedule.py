@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from dlc.errors import Internal, Unsupported
+from dlc.errors import Internal
 from dlc.ir.einsum import TensorType
 from dlc.ir.extent import IntExpr, Var, substitute, variables
 from dlc.ir.memory import (
@@ -26,6 +26,7 @@ from dlc.ir.memory import (
     MemoryPlan,
     OutputPlan,
     Place,
+    library_temporaries,
 )
 from dlc.ir.program import (
     Bind,
@@ -47,7 +48,7 @@ SMALL_BYTES = 1 << 20
 
 
 def plan_memory(program: Program) -> MemoryPlan:
-    """Places and lifetimes of all tensors of a program of `Launch`, `Bind`, `If`, `Loop` and `For` statements."""
+    """Places and lifetimes of all tensors of a program of launches, library operations and control."""
     return _Planner(program).plan()
 
 
@@ -156,8 +157,14 @@ class _Planner:
                 for name in stmt.collected:
                     self.place(name, self.new_heap(name))
                 self.loop(stmt)
-            case Library(op):
-                raise Unsupported(stmt.loc, op=op, reason="no kernel was made for this library operation")
+            case Library():
+                for name in stmt.args:
+                    self.use(name)
+                for name, of in library_temporaries(stmt, self.types).items():
+                    self.types[name] = of
+                    self.define(name)
+                for name in stmt.outs:
+                    self.define(name)
             case _:
                 raise Internal(stmt.loc, message=f"{type(stmt).__name__} is left over: the program is not fused")
 
@@ -350,7 +357,7 @@ def _written_here(region: Region) -> set[str]:
     """Tensors that a statement of this very region writes, so that they can be written elsewhere instead."""
     names: set[str] = set()
     for stmt in region.body:
-        if isinstance(stmt, Launch):
+        if isinstance(stmt, (Launch, Library)):
             names |= set(stmt.outs)
         elif isinstance(stmt, For):
             names |= {outer for outer, _ in stmt.stacked}
