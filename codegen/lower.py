@@ -79,6 +79,8 @@ class KernelLowering:
             assert len(self.steps) == 1, "a scatter is a kernel of its own"
             return lower_scatter(self, self.steps[0])
         outer = set(self.kernel.outer)
+        if any(r.extent.const == 0 for s in self.steps for r in s.ranks if r.name in outer):
+            return self.finish(int_expr(0), int_expr(0))  # no points, and a task number cannot be divided by 0
         if all({r.name for r in s.ranks} == outer for s in self.steps):
             roles = find_contraction(self)
             return lower_contraction(self, roles) if roles is not None else self._points()

@@ -38,6 +38,8 @@ def _merge_pair(
     em: Emitter, steps: list[PointStep], ranks: dict[str, IntExpr], outer: str, inner: str
 ) -> tuple[list[PointStep], str, IntExpr, Facts] | None:
     pair = {outer, inner}
+    if ranks[inner].const == 0:
+        return None
     if any(_used_as_value(e, pair) for s in steps for e in s.scalars):
         return None
     if any(not pair.isdisjoint(s.reduced) for s in steps):

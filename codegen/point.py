@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from dlc.codegen.tile import TileType
 from dlc.codegen.tile_build import Builder
-from dlc.ir.dtype import BF16, BOOL, F16, F32, I64, DType
+from dlc.ir.dtype import BF16, BOOL, F16, F32, I16, I64, DType
 from dlc.ir.einsum import TensorType
 from dlc.ir.expr import Access, Apply, Bitcast, Cast, Const, Expr, Index, Piecewise, dtype_of
 from dlc.ir.extent import (
@@ -39,6 +41,11 @@ from dlc.ir.facts import Facts
 def compute_type(dtype: DType) -> DType:
     """The type arithmetic on `dtype` is done in: f32 for the 16-bit floats, itself otherwise."""
     return F32 if dtype in (F16, BF16) else dtype
+
+
+def _rounded(value: float | int | bool, dtype: DType) -> float | int | bool:
+    """A constant in the compute type: a 16-bit float constant has 16 bits there too."""
+    return float(np.asarray(value).astype(dtype.numpy)) if dtype in (F16, BF16) else value
 
 
 @dataclass(frozen=True)
@@ -139,11 +146,13 @@ class Emitter:
         b = self.b
         match e:
             case Const(value, dtype):
-                return b.const(TileType(compute_type(dtype)), value)
+                return b.const(TileType(compute_type(dtype)), _rounded(value, dtype))
             case Index(expr):
                 return self.index(expr, space, mask)
             case Access():
                 return self._access(e, space, mask)
+            case Apply("nextafter", (x, y)) if dtype_of(e, self.dtype) in (F16, BF16):
+                return self._next_small(dtype_of(e, self.dtype), self.value(x, space, mask), self.value(y, space, mask))
             case Apply(op, args):
                 return b.op(op, *(self.value(a, space, mask) for a in args))
             case Cast(dtype, arg, mode):
@@ -158,6 +167,19 @@ class Emitter:
                 return b.cast(bits, compute_type(dtype))
             case Piecewise(cases, otherwise):
                 return self._piecewise(cases, otherwise, space, mask)
+
+    def _next_small(self, dtype: DType, x: str, y: str) -> str:
+        """The neighbour of `x` towards `y` among the 16-bit floats, on their bits; both tiles are f32."""
+        b = self.b
+        bits, towards = (b.bitcast(b.cast(v, dtype), I16) for v in (x, y))
+        up, negative = b.op("gt", y, x), b.op("lt", bits, b.const(I16, 0))
+        # away from zero is +1 on the bits, whatever the sign
+        step = b.op("select", b.op("xor", up, negative), b.const(I16, 1), b.const(I16, -1))
+        least = b.op("or", b.op("and", towards, b.const(I16, I16.lowest)), b.const(I16, 1))
+        moved = b.op("select", b.op("eq", x, b.const(F32, 0.0)), least, b.op("add", bits, step))
+        moved = b.op("select", b.op("eq", x, y), towards, moved)
+        strange = b.op("or", b.op("ne", x, x), b.op("ne", y, y))
+        return b.op("select", strange, b.op("add", x, y), b.cast(b.bitcast(moved, dtype), F32))
 
     def _piecewise(self, cases: tuple[tuple[Expr, Expr], ...], otherwise: Expr, space: Space, mask: str | None) -> str:
         left: str | None = None  # points no earlier guard took

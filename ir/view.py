@@ -181,11 +181,11 @@ def _flatten(index: Sequence[IntExpr], shape: Sequence[IntExpr]) -> IntExpr:
 
 
 def _unflatten(flat: IntExpr, shape: Sequence[IntExpr]) -> list[IntExpr]:
-    """Row-major index of `flat` in `shape`; extents of 1 get 0, and the outermost is not reduced (it is in range)."""
+    """Row-major index of `flat` in `shape`; extents of 1 (and 0) get 0, and the outermost is not reduced (it is in range)."""
     result: list[IntExpr] = []
-    live = [d for d, e in enumerate(shape) if e.const != 1]
+    live = [d for d, e in enumerate(shape) if e.const not in (0, 1)]
     for d in reversed(range(len(shape))):
-        if shape[d].const == 1:
+        if shape[d].const in (0, 1):  # nothing reads at an extent of 0
             result.append(int_expr(0))
         elif live and d == live[0]:
             result.append(flat)

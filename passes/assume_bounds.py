@@ -56,7 +56,11 @@ def _narrowed(program: Program, error: NotInBounds) -> Program | None:
         if known.hi is None or hi < known.hi:
             return _with(program, replace(known, hi=hi))
     mentioned = {n[1:] for e in (index, extent, *ranks.values()) for n in variables(e) if n.startswith("#")}
-    raised = [replace(s, lo=1) for s in program.symbols if s.lo < 1 and (s.name in mentioned or index.const is not None)]
+    raised = [
+        replace(s, lo=1)
+        for s in program.symbols
+        if s.lo < 1 and s.hi != 0 and (s.name in mentioned or index.const is not None)
+    ]
     return _with(program, *raised) if raised else None
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+# explicit-domains comes first: no other pass looks at what a tensor's readers inherit.
 # fold-constants comes before inline-pointwise, which would spread an Einsum of constants over its readers; what inlining
 # makes visible (an index of an index, a twin) is simplified after it.
 # inline-pointwise runs again after prepare-contractions: the copies that it makes read through what precedes them.
 DEFAULT_PIPELINE = (
-    "simplify-indices,fold-constants,common-einsums,dead-code,inline-pointwise,simplify-indices,fold-constants,common-einsums,"
+    "explicit-domains,simplify-indices,fold-constants,common-einsums,dead-code,inline-pointwise,simplify-indices,"
+    "fold-constants,common-einsums,"
     "prepare-contractions,inline-pointwise,fuse"
 )

@@ -90,7 +90,8 @@ def _simplify_where(step: Einsum, simplify: Callable[[Expr], Expr]) -> Einsum:
     reduced = {r.name for r in step.reduced}
     failing = [c for c, short in kept if short == FALSE]
     # One that fails over free ranks alone says that the result does not exist: it stays.
-    if failing and step.reduce is not None and step.write is None and all(reduced & c.variables for c in failing):
+    single = len(step.outs) == 1  # without a reduction a step has one result
+    if failing and single and step.reduce is not None and step.write is None and all(reduced & c.variables for c in failing):
         # nothing is folded: the identity is what remains, on the points that exist
         free = [short for c, short in kept if short != FALSE and reduced.isdisjoint(c.variables)]
         identity = MONOIDS[step.reduce.op].identity(step.dtypes)
@@ -129,6 +130,8 @@ def _kept_in_reduction(step: Einsum, unit: set[str], facts: Facts) -> tuple[Rank
     """
     if step.reduce is None:
         return ()
+    if len(step.outs) > 1 and unit.issuperset(r.name for r in step.reduced):
+        return step.reduced  # a tuple of results comes from a reduction only
     own_type = step.reduce.accumulator is not None and not step.reduce.accumulator.is_float
     if own_type and all(r.name in unit for r in step.reduced):
         return step.reduced[:1]

@@ -282,7 +282,7 @@ def partial(g: Gen) -> None:
     """A partial tensor, a reader that inherits its domain, and a reduction that skips what does not exist."""
     b = g.builder
     dtype = g.pick((F32, F32, F64, F16, I32))
-    n, m = g.extent(0, 23), g.extent(0, 37)
+    n, m = g.extent(2, 23), g.extent(2, 37)
     lead = [g.extent(1, 4)] if g.chance(0.4) else []
     x = g.input(dtype, [*lead, n, m])
     ranks = tuple(Rank(f"i{k}", e.expr) for k, e in enumerate([*lead, n, m]))
@@ -291,7 +291,7 @@ def partial(g: Gen) -> None:
     shift = g.pick((0, 0, 1, -1))
     where = g.pick((
         apply("le", Index(q), Index(p + shift)), apply("lt", Index(p), Index(q + 2)), apply("ne", Index(p), Index(q)),
-        apply("eq", Index((p + q) % 2), const(0, I64)), apply("lt", Index(q), Index(minimum(m.expr, 5))),
+        apply("eq", Index((p + q) % 2), const(0, I64)), apply("lt", Index(q), Index(minimum(p + 1, 5))),
     ))
     part = b.fresh("part")
     e = expression(g, dtype, [(x.val.at(names), dtype)], 1)

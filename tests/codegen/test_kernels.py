@@ -1,0 +1,102 @@
+"""Programs through the default pipeline to native code, against the interpreter: one for each fault found by fuzzing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+import dlc
+from dlc.ir.builder import Builder
+from dlc.ir.dtype import BF16, F16, F32, I64
+from dlc.ir.einsum import Einsum, Rank
+from dlc.ir.expr import Index, apply, const
+from dlc.ir.extent import var
+from dlc.ir.interpret import run_program
+from dlc.ir.view import Val
+
+Build = Callable[[Builder], tuple[Sequence[Val], Sequence[np.ndarray]]]
+
+
+def agree(build: Build, *, target: str = "host", exact: bool = False) -> tuple[np.ndarray, ...]:
+    """Compile and run, compare with the interpreter, and return the results."""
+    b = Builder("case")
+    outs, inputs = build(b)
+    program = b.finish(outs)
+    want = run_program(program, inputs)
+    got = dlc.compile(program, target=target, threads=2)(*inputs)
+    got = got if isinstance(got, tuple) else (got,)
+    for g, w in zip(got, want, strict=True):
+        assert g.dtype == w.dtype and g.shape == w.shape
+        if exact or w.dtype.kind in "iub":
+            exactly = (lambda a: a.astype(np.float64)) if w.dtype.kind not in "iub" else (lambda a: a)
+            np.testing.assert_array_equal(exactly(g), exactly(w))
+        else:
+            np.testing.assert_allclose(g.astype(np.float64), w.astype(np.float64), rtol=1e-5, atol=1e-6)
+    return got
+
+
+def normal(*shape: int, dtype: str = "float32") -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape).astype(dtype)
+
+
+def test_readers_of_partial_tensors_inherit_the_domain() -> None:
+    """An intermediate step is partial only by what it reads; after fusion its reader still skips what does not exist."""
+
+    def build(b: Builder) -> tuple[Sequence[Val], Sequence[np.ndarray]]:
+        x = b.input("x", F32, (6, 23))
+        ranks = (Rank("i", x.shape[0]), Rank("j", x.shape[1]))
+        where = apply("le", Index(var("j")), Index(var("i")))
+        b.emit(Einsum(("part",), ranks, (x(var("i"), var("j")),), (F32,), where=where))
+        b.types["part"] = x_type = b.types["x"]
+        assert x_type.rank == 2
+        twice = b.map("twice", lambda u: apply("mul", const(2.0), u), b.tensor("part"))
+        return [b.reduce_axes("low", "min", twice, [1], False)], [np.abs(normal(6, 23)) + 1]
+
+    (low,) = agree(build)
+    assert (low > 0).all()
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16])
+def test_constants_of_16_bits_are_rounded(dtype) -> None:  # type: ignore[no-untyped-def]
+    def build(b: Builder) -> tuple[Sequence[Val], Sequence[np.ndarray]]:
+        x = b.input("x", dtype, (40,))
+        return [b.map("y", lambda u: apply("mul", u, const(1 / 17, dtype)), x)], [normal(40).astype(dtype.numpy)]
+
+    agree(build, exact=True)
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16, F32])
+def test_nextafter_steps_in_its_own_type(dtype) -> None:  # type: ignore[no-untyped-def]
+    special = np.array([0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 65504.0, 6e-8])
+    a, c = (x.reshape(-1).astype(dtype.numpy) for x in np.meshgrid(special, special))
+
+    def build(b: Builder) -> tuple[Sequence[Val], Sequence[np.ndarray]]:
+        x, y = b.input("x", dtype, a.shape), b.input("y", dtype, a.shape)
+        return [b.map("z", lambda u, v: apply("nextafter", u, v), x, y)], [a, c]
+
+    agree(build, exact=True)
+
+
+def test_kernels_without_points() -> None:
+    """Static extents of 0 anywhere: no division of a task number by them."""
+
+    def build(b: Builder) -> tuple[Sequence[Val], Sequence[np.ndarray]]:
+        n = b.symbol("n", 1)
+        x, y = b.input("x", F32, (0, n)), b.input("y", F32, (n, 2))
+        z = b.contract("z", "mk,kn->mn", x, y)
+        w = b.map("w", lambda u: apply("exp", u), b.input("v", F32, (3, 0, 5)))
+        s = b.reduce_axes("s", "sum", w, [1], False)
+        return [z, w, s], [normal(0, 7), normal(7, 2), normal(3, 0, 5)]
+
+    agree(build)
+
+
+def test_a_tuple_reduction_over_one_element() -> None:
+    def build(b: Builder) -> tuple[Sequence[Val], Sequence[np.ndarray]]:
+        x = b.input("x", F32, (5, 1))
+        v, i = b.tuple_reduce(("v", "i"), "argmax", (5,), (1,), lambda i, r: (x(i[0], r[0]), Index(r[0])), (F32, I64))
+        return [v, i], [normal(5, 1)]
+
+    agree(build)
