@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from math import gcd
 
 from dlc.ir.extent import (
     Atom,
@@ -142,6 +143,7 @@ def _nonneg(e: IntExpr, facts: Facts, depth: int) -> bool:
         return e.const >= 0
     if depth == 0:
         return False
+    e = _without_common_factor(e)
     # Ranks first where they are outside of divisions: their extents may cancel what is inside of one.
     for name in sorted(variables(e)):
         if name in facts.ranks and split_linear(e, name) is not None:
@@ -153,6 +155,15 @@ def _nonneg(e: IntExpr, facts: Facts, depth: int) -> bool:
         if name in facts.ranks:
             return _at_both_ends(e, name, int_expr(0), facts.ranks[name] - 1, facts, depth)
     return _nonneg_symbols(e, facts, depth)
+
+
+def _without_common_factor(e: IntExpr) -> IntExpr:
+    """`g*x + c >= 0` is `x + c//g >= 0` for integers: `16 - 8*q` becomes `2 - q`."""
+    common = gcd(*(c for m, c in e.terms if m))
+    if common <= 1:
+        return e
+    terms = {m: c // common for m, c in e.terms}
+    return IntExpr(tuple((m, c) for m, c in terms.items() if c))
 
 
 def _at_both_ends(e: IntExpr, name: str, lo: IntExpr, hi: IntExpr, facts: Facts, depth: int) -> bool:
