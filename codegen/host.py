@@ -9,27 +9,24 @@ The frame is an array of 8-byte words; its header is fixed (`FRAME` below), the 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dlc.codegen.host_code import PTR, Code
+from dlc.codegen.host_code import PTR
+from dlc.codegen.host_launch import FIRST_WORD, FRAME, LAUNCH
+from dlc.codegen.host_memory import Check, Memory
 from dlc.codegen.tile import TileProgram, arg_words
 from dlc.errors import Internal
-from dlc.ir.dtype import BOOL, DType
-from dlc.ir.einsum import Einsum, TensorType
+from dlc.ir.einsum import Einsum
 from dlc.ir.extent import IntExpr, int_expr, var
 from dlc.ir.loc import Loc
 from dlc.ir.memory import (
-    AtBuffer,
     AtConstant,
     AtEither,
     AtHeap,
     AtInput,
-    AtOutput,
     AtSlice,
     MemoryPlan,
-    Place,
     library_temporaries,
 )
 from dlc.ir.program import (
@@ -45,38 +42,15 @@ from dlc.ir.program import (
     Stmt,
     Symbol,
     bound_symbols,
-    tensor_types,
     walk_statements,
 )
 
-FRAME = {
-    "abi": 0,
-    "parallel_for": 1,
-    "pool": 2,
-    "threads": 3,
-    "constants": 4,
-    "scratch": 6,
-    "scratch_stride": 7,
-    "error": 8,
-    "profile": 9,
-    "malloc": 10,
-    "free": 11,
-}
-FIRST_WORD = 16
-"""First word after the frame's header."""
-
-GRAIN_WORK = 32768
-"""Element operations that are worth handing to another thread: some microseconds, against one for the hand-over."""
-CHUNKS_PER_THREAD = 8
-"""More would balance no better and take longer to hand out."""
-
 MAX_EXTENT = 1 << 40
 """An extent found at run time is refused above this also where the model has no bound: sizes stay far from overflow."""
-MAX_BLOCK_BYTES = float(1 << 46)
 FIRST_COLLECTED = 16
 """Steps for which a loop of unknown length has room before it first grows."""
 
-EXTENT_CHECK, VALUE_CHECK, MEMORY_CHECK = "DLC0541", "DLC0542", "DLC0543"
+EXTENT_CHECK, VALUE_CHECK = "DLC0541", "DLC0542"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,15 +83,6 @@ class Call:
     kernel: str
     loc: Loc
     trips: IntExpr
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """What an error word means to the user."""
-
-    code: str
-    message: str
-    loc: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +124,7 @@ def host_entry(
     return _Entry(program, plan, kernels, constants, expected or {}).build()
 
 
-class _Entry:
+class _Entry(Memory):
     def __init__(
         self,
         program: Program,
@@ -168,20 +133,12 @@ class _Entry:
         constants: Mapping[str, int],
         expected: Mapping[int, str],
     ) -> None:
-        self.program = program
-        self.plan = plan
+        super().__init__(program, plan, constants)
         self.kernels = kernels
-        self.constants = constants
         self.expected = expected
-        self.types = tensor_types(program)
         self.cascades: dict[str, Kernel] = program.kernel_table
-        self.code = Code()
-        self.code.symbol = self.symbol
-        self.pointers: dict[str, str] = {}  # tensors whose address is a value
-        self.symbols: dict[str, str] = {}
         self.calls: list[Call] = []
         self.trips = int_expr(1)
-        self.checks: dict[Check, int] = {}
         self.max_words = 1
         self._layout_frame()
 
@@ -204,7 +161,6 @@ class _Entry:
             "dynamic": len(self.plan.heap),
         }
         word = FIRST_WORD
-        self.frame: dict[str, int] = {}
         for name, count in groups.items():
             self.frame[name] = word
             word += count
@@ -243,7 +199,7 @@ class _Entry:
         if self.expected:
             declared.append(f"llvm.func @memcmp({PTR}, {PTR}, i64) -> i32")
         body = "\n".join([*entry, *code.lines])
-        text = "\n".join([*declared, _LAUNCH, f"llvm.func @dlc_main(%frame: {PTR}) -> i64 {{", body, "}", ""])
+        text = "\n".join([*declared, LAUNCH, f"llvm.func @dlc_main(%frame: {PTR}) -> i64 {{", body, "}", ""])
         checks = tuple(self.checks)
         return Host(text, tuple(self.calls), checks, self.frame_symbols, self.static_symbols, self.frame)
 
@@ -562,76 +518,7 @@ class _Entry:
         first = len(stmt.body.yields) - len(stmt.collected)
         return list(zip(stmt.collected, stmt.body.yields[first:], strict=True))
 
-    # -- memory
-
-    def address(self, name: str) -> str:
-        """The address of a tensor, as a value."""
-        if name in self.pointers:
-            return self.pointers[name]
-        return self.address_of(self.plan.places[name])
-
-    def address_of(self, place: Place) -> str:
-        code = self.code
-        match place:
-            case AtInput(index):
-                return code.load_word("%frame", self.frame["inputs"] + index, PTR)
-            case AtConstant(name):
-                offset = self.constants[name]
-                return code.offset("%constants", code.constant(offset)) if offset else "%constants"
-            case AtOutput(index):
-                return code.load_word("%frame", self.frame["outputs"] + index, PTR)
-            case AtBuffer(index):
-                return code.load_word("%frame", self.frame["buffers"] + index, PTR)
-            case AtHeap(index):
-                return code.load_word("%frame", self.frame["dynamic"] + index, PTR)
-            case _:
-                raise Internal(message=f"no address for {place}")
-
-    def bytes_of(self, of: TensorType) -> str:
-        return self.code.expr(of.elements * of.dtype.bytes)
-
-    def heap_slot(self, name: str) -> int:
-        place = self.plan.places[name]
-        assert isinstance(place, AtHeap), name
-        return self.frame["dynamic"] + place.index
-
-    def allocate(self, name: str) -> None:
-        """Memory for a tensor whose size is known only now."""
-        place = self.plan.places[name]
-        if isinstance(place, AtHeap):
-            self.allocate_block(place, self.types[name], self.program.loc)
-
-    def allocate_block(self, place: AtHeap, of: TensorType, loc: Loc) -> None:
-        slot = self.frame["dynamic"] + place.index
-        self.release(slot)
-        self.store_block(slot, self.malloc(of, self.code.constant(1), loc))
-
-    def malloc(self, of: TensorType, count: str, loc: Loc) -> str:
-        """`count` tensors' worth of memory, never null; leaves with an error when there is none."""
-        code = self.code
-        size = of.elements * of.dtype.bytes
-        real = code.binary("fmul", code.as_float(size), code.value(f"llvm.sitofp {count} : i64 to f64"), "f64")
-        large = code.value(f'llvm.fcmp "ogt" {real}, {code.constant(int(MAX_BLOCK_BYTES), "f64")} : f64')
-        message = f"{MEMORY_CHECK}: not enough memory for a result of {of}"
-        self.fail_if(large, message, loc)
-        total = code.binary("mul", code.expr(size), count)
-        function = code.load_word("%frame", FRAME["malloc"], PTR)
-        wanted = code.extreme("smax", total, code.constant(1))
-        block = code.value(f"llvm.call {function}({wanted}) : {PTR}, (i64) -> {PTR}")
-        null = code.value(f"llvm.mlir.zero : {PTR}")
-        self.fail_if(code.compare("eq", block, null, PTR), message, loc)
-        return block
-
-    def release(self, slot: int) -> None:
-        """Free the block of an earlier step; free(null) does nothing."""
-        block = self.code.load_word("%frame", slot, PTR)
-        function = self.code.load_word("%frame", FRAME["free"], PTR)
-        self.code.emit(f"llvm.call {function}({block}) : {PTR}, ({PTR}) -> ()")
-        null = self.code.value(f"llvm.mlir.zero : {PTR}")
-        self.store_block(slot, null)  # so that nobody frees it again if the next allocation fails
-
-    def store_block(self, slot: int, block: str) -> None:
-        self.code.store_word(block, "%frame", slot, PTR)
+    # -- outputs
 
     def outputs(self) -> None:
         """What the caller gets that no kernel wrote there."""
@@ -649,46 +536,6 @@ class _Entry:
                     code.store_word(block, "%frame", word, PTR)
                     code.copy(block, self.address(output.tensor), self.bytes_of(of))
 
-    # -- scalars, symbols and checks
-
-    def symbol(self, name: str) -> str:
-        try:
-            return self.symbols[name]
-        except KeyError:
-            raise Internal(message=f"symbol '{name}' is used before it is bound") from None
-
-    def load_integer(self, name: str) -> str:
-        """The one element of an integer (or boolean) tensor as i64."""
-        code = self.code
-        dtype: DType = self.types[name].dtype
-        if not dtype.is_int and dtype != BOOL:
-            raise Internal(message=f"'{name}' is {dtype} where an integer is needed")
-        bits = dtype.bytes * 8
-        value = code.value(f"llvm.load {self.address(name)} : {PTR} -> i{bits}")
-        if bits == 64:
-            return value
-        extend = "sext" if dtype.kind == "i" else "zext"
-        return code.value(f"llvm.{extend} {value} : i{bits} to i64")
-
-    def load_bool(self, name: str) -> str:
-        code = self.code
-        bits = self.types[name].dtype.bytes * 8
-        value = code.value(f"llvm.load {self.address(name)} : {PTR} -> i{bits}")
-        return code.compare("ne", value, code.constant(0, f"i{bits}"), f"i{bits}")
-
-    def check(self, text: str, loc: Loc) -> int:
-        """Number of the check; its text may begin with a code, `DLC0541: message`."""
-        match = re.match(r"(DLC05[45]\d)\W+(.*)", text, re.DOTALL)
-        code, message = match.groups() if match else ("DLC0540", text)
-        return self.checks.setdefault(Check(code, message, str(loc)), len(self.checks))
-
-    def fail_if(self, bad: str, text: str, loc: Loc) -> None:
-        """Leave with an error when the i1 `bad` holds."""
-        code = self.code
-        go_on = code.label("ok")
-        code.branch(bad, "^fail", go_on, [(code.constant(1 + self.check(text, loc)), "i64")])
-        code.begin(go_on)
-
 
 def library_name(stmt: Library, number: int) -> str:
     """Name of the first or second kernel of a library operation."""
@@ -698,72 +545,3 @@ def library_name(stmt: Library, number: int) -> str:
 def _first_carry(stmt: For | Loop) -> int:
     """Where the carries' next values begin among the body's yields."""
     return 1 if isinstance(stmt, Loop) and stmt.cond is not None else 0
-
-
-# Runs one kernel on the pool, timed when there is a profile buffer: a word for the start of the first call and one for
-# the start plus the time of all calls, so that a kernel in a loop shows its whole time.
-_LAUNCH = f"""\
-llvm.func internal @launch(
-  %frame: {PTR}, %kernel: {PTR}, %args: {PTR}, %tasks: i64, %work: i64, %index: i64
-) attributes {{no_inline}} {{
-  %c0 = llvm.mlir.constant(0 : i64) : i64
-  %c1 = llvm.mlir.constant(1 : i64) : i64
-  %enough = llvm.mlir.constant({GRAIN_WORK} : i64) : i64
-  %per_thread = llvm.mlir.constant({CHUNKS_PER_THREAD} : i64) : i64
-  %two = llvm.mlir.constant(2 : i64) : i64
-  %run_at = llvm.getelementptr %frame[{FRAME["parallel_for"]}] : ({PTR}) -> {PTR}, i64
-  %run = llvm.load %run_at : {PTR} -> {PTR}
-  %pool_at = llvm.getelementptr %frame[{FRAME["pool"]}] : ({PTR}) -> {PTR}, i64
-  %pool = llvm.load %pool_at : {PTR} -> {PTR}
-  %threads_at = llvm.getelementptr %frame[{FRAME["threads"]}] : ({PTR}) -> {PTR}, i64
-  %threads = llvm.load %threads_at : {PTR} -> i64
-  %profile_at = llvm.getelementptr %frame[{FRAME["profile"]}] : ({PTR}) -> {PTR}, i64
-  %profile = llvm.load %profile_at : {PTR} -> {PTR}
-  %null = llvm.mlir.zero : {PTR}
-  %work1 = llvm.intr.smax(%work, %c1) : (i64, i64) -> i64
-  %most = llvm.sub %work1, %c1 : i64
-  %rounded = llvm.add %enough, %most : i64
-  %least = llvm.udiv %rounded, %work1 : i64
-  %chunks0 = llvm.mul %threads, %per_thread : i64
-  %chunks = llvm.intr.smax(%chunks0, %c1) : (i64, i64) -> i64
-  %even = llvm.udiv %tasks, %chunks : i64
-  %grain0 = llvm.intr.smax(%least, %even) : (i64, i64) -> i64
-  %grain = llvm.intr.smax(%grain0, %c1) : (i64, i64) -> i64
-  %timed = llvm.icmp "ne" %profile, %null : {PTR}
-  llvm.cond_br %timed, ^before, ^start(%c0 : i64)
-^before:
-  %t0 = llvm.call_intrinsic "llvm.readcyclecounter"() : () -> i64
-  llvm.br ^start(%t0 : i64)
-^start(%began: i64):
-  %bare = llvm.icmp "eq" %run, %null : {PTR}
-  llvm.cond_br %bare, ^alone, ^team
-^alone:
-  %some = llvm.icmp "sgt" %tasks, %c0 : i64
-  llvm.cond_br %some, ^call, ^done
-^call:
-  llvm.call %kernel(%args, %c0, %tasks, %c0) : {PTR}, ({PTR}, i64, i64, i64) -> ()
-  llvm.br ^done
-^team:
-  llvm.call %run(%pool, %kernel, %args, %tasks, %grain) : {PTR}, ({PTR}, {PTR}, {PTR}, i64, i64) -> ()
-  llvm.br ^done
-^done:
-  llvm.cond_br %timed, ^record, ^return
-^record:
-  %t1 = llvm.call_intrinsic "llvm.readcyclecounter"() : () -> i64
-  %took = llvm.sub %t1, %began : i64
-  %word = llvm.mul %index, %two : i64
-  %start_at = llvm.getelementptr %profile[%word] : ({PTR}, i64) -> {PTR}, i64
-  %end_at = llvm.getelementptr %start_at[1] : ({PTR}) -> {PTR}, i64
-  %start = llvm.load %start_at : {PTR} -> i64
-  %end = llvm.load %end_at : {PTR} -> i64
-  %first = llvm.icmp "eq" %start, %c0 : i64
-  %start1 = llvm.select %first, %began, %start : i1, i64
-  %end1 = llvm.select %first, %began, %end : i1, i64
-  %end2 = llvm.add %end1, %took : i64
-  llvm.store %start1, %start_at : i64, {PTR}
-  llvm.store %end2, %end_at : i64, {PTR}
-  llvm.br ^return
-^return:
-  llvm.return
-}}
-"""
