@@ -65,7 +65,12 @@ class Facts:
 
     def within(self, e: IntLike, extent: IntLike) -> bool:
         """Whether `0 <= e < extent` is proven."""
-        return self.nonneg(e) and self.less(e, extent)
+        return self.spans(e, extent) or (self.nonneg(e) and self.less(e, extent))
+
+    def spans(self, e: IntLike, extent: IntLike) -> bool:
+        """Whether `e` is a rank of exactly this extent: the common case, decided at once."""
+        atom = e.atom if isinstance(e, IntExpr) else None
+        return isinstance(atom, Var) and self.ranks.get(atom.name) == extent
 
     def simplify(self, e: IntExpr) -> IntExpr:
         """`e` with divisions, modulos, minima and maxima removed where the bounds decide them."""

@@ -49,6 +49,8 @@ class Assumptions:
 
     def within(self, e: IntExpr, extent: IntExpr) -> bool:
         """Whether `0 <= e < extent` is proven."""
+        if self.facts.spans(e, extent):
+            return True
         return self.nonneg(e) and self.nonneg(extent - e - 1)
 
     def holds(self, predicate: Expr) -> bool:

@@ -30,6 +30,7 @@ from dlc.ir.einsum import TensorType
 from dlc.ir.extent import int_expr
 from dlc.ir.memory import MemoryPlan
 from dlc.ir.program import Param, Program, fresh_name, walk_statements
+from dlc.ir.verify import verify
 from dlc.passes.assume_bounds import assume_bounds
 from dlc.passes.default import DEFAULT_PIPELINE
 from dlc.passes.schedule import plan_memory
@@ -148,7 +149,7 @@ def compile(
     name: str | None = None,
     observers: Sequence[Observer] = (),
     progress: Progress | None = None,
-    verify_each: bool = True,
+    verify_each: bool = False,
     specialise: Mapping[str, Any] | None = None,
 ) -> Executable | Specialising:
     """Compile a model for this machine's processor.
@@ -168,7 +169,7 @@ def compile(
         name: of the program, for messages and dumps.
         observers: watch the passes.
         progress: called after each compiled kernel with (done, of, name).
-        verify_each: verify the program after each pass.
+        verify_each: verify the program after each pass, not only what went in and what comes out.
         specialise: values of ONNX inputs that decide shapes; the result holds for these values alone. Without it, a
             model that needs some is compiled for each value it is called with (`dlc.specialising`).
 
@@ -272,7 +273,7 @@ def run_passes(
     passes: str | Pipeline | None = None,
     disable: Sequence[str] = (),
     observers: Sequence[Observer] = (),
-    verify_each: bool = True,
+    verify_each: bool = False,
 ) -> Program:
     """The program after the pipeline (the default one when `passes` is None)."""
     from dlc.passes.pipeline import Pipeline
@@ -283,7 +284,10 @@ def run_passes(
         pipeline = Pipeline.parse(DEFAULT_PIPELINE if pipeline is None else pipeline, known())
     if disable:
         pipeline = pipeline.without(disable)
-    return pipeline.run(program, tuple(observers), verify=verify_each)
+    after = pipeline.run(program, tuple(observers), verify=verify_each)
+    if not verify_each:
+        verify(after)
+    return after
 
 
 def compile_program(
