@@ -65,10 +65,10 @@ def lanes_for(steps: Sequence[PointStep], em: Emitter, target: Target) -> int:
 
 def choose_vector(steps: Sequence[PointStep], free: dict[str, IntExpr], em: Emitter, target: Target) -> VectorRank:
     """The rank whose lanes touch memory best: contiguous before broadcast before strided before gathered."""
-    candidates = {name: False for name in free}
+    candidates = dict.fromkeys(free, False)
     folding = [s for s in steps if s.reduce is not None]
-    if len(folding) == 1 and MONOIDS[folding[0].reduce.op].arity == 1 and folding[0].reduce is not None:
-        candidates |= {name: True for name in folding[0].reduced}
+    if len(folding) == 1 and folding[0].reduce is not None and MONOIDS[folding[0].reduce.op].arity == 1:
+        candidates |= dict.fromkeys(folding[0].reduced, True)
     best, best_score = VectorRank(None), -1e9
     for name, reduced in candidates.items():
         extent = free.get(name) or folding[0].reduced[name]

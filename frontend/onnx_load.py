@@ -253,7 +253,7 @@ def attribute_value(a: Any, loc: object, op: str) -> Any:
     read = _PLAIN.get(a.type)
     if read is None:
         raise WrongAttribute(loc, attribute=a.name, op=op, reason=f"its type (number {a.type}) is not supported")
-    return read(a)
+    return read(a)  # type: ignore[no-untyped-call]
 
 
 def _text(data: bytes, name: str, loc: object, op: str) -> str:

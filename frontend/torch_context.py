@@ -291,8 +291,8 @@ def wrapped_index(e: Expr, extent: IntExpr) -> IntExpr:
     """An index that may count from the end, as an index from the front."""
     from dlc.ir.expr import Const, index_value
 
-    if e.__class__ is Cast and e.dtype == I64 and isinstance(e.arg, Index):  # type: ignore[union-attr]
-        e = e.arg  # type: ignore[union-attr]
+    if e.__class__ is Cast and e.dtype == I64 and isinstance(e.arg, Index):
+        e = e.arg
     if nonnegative(e):
         return index_value(e)
     if isinstance(e, Const):

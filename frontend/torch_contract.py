@@ -25,7 +25,7 @@ def product(c: Ctx, x: Val, y: Val, dtype: DType | None = None, hint: str | None
     b = y.unsqueeze(1) if y.rank == 1 else y
     lead = max(a.rank, b.rank) - 2
     labels = _LETTERS[: lead + 3]
-    batch, (m, k, n) = labels[:lead], labels[lead:]
+    batch, m, k, n = labels[:lead], labels[lead], labels[lead + 1], labels[lead + 2]
     spec_a, spec_b = batch[lead - (a.rank - 2) :] + m + k, batch[lead - (b.rank - 2) :] + k + n
     out = batch + ("" if x.rank == 1 else m) + ("" if y.rank == 1 else n)
     if x.rank == 1:
@@ -103,7 +103,9 @@ def addmm(c: Ctx, bias: Val, x: Val, y: Val, *, beta: Any = 1, alpha: Any = 1) -
 
 
 @op("_addmm_activation")
-def addmm_activation(c: Ctx, bias: Val, x: Val, y: Val, *, beta: Any = 1, alpha: Any = 1, use_gelu: bool = False) -> Val:
+def addmm_activation(
+    c: Ctx, bias: Val, x: Val, y: Val, *, beta: Any = 1, alpha: Any = 1, use_gelu: bool = False
+) -> Val:
     from dlc.frontend.torch_pointwise import gelu, relu
 
     out = _scaled(c, bias, x, y, beta, alpha)
@@ -126,7 +128,9 @@ def einsum(c: Ctx, equation: str, tensors: Sequence[Val], *, path: Any = None) -
     left, _, right = text.partition("->")
     labels = left.split(",")
     free = iter(x for x in _LETTERS if x not in text)
-    depth = max((x.rank - len(s.replace("...", "")) for s, x in zip(labels, tensors, strict=True) if "..." in s), default=0)
+    depth = max(
+        (x.rank - len(s.replace("...", "")) for s, x in zip(labels, tensors, strict=True) if "..." in s), default=0
+    )
     dots = "".join(next(free) for _ in range(depth))
     operands: list[Val] = []
     specs: list[str] = []
@@ -175,7 +179,10 @@ def kron(c: Ctx, x: Val, y: Val) -> Val:
     b = y.reshape([*[1] * (rank - y.rank), *y.shape])
 
     def element(*i: IntExpr) -> Expr:
-        return mul(a.at(tuple(n // e for n, e in zip(i, b.shape, strict=True))), b.at(tuple(n % e for n, e in zip(i, b.shape, strict=True))))
+        return mul(
+            a.at(tuple(n // e for n, e in zip(i, b.shape, strict=True))),
+            b.at(tuple(n % e for n, e in zip(i, b.shape, strict=True))),
+        )
 
     return c.b.compute(c.hint, c.shape, element, c.dtype)
 
@@ -227,5 +234,3 @@ def cdist(c: Ctx, x: Val, y: Val, p: float = 2, compute_mode: Any = None) -> Val
 
     s = c.b.reduce(f"{c.hint}_square", "sum", shape, [x.shape[-1]], element, x.dtype)
     return c.b.map(c.hint, lambda e: apply("sqrt", e), s, dtype=x.dtype)
-
-

@@ -52,6 +52,7 @@ def arange(c: Ctx, *args: Any, step: Any = 1, start: Any = 0, **__: Any) -> Val:
         first, step = args[0], args[2] if len(args) > 2 else step
     whole = all(isinstance(v, (int, IntExpr)) for v in (first, step))
     if whole:
+
         def at(i: tuple[IntExpr, ...]) -> Expr:
             e = i[0] * step + first
             return Index(e) if t == I64 else Cast(t, Index(e))
@@ -128,7 +129,8 @@ def meshgrid(c: Ctx, tensors: list[Val], *, indexing: str = "ij") -> list[Val]:
     if indexing == "xy" and len(tensors) > 1:
         place[0], place[1] = 1, 0
     return [
-        Val(x.dtype, shape, lambda i, x=x, p=p: x.at((i[p],) if x.rank else ())) for x, p in zip(tensors, place, strict=True)
+        Val(x.dtype, shape, lambda i, x=x, p=p: x.at((i[p],) if x.rank else ()))  # type: ignore[misc]
+        for x, p in zip(tensors, place, strict=True)
     ]
 
 
@@ -155,4 +157,3 @@ def random(c: Ctx, *_: Any, **__: Any) -> Val:
     "stft", "istft", "angle", "imag")  # fmt: skip
 def complex_numbers(c: Ctx, *_: Any, **__: Any) -> Val:
     raise c.unsupported("complex numbers have no element type here")
-

@@ -61,7 +61,8 @@ _RENAMING = frozenset("detach unsqueeze squeeze transpose t swapaxes swapdims as
 
 _AUTOCAST = frozenset(
     "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution _convolution mm bmm matmul linear addmm"
-    " addbmm baddbmm linalg_vecdot linalg_matmul chain_matmul scaled_dot_product_attention einsum lstm gru rnn_tanh rnn_relu".split()
+    " addbmm baddbmm linalg_vecdot linalg_matmul chain_matmul scaled_dot_product_attention einsum lstm gru"
+    " rnn_tanh rnn_relu".split()
 )
 """Operators whose operands autocast converts on the CPU."""
 
@@ -202,7 +203,9 @@ class GraphImporter:
         target = node.target
         c = self.ctx
         c.loc = place_of(node)
-        c.target = str(target) if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
+        c.target = (
+            str(target) if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
+        )
         if c.target in IGNORED:
             return
         self.b.loc = c.loc
@@ -290,12 +293,15 @@ class GraphImporter:
             if not isinstance(v, Val) or not isinstance(m, torch.Tensor):
                 continue
             bad = len(m.shape) != v.rank or any(
-                isinstance(e, int) and own.const is not None and own.const != e for e, own in zip(m.shape, v.shape, strict=True)
+                isinstance(e, int) and own.const is not None and own.const != e
+                for e, own in zip(m.shape, v.shape, strict=True)
             )
             if bad or self.ctx.ir(m.dtype) != v.dtype:
                 want = f"{m.dtype}{list(m.shape)}"
                 got = f"{v.dtype}[{', '.join(map(str, v.shape))}]"
-                raise Internal(self.ctx.loc, message=f"the definition of {self.ctx.target} gives {got} where torch gives {want}")
+                raise Internal(
+                    self.ctx.loc, message=f"the definition of {self.ctx.target} gives {got} where torch gives {want}"
+                )
 
     # --- storage ---
 
@@ -338,7 +344,7 @@ class GraphImporter:
         saved = c.node, c.meta, c.target
         for n in nodes:
             if n.op == "call_function":
-                self.env[n] = self.env[n.args[0]] if writes(n) else self._execute(n)  # type: ignore[index]
+                self.env[n] = self.env[n.args[0]] if writes(n) else self._execute(n)
         c.node, c.meta, c.target = saved
 
     # --- run-time extents ---
@@ -377,6 +383,7 @@ class GraphImporter:
 
 def bounds(value_range: Any) -> tuple[int, int | None]:
     """A ValueRanges as (least, greatest or None)."""
+
     def whole(v: Any) -> int | None:
         try:
             n = int(v)

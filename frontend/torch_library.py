@@ -14,7 +14,7 @@ from dlc.ir.view import Val
 
 def sorted_of(c: Ctx, x: Val, d: int, descending: bool) -> tuple[Val, Val]:
     """Values along `d` in order (stable), and where each was."""
-    attrs = {"axis": d, "descending": descending, "stable": True}
+    attrs: dict[str, int | float | bool | str] = {"axis": d, "descending": descending, "stable": True}
     results = [(c.hint, x.dtype, x.shape), (f"{c.hint}_index", I64, x.shape)]
     values, indices = c.b.library("sort", [x], results, attrs)
     return values, indices
@@ -96,14 +96,18 @@ def unique(c: Ctx, x: Val, *args: Any, **_: Any) -> Any:
     results: list[tuple[str, Any, list[IntExpr]]] = [
         (c.hint, x.dtype, [n, int_expr(1)]), ("first", I64, [n]), ("inverse", I64, [m]), ("counts", I64, [n])
     ]  # fmt: skip
-    values, _first, inverse, counts = c.b.library("unique", [rows], results, {"sorted": True}, binds=[(name, 0, m.const)])
+    values, _first, inverse, counts = c.b.library(
+        "unique", [rows], results, {"sorted": True}, binds=[(name, 0, m.const)]
+    )
     for s in c.graph.unbacked(c.meta):
         c.extents.symbols[s] = n
     return values.reshape([n]), inverse.reshape(x.shape), counts
 
 
 @op("searchsorted.Tensor", "bucketize.Tensor", "bucketize.Scalar", "searchsorted.Scalar")
-def searchsorted(c: Ctx, *args: Any, out_int32: bool = False, right: bool = False, side: Any = None, sorter: Any = None) -> Val:
+def searchsorted(
+    c: Ctx, *args: Any, out_int32: bool = False, right: bool = False, side: Any = None, sorter: Any = None
+) -> Val:
     """The number of boundaries below each value: a comparison summed, since Einsums have no early exit."""
     from dlc.ir.expr import Cast, Expr
 
@@ -142,5 +146,3 @@ def item(c: Ctx, x: Val) -> Any:
     "linalg_det", "inverse", "cholesky")  # fmt: skip
 def not_yet(c: Ctx, *_: Any, **__: Any) -> Val:
     raise c.unsupported("this library operation is not imported yet")
-
-

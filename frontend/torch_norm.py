@@ -10,6 +10,7 @@ from dlc.frontend.torch_errors import TrainingMode
 from dlc.frontend.torch_reduce import mean_dims, reduce_dims, total
 from dlc.ir.dtype import DType
 from dlc.ir.expr import Cast, Expr, apply, const
+from dlc.ir.extent import IntLike
 from dlc.ir.view import Val
 
 
@@ -63,7 +64,9 @@ def native_layer_norm(c: Ctx, x: Val, normalized_shape: Sequence[Any], weight: V
 
 
 @op("rms_norm", "_fused_rms_norm")
-def rms_norm(c: Ctx, x: Val, normalized_shape: Sequence[Any], weight: Val | None = None, eps: float | None = None) -> Any:
+def rms_norm(
+    c: Ctx, x: Val, normalized_shape: Sequence[Any], weight: Val | None = None, eps: float | None = None
+) -> Any:
     import torch
 
     from dlc.frontend.torch_types import TO_TORCH
@@ -143,7 +146,12 @@ def batch_norm_no_training(c: Ctx, x: Val, weight: Val | None, bias: Val | None,
     return y, empty, empty
 
 
-@op("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit.no_stats", "_native_batch_norm_legit_functional")
+@op(
+    "native_batch_norm",
+    "_native_batch_norm_legit",
+    "_native_batch_norm_legit.no_stats",
+    "_native_batch_norm_legit_functional",
+)
 def native_batch_norm(c: Ctx, *args: Any) -> tuple[Val, Val, Val]:
     if "no_stats" in c.target:
         x, weight, bias, _training, _momentum, eps = args
@@ -171,11 +179,11 @@ def instance_norm(c: Ctx, x: Val, weight: Val | None, bias: Val | None, running_
 def _group_norm(c: Ctx, x: Val, groups: int, weight: Val | None, bias: Val | None, eps: float) -> tuple[Val, Val, Val]:
     t = c.dtype
     per = x.shape[1] // groups
-    split = [x.shape[0], groups, per, *x.shape[2:]]
+    split: list[IntLike] = [x.shape[0], groups, per, *x.shape[2:]]
     y = c.cast(x, wide_type(t)).reshape(split)
     params = [v.reshape([1, groups, per, *[1] * (x.rank - 2)]) if v is not None else None for v in (weight, bias)]
     out, mean, inverse = standardised(c, y, range(2, len(split)), eps, params[0], params[1], t, c.hint)
-    flat = [x.shape[0], groups]
+    flat: list[IntLike] = [x.shape[0], groups]
     return out.reshape(x.shape), mean.reshape(flat), inverse.reshape(flat)
 
 

@@ -251,7 +251,7 @@ class Elaborator:
         if name in self.symbols or self.lenient:
             return sym(name)
         for tree in body:
-            for read in tree.iter_subtrees_topdown():
+            for read in tree.iter_subtrees_topdown():  # type: ignore[no-untyped-call]
                 if read.data != "access" or name_of(read.children[0]) not in self.types:
                     continue
                 shape = self.types[name_of(read.children[0])].shape
@@ -264,7 +264,7 @@ class Elaborator:
     def right_side(self, rhs: Node) -> tuple[Node | None, Node]:
         """(call of the reduction or None, value)."""
         inner = rhs.children[0]
-        return (inner.children[0], inner.children[1]) if inner.data == "reduction" else (None, inner)
+        return (inner.children[0], inner.children[1]) if inner.data == "reduction" else (None, inner)  # type: ignore[return-value]
 
     def reduction(self, call: Node, body: list[Node]) -> Reduce:
         name = name_of(call.children[0])
@@ -392,7 +392,7 @@ class Elaborator:
         if arg.children[0].data != "name":
             self.source.fail(SyntaxFault, arg, found="an expression", expected="a rank's name")
         name = name_of(arg.children[0].children[0])
-        extent = self.extent(arg.children[1]) if len(arg.children) > 1 else self.implied_extent(name, arg, [block])
+        extent = self.extent(arg.children[1]) if len(arg.children) > 1 else self.implied_extent(name, arg, [block])  # type: ignore[list-item]
         carries = tuple(Carry(n, i) for n, i in self.carries(pairs))
         outside, self.loops = self.loops, self.loops | {name}
         pending, self.pending = self.pending, {}

@@ -190,8 +190,8 @@ class _Tracker:
         last = self._run(otherwise, block, left)
         value_, carried, own = last.value, last.carried, last.own
         for chosen, piece in reversed(pieces):
-            value_ = np.where(chosen, piece.value, value_)
-            carried, own = np.where(chosen, piece.carried, carried), np.where(chosen, piece.own, own)
+            value_ = np.where(np.asarray(chosen), piece.value, value_)
+            carried, own = np.where(np.asarray(chosen), piece.carried, carried), np.where(np.asarray(chosen), piece.own, own)
         return Tracked(value_, last.dtype, np.where(doubt > 0, np.inf, carried), own)
 
     def _cast(self, a: Tracked, dtype: DType, mode: str) -> Tracked:

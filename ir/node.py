@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from functools import lru_cache
+from functools import cache
+from typing import Any
 
 
-@lru_cache(maxsize=None)
-def _compared_fields(cls: type) -> tuple[str, ...]:
-    return tuple(f.name for f in fields(cls) if f.compare)  # type: ignore[arg-type]
+@cache
+def _compared_fields(cls: Any) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(cls) if f.compare)
 
 
 class Node:
@@ -21,7 +22,7 @@ class Node:
         try:
             return self._hash
         except AttributeError:
-            value = hash((type(self).__name__, *(getattr(self, name) for name in _compared_fields(type(self)))))
+            value = hash((type(self).__name__, *(getattr(self, name) for name in _compared_fields(type(self)))))  # type: ignore[arg-type]
             object.__setattr__(self, "_hash", value)
             return value
 
@@ -30,4 +31,4 @@ class Node:
             return True
         if type(self) is not type(other) or hash(self) != hash(other):
             return False
-        return all(getattr(self, name) == getattr(other, name) for name in _compared_fields(type(self)))
+        return all(getattr(self, name) == getattr(other, name) for name in _compared_fields(type(self)))  # type: ignore[arg-type]

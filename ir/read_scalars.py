@@ -178,7 +178,7 @@ class Scalars:
                 self.source.fail(
                     SyntaxFault, a, found="an extent", expected="an operand (extents belong to reductions)"
                 )
-        return [a.children[0] for a in args]
+        return [a.children[0] for a in args]  # type: ignore[misc]
 
     def type_argument(self, node: Node) -> tuple[DType, str]:
         if len(node.children) != 3:
@@ -275,8 +275,8 @@ class Scalars:
         if len(args) != arity:
             self.source.fail(WrongArity, node, op=name, expected=arity, given=len(args))
         if name == "cast":
-            dtype, mode = self.type_argument(node)
-            return Cast(dtype, self.expr(args[0]), mode)
+            target, mode = self.type_argument(node)
+            return Cast(target, self.expr(args[0]), mode)
         if name == "bitcast":
             return Bitcast(self.type_argument(node)[0], self.expr(args[0]))
         if name in DTYPES:
@@ -286,6 +286,7 @@ class Scalars:
         if name == "val":
             return self.expr(args[0], expected)
         entry = SCALAR_OPS[name]
+        dtype: DType | None
         if entry.typing == "select":
             dtype = self._first(args[1:]) or expected
             return Apply(name, (self.expr(args[0], BOOL), self.expr(args[1], dtype), self.expr(args[2], dtype)))

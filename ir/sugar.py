@@ -127,7 +127,7 @@ class _Iteration:
                 return k
         return self.fail(
             self.rhs, f"a read of '{self.name}' inside its own definition", "it one step back, as in Z[i-1]"
-        )  # type: ignore[no-any-return]
+        )
 
     def _first_index(self, position: int) -> int:
         """1 for `RM[i+1] = ... RM[i]`."""
@@ -160,7 +160,7 @@ class _Iteration:
             kept = [a for k, a in enumerate(args.children) if k != position]
             token = name.update(value=init)
             if not types.children:
-                types = Tree("types", [str(dtype), Tree("layout", [])])
+                types = Tree("types", [str(dtype), Tree("layout", [])])  # type: ignore[list-item]
             tree = Tree("einsum", [token, Tree("args", kept, args.meta), types, rhs, where, *rest], given.meta)
             return list(self.elaborator.einsum(tree))
         value = default if default is not None else self._identity(e, dtype)
@@ -175,7 +175,7 @@ class _Iteration:
             and any(isinstance(a, Access) and a.tensor == self.name for a in e.args)
         ):
             return MONOIDS[_FOLDS[e.op]].identity((dtype,))[0]
-        return self.fail(self.node, "no first value", f"`{self.name}[i-1] else v`, or `{self.name}[0] = v` above")  # type: ignore[no-any-return]
+        return self.fail(self.node, "no first value", f"`{self.name}[i-1] else v`, or `{self.name}[0] = v` above")
 
     def _gathered(
         self, ranks: tuple[Rank, ...], position: int, rows: str, init: str, first: int, dtype: DType

@@ -7,7 +7,7 @@ exist; scatters, scans, regions and launches of agreeing types.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from dlc.ir.domain import add_domains
 from dlc.ir.dtype import BOOL, I64
@@ -222,7 +222,7 @@ class _Verifier:
             raise YieldMismatch(loc, what=what, reason=f"{len(given)} {kind} for {len(expected)} expected")
 
     def same(
-        self, actual: TensorType, expected: TensorType, what: str, loc: Loc | None, error: type[IrError] = YieldMismatch
+        self, actual: TensorType, expected: TensorType, what: str, loc: Loc | None, error: Callable[..., IrError] = YieldMismatch
     ) -> None:
         facts = Facts({}, self.scope.symbols)
         shapes = [tuple(facts.simplify(e) for e in t.shape) for t in (actual, expected)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from dlc.ir.domain import Domain, conjuncts, effective_where
 from dlc.ir.dtype import BOOL, I64, DType
@@ -67,7 +67,7 @@ class StepVerifier:
         nonempty = tuple(r - 1 for r in facts.ranks.values() if not r.is_var and r.const is None)
         self.base = Assumptions(facts, nonempty)
 
-    def fail(self, error: type[IrError], /, **fields: object) -> NoReturn:
+    def fail(self, error: type[IrError], /, **fields: Any) -> NoReturn:
         raise error(self.step.loc or Loc(f"step '{', '.join(self.step.outs)}'"), **fields)
 
     def show(self, e: Expr | IntExpr) -> str:

@@ -7,8 +7,23 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from dlc.ir.dtype import I64
-from dlc.ir.einsum import Einsum, Scan
-from dlc.ir.expr import Access, Apply, Bitcast, Cast, Const, Expr, Index, Piecewise, accesses, apply, const, index_value, transform, walk
+from dlc.ir.einsum import Einsum, Scan, Step
+from dlc.ir.expr import (
+    Access,
+    Apply,
+    Bitcast,
+    Cast,
+    Const,
+    Expr,
+    Index,
+    Piecewise,
+    accesses,
+    apply,
+    const,
+    index_value,
+    transform,
+    walk,
+)
 from dlc.ir.extent import IntExpr, Value, Var, has_value, rebuild, var, variables
 from dlc.ir.facts import Facts, SymbolFact
 from dlc.ir.program import For, If, Loop, Program, Region, Stmt, regions
@@ -72,7 +87,7 @@ class _Inliner:
 
     def _scan(self, scan: Scan, known: dict[str, Einsum]) -> Scan:
         inner = _movable_into_loops(known)
-        steps = []
+        steps: list[Step] = []
         for step in scan.body:
             if isinstance(step, Scan):
                 steps.append(self._scan(step, inner))

@@ -115,7 +115,7 @@ def drop_dead(program: Program) -> Program:
             if isinstance(stmt, (Einsum, Scan, Library, If)) and live.isdisjoint(stmt.outs) and not _binds(stmt):
                 continue
             live |= set(stmt.reads)
-            kept.append(_with_regions(stmt, lambda inner, live=live: region(inner, live)))
+            kept.append(_with_regions(stmt, lambda inner, live=live: region(inner, live)))  # type: ignore[misc]
         kept.reverse()
         return r if len(kept) == len(r.body) and all(a is b for a, b in zip(kept, r.body, strict=True)) else Region(tuple(kept), r.yields)
 

@@ -274,8 +274,9 @@ def _logic(c: Ctx, a: list[Array | None]) -> Array | None:
     if not all(x is not None and x.dtype == bool for x in a):
         return None
     if c.op == "Not":
-        return np.logical_not(a[0])
-    return np.asarray({"And": np.logical_and, "Or": np.logical_or, "Xor": np.logical_xor}[c.op](a[0], a[1]))
+        return np.logical_not(np.asarray(a[0]))
+    operation = {"And": np.logical_and, "Or": np.logical_or, "Xor": np.logical_xor}[c.op]
+    return np.asarray(operation(np.asarray(a[0]), np.asarray(a[1])))
 
 
 @rule("Where")
@@ -289,7 +290,7 @@ def _where(c: Ctx, a: list[Array | None]) -> Array | None:
         return np.asarray(np.where(cond, x, y))  # type: ignore[arg-type]
     if not integral(x, y):
         return None
-    return np.where(cond, x.astype(object), y.astype(object))  # type: ignore[arg-type,union-attr]
+    return np.asarray(np.where(np.asarray(cond), np.asarray(x, object), np.asarray(y, object)))
 
 
 @rule("Cast")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from dlc.frontend.onnx_load import ELEMENT_TYPES
 from dlc.frontend.onnx_ops.pointwise import wide_type
 from dlc.frontend.onnx_ops.reductions import count_of, fold, standardise, widened

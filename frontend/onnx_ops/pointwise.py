@@ -48,7 +48,7 @@ def need_float(c: Ctx, x: Val) -> Val:
 # --- arithmetic ------------------------------------------------------------------------------------------------------
 
 for _name, _op in {"Add": "add", "Sub": "sub", "Mul": "mul"}.items():
-    op(_name)(lambda c, _op=_op: binary(c, lambda a, b: apply(_op, a, b)))
+    op(_name)(lambda c, _op=_op: binary(c, lambda a, b: apply(_op, a, b)))  # type: ignore[misc]
 
 
 @op("Div")
@@ -92,10 +92,10 @@ def bit_shift(c: Ctx) -> Result:
 
 
 for _name, _op in {"BitwiseAnd": "and", "BitwiseOr": "or", "BitwiseXor": "xor", "And": "and", "Or": "or", "Xor": "xor"}.items():
-    op(_name)(lambda c, _op=_op: binary(c, lambda a, b: apply(_op, a, b)))
+    op(_name)(lambda c, _op=_op: binary(c, lambda a, b: apply(_op, a, b)))  # type: ignore[misc]
 
 for _name, _op in {"Equal": "eq", "Less": "lt", "LessOrEqual": "le", "Greater": "gt", "GreaterOrEqual": "ge"}.items():
-    op(_name)(lambda c, _op=_op: binary(c, lambda a, b: apply(_op, a, b), BOOL))
+    op(_name)(lambda c, _op=_op: binary(c, lambda a, b: apply(_op, a, b), BOOL))  # type: ignore[misc]
 
 
 def fold_operands(c: Ctx, name: str) -> Val:
@@ -151,9 +151,9 @@ _FLOAT = {
 }  # fmt: skip
 
 for _name, _op in _DIRECT.items():
-    op(_name)(lambda c, _op=_op: c.b.map(c.hint, lambda a: apply(_op, a), c.x(0)))
+    op(_name)(lambda c, _op=_op: c.b.map(c.hint, lambda a: apply(_op, a), c.x(0)))  # type: ignore[misc]
 for _name, _op in _FLOAT.items():
-    op(_name)(lambda c, _op=_op: formula(c, lambda w, a: apply(_op, a), need_float(c, c.x(0))))
+    op(_name)(lambda c, _op=_op: formula(c, lambda w, a: apply(_op, a), need_float(c, c.x(0))))  # type: ignore[misc]
 
 op("Identity")(lambda c: c.value(0))
 op("Reciprocal")(lambda c: formula(c, lambda w, a: apply("div", const(1, w), a), c.x(0)))

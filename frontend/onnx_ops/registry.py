@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence as Seq
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
@@ -21,7 +22,7 @@ from dlc.ir.view import Shape, Val
 if TYPE_CHECKING:
     from dlc.frontend.onnx_graph import GraphImporter, Scope
 
-Result: TypeAlias = "Val | Value | None"
+Result: TypeAlias = "Val | Value | None | Seq[Val | Value | None]"
 Handler: TypeAlias = "Callable[[Ctx], Result | Seq[Result]]"
 
 OPERATORS: dict[tuple[str, str], list[tuple[int, Handler]]] = {}

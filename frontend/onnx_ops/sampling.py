@@ -206,7 +206,7 @@ def roi_align(c: Ctx) -> Result:
         "sum" if mode == "avg" else "max",
         [rois.shape[0], x.shape[1], high, wide],
         [ratio, ratio],
-        lambda i, r: sample(*i, *r, lambda a, e: apply(fold_name, a, e)),
+        lambda i, r: sample(i[0], i[1], i[2], i[3], r[0], r[1], lambda a, e: apply(fold_name, a, e)),
         t,
     )
     if mode == "avg":

@@ -12,7 +12,7 @@ from dlc.frontend.onnx_ops.registry import Ctx, Result, op
 from dlc.frontend.onnx_value import Tensor
 from dlc.ir.dtype import F32, F64, I64, DType
 from dlc.ir.expr import Cast, Expr, Index, Piecewise, apply, const, index_value
-from dlc.ir.extent import IntExpr, int_expr
+from dlc.ir.extent import IntExpr, IntLike, int_expr
 from dlc.ir.view import Val
 
 
@@ -78,8 +78,8 @@ def dft(c: Ctx) -> Result:
                 ends = apply("or", ends, apply("eq", Index(r[0]), const(n // 2, I64)))
             return apply("mul", value, apply("select", ends, const(1, t), const(2, t)))
 
-        shape = [*x.shape[:axis], n, *x.shape[axis + 1 : -1], 1]
-        y = c.b.reduce(f"{c.hint}_sum", "sum", shape, [used], real, t)
+        full: list[IntLike] = [*x.shape[:axis], n, *x.shape[axis + 1 : -1], 1]
+        y = c.b.reduce(f"{c.hint}_sum", "sum", full, [used], real, t)
         return c.b.map(c.hint, lambda a: Cast(dtype, apply("div", a, const(n, t))), y, dtype=dtype)
 
     def element(i: tuple[IntExpr, ...], r: tuple[IntExpr, ...]) -> Expr:
@@ -87,7 +87,7 @@ def dft(c: Ctx) -> Result:
         k = turn(i, r[0])
         return term(x, at, i[-1], cos(k), sin(k), 1 if inverse else -1)
 
-    shape = [*x.shape[:axis], bins, *x.shape[axis + 1 : -1], 2]
+    shape: list[IntLike] = [*x.shape[:axis], bins, *x.shape[axis + 1 : -1], 2]
     if not inverse:
         return c.b.cast(c.b.reduce(c.hint, "sum", shape, [used], element, t), dtype)
     y = c.b.reduce(f"{c.hint}_sum", "sum", shape, [used], element, t)
@@ -237,7 +237,7 @@ def tfidf_vectorizer(c: Ctx) -> Result:
 
     def element(b: IntExpr, o: IntExpr) -> Expr:
         known = apply("ge", where(o), const(0, I64))
-        value = Cast(F32, counts(b, where.gather_value(o)))
+        value: Expr = Cast(F32, counts(b, where.gather_value(o)))
         if mode == "IDF":
             value = apply("select", apply("gt", value, const(0.0)), const(1.0), const(0.0))
         if mode != "TF":

@@ -48,7 +48,7 @@ def _constant_digests(program: Program) -> Iterable[bytes]:
     chunks: list[memoryview] = []
     for const in program.consts:
         array = np.ascontiguousarray(program.data[const.name])
-        data = memoryview(array.view(np.uint8).reshape(-1)) if array.size else memoryview(b"")
+        data = memoryview(array.view(np.uint8).reshape(-1).data) if array.size else memoryview(b"")
         chunks += [data[at : at + _CHUNK] for at in range(0, max(len(data), 1), _CHUNK)]
     small = [c for c in chunks if len(c) < _LARGE]
     yield hashlib.sha256(b"".join(hashlib.sha256(c).digest() for c in small)).digest()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.passes.samples import assert_same_result, body
 
 from dlc.ir.dtype import DTYPES
 from dlc.ir.evaluate import Block, Reader
@@ -17,7 +18,6 @@ from dlc.ir.parser import parse_program
 from dlc.ir.program import Program
 from dlc.ir.scalar import SCALAR_OPS
 from dlc.passes.fold_constants import FoldConstants, fold_scalar
-from tests.passes.samples import assert_same_result, body
 
 
 def fold(text: str, **data: np.ndarray) -> tuple[Program, Program]:
