@@ -9,17 +9,17 @@ from typing import Any
 
 from dlc.errors import DlcError
 from dlc.frontend.errors import UnsupportedOperator
-from dlc.frontend.onnx_builder import SymbolsMeet
+from dlc.frontend.onnx_builder import ModelBuilder, SymbolsMeet
 from dlc.frontend.onnx_errors import (
     InvalidNode,
     MalformedModel,
-    NeedsStructure,
     NeedsValue,
     UndefinedValue,
     UnsupportedOpset,
     shown,
 )
 from dlc.frontend.onnx_evaluate import evaluate_constant
+from dlc.frontend.onnx_extents import Demands
 from dlc.frontend.onnx_load import ONNX_TYPES, attribute_value, onnx, tensor_array
 from dlc.frontend.onnx_ops.fold import fold
 from dlc.frontend.onnx_ops.registry import REFUSED, Ctx, attributes, find
@@ -33,15 +33,12 @@ from dlc.frontend.onnx_value import (
     Value,
     extent_test,
 )
-from dlc.ir.builder import Builder
 from dlc.ir.loc import Loc
-from dlc.ir.program import Symbol
 from dlc.ir.view import Val
 
 INSIDE_LOOP = frozenset({"\0loop"})
 """Dependency of values that change from step to step: never constant, never specialised."""
 MAX_DEPTH = 64
-MAX_RANGE = 8192
 MAX_SPECIALISED_ELEMENTS = 4096
 SUPPORTED_DOMAINS = ("", "ai.onnx.ml", "ai.onnx.preview", "ai.onnx.preview.training")
 
@@ -73,14 +70,13 @@ class Scope:
 class GraphImporter:
     """Imports the nodes of one model into a `Builder`."""
 
-    def __init__(self, b: Builder, folder: Path | None, label: str, model: Any) -> None:
+    def __init__(self, b: ModelBuilder, folder: Path | None, label: str, model: Any) -> None:
         self.b = b
         self.folder = folder
         self.label = label
         self.functions = {(canonical_domain(f.domain), f.name, f.overload): f for f in model.functions}
         self.inputs: dict[str, Tensor] = {}
-        self.extents: dict[str, int] = {}
-        """Extents of the example inputs, by symbol: what decides where the program's structure depends on an extent."""
+        self.demands = Demands(b)
 
     # --- graphs ---
 
@@ -233,32 +229,6 @@ class GraphImporter:
         if numbers is None:
             c.refuse(f"{what} must be plain numbers, but depends on a symbolic extent")
         return numbers
-
-    def decide(self, test: ExtentTest, what: str, c: Ctx) -> bool:
-        """The answer to `test` for the example inputs; the program then holds for extents with the same answer."""
-        missing = [n for n in test.symbols if n not in self.extents]
-        if missing:
-            raise NeedsStructure(c.loc, name=missing[0], what=f"extent '{missing[0]}' (it decides {what})", kind="tensor")
-        here = {n: self.extents[n] for n in test.symbols}
-        answer = test.holds(here)
-        if len(here) == 1:
-            ((name, value),) = here.items()
-            low = high = value
-            known = self.b.symbols[name]
-            while low > known.lo and value - low < MAX_RANGE and test.holds({name: low - 1}) == answer:
-                low -= 1
-            top = value + MAX_RANGE if known.hi is None else known.hi
-            while high < top and test.holds({name: high + 1}) == answer:
-                high += 1
-            self.narrow(name, low, high)
-        else:
-            for name, value in here.items():
-                self.narrow(name, value, value)
-        return answer
-
-    def narrow(self, name: str, low: int, high: int) -> None:
-        old = self.b.symbols[name]
-        self.b.symbols[name] = Symbol(name, max(old.lo, low), high if old.hi is None else min(old.hi, high), old.divisor)
 
     def need_inputs(self, deps: frozenset[str], what: str, c: Ctx) -> None:
         """Raise what asks for the values of `deps`, where they are small enough to specialise on."""

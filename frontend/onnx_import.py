@@ -119,7 +119,7 @@ def _import(
     if unknown:
         raise BadSpecialisation(Loc(name), name=unknown[0], reason="the model has no such input")
     importer.inputs = signature.tensors
-    importer.extents = signature.extents
+    importer.demands.extents = signature.extents
     outputs = importer.run_in(proto.graph, scope)
     if not outputs:
         raise MalformedModel(Loc(name), reason="it has no outputs")

@@ -60,7 +60,7 @@ def if_(c: Ctx) -> Result | Seq[Result]:
         del c.b._blocks[depth:]
         what = f"which branch is taken ({e.reason})"
         if cond.test is not None:
-            taken = branches[0 if c.graph.decide(cond.test, what, c) else 1]
+            taken = branches[0 if c.graph.demands.decide(cond.test, what, c.loc) else 1]
             return c.graph.run_graph(taken, {}, c.scope)
         c.graph.need_inputs(cond.deps, what, c)
         c.refuse(what)

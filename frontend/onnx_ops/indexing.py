@@ -51,6 +51,8 @@ def gather(c: Ctx) -> Result:
         at = plain[()] if isinstance(plain[()], IntExpr) else int_expr(int(plain[()]))
         if at.const is not None and extent.const is not None and not -extent.const <= at.const < extent.const:
             c.bad(f"index {at} is out of range for extent {extent}")
+        if at.const is not None:
+            c.graph.demands.at_least(extent, at.const + 1 if at.const >= 0 else -at.const)
         return x.select(axis, extent + at if at.const is not None and at.const < 0 else at)
     index, safe = need_index(c, 1), never_negative(t)
     check_static(c, t, extent)

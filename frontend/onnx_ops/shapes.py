@@ -103,14 +103,16 @@ def reshape_to(c: Ctx, x: Val, target: list[IntExpr]) -> Val:
     if len(unknown) > 1 or any(e.const is not None and e.const < -1 for e in target):
         c.bad(f"[{', '.join(map(str, target))}] is not a shape")
     if unknown:
-        rest = product([e for d, e in enumerate(target) if d != unknown[0]])
-        if rest.const == 0:
+        given = [e for d, e in enumerate(target) if d != unknown[0]]
+        if product(given).const == 0:
             c.bad("the extent of -1 is not determined, since another is 0")
-        target[unknown[0]] = quotient(x.elements, rest)
+        target[unknown[0]] = left_over(x.shape, given)
     old, new = x.elements, product(target)
     if old.const is not None and new.const is not None and old.const != new.const:
         c.bad(f"{old} elements do not fit [{', '.join(map(str, target))}]")
-    if old != new and old.const != 0 and not unknown:
+    if old.const == 0:
+        return c.b.scalar(0, x.dtype).broadcast_to(target)
+    if old != new and not unknown:
         # Unequal symbolic products may still agree at run time; reading would go wrong where they do not.
         target = agree(c, x, target)
     return x.reshape(target)
@@ -125,6 +127,17 @@ def agree(c: Ctx, x: Val, target: list[IntExpr]) -> list[IntExpr]:
             if product([exact, rest]) == x.elements:
                 return [*target[:d], exact, *target[d + 1 :]]
     return target
+
+
+def left_over(shape: Shape, given: Sequence[IntExpr]) -> IntExpr:
+    """The extent that -1 stands for: what `given` leaves of `shape`. Equal extents cancel first, so that it stays simple."""
+    whole, part = list(shape), []
+    for e in given:
+        if e in whole:
+            whole.remove(e)
+        else:
+            part.append(e)
+    return quotient(product(whole), product(part))
 
 
 def quotient(whole: IntExpr, part: IntExpr) -> IntExpr:
@@ -357,15 +370,25 @@ def pad_by_index(c: Ctx, x: Val, before: Sequence[IntExpr], after: Sequence[IntE
         if mode == "wrap":
             return j % n
         if mode == "reflect":
-            if n.const == 1:
-                return int_expr(0)
-            period = (n - 1) * 2
-            folded = j % period
-            # The bounds hold by themselves; written out, every read is proven.
-            return maximum(minimum(folded, period - folded, n - 1), 0)
+            return reflected(c, j, n, before[d], after[d])
         c.bad(f"mode {mode!r} is unknown")
 
     return x.view(shape, lambda *i: [source(d, j) for d, j in enumerate(i)])
+
+
+def reflected(c: Ctx, j: IntExpr, n: IntExpr, before: IntExpr, after: IntExpr) -> IntExpr:
+    """`j` mirrored at 0 and n - 1 until it is inside. Bounds that hold by themselves are written out: every read is proven."""
+    if n.const == 1:
+        return int_expr(0)
+    reach = max(before.const, after.const) if before.const is not None and after.const is not None else None
+    if reach is not None and (n.const is not None or c.b.input_symbol(n) is not None) and (n.const or reach + 1) > reach:
+        # One mirror is enough; a symbolic extent is then at least what that takes.
+        c.graph.demands.at_least(n, reach + 1)
+        folded = maximum(j, -j)
+        return maximum(minimum(folded, (n - 1) * 2 - folded, n - 1), 0)
+    period = maximum((n - 1) * 2, 1)
+    folded = j % period
+    return maximum(minimum(folded, period - folded, n - 1), 0)
 
 
 # --- space and depth -------------------------------------------------------------------------------------------------

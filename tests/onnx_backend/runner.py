@@ -126,7 +126,10 @@ def import_case(model: Any, names: Sequence[str], inputs: Sequence[Any]) -> tupl
     """The model imported, asking the inputs for structure, and for values where it must."""
     from dlc.frontend.onnx_import import import_for
 
+    from dlc.ir.verify import verify
+
     imported = import_for(model, dict(zip(names, inputs, strict=False)))
+    verify(imported.program)
     return imported, bool(imported.specialised)
 
 
