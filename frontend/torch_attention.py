@@ -17,7 +17,9 @@ from dlc.ir.extent import IntExpr
 from dlc.ir.view import Val
 
 
-def attention(c: Ctx, query: Val, key: Val, value: Val, mask: Val | None, causal: bool, scale: Any, grouped: bool) -> Val:
+def attention(
+    c: Ctx, query: Val, key: Val, value: Val, mask: Val | None, causal: bool, scale: Any, grouped: bool
+) -> Val:
     """softmax(Q K' * scale + mask) V over T[..., L, E], T[..., S, E], T[..., S, F]; `grouped` shares key heads."""
     t = c.dtype
     w = wide_type(t)
@@ -36,7 +38,9 @@ def attention(c: Ctx, query: Val, key: Val, value: Val, mask: Val | None, causal
     factor = _scale(query.shape[-1], scale, w)
 
     letters = "abcdefgh"[:n]
-    scores = c.b.contract(f"{h}_scores", f"{letters}le,{_shared(k, letters, lead)}me->{letters}lm", q, _trim(k, n, lead), dtype=w)
+    scores = c.b.contract(
+        f"{h}_scores", f"{letters}le,{_shared(k, letters, lead)}me->{letters}lm", q, _trim(k, n, lead), dtype=w
+    )
     full = [*lead, q.shape[-2], k.shape[-2]]
     bias = _mask(mask, groups, n, full)
     lowest = const(-math.inf, w)

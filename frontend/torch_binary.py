@@ -121,11 +121,19 @@ _simple("max", "maximum", "max.other")
 _simple("min", "minimum", "min.other")
 _simple("copysign", "copysign.Tensor", "copysign.Scalar")
 _simple("nextafter", "nextafter")
-_simple("and", "bitwise_and.Tensor", "bitwise_and.Scalar", "bitwise_and.Scalar_Tensor", "__and__.Tensor", "__and__.Scalar")
+_simple(
+    "and", "bitwise_and.Tensor", "bitwise_and.Scalar", "bitwise_and.Scalar_Tensor", "__and__.Tensor", "__and__.Scalar"
+)
 _simple("or", "bitwise_or.Tensor", "bitwise_or.Scalar", "bitwise_or.Scalar_Tensor", "__or__.Tensor", "__or__.Scalar")
-_simple("xor", "bitwise_xor.Tensor", "bitwise_xor.Scalar", "bitwise_xor.Scalar_Tensor", "__xor__.Tensor", "__xor__.Scalar")
-_simple("shl", "bitwise_left_shift.Tensor", "bitwise_left_shift.Tensor_Scalar", "__lshift__.Tensor", "__lshift__.Scalar")
-_simple("shr", "bitwise_right_shift.Tensor", "bitwise_right_shift.Tensor_Scalar", "__rshift__.Tensor", "__rshift__.Scalar")
+_simple(
+    "xor", "bitwise_xor.Tensor", "bitwise_xor.Scalar", "bitwise_xor.Scalar_Tensor", "__xor__.Tensor", "__xor__.Scalar"
+)
+_simple(
+    "shl", "bitwise_left_shift.Tensor", "bitwise_left_shift.Tensor_Scalar", "__lshift__.Tensor", "__lshift__.Scalar"
+)
+_simple(
+    "shr", "bitwise_right_shift.Tensor", "bitwise_right_shift.Tensor_Scalar", "__rshift__.Tensor", "__rshift__.Scalar"
+)
 
 
 def _ignoring_nan(name: str, plain: str, target: str) -> None:
@@ -302,4 +310,3 @@ def isclose(c: Ctx, x: Val, y: Val, rtol: float = 1e-05, atol: float = 1e-08, eq
 
 def _is_one(v: Any) -> bool:
     return isinstance(v, (int, float)) and v == 1
-

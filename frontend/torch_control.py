@@ -71,9 +71,7 @@ def cond(c: Ctx, predicate: Any, true_module: Any, false_module: Any, operands: 
             values = graph.inner(module, operands)
             c.loc, c.target, c.node, c.meta = loc, target, node, metas
             # Both arms yield tensors of one type each; a view takes that shape by being computed.
-            return [
-                v if v.name is not None else c.b.materialize(v, c.hint) for v in _tensors(c, values, metas)
-            ]
+            return [v if v.name is not None else c.b.materialize(v, c.hint) for v in _tensors(c, values, metas)]
 
         return build
 

@@ -48,7 +48,10 @@ def convolve(
         need = (o - 1) * s + (k - 1) * d + 1 - p - e
         after.append(need if need.const is None else int_expr(max(need.const, 0)))
     # A window that cannot leave the input on the right needs no guard there.
-    after = [int_expr(0) if (a.const is None and _fits(a, p, s)) else a for a, p, s in zip(after, before, stride, strict=True)]
+    after = [
+        int_expr(0) if (a.const is None and _fits(a, p, s)) else a
+        for a, p, s in zip(after, before, stride, strict=True)
+    ]
     guarded = any(p != 0 for p in before) or any(a.const != 0 for a in after)
     zero = const(0, x.dtype)
     image = c.b.materialize(x).pad([0, 0, *before], [0, 0, *after], zero) if guarded else x
@@ -57,16 +60,19 @@ def convolve(
         return [a * s + b * d for a, s, b, d in zip(y, stride, i, dilation, strict=True)]
 
     if groups == 1:
+
         def dense(i: tuple[IntExpr, ...], r: tuple[IntExpr, ...]) -> Expr:
             return mul(image.at((i[0], r[0], *spatial(i[2:], r[1:]))), weight.at((i[1], *r)))
 
         return c.b.reduce(hint, "sum", [batch, weight.shape[0], *out], [inner, *window], dense, dtype)
     if inner.const == 1 and per_group.const == 1:
+
         def depthwise(i: tuple[IntExpr, ...], r: tuple[IntExpr, ...]) -> Expr:
             return mul(image.at((i[0], i[1], *spatial(i[2:], r))), weight.at((i[1], int_expr(0), *r)))
 
         return c.b.reduce(hint, "sum", [batch, channels, *out], list(window), depthwise, dtype)
     if inner.const == 1:
+
         def multiplied(i: tuple[IntExpr, ...], r: tuple[IntExpr, ...]) -> Expr:
             pixel = image.at((i[0], i[1], *spatial(i[3:], r)))
             return mul(pixel, weight.at((i[1] * per_group + i[2], int_expr(0), *r)))

@@ -76,7 +76,9 @@ def import_torch(
     )
 
 
-def export(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None) -> Any:
+def export(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None
+) -> Any:
     """`torch.export.export` as the importer likes it: no gradients, recurrent layers whole, guards deferred if need be."""
     if isinstance(args, torch.Tensor) or not isinstance(args, (tuple, list)):
         raise BadExample(None, message=f"the example inputs are a {type(args).__name__}, not a tuple")
@@ -157,7 +159,11 @@ def dim_names(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] |
             root = getattr(dim, "root", dim)
             label = getattr(root, "__name__", None)
             extent = fake.shape[d]
-            if isinstance(label, str) and isinstance(root, type(torch.export.Dim("x"))) and isinstance(extent, torch.SymInt):
+            if (
+                isinstance(label, str)
+                and isinstance(root, type(torch.export.Dim("x")))
+                and isinstance(extent, torch.SymInt)
+            ):
                 free = extent.node.expr.free_symbols
                 if len(free) == 1:
                     names.setdefault(next(iter(free)), label)
@@ -278,7 +284,11 @@ class ProgramImporter:
             if isinstance(e, torch.SymInt):
                 for s in sorted(e.node.expr.free_symbols, key=str):
                     if s not in self.extents.symbols and isinstance(fake, torch.Tensor):
-                        lo, hi = bounds(self.exported.range_constraints[s]) if s in self.exported.range_constraints else (0, None)
+                        lo, hi = (
+                            bounds(self.exported.range_constraints[s])
+                            if s in self.exported.range_constraints
+                            else (0, None)
+                        )
                         self.extents.symbols[s] = self.b.symbol(self._symbol_name(s), max(lo, 0), hi)
 
     def _symbol_name(self, s: Any) -> str:
@@ -300,7 +310,9 @@ class ProgramImporter:
             val = self.b.input(node.name, I64, ())
             self.input_names.append(str(node.name))
             expr = fake.node.expr
-            lo, hi = bounds(self.exported.range_constraints[expr]) if expr in self.exported.range_constraints else (0, None)
+            lo, hi = (
+                bounds(self.exported.range_constraints[expr]) if expr in self.exported.range_constraints else (0, None)
+            )
             bound = self.extents.symbols.get(expr)
             if bound is None:
                 bound = self.b.bind(val, str(node.name), max(lo, 0), hi)
@@ -317,9 +329,13 @@ class ProgramImporter:
         elif spec.target in ep.constants:
             tensor = ep.constants[spec.target]
         else:
-            raise UnsupportedOperator(Loc(node.name), op=f"input '{node.name}'", reason=f"it is a {spec.kind.name.lower()}")
+            raise UnsupportedOperator(
+                Loc(node.name), op=f"input '{node.name}'", reason=f"it is a {spec.kind.name.lower()}"
+            )
         if not isinstance(tensor, torch.Tensor):
-            raise UnsupportedOperator(Loc(node.name), op=f"constant '{node.name}'", reason=f"it is a {type(tensor).__name__}")
+            raise UnsupportedOperator(
+                Loc(node.name), op=f"constant '{node.name}'", reason=f"it is a {type(tensor).__name__}"
+            )
         ir_dtype(tensor.dtype, f"constant '{spec.target}'", Loc(str(spec.target)))
         # Tied weights are one constant.
         key = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()) if tensor.numel() else id(tensor)
@@ -327,7 +343,9 @@ class ProgramImporter:
             self._weights[key] = self.b.constant(numpy_view(tensor), str(spec.target))
         return self._weights[key]
 
-    def _finish(self, places: Sequence[Any], specs: Sequence[Any], results: Sequence[Any], in_tree: dict[str, Any]) -> Any:
+    def _finish(
+        self, places: Sequence[Any], specs: Sequence[Any], results: Sequence[Any], in_tree: dict[str, Any]
+    ) -> Any:
         assert self.graph is not None
         ep = self.exported
         outputs: list[Val] = []
@@ -339,7 +357,9 @@ class ProgramImporter:
             if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION):
                 changed.append((str(spec.target), value))
             elif spec.kind == OutputKind.USER_OUTPUT:
-                if isinstance(value, Val) or (hasattr(node, "name") and not isinstance(value, (bool, float, str, type(None)))):
+                if isinstance(value, Val) or (
+                    hasattr(node, "name") and not isinstance(value, (bool, float, str, type(None)))
+                ):
                     trees.append(leaf(len(outputs)))
                     outputs.append(self.graph.ctx.val(value))
                     names.append(str(node.name))
@@ -362,7 +382,10 @@ class ProgramImporter:
                 keys.append((key, leaf(len(outputs))))
                 outputs.append(value)
                 names.append(key)
-            out_tree = {"t": "tuple", "c": [out_tree, {"t": "dict", "k": [k for k, _ in keys], "c": [t for _, t in keys]}]}
+            out_tree = {
+                "t": "tuple",
+                "c": [out_tree, {"t": "dict", "k": [k for k, _ in keys], "c": [t for _, t in keys]}],
+            }
         if not outputs:
             raise BadExample(None, message="the model returns no tensor")
         return self.b.finish(outputs), in_tree, out_tree, names, mutated

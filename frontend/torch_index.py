@@ -31,7 +31,9 @@ def settled(c: Ctx, x: Val) -> Val:
 
 
 @op("embedding")
-def embedding(c: Ctx, weight: Val, indices: Val, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False) -> Val:
+def embedding(
+    c: Ctx, weight: Val, indices: Val, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False
+) -> Val:
     wide = c.cast(indices, I64)
     shape = [*indices.shape, weight.shape[1]]
     return settled(c, weight.view(shape, lambda *i: [index_value(_plain(wide.at(i[:-1]))), i[-1]]))
@@ -101,7 +103,7 @@ def advanced(c: Ctx, x: Val, indices: Sequence[Val | None]) -> tuple[list[Val], 
         if index is None:
             d += 1
             continue
-        for part in (_coordinates(c, index) if index.dtype == BOOL else [index]):
+        for part in _coordinates(c, index) if index.dtype == BOOL else [index]:
             found.append(part)
             dims.append(d)
             d += 1
@@ -136,7 +138,9 @@ def index_tensor(c: Ctx, x: Val, indices: Sequence[Val | None]) -> Val:
 
 
 @op("index_put", "_unsafe_index_put", "_index_put_impl")
-def index_put(c: Ctx, x: Val, indices: Sequence[Val | None], values: Val, accumulate: bool = False, unsafe: bool = False) -> Val:
+def index_put(
+    c: Ctx, x: Val, indices: Sequence[Val | None], values: Val, accumulate: bool = False, unsafe: bool = False
+) -> Val:
     values = c.cast(values, x.dtype)
     mask = indices[0] if len(indices) == 1 else None
     single = values.elements.const == 1
@@ -257,7 +261,9 @@ def masked_select(c: Ctx, x: Val, mask: Val, source: Val | None = None) -> Val:
     a, m = x.broadcast_to(shape), c.cast(mask, BOOL).broadcast_to(shape)
     if source is None:
         found = _coordinates(c, m)
-        return settled(c, a.view(found[0].shape, lambda *i: [at_index(c, v, i, e) for v, e in zip(found, shape, strict=True)]))
+        return settled(
+            c, a.view(found[0].shape, lambda *i: [at_index(c, v, i, e) for v, e in zip(found, shape, strict=True)])
+        )
     raise c.unsupported("masked_scatter is not imported yet")
 
 
@@ -304,5 +310,3 @@ def diagonal_scatter(c: Ctx, x: Val, src: Val, offset: int = 0, dim1: int = 0, d
         return when(inside, s.at((*(i[d] for d in rest), row)), x.at(i))
 
     return c.b.compute(c.hint, x.shape, element, x.dtype)
-
-

@@ -182,9 +182,7 @@ def hardtanh(c: Ctx, x: Val, min_val: float = -1, max_val: float = 1) -> Val:
 def elu(c: Ctx, x: Val, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Val:
     t = c.dtype
     zero, a, s, k = (const(v, t) for v in (0, alpha * scale, scale, input_scale))
-    return c.pointwise(
-        lambda e: select(apply("gt", e, zero), mul(e, s), mul(apply("expm1", mul(e, k)), a)), x
-    )
+    return c.pointwise(lambda e: select(apply("gt", e, zero), mul(e, s), mul(apply("expm1", mul(e, k)), a)), x)
 
 
 @op("celu")
@@ -199,7 +197,9 @@ def leaky_relu(c: Ctx, x: Val, negative_slope: float = 0.01) -> Val:
 
 
 @op("rrelu")
-def rrelu(c: Ctx, x: Val, lower: float = 0.125, upper: float = 1 / 3, training: bool = False, generator: Any = None) -> Val:
+def rrelu(
+    c: Ctx, x: Val, lower: float = 0.125, upper: float = 1 / 3, training: bool = False, generator: Any = None
+) -> Val:
     if training:
         from dlc.frontend.torch_errors import TrainingMode
 
@@ -282,7 +282,9 @@ def logit(c: Ctx, x: Val, eps: float | None = None) -> Val:
 
 
 @op("nan_to_num")
-def nan_to_num(c: Ctx, x: Val, nan: float | None = None, posinf: float | None = None, neginf: float | None = None) -> Val:
+def nan_to_num(
+    c: Ctx, x: Val, nan: float | None = None, posinf: float | None = None, neginf: float | None = None
+) -> Val:
     t = c.dtype
     if not t.is_float:
         return x
@@ -344,5 +346,6 @@ def no_special(c: Ctx, *_: Any, **__: Any) -> Val:
 @op("special_ndtr")
 def ndtr(c: Ctx, x: Val) -> Val:
     t = c.dtype
-    return c.pointwise(lambda e: mul(const(0.5, t), add(const(1, t), apply("erf", mul(e, const(math.sqrt(0.5), t))))), x)
-
+    return c.pointwise(
+        lambda e: mul(const(0.5, t), add(const(1, t), apply("erf", mul(e, const(math.sqrt(0.5), t))))), x
+    )

@@ -33,7 +33,9 @@ def _overhang(x: Val, n: int, out: Sequence[IntExpr], k: Any, s: Any, p: Any, d:
     reach = []
     for o, kk, ss, pp, dd, e in zip(out, k, s, p, d, x.shape[x.rank - n :], strict=True):
         need = (o - 1) * ss + (kk - 1) * dd + 1 - pp - e
-        reach.append(int_expr(max(need.const, 0)) if need.const is not None else int_expr(0) if _fits(need, pp, ss) else need)
+        reach.append(
+            int_expr(max(need.const, 0)) if need.const is not None else int_expr(0) if _fits(need, pp, ss) else need
+        )
     return reach
 
 
@@ -45,7 +47,9 @@ def _padded(c: Ctx, x: Val, n: int, p: Sequence[int], past: Sequence[IntExpr], f
 
 
 @op("max_pool1d", "max_pool2d", "max_pool3d")
-def max_pool(c: Ctx, x: Val, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False) -> Val:
+def max_pool(
+    c: Ctx, x: Val, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+) -> Val:
     n = int(c.target[c.target.index("pool") + 4])
     k, s, p, d = _spatial(c, n, kernel_size, stride, padding, dilation)
     shape = c.shape

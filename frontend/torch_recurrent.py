@@ -49,9 +49,7 @@ def _direction(c: Ctx, x: Val, states: tuple[Val, ...], layer: Layer, step: Step
     gates = product(c, x, layer.w_ih.transpose(0, 1), t, f"{hint}_input")
     bias = [b for b in (layer.b_ih, layer.b_hh if fold_hidden_bias else None) if b is not None]
     if bias:
-        gates = c.b.map(
-            f"{hint}_gates", lambda e, *bs: _sum([e, *bs]), gates, *(c.cast(b, t) for b in bias), dtype=t
-        )
+        gates = c.b.map(f"{hint}_gates", lambda e, *bs: _sum([e, *bs]), gates, *(c.cast(b, t) for b in bias), dtype=t)
 
     def body(k: IntExpr, carried: tuple[Val, ...]) -> tuple[Sequence[Val], Sequence[Val]]:
         at = length - 1 - k if reverse else k
@@ -126,7 +124,11 @@ def lstm_step(c: Ctx, layer: Layer, t: DType) -> Step:
 
         new = c.b.map(f"{c.hint}_cell", cell, *parts[:6], states[1], dtype=t)
         out = c.b.map(
-            f"{c.hint}_out", lambda o, o2, s: mul(apply("sigmoid", add(o, o2)), apply("tanh", s)), *parts[6:], new, dtype=t
+            f"{c.hint}_out",
+            lambda o, o2, s: mul(apply("sigmoid", add(o, o2)), apply("tanh", s)),
+            *parts[6:],
+            new,
+            dtype=t,
         )
         return out, new
 
@@ -173,13 +175,17 @@ def lstm(c: Ctx, x: Val, hx: Sequence[Val], params: Sequence[Val], has_biases: b
     # With a projection the two states differ in width, and each direction has a fifth (third) weight.
     ways = 2 if bidirectional else 1
     projected = len(params) // (num_layers * ways) == 3 + 2 * has_biases
-    return recurrent(c, x, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first, lstm_step, True, projected)
+    return recurrent(
+        c, x, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first, lstm_step, True, projected
+    )
 
 
 @op("gru.input")
 def gru(c: Ctx, x: Val, hx: Val, params: Sequence[Val], has_biases: bool, num_layers: int, dropout: float, train: bool,
         bidirectional: bool, batch_first: bool) -> list[Val]:  # fmt: skip
-    return recurrent(c, x, [hx], params, has_biases, num_layers, dropout, train, bidirectional, batch_first, gru_step, False)
+    return recurrent(
+        c, x, [hx], params, has_biases, num_layers, dropout, train, bidirectional, batch_first, gru_step, False
+    )
 
 
 @op("rnn_tanh.input", "rnn_relu.input")
@@ -205,7 +211,9 @@ def _cell_inputs(c: Ctx, x: Val, h: Val, layer: Layer, t: DType, fold_hidden_bia
 
 
 @op("lstm_cell")
-def lstm_cell(c: Ctx, x: Val, hx: Sequence[Val], w_ih: Val, w_hh: Val, b_ih: Val | None = None, b_hh: Val | None = None) -> list[Val]:
+def lstm_cell(
+    c: Ctx, x: Val, hx: Sequence[Val], w_ih: Val, w_hh: Val, b_ih: Val | None = None, b_hh: Val | None = None
+) -> list[Val]:
     t = c.dtype
     layer = Layer(w_ih, w_hh, b_ih, b_hh)
     gates, hidden, flat = _cell_inputs(c, x, hx[0], layer, t, True)
@@ -222,5 +230,3 @@ def cell(c: Ctx, x: Val, hx: Val, w_ih: Val, w_hh: Val, b_ih: Val | None = None,
     make = gru_step if is_gru else _rnn_step("tanh" if "tanh" in c.target else "relu")
     (y,) = make(c, layer, t)(gates, hidden, (hx.unsqueeze(0) if flat else hx,))
     return y.squeeze(0) if flat else y
-
-

@@ -20,7 +20,9 @@ def _lstm(inp: torch.Tensor, hidden: Any, params: Any, has_biases: bool, reverse
     return inp.new_empty((inp.shape[0], inp.shape[1], h.shape[-1])), (torch.empty_like(h), torch.empty_like(c))
 
 
-def _rnn(inp: torch.Tensor, hidden: torch.Tensor, params: Any, has_biases: bool, hidden_fn: Any = None, reverse: bool = False) -> Any:
+def _rnn(
+    inp: torch.Tensor, hidden: torch.Tensor, params: Any, has_biases: bool, hidden_fn: Any = None, reverse: bool = False
+) -> Any:
     return inp.new_empty((inp.shape[0], inp.shape[1], hidden.shape[-1])), torch.empty_like(hidden)
 
 

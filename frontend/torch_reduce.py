@@ -194,7 +194,9 @@ def _norm(c: Ctx, x: Val, p: float, dims: Sequence[int], keepdim: bool) -> Val:
     y = c.cast(x, w)
     b, hint = c.b, c.hint
     if p == 0:
-        ones = b.map(f"{hint}_nonzero", lambda e: select(apply("ne", e, const(0, w)), const(1, w), const(0, w)), y, dtype=w)
+        ones = b.map(
+            f"{hint}_nonzero", lambda e: select(apply("ne", e, const(0, w)), const(1, w), const(0, w)), y, dtype=w
+        )
         return c.cast(reduce_dims(c, "sum", ones, dims, keepdim), t)
     if p == 2:
         s = reduce_dims(c, "sum", _lazy(y, lambda e: mul(e, e)), dims, keepdim, f"{hint}_sum")
@@ -231,7 +233,9 @@ def softmax_of(c: Ctx, x: Val, d: int, safe: bool = False, hint: str | None = No
     top = b.reduce_axes(f"{h}_max", "max", x, [d], True)
     if safe:
         lowest, zero = const(-math.inf, t), const(0, t)
-        grown = b.map(f"{h}_exp", lambda a, m: apply("exp", sub(a, select(apply("eq", m, lowest), zero, m))), x, top, dtype=t)
+        grown = b.map(
+            f"{h}_exp", lambda a, m: apply("exp", sub(a, select(apply("eq", m, lowest), zero, m))), x, top, dtype=t
+        )
         s = b.reduce_axes(f"{h}_sum", "sum", grown, [d], True)
         return b.map(h, lambda a, m: div(a, select(apply("eq", m, zero), const(1, t), m)), grown, s, dtype=t)
     grown = b.map(f"{h}_exp", lambda a, m: apply("exp", sub(a, m)), x, top, dtype=t)

@@ -80,7 +80,9 @@ def from_front(c: Ctx, index: Any, extent: IntExpr) -> IntExpr:
     return i + extent if i.const is not None and i.const < 0 else i
 
 
-def slice_bounds(c: Ctx, extent: IntExpr, start: Any, end: Any, size: IntExpr | None, step: int) -> tuple[IntExpr, IntExpr]:
+def slice_bounds(
+    c: Ctx, extent: IntExpr, start: Any, end: Any, size: IntExpr | None, step: int
+) -> tuple[IntExpr, IntExpr]:
     """First index and length of a slice; `size` is the traced length, whose symbols torch has simplified."""
     lo = int_expr(0 if start is None else start)
     if lo.const is not None and lo.const < 0:
@@ -385,4 +387,3 @@ def padded(c: Ctx, x: Val, pad: Sequence[Any], mode: str, value: Operand) -> Val
         return result
 
     return c.b.materialize(x.view(shape, index), c.hint)
-

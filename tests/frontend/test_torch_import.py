@@ -43,7 +43,10 @@ def test_nesting_is_the_models_own() -> None:
     model, args = Nested().eval(), ({"a": data(3, 2)}, [data(3, 2, seed=1), 7])
     imported = import_torch(model, args, {"flag": False, "factor": 3.0})
     leaves = [{"t": "leaf", "i": n} for n in range(4)]
-    inputs = {"t": "tuple", "c": [{"t": "dict", "k": ["a"], "c": [leaves[0]]}, {"t": "list", "c": [leaves[1], {"t": "const", "v": 7}]}]}
+    inputs = {
+        "t": "tuple",
+        "c": [{"t": "dict", "k": ["a"], "c": [leaves[0]]}, {"t": "list", "c": [leaves[1], {"t": "const", "v": 7}]}],
+    }
     keywords = {"t": "dict", "k": ["flag", "factor"], "c": [{"t": "const", "v": False}, {"t": "const", "v": 3.0}]}
     assert imported.in_tree == {"t": "tuple", "c": [inputs, keywords]}
     assert imported.out_tree["k"] == ["sum", "parts", "pair", "rows", "flag"]
@@ -78,7 +81,9 @@ def test_an_ordered_dict_and_a_dataclass() -> None:
 def test_symbols_have_the_users_names() -> None:
     batch, half = Dim("batch", min=1, max=64), Dim("half", min=2, max=50)
     model = module(lambda x, y: x + y[: x.shape[0]])
-    imported = import_torch(model, (data(3, 4), data(64, 4)), dynamic_shapes=(({0: batch, 1: 2 * half}, {1: 2 * half}),))
+    imported = import_torch(
+        model, (data(3, 4), data(64, 4)), dynamic_shapes=(({0: batch, 1: 2 * half}, {1: 2 * half}),)
+    )
     assert [s.name for s in imported.program.symbols] == ["batch", "half"]
     assert [str(e) for e in imported.program.params[0].type.shape] == ["#batch", "2*#half"]
 

@@ -20,11 +20,33 @@ J = torch.tensor([4, 0, -2])
 U = torch.tensor([3, 0, 1])
 
 READS: dict[str, Callable[..., Any]] = {
-    "index": lambda x, i, j: (x[i], x[:, j], x[j, j], x[:, :, j - 1], x[j, :, torch.tensor([0, 1, 2])], x[i[:, :, None], j], x[j, 1:3], x[None, j]),
-    "select": lambda x, i, j: (x.index_select(0, j % 5), x.index_select(-1, j % 4), x.take(j), torch.take_along_dim(x, i[:1, :, None] % 6, 1)),
-    "gather": lambda x, i, j: (x.gather(1, i[:, :, None].expand(2, 3, 4) % 6), x[0].gather(0, i % 6), x[:, 0].gather(1, i % 4)),
+    "index": lambda x, i, j: (
+        x[i],
+        x[:, j],
+        x[j, j],
+        x[:, :, j - 1],
+        x[j, :, torch.tensor([0, 1, 2])],
+        x[i[:, :, None], j],
+        x[j, 1:3],
+        x[None, j],
+    ),
+    "select": lambda x, i, j: (
+        x.index_select(0, j % 5),
+        x.index_select(-1, j % 4),
+        x.take(j),
+        torch.take_along_dim(x, i[:1, :, None] % 6, 1),
+    ),
+    "gather": lambda x, i, j: (
+        x.gather(1, i[:, :, None].expand(2, 3, 4) % 6),
+        x[0].gather(0, i % 6),
+        x[:, 0].gather(1, i % 4),
+    ),
     "embedding": lambda x, i, j: (F.embedding(i % 5, x[:, 0]), F.embedding(j % 5, x[:, 0], padding_idx=0)),
-    "python": lambda x, i, j: (x[torch.arange(5), torch.arange(5)], x[..., torch.arange(3)], x[torch.arange(2)[:, None], torch.arange(3)]),
+    "python": lambda x, i, j: (
+        x[torch.arange(5), torch.arange(5)],
+        x[..., torch.arange(3)],
+        x[torch.arange(2)[:, None], torch.arange(3)],
+    ),
 }
 
 
@@ -34,18 +56,37 @@ def test_read(name: str) -> None:
 
 
 WRITES: dict[str, Callable[..., Any]] = {
-    "scatter": lambda x, i, u: (x[0].scatter(0, i % 6, 7.0), x[0].scatter(1, (i % 4), x[1, :2, :3]), x[0].scatter_add(0, i % 6, x[1]),
-                                x[0].scatter(0, i % 6, x[1], reduce="add")),
+    "scatter": lambda x, i, u: (
+        x[0].scatter(0, i % 6, 7.0),
+        x[0].scatter(1, (i % 4), x[1, :2, :3]),
+        x[0].scatter_add(0, i % 6, x[1]),
+        x[0].scatter(0, i % 6, x[1], reduce="add"),
+    ),
     "reduce": lambda x, i, u: tuple(
-        x[0].scatter_reduce(0, i % 6, x[1], r, include_self=s) for r in ("sum", "prod", "amax", "amin", "mean") for s in (True, False)),
-    "index_put": lambda x, i, u: (x.index_put((u,), x[0]), x.index_put((u, u), x[0, 0], accumulate=True), x.index_put((u,), torch.tensor(1.0))),
+        x[0].scatter_reduce(0, i % 6, x[1], r, include_self=s)
+        for r in ("sum", "prod", "amax", "amin", "mean")
+        for s in (True, False)
+    ),
+    "index_put": lambda x, i, u: (
+        x.index_put((u,), x[0]),
+        x.index_put((u, u), x[0, 0], accumulate=True),
+        x.index_put((u,), torch.tensor(1.0)),
+    ),
     "setitem": lambda x, i, u: _set(x, u),
-    "index_ops": lambda x, i, u: (x.index_add(0, u, x[:3], alpha=2), x.index_copy(1, u, x[:, :3]), x.index_fill(2, u, 9.0),
-                                  x.index_add(-1, u, x[..., :3])),
+    "index_ops": lambda x, i, u: (
+        x.index_add(0, u, x[:3], alpha=2),
+        x.index_copy(1, u, x[:, :3]),
+        x.index_fill(2, u, 9.0),
+        x.index_add(-1, u, x[..., :3]),
+    ),
     "masked": lambda x, i, u: (x.masked_fill(x > 0, 1.0), torch.where(x > 0, x, -x)),
-    "select_scatter": lambda x, i, u: (torch.select_scatter(x, x[0] * 2, 0, -1), torch.slice_scatter(x, x[:2] + 1, 0, 1, 5, 2),
-                                       torch.diagonal_scatter(x[0], x[1, 0], 0), torch.slice_scatter(x, x[:3], 0, 1, -1)),
-}  # fmt: skip
+    "select_scatter": lambda x, i, u: (
+        torch.select_scatter(x, x[0] * 2, 0, -1),
+        torch.slice_scatter(x, x[:2] + 1, 0, 1, 5, 2),
+        torch.diagonal_scatter(x[0], x[1, 0], 0),
+        torch.slice_scatter(x, x[:3], 0, 1, -1),
+    ),
+}
 
 
 def _set(x: torch.Tensor, u: torch.Tensor) -> Any:
@@ -70,8 +111,13 @@ def test_gather_with_symbolic_extents() -> None:
         rows = torch.arange(x.shape[0])
         return F.embedding(i, x[0]), x[rows, -1], x[:, i[0]], x.gather(1, i[:, :, None].expand(-1, -1, 3) % 2)
 
-    check(read, data(2, 5, 3), torch.tensor([[0, 1, 4], [2, 0, 1]]), dynamic=({0: n, 1: t}, {0: n}),
-          others=[[data(1, 6, 3), torch.tensor([[5, 0, 2]])]])  # fmt: skip
+    check(
+        read,
+        data(2, 5, 3),
+        torch.tensor([[0, 1, 4], [2, 0, 1]]),
+        dynamic=({0: n, 1: t}, {0: n}),
+        others=[[data(1, 6, 3), torch.tensor([[5, 0, 2]])]],
+    )
     assert table.shape == (7, 3)
 
 
@@ -79,7 +125,10 @@ SORTS: dict[str, Callable[[torch.Tensor], Any]] = {
     "sort": lambda x: (*x.sort(1), *x.sort(0, descending=True), x.argsort(-1), x.msort()),
     "topk": lambda x: (*x.topk(3, 1), *x.topk(2, 0, largest=False)),
     "kth": lambda x: (*x.kthvalue(2, 1), *x.median(1), x.median()),
-    "buckets": lambda x: (torch.bucketize(x, torch.tensor([-1.0, 0.0, 0.5])), torch.searchsorted(torch.tensor([-1.0, 0.0, 0.5]), x, right=True)),
+    "buckets": lambda x: (
+        torch.bucketize(x, torch.tensor([-1.0, 0.0, 0.5])),
+        torch.searchsorted(torch.tensor([-1.0, 0.0, 0.5]), x, right=True),
+    ),
 }
 
 
@@ -141,7 +190,9 @@ def test_loop() -> None:
 
     class Loop(nn.Module):
         def forward(self, n: torch.Tensor, x: torch.Tensor) -> Any:
-            return while_loop(lambda i, x: i < n, lambda i, x: (i + 1, x * 1.5 + i), (torch.zeros((), dtype=torch.int64), x))
+            return while_loop(
+                lambda i, x: i < n, lambda i, x: (i + 1, x * 1.5 + i), (torch.zeros((), dtype=torch.int64), x)
+            )
 
     check(Loop(), torch.tensor(3), data(2, 2), others=[[torch.tensor(0), data(2, 2)], [torch.tensor(7), data(2, 2)]])
 

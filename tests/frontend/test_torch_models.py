@@ -40,9 +40,14 @@ def bert() -> nn.Module:
     from transformers import BertConfig, BertModel
 
     config = BertConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, max_position_embeddings=32,
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=32,
         attn_implementation="sdpa",
-    )  # fmt: skip
+    )
     return text.BertOutputs(BertModel(config))
 
 
@@ -69,9 +74,16 @@ def llama(attention: str) -> nn.Module:
 
     AttentionInterface.register("grouped", causal._grouped_attention)
     config = LlamaConfig(
-        vocab_size=50, hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2,
-        max_position_embeddings=64, tie_word_embeddings=True, attn_implementation=attention,
-    )  # fmt: skip
+        vocab_size=50,
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        attn_implementation=attention,
+    )
     return LlamaForCausalLM(config)
 
 
@@ -79,9 +91,15 @@ def vit() -> nn.Module:
     from transformers import ViTConfig, ViTForImageClassification
 
     config = ViTConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, image_size=16, patch_size=4, num_labels=5,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        image_size=16,
+        patch_size=4,
+        num_labels=5,
         attn_implementation="sdpa",
-    )  # fmt: skip
+    )
     return vision.Classes(ViTForImageClassification(config))
 
 
@@ -95,17 +113,28 @@ def resnet() -> nn.Module:
 def mobilenet() -> nn.Module:
     from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
 
-    return vision.Classes(MobileNetV2ForImageClassification(MobileNetV2Config(depth_multiplier=0.15, image_size=32, num_labels=5)))
+    return vision.Classes(
+        MobileNetV2ForImageClassification(MobileNetV2Config(depth_multiplier=0.15, image_size=32, num_labels=5))
+    )
 
 
 def efficientnet() -> nn.Module:
     from transformers import EfficientNetConfig, EfficientNetForImageClassification
 
     config = EfficientNetConfig(
-        image_size=32, width_coefficient=0.25, depth_coefficient=0.3, hidden_dim=320, num_labels=5, kernel_sizes=[3, 5],
-        in_channels=[8, 16], out_channels=[16, 24], strides=[1, 2], num_block_repeats=[1, 2], expand_ratios=[1, 4],
+        image_size=32,
+        width_coefficient=0.25,
+        depth_coefficient=0.3,
+        hidden_dim=320,
+        num_labels=5,
+        kernel_sizes=[3, 5],
+        in_channels=[8, 16],
+        out_channels=[16, 24],
+        strides=[1, 2],
+        num_block_repeats=[1, 2],
+        expand_ratios=[1, 4],
         depthwise_padding=[],
-    )  # fmt: skip
+    )
     return vision.Classes(EfficientNetForImageClassification(config))
 
 
@@ -121,7 +150,12 @@ def whisper() -> nn.Module:
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
     config = WhisperConfig(
-        num_mel_bins=6, d_model=16, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=24, attn_implementation="sdpa"
+        num_mel_bins=6,
+        d_model=16,
+        encoder_layers=2,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=24,
+        attn_implementation="sdpa",
     )
     return audio.WhisperEncoder(WhisperEncoder(config))
 
@@ -138,13 +172,17 @@ IMAGES = ({0: BATCH},)
 CACHED = {0: BATCH, 2: Dim("cached", min=1, max=64)}
 MODELS: dict[str, Small] = {
     "bert": Small(
-        bert, lambda b, t: (ids(b, t), padding_mask(b, t), (torch.arange(t) > t // 2).long().repeat(b, 1)), (TOKENS, TOKENS, TOKENS)
+        bert,
+        lambda b, t: (ids(b, t), padding_mask(b, t), (torch.arange(t) > t // 2).long().repeat(b, 1)),
+        (TOKENS, TOKENS, TOKENS),
     ),
     "minilm": Small(minilm, lambda b, t: (ids(b, t), padding_mask(b, t)), (TOKENS, TOKENS)),
     "t5_encoder": Small(t5, lambda b, t: (ids(b, t), padding_mask(b, t)), (TOKENS, TOKENS)),
     "gpt2": Small(gpt2, lambda b, t: (ids(b, t),), (TOKENS,)),
     "llama_prefill": Small(lambda: causal.Prefill(llama("sdpa")), lambda b, t: (ids(b, t),), (TOKENS,)),
-    "llama_decode": Small(lambda: causal.Decode(llama("grouped")), decode_inputs, ({0: BATCH}, tuple(CACHED for _ in range(4)))),
+    "llama_decode": Small(
+        lambda: causal.Decode(llama("grouped")), decode_inputs, ({0: BATCH}, tuple(CACHED for _ in range(4)))
+    ),
     "lstm_tagger": Small(lambda: text.LstmTagger(50, 6, 5, 4), lambda b, t: (ids(b, t),), (TOKENS,)),
     "vit": Small(vit, images(16), IMAGES),
     "resnet": Small(resnet, images(32), IMAGES),

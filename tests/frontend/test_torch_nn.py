@@ -14,17 +14,47 @@ from torch.export import Dim
 
 A, B, V, W = data(3, 4, 5), data(3, 5, 2), data(5), data(5, 2, seed=3)
 PRODUCTS: dict[str, Callable[..., Any]] = {
-    "matmul": lambda a, b, v, w: (a @ b, a @ w, a[0] @ w, a @ v, v @ w, v @ v, a[:1] @ b, a[0] @ b, v @ b, torch.matmul(a[None], b)),
+    "matmul": lambda a, b, v, w: (
+        a @ b,
+        a @ w,
+        a[0] @ w,
+        a @ v,
+        v @ w,
+        v @ v,
+        a[:1] @ b,
+        a[0] @ b,
+        v @ b,
+        torch.matmul(a[None], b),
+    ),
     "mm": lambda a, b, v, w: (a[0].mm(w), a.bmm(b), w.t().mv(v), v.dot(v), torch.outer(v, v), torch.inner(v, v)),
     "addmm": lambda a, b, v, w: (
-        torch.addmm(a[0, 0, :2], a[0], w), torch.addmm(a[0][:, :2], a[0], w, beta=0.5, alpha=2), torch.baddbmm(b[:, :4, :1], a, b),
-        torch.addmv(a[0, :, 0], a[0], v), torch.addbmm(a[0][:, :2], a, b), torch.addr(a[0, :2, :], w[0], v)),
-    "linear": lambda a, b, v, w: (F.linear(a, w.t()), F.linear(a, w.t(), w[0]), F.linear(v, w.t(), w[0]), F.linear(a, v)),
+        torch.addmm(a[0, 0, :2], a[0], w),
+        torch.addmm(a[0][:, :2], a[0], w, beta=0.5, alpha=2),
+        torch.baddbmm(b[:, :4, :1], a, b),
+        torch.addmv(a[0, :, 0], a[0], v),
+        torch.addbmm(a[0][:, :2], a, b),
+        torch.addr(a[0, :2, :], w[0], v),
+    ),
+    "linear": lambda a, b, v, w: (
+        F.linear(a, w.t()),
+        F.linear(a, w.t(), w[0]),
+        F.linear(v, w.t(), w[0]),
+        F.linear(a, v),
+    ),
     "einsum": lambda a, b, v, w: (
-        torch.einsum("bij,bjk->bik", a, b), torch.einsum("bij,jk->kbi", a, w), torch.einsum("...ij,jk", a, w),
-        torch.einsum("bij->b", a), torch.einsum("ii->i", a[0][:, :4]), torch.einsum("i,j->ij", v, v)),
-    "tensordot": lambda a, b, v, w: (torch.tensordot(a, b, dims=([0, 2], [0, 1])), torch.cdist(a, a[:, :2]), torch.kron(w, w[:1])),
-}  # fmt: skip
+        torch.einsum("bij,bjk->bik", a, b),
+        torch.einsum("bij,jk->kbi", a, w),
+        torch.einsum("...ij,jk", a, w),
+        torch.einsum("bij->b", a),
+        torch.einsum("ii->i", a[0][:, :4]),
+        torch.einsum("i,j->ij", v, v),
+    ),
+    "tensordot": lambda a, b, v, w: (
+        torch.tensordot(a, b, dims=([0, 2], [0, 1])),
+        torch.cdist(a, a[:, :2]),
+        torch.kron(w, w[:1]),
+    ),
+}
 
 
 @pytest.mark.parametrize("name", sorted(PRODUCTS))
@@ -35,14 +65,21 @@ def test_product(name: str) -> None:
 def test_product_with_symbolic_extents() -> None:
     m, k = Dim("m", min=1, max=99), Dim("k", min=1, max=99)
     check(
-        lambda a, b: (a @ b, torch.einsum("bij,bjk->ik", a, b)), data(3, 4, 5), data(3, 5, 2),
-        dynamic=({1: m, 2: k}, {1: k}), others=[[data(3, 7, 2), data(3, 2, 2)], [data(3, 1, 9), data(3, 9, 2)]],
-    )  # fmt: skip
+        lambda a, b: (a @ b, torch.einsum("bij,bjk->ik", a, b)),
+        data(3, 4, 5),
+        data(3, 5, 2),
+        dynamic=({1: m, 2: k}, {1: k}),
+        others=[[data(3, 7, 2), data(3, 2, 2)], [data(3, 1, 9), data(3, 9, 2)]],
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_product_types(dtype: torch.dtype) -> None:
-    check(lambda a, w: (a @ w, F.linear(a, w.t(), w[0]), F.layer_norm(a, (5,), w[:, 0]), F.rms_norm(a, (5,))), A.to(dtype), W.to(dtype))
+    check(
+        lambda a, w: (a @ w, F.linear(a, w.t(), w[0]), F.layer_norm(a, (5,), w[:, 0]), F.rms_norm(a, (5,))),
+        A.to(dtype),
+        W.to(dtype),
+    )
 
 
 CONVOLUTIONS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
@@ -62,7 +99,10 @@ CONVOLUTIONS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "t1d": (nn.ConvTranspose1d(3, 4, 3, stride=2, padding=1, output_padding=1), (2, 3, 5)),
     "t1d_plain": (nn.ConvTranspose1d(3, 4, 3), (2, 3, 5)),
     "t2d_up": (nn.ConvTranspose2d(3, 4, 2, stride=2), (2, 3, 4, 5)),
-    "t2d": (nn.ConvTranspose2d(4, 6, (3, 4), stride=(2, 3), padding=(1, 2), output_padding=(1, 0), groups=2), (2, 4, 3, 4)),
+    "t2d": (
+        nn.ConvTranspose2d(4, 6, (3, 4), stride=(2, 3), padding=(1, 2), output_padding=(1, 0), groups=2),
+        (2, 4, 3, 4),
+    ),
     "t2d_dilated": (nn.ConvTranspose2d(2, 3, 3, stride=2, dilation=2, padding=1, bias=False), (1, 2, 4, 4)),
     "t2d_wide": (nn.ConvTranspose2d(2, 3, 5, stride=2, padding=2), (1, 2, 4, 4)),
     "t3d": (nn.ConvTranspose3d(2, 2, 2, stride=2), (1, 2, 2, 3, 2)),
@@ -77,26 +117,52 @@ def test_convolution(name: str) -> None:
 
 def test_convolution_with_symbolic_extents() -> None:
     n, h = Dim("n", min=1, max=9), Dim("h", min=8, max=99)
-    layers = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(4, 2, 2))
+    layers = nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(4, 2, 2)
+    )
     check(layers, data(2, 3, 16, 12), dynamic=({0: n, 2: h},), others=[[data(1, 3, 21, 12)], [data(3, 3, 30, 12)]])
     up = nn.Sequential(nn.ConvTranspose2d(3, 2, 2, stride=2), nn.Upsample(scale_factor=2), nn.AdaptiveAvgPool2d(1))
     check(up, data(2, 3, 8, 4), dynamic=({0: n, 2: h},), others=[[data(1, 3, 11, 4)]])
 
 
 POOLS: dict[str, Callable[[torch.Tensor], Any]] = {
-    "max": lambda x: (F.max_pool2d(x, 2), F.max_pool2d(x, 3, 2, 1), F.max_pool2d(x, (3, 2), (2, 1), (1, 0), (2, 1)), F.max_pool1d(x[0], 3)),
+    "max": lambda x: (
+        F.max_pool2d(x, 2),
+        F.max_pool2d(x, 3, 2, 1),
+        F.max_pool2d(x, (3, 2), (2, 1), (1, 0), (2, 1)),
+        F.max_pool1d(x[0], 3),
+    ),
     "max_ceil": lambda x: (F.max_pool2d(x, 3, 2, 1, ceil_mode=True), F.max_pool2d(x, 2, 3, ceil_mode=True)),
     "max_index": lambda x: (*F.max_pool2d(x, 3, 2, 1, return_indices=True), *F.max_pool2d(x, 2, return_indices=True)),
-    "avg": lambda x: (F.avg_pool2d(x, 2), F.avg_pool2d(x, 3, 2, 1), F.avg_pool2d(x, 3, 1, 1, count_include_pad=False), F.avg_pool1d(x[0], 2)),
-    "avg_ceil": lambda x: (F.avg_pool2d(x, 3, 2, 1, ceil_mode=True), F.avg_pool2d(x, 2, 2, ceil_mode=True, count_include_pad=False),
-                           F.avg_pool2d(x, 2, divisor_override=3)),
-    "adaptive": lambda x: (F.adaptive_avg_pool2d(x, 1), F.adaptive_avg_pool2d(x, (3, 5)), F.adaptive_avg_pool2d(x, (None, 4)),
-                           F.adaptive_avg_pool1d(x[0], 3)),
-    "adaptive_max": lambda x: (F.adaptive_max_pool2d(x, 1), F.adaptive_max_pool2d(x, (3, 5)),
-                               *F.adaptive_max_pool2d(x, (3, 4), return_indices=True)),
-    "3d": lambda x: (F.max_pool3d(x[None], 2), F.avg_pool3d(x[None], 2, 1, 1), F.adaptive_avg_pool3d(x[None], (1, 2, 3))),
+    "avg": lambda x: (
+        F.avg_pool2d(x, 2),
+        F.avg_pool2d(x, 3, 2, 1),
+        F.avg_pool2d(x, 3, 1, 1, count_include_pad=False),
+        F.avg_pool1d(x[0], 2),
+    ),
+    "avg_ceil": lambda x: (
+        F.avg_pool2d(x, 3, 2, 1, ceil_mode=True),
+        F.avg_pool2d(x, 2, 2, ceil_mode=True, count_include_pad=False),
+        F.avg_pool2d(x, 2, divisor_override=3),
+    ),
+    "adaptive": lambda x: (
+        F.adaptive_avg_pool2d(x, 1),
+        F.adaptive_avg_pool2d(x, (3, 5)),
+        F.adaptive_avg_pool2d(x, (None, 4)),
+        F.adaptive_avg_pool1d(x[0], 3),
+    ),
+    "adaptive_max": lambda x: (
+        F.adaptive_max_pool2d(x, 1),
+        F.adaptive_max_pool2d(x, (3, 5)),
+        *F.adaptive_max_pool2d(x, (3, 4), return_indices=True),
+    ),
+    "3d": lambda x: (
+        F.max_pool3d(x[None], 2),
+        F.avg_pool3d(x[None], 2, 1, 1),
+        F.adaptive_avg_pool3d(x[None], (1, 2, 3)),
+    ),
     "unfold": lambda x: (F.unfold(x, 3, padding=1, stride=2), F.unfold(x, (2, 3), dilation=(2, 1))),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", sorted(POOLS))
@@ -105,15 +171,26 @@ def test_pool(name: str) -> None:
 
 
 RESIZES: dict[str, Callable[[torch.Tensor], Any]] = {
-    "nearest": lambda x: (F.interpolate(x, scale_factor=2), F.interpolate(x, size=(7, 3)), F.interpolate(x, scale_factor=(3, 1.5)),
-                          F.interpolate(x[0], 11), F.interpolate(x, size=(7, 3), mode="nearest-exact")),
-    "bilinear": lambda x: (F.interpolate(x, scale_factor=2, mode="bilinear"), F.interpolate(x, size=(7, 3), mode="bilinear"),
-                           F.interpolate(x, size=(7, 12), mode="bilinear", align_corners=True), F.interpolate(x[0], 9, mode="linear"),
-                           F.interpolate(x, scale_factor=1.5, mode="bilinear")),
-    "bicubic": lambda x: (F.interpolate(x, scale_factor=2, mode="bicubic"),
-                          F.interpolate(x, size=(7, 9), mode="bicubic", align_corners=True)),
+    "nearest": lambda x: (
+        F.interpolate(x, scale_factor=2),
+        F.interpolate(x, size=(7, 3)),
+        F.interpolate(x, scale_factor=(3, 1.5)),
+        F.interpolate(x[0], 11),
+        F.interpolate(x, size=(7, 3), mode="nearest-exact"),
+    ),
+    "bilinear": lambda x: (
+        F.interpolate(x, scale_factor=2, mode="bilinear"),
+        F.interpolate(x, size=(7, 3), mode="bilinear"),
+        F.interpolate(x, size=(7, 12), mode="bilinear", align_corners=True),
+        F.interpolate(x[0], 9, mode="linear"),
+        F.interpolate(x, scale_factor=1.5, mode="bilinear"),
+    ),
+    "bicubic": lambda x: (
+        F.interpolate(x, scale_factor=2, mode="bicubic"),
+        F.interpolate(x, size=(7, 9), mode="bicubic", align_corners=True),
+    ),
     "trilinear": lambda x: F.interpolate(x[None], size=(4, 7, 8), mode="trilinear"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", sorted(RESIZES))
@@ -137,7 +214,9 @@ def test_norm(name: str) -> None:
 
 
 def test_norm_layers() -> None:
-    layer = nn.Sequential(nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True, track_running_stats=True))
+    layer = nn.Sequential(
+        nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True, track_running_stats=True)
+    )
     for p in layer.parameters():
         nn.init.normal_(p)
     layer[0].running_mean.normal_()
@@ -154,16 +233,22 @@ def _masked() -> torch.Tensor:
 
 ATTENTION: dict[str, Callable[..., Any]] = {
     "plain": lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v),
-    "causal": lambda q, k, v, m: (F.scaled_dot_product_attention(q, k, v, is_causal=True),
-                                  F.scaled_dot_product_attention(k, q, q, is_causal=True)),
+    "causal": lambda q, k, v, m: (
+        F.scaled_dot_product_attention(q, k, v, is_causal=True),
+        F.scaled_dot_product_attention(k, q, q, is_causal=True),
+    ),
     "mask": lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, attn_mask=m),
-    "additive": lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, attn_mask=torch.zeros(4, 5).masked_fill(~m, float("-inf"))),
+    "additive": lambda q, k, v, m: F.scaled_dot_product_attention(
+        q, k, v, attn_mask=torch.zeros(4, 5).masked_fill(~m, float("-inf"))
+    ),
     "scale": lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, scale=0.3),
-    "grouped": lambda q, k, v, m: F.scaled_dot_product_attention(q, k[:, :2], v[:, :2], m[None, None].expand(2, 6, 4, 5), enable_gqa=True),
+    "grouped": lambda q, k, v, m: F.scaled_dot_product_attention(
+        q, k[:, :2], v[:, :2], m[None, None].expand(2, 6, 4, 5), enable_gqa=True
+    ),
     "no_heads": lambda q, k, v, m: F.scaled_dot_product_attention(q[0], k[0], v[0], m),
     "shared": lambda q, k, v, m: F.scaled_dot_product_attention(q, k[:1, :1], v[:1, :1]),
     "flat": lambda q, k, v, m: F.scaled_dot_product_attention(q[0, 0], k[0, 0], v[0, 0]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", sorted(ATTENTION))
@@ -188,7 +273,9 @@ def test_attention_with_symbolic_extents() -> None:
 
 
 def test_transformer_layers() -> None:
-    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True), 2, enable_nested_tensor=False)
+    encoder = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True), 2, enable_nested_tensor=False
+    )
     check(encoder, data(2, 5, 8))
     decoder = nn.TransformerDecoderLayer(8, 2, 16, activation="gelu", batch_first=True)
     check(decoder, data(2, 5, 8), data(2, 3, 8, seed=1))
@@ -197,4 +284,14 @@ def test_transformer_layers() -> None:
 @pytest.mark.parametrize("shape", [(0, 3, 5, 5), (1, 3, 5, 1), (1, 3, 1, 5)])
 def test_odd_extents(shape: tuple[int, ...]) -> None:
     weight = data(4, 3, 1, 1)
-    check(lambda x, w: (F.conv2d(x, w), F.conv2d(x, w, padding=1), F.layer_norm(x, x.shape[-1:]), F.avg_pool2d(x, 1), x @ x.mT), data(*shape), weight)
+    check(
+        lambda x, w: (
+            F.conv2d(x, w),
+            F.conv2d(x, w, padding=1),
+            F.layer_norm(x, x.shape[-1:]),
+            F.avg_pool2d(x, 1),
+            x @ x.mT,
+        ),
+        data(*shape),
+        weight,
+    )

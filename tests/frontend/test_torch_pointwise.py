@@ -165,7 +165,11 @@ def test_bits(name: str) -> None:
 
 
 def test_shifts() -> None:
-    check(lambda i, j: (i << j, i >> j, i << 2, i >> 1), data(9, dtype=torch.int32), data(9, dtype=torch.int32, lo=0, hi=5).abs())
+    check(
+        lambda i, j: (i << j, i >> j, i << 2, i >> 1),
+        data(9, dtype=torch.int32),
+        data(9, dtype=torch.int32, lo=0, hi=5).abs(),
+    )
 
 
 def test_promotion() -> None:
@@ -175,9 +179,29 @@ def test_promotion() -> None:
     def mixed(f, h, i, u, b):  # type: ignore[no-untyped-def]
         zero_d = torch.tensor(2.5, dtype=torch.float64)
         return (
-            f + h, h + i, i + u, u + b, b + b, b * b, i + 0.5, h + 0.5, h + zero_d, i + zero_d, i / i, b & b, u * 3, i > 0.5,
-            torch.where(b, f, h), torch.where(b, i, 1.5), h == i, b.float() - f, i.double(), f.long(), f.bool(), u.half(),
-        )  # fmt: skip
+            f + h,
+            h + i,
+            i + u,
+            u + b,
+            b + b,
+            b * b,
+            i + 0.5,
+            h + 0.5,
+            h + zero_d,
+            i + zero_d,
+            i / i,
+            b & b,
+            u * 3,
+            i > 0.5,
+            torch.where(b, f, h),
+            torch.where(b, i, 1.5),
+            h == i,
+            b.float() - f,
+            i.double(),
+            f.long(),
+            f.bool(),
+            u.half(),
+        )
 
     check(mixed, f, h, i, u, b)
 
@@ -187,7 +211,19 @@ def test_other_floats(dtype: torch.dtype) -> None:
     x, y = data(3, 5, dtype=dtype), data(3, 5, dtype=dtype, seed=1)
 
     def several(x, y):  # type: ignore[no-untyped-def]
-        return x + y, x * y, x / (y.abs() + 1), torch.tanh(x), F.gelu(x), F.silu(x), x.exp(), (x > y), x.sum(1), x.softmax(1), x.mean()
+        return (
+            x + y,
+            x * y,
+            x / (y.abs() + 1),
+            torch.tanh(x),
+            F.gelu(x),
+            F.silu(x),
+            x.exp(),
+            (x > y),
+            x.sum(1),
+            x.softmax(1),
+            x.mean(),
+        )
 
     check(several, x, y)
 
@@ -197,7 +233,20 @@ def test_integers(dtype: torch.dtype) -> None:
     x, y = data(3, 5, dtype=dtype, lo=-100, hi=100), data(3, 5, dtype=dtype, lo=1, hi=9).clamp(min=1)
 
     def several(x, y):  # type: ignore[no-untyped-def]
-        return x + y, x * y, x - y, x // y, x % y, torch.abs(x), -x, x.sum(), x.float().exp(), torch.maximum(x, y), x.clamp(2, 50), x**2
+        return (
+            x + y,
+            x * y,
+            x - y,
+            x // y,
+            x % y,
+            torch.abs(x),
+            -x,
+            x.sum(),
+            x.float().exp(),
+            torch.maximum(x, y),
+            x.clamp(2, 50),
+            x**2,
+        )
 
     check(several, x, y)
 
@@ -211,4 +260,8 @@ def test_casts_wrap_as_aten_does() -> None:
 
 @pytest.mark.parametrize("shape", [(0, 3), (1, 1), (1, 0), (7, 1)])
 def test_odd_extents(shape: tuple[int, int]) -> None:
-    check(lambda x, y: (x + y, F.gelu(x), torch.where(x > 0, x, y), x * y[:1]), data(*shape), data(*shape, seed=1)[:, :1].clone())
+    check(
+        lambda x, y: (x + y, F.gelu(x), torch.where(x > 0, x, y), x * y[:1]),
+        data(*shape),
+        data(*shape, seed=1)[:, :1].clone(),
+    )

@@ -16,13 +16,27 @@ REDUCTIONS: dict[str, Callable[[torch.Tensor], Any]] = {
     "amax": lambda x: (x.amax(), x.amax(1), x.amin((0, 2), True), x.max(), x.min()),
     "max_dim": lambda x: (*x.max(1), *x.min(-1, keepdim=True), *torch.max(x, 0)),
     "arg": lambda x: (x.argmax(), x.argmin(1), x.argmax(2, keepdim=True), x.argmax(keepdim=True)),
-    "var": lambda x: (x.var(), x.var(1), x.var((0, 1), unbiased=False, keepdim=True), x.std(2), x.std(), torch.var(x, 1, correction=0)),
+    "var": lambda x: (
+        x.var(),
+        x.var(1),
+        x.var((0, 1), unbiased=False, keepdim=True),
+        x.std(2),
+        x.std(),
+        torch.var(x, 1, correction=0),
+    ),
     "var_mean": lambda x: (*torch.var_mean(x, 1), *torch.std_mean(x, (0, 1), keepdim=True)),
     "prod": lambda x: (x.prod(), x.prod(1), x.prod(2, keepdim=True)),
     "any": lambda x: ((x > 0).any(), (x > 1).any(1), (x > -3).all(2), (x > 0).all(), x.any(0, keepdim=True)),
     "logsumexp": lambda x: (x.logsumexp(1), torch.logsumexp(x, (0, 2), keepdim=True)),
-    "norm": lambda x: (x.norm(), x.norm(dim=1), torch.linalg.vector_norm(x, 1, dim=2), x.norm(3, dim=(0, 1)),
-                       torch.linalg.vector_norm(x, float("inf"), dim=1), torch.linalg.vector_norm(x, 0), x.norm(p="fro")),
+    "norm": lambda x: (
+        x.norm(),
+        x.norm(dim=1),
+        torch.linalg.vector_norm(x, 1, dim=2),
+        x.norm(3, dim=(0, 1)),
+        torch.linalg.vector_norm(x, float("inf"), dim=1),
+        torch.linalg.vector_norm(x, 0),
+        x.norm(p="fro"),
+    ),
     "normalize": lambda x: torch.nn.functional.normalize(x, dim=1),
     "softmax": lambda x: (x.softmax(1), x.softmax(-1), x.log_softmax(0), torch.nn.functional.softmin(x, 1)),
     "cumsum": lambda x: (x.cumsum(1), x.cumsum(0), x.cumprod(2), x.cumsum(-1, dtype=torch.float64)),
@@ -32,7 +46,7 @@ REDUCTIONS: dict[str, Callable[[torch.Tensor], Any]] = {
     "aminmax": lambda x: (*torch.aminmax(x), *torch.aminmax(x, dim=1)),
     "count": lambda x: (torch.count_nonzero(x > 0), torch.count_nonzero(x > 0, dim=1)),
     "cosine": lambda x: torch.cosine_similarity(x, x.flip(1), dim=2),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", sorted(REDUCTIONS))
@@ -50,7 +64,19 @@ def test_integers_and_booleans() -> None:
     i, b = data(4, 6, dtype=torch.int32), data(4, 6, dtype=torch.bool)
 
     def several(i, b):  # type: ignore[no-untyped-def]
-        return i.sum(), i.sum(1), i.prod(0), i.amax(1), b.sum(), b.any(1), b.all(), i.cumsum(0), b.cumsum(1), *i.max(1), i.argmin(1)
+        return (
+            i.sum(),
+            i.sum(1),
+            i.prod(0),
+            i.amax(1),
+            b.sum(),
+            b.any(1),
+            b.all(),
+            i.cumsum(0),
+            b.cumsum(1),
+            *i.max(1),
+            i.argmin(1),
+        )
 
     check(several, i, b)
 
@@ -77,6 +103,16 @@ def test_odd_extents(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_floats(dtype: torch.dtype) -> None:
     def several(x):  # type: ignore[no-untyped-def]
-        return x.sum(1), x.mean(1), x.var(1), x.softmax(1), x.log_softmax(1), x.norm(dim=1), x.logsumexp(1), x.cumsum(1), x.amax(1)
+        return (
+            x.sum(1),
+            x.mean(1),
+            x.var(1),
+            x.softmax(1),
+            x.log_softmax(1),
+            x.norm(dim=1),
+            x.logsumexp(1),
+            x.cumsum(1),
+            x.amax(1),
+        )
 
     check(several, data(3, 40, dtype=dtype))

@@ -60,7 +60,11 @@ def run(imported: Imported, args: Sequence[Any]) -> tuple[Any, ...]:
 def compare(imported: Imported, model: nn.Module, args: Sequence[Any], name: str = "") -> None:
     """Interpreted program against eager PyTorch, output by output."""
     with torch.no_grad():
-        want = [v for v in pytree.tree_leaves(model(*[a.clone() if isinstance(a, torch.Tensor) else a for a in args])) if v is not None]
+        want = [
+            v
+            for v in pytree.tree_leaves(model(*[a.clone() if isinstance(a, torch.Tensor) else a for a in args]))
+            if v is not None
+        ]
     got = run(imported, args)
     want = [torch.tensor(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in want]
     want = [v for v in want if isinstance(v, torch.Tensor)]
