@@ -14,7 +14,7 @@ PYTEST := $(ONE_THREAD) $(BIN)/pytest -n $(TEST_WORKERS) --dist=worksteal
 # A log wants the outcome, a terminal also the way there.
 PROGRESS := $$(if [ -t 1 ]; then echo progress; else echo none; fi)
 
-.PHONY: help venv demo test test-all lint types browser bench docs clean
+.PHONY: help venv demo test test-all format lint types browser bench docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -31,6 +31,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)  ## compile MiniLM and Silero VAD, compare with the references, write the HTML report
 	@$(BIN)/dlc demo
+
+format: $(STAMP)  ## mend what ruff can mend by itself
+	@$(BIN)/ruff check --quiet --no-cache --fix-only .
 
 lint: $(STAMP)  ## ruff
 	@$(BIN)/ruff check --quiet --no-cache .

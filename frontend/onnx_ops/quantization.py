@@ -125,7 +125,9 @@ def requantize(c: Ctx, sums: Val, a: Val, b: Val, y: Val, zero: Val, out: DType,
     t = wide_type(y.dtype)
 
     def one(v: Val) -> Val:
-        return along(c, v, sums, axis, 0) if v.rank == 1 and v.elements.const != 1 else v.view((), lambda: [0] * v.rank).broadcast_to(sums.shape)
+        if v.rank == 1 and v.elements.const != 1:
+            return along(c, v, sums, axis, 0)
+        return v.view((), lambda: [0] * v.rank).broadcast_to(sums.shape)
 
     wa, wb, wy, wz = (read(one(v), t) for v in (a, b, y, zero))
 

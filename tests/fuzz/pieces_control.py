@@ -10,7 +10,7 @@ from dlc.ir.dtype import BF16, BOOL, F16, F32, F64, I32, I64
 from dlc.ir.expr import Cast, Expr, Index, apply, const
 from dlc.ir.extent import IntExpr
 from dlc.ir.view import Val
-from tests.fuzz.generate import Extent, Gen, Piece, Tensor, Unfit
+from tests.fuzz.generate import Extent, Gen, Piece, Unfit
 from tests.fuzz.pieces import expression
 
 
