@@ -276,6 +276,8 @@ class _Folder:
             return False
         if symbol.divisor != 1 and (found % symbol.divisor).const != 0:
             return False
+        if symbol.below is not None and not facts.less(found, symbol.below):
+            return False
         self.symbols["#" + symbol.name] = found
         return True
 
