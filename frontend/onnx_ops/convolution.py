@@ -65,7 +65,8 @@ def window(c: Ctx, spatial: Sequence[IntExpr], kernel: Sequence[IntExpr], ceil: 
             size = -((-span) // strides[d]) + 1
             # A last window that would start in the padding at the end does not count.
             if size.const is not None and spatial[d].const is not None and before[d].const is not None:
-                if (size.const - 1) * strides[d] >= spatial[d].const + before[d].const:
+                starts = spatial[d] + before[d]
+                if starts.const is not None and (size.const - 1) * strides[d] >= starts.const:
                     size = size - 1
             elif strides[d] > 1 and (after[d].const or 0) > 0:
                 c.refuse("ceil_mode with padding at the end needs extents that are known when compiling")
