@@ -193,7 +193,7 @@ class _ContractionLowering:
         col = self.roles.col
         lanes = self._lanes(steps)
         width = _panel_width(_access(self.roles.cols).index, col) or panel_columns(self.columns, lanes, self.target.vector_registers)
-        width = max(lanes, min(width, 4 * lanes) if width % lanes == 0 else lanes)
+        width = width if width % lanes == 0 else lanes
         self.tile = choose_tile(width, lanes, self.rest.get(self.roles.row) if self.roles.row else None, self.target)
         self.panels = (self.columns + (width - 1)) // width
         ranks = {n: e for n, e in self.em.facts.ranks.items() if n != col}
@@ -271,7 +271,7 @@ class _ContractionLowering:
         while rows > 1:
             rows = (rows + 1) // 2
             condition = IndexCond(last - position, "ge", int_expr(rows))
-            # one tile of `rows`; a remainder below twice that is finished by the smaller ones
+            # one tile of `rows`; a remainder below twice that is left to the smaller ones
             with self.b.branch(condition) as branch, branch.then():
                 self._tile(self.em.scoped(), {**base, row: position}, rows, mask)
             position = self._index(position + minimum((last - position) // rows, 1) * rows)

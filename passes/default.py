@@ -6,8 +6,17 @@ from __future__ import annotations
 # fold-constants comes before inline-pointwise, which would spread an Einsum of constants over its readers; what inlining
 # makes visible (an index of an index, a twin) is simplified after it.
 # inline-pointwise runs again after prepare-contractions: the copies that it makes read through what precedes them.
-DEFAULT_PIPELINE = (
+_PIPELINE = (
     "explicit-domains,simplify-indices,fold-constants,common-einsums,dead-code,inline-pointwise,simplify-indices,"
     "fold-constants,common-einsums,"
-    "prepare-contractions,inline-pointwise,fuse"
+    "prepare-contractions{options},inline-pointwise,fuse"
 )
+
+
+def default_pipeline(lanes: int = 16, registers: int = 32) -> str:
+    """The pipeline's text for a target with `lanes` f32 per vector register and that many registers."""
+    options = "" if (lanes, registers) == (16, 32) else f"{{lanes={lanes} registers={registers}}}"
+    return _PIPELINE.format(options=options)
+
+
+DEFAULT_PIPELINE = default_pipeline()

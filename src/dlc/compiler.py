@@ -32,7 +32,7 @@ from dlc.ir.memory import MemoryPlan
 from dlc.ir.program import Param, Program, fresh_name, walk_statements
 from dlc.ir.verify import verify
 from dlc.passes.assume_bounds import assume_bounds
-from dlc.passes.default import DEFAULT_PIPELINE
+from dlc.passes.default import default_pipeline
 from dlc.passes.schedule import plan_memory
 from dlc.program_cache import ProgramCache, program_key
 from dlc.runtime.cache import KernelCache
@@ -208,10 +208,12 @@ def compile(
         report.specialised = tuple(imported.specialised)
         if dump is not None:
             dump.stage("import", report.seconds["import"], export_seconds=export)
+        if passes is None:
+            passes = default_pipeline(wanted.lanes, wanted.vector_registers)
         key = None
         if cache is True and dump is None and not observers:
             start = time.perf_counter()
-            key = program_key(imported, (wanted.key, str(passes or DEFAULT_PIPELINE), tuple(disable_passes), accuracy))
+            key = program_key(imported, (wanted.key, str(passes), tuple(disable_passes), accuracy))
             kept = ProgramCache().get(key, threads)
             report.seconds["program cache"] = time.perf_counter() - start
             if kept is not None:
@@ -275,13 +277,13 @@ def run_passes(
     observers: Sequence[Observer] = (),
     verify_each: bool = False,
 ) -> Program:
-    """The program after the pipeline (the default one when `passes` is None)."""
+    """The program after the pipeline (the default one for AVX-512 when `passes` is None)."""
     from dlc.passes.pipeline import Pipeline
     from dlc.passes.registry import passes as known
 
     pipeline = passes
     if not isinstance(pipeline, Pipeline):
-        pipeline = Pipeline.parse(DEFAULT_PIPELINE if pipeline is None else pipeline, known())
+        pipeline = Pipeline.parse(default_pipeline() if pipeline is None else pipeline, known())
     if disable:
         pipeline = pipeline.without(disable)
     after = pipeline.run(program, tuple(observers), verify=verify_each)
