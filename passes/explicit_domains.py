@@ -1,74 +1,74 @@
-"""Inherited domains are written out, so that a reader of a partial tensor no longer needs to see the writer."""
+"""Every step says by itself where it computes: what readers inherit from partial tensors is written out."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from dlc.ir.domain import Domain, conjunction, effective_where, result_domain
-from dlc.ir.einsum import Einsum, Scan, Step
-from dlc.ir.expr import Access, Expr, Piecewise, transform
-from dlc.ir.program import For, If, Loop, Program, Region, Stmt
+from dlc.ir.domain import Domain, conjunction, effective_where, reads_tensor
+from dlc.ir.dtype import I64
+from dlc.ir.einsum import Einsum, TensorType
+from dlc.ir.expr import Access, Apply, Expr, Index, Piecewise, const, transform
+from dlc.ir.facts import Facts
+from dlc.ir.program import Program, tensor_types
 from dlc.passes.pipeline import Pass
+from dlc.passes.scopes import map_einsums, partial_tensors
 
 
 @dataclass(frozen=True)
 class ExplicitDomains(Pass):
-    """Give every Einsum the `where` that it inherits, and every padded read of a partial tensor its guard.
+    """Write inherited domains as `where`, and an `else` that stands for a missing point as a guard.
 
-        P[i, j] = exp(X[i, j]) where j <= i             P[i, j] = exp(X[i, j]) where j <= i
-        S[i] = sum(j) P[i, j]                      ->   S[i] = sum(j) P[i, j] where j <= i
-        Q[i] = P[i, i + 1] else 0.0                     Q[i] = ({ (P[i, i + 1] else 0.0) when i + 1 <= i | 0.0 })
+        QK[p, m] = ...                  where m <= p         QK[p, m] = ...                  where m <= p
+        SN[p, m] = exp(QK[p, m])                       ->    SN[p, m] = exp(QK[p, m])        where m <= p
+        SD[p]    = sum(m) SN[p, m]                           SD[p]    = sum(m) SN[p, m]      where m <= p
+        Z[p, m]  = QK[p, m] else 0                           Z[p, m]  = { QK[p, m] when m <= p | 0 }
 
-    Passes after it may move steps into other kernels or substitute one into another.
+    After it no reader needs to see the writer: steps may go to different kernels.
     """
 
     name: ClassVar[str] = "explicit-domains"
 
     def apply(self, program: Program) -> Program:
-        body = _region(program.body, {})
-        return program if body == program.body else program.with_body(body)
+        domains = partial_tensors(program)
+        if not domains:
+            return program
+        types = tensor_types(program)
+        return map_einsums(program, lambda step, facts: _resolve(step, facts, domains, types))
 
 
-def _region(region: Region, known: dict[str, Domain]) -> Region:
-    body: list[Stmt] = []
-    for stmt in region.body:
-        match stmt:
-            case Einsum() | Scan():
-                body.append(_step(stmt, known))
-            case If():
-                body.append(replace(stmt, then=_region(stmt.then, known), orelse=_region(stmt.orelse, known)))
-            case Loop() | For():
-                body.append(replace(stmt, body=_region(stmt.body, known)))
-            case _:
-                body.append(stmt)
-    return Region(tuple(body), region.yields)
+def _resolve(step: Einsum, facts: Facts, domains: Mapping[str, Domain], types: Mapping[str, TensorType]) -> Einsum:
+    if domains.keys().isdisjoint(step.reads):
+        return step
+    where = effective_where(step, domains)
+
+    def visit(e: Expr) -> Expr | None:
+        if isinstance(e, Access) and e.default is not None and e.tensor in domains:
+            return guarded_read(e, domains[e.tensor], types[e.tensor], facts)
+        return None
+
+    exprs = tuple(transform(e, visit) for e in step.exprs)
+    same = all(a is b for a, b in zip(exprs, step.exprs, strict=True))
+    return step if same and where == step.where else replace(step, exprs=exprs, where=where)
 
 
-def _step(step: Step, known: dict[str, Domain]) -> Step:
-    """The step with its domain written out; domains of what it writes are added to `known` (names are unique)."""
-    if isinstance(step, Scan):
-        new: Step = replace(step, body=tuple(_step(s, known) for s in step.body))
-        for outer, name in step.stacked:
-            if name in known:
-                known[outer] = Domain((step.rank.name, *known[name].ranks), known[name].conjuncts)
-        return new
-    where = effective_where(step, known)
-    exprs = tuple(_guarded(e, known) for e in step.exprs)
-    domain = result_domain(step, where)
-    if domain is not None:
-        known.update(dict.fromkeys(step.outs, domain))
-    return step if (where, exprs) == (step.where, step.exprs) else replace(step, where=where, exprs=exprs)
-
-
-def _guarded(e: Expr, known: dict[str, Domain]) -> Expr:
-    if not known:
-        return e
-
-    def visit(node: Expr) -> Expr | None:
-        if not isinstance(node, Access) or node.default is None or node.tensor not in known:
-            return None
-        exists = conjunction(known[node.tensor].at(node))
-        return None if exists is None else Piecewise(((exists, node),), node.default)
-
-    return transform(e, visit)
+def guarded_read(e: Access, domain: Domain, of: TensorType, facts: Facts) -> Expr:
+    """`{ X[i] when i is inside and X exists there | default }` for a read of a partial tensor with `else`."""
+    assert e.default is not None
+    bounds: list[Expr] = []
+    for i, extent in zip(e.index, of.shape, strict=True):
+        if not facts.nonneg(i):
+            bounds.append(Apply("ge", (Index(i), const(0, I64))))
+        if not facts.less(i, extent):
+            bounds.append(Apply("lt", (Index(i), Index(extent))))
+    exists = domain.at(e)
+    plain: Expr = Access(e.tensor, e.index)
+    if not any(map(reads_tensor, exists)):
+        both = conjunction((*bounds, *exists))
+        return plain if both is None else Piecewise(((both, plain),), e.default)
+    # a predicate that reads a tensor is looked at only inside of it
+    predicate, inside = conjunction(exists), conjunction(bounds)
+    assert predicate is not None
+    plain = Piecewise(((predicate, plain),), e.default)
+    return plain if inside is None else Piecewise(((inside, plain),), e.default)

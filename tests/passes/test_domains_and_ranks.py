@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.passes.samples import assert_same_result, body, rewrite
 
-from dlc.passes.resolve_domains import ResolveDomains
+from dlc.passes.explicit_domains import ExplicitDomains
 from dlc.passes.split_ranks import SplitRanks
 
 
@@ -23,7 +23,7 @@ def test_readers_say_where_they_compute() -> None:
           Y[p, m]  = (T[p, m + 1] else 1.0) + W[m]
         }
         """,
-        ResolveDomains(),
+        ExplicitDomains(),
     )
     assert body(after) == [
         "QK[p, m]: f32 = sum(e) Q[p, e] * K[m, e] where m <= p & M[m]",
