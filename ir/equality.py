@@ -94,5 +94,3 @@ def _scan(scan: Scan, names: dict[str, str], shared: Mapping[str, str], depth: i
     finals = tuple(_name(names, f, "t") for f in scan.finals)
     outers = tuple((_name(names, o, "t"), i) for (o, _), i in zip(scan.stacked, stacked, strict=True))
     return Scan(Rank(f"s{depth}", scan.rank.extent), carries, body, yields, finals, outers, UNKNOWN)
-
-

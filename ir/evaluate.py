@@ -110,11 +110,11 @@ class Block:
 
 
 def blocks(
-    extents: Sequence[int], limit: int = BLOCK_POINTS, chunks: Sequence[int] | None = None
+    extents: Sequence[int], limit: int | None = None, chunks: Sequence[int] | None = None
 ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Intervals (lo, hi) that tile the space in row-major order, each of at most `limit` points; `chunks` fixes their sizes."""
     if chunks is None:
-        left, sizes = limit, []
+        left, sizes = limit or BLOCK_POINTS, []
         for extent in reversed(extents):
             size = max(1, min(extent, left))
             sizes.append(size)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.ir.cases import CASES, Case
 
 from dlc.ir.dtype import from_numpy
 from dlc.ir.error_model import agrees, bounded_cascade, unit_roundoff
@@ -14,8 +15,6 @@ from dlc.ir.interpret import run_program
 from dlc.ir.parser import parse, parse_program
 from dlc.ir.program import Cascade, Program, show_cascade, show_program
 from dlc.ir.verify import verify
-
-from .cases import CASES, Case
 
 
 def by_name(c: Case) -> str:
