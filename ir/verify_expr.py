@@ -255,7 +255,7 @@ class StepVerifier:
                         access=self.show(e),
                         tensor=e.tensor,
                         index=self.show(i),
-                        extent=str(extent).replace("#", ""),
+                        extent=show(extent, self.names),
                     )
                 except NotInBounds as error:
                     error.unproven = (i, extent, dict(under.facts.ranks))
