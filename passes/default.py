@@ -7,9 +7,9 @@ from __future__ import annotations
 # makes visible (an index of an index, a twin) is simplified after it.
 # inline-pointwise runs again after prepare-contractions: the copies that it makes read through what precedes them.
 _PIPELINE = (
-    "explicit-domains,simplify-indices,fold-constants,common-einsums,dead-code,inline-pointwise,simplify-indices,"
-    "fold-constants,common-einsums,"
-    "prepare-contractions{options},inline-pointwise,fuse"
+    "explicit-domains,simplify-indices,fold-constants,algebra,common-einsums,dead-code,"
+    "inline-pointwise,simplify-indices,algebra,fold-constants,common-einsums,"
+    "prepare-contractions{options},inline-pointwise,simplify-indices,fuse"
 )
 
 
