@@ -20,9 +20,10 @@ from dlc.frontend.onnx_errors import (
 )
 from dlc.frontend.onnx_evaluate import evaluate_constant
 from dlc.frontend.onnx_extents import Demands
-from dlc.frontend.onnx_load import ONNX_TYPES, attribute_value, onnx, tensor_array
+from dlc.frontend.onnx_load import attribute_value, onnx, tensor_array
 from dlc.frontend.onnx_ops.fold import fold
 from dlc.frontend.onnx_ops.registry import REFUSED, Ctx, attributes, find
+from dlc.frontend.onnx_schema import check_inputs, schema_defaults, schema_function
 from dlc.frontend.onnx_value import (
     NOTHING,
     Array,
@@ -159,6 +160,7 @@ class GraphImporter:
         version = scope.opsets.get(domain)
         if version is None:
             raise UnsupportedOpset(loc, domain=domain, version="none", reason="the model does not import that domain")
+        check_inputs(domain, node, version, ins, loc)
         attrs = attributes(node, scope.attrs, loc)
         hint = next((o for o in node.output if o), node.op_type)
         c = Ctx(self, node, version, ins, attrs, loc, scope, hint)
@@ -278,55 +280,3 @@ def deps_of(values: Iterable[Value | None]) -> frozenset[str]:
             case None:
                 pass
     return found
-
-
-def schema_function(domain: str, node: Any, version: int, ins: tuple[Value | None, ...]) -> Any:
-    """The body ONNX itself gives an operator, as a FunctionProto; None when there is none."""
-    try:
-        schema = onnx.defs.get_schema(node.op_type, version, domain)
-    except onnx.defs.SchemaError:
-        return None
-    try:
-        if schema.has_function:
-            versions = [v for v in schema.function_opset_versions if v <= version]
-            if versions:
-                body = onnx.FunctionProto()
-                body.ParseFromString(schema.get_function_with_opset_version(max(versions)))
-                return body
-        if schema.has_context_dependent_function:
-            versions = [v for v in schema.context_dependent_function_opset_versions if v <= version]
-            types = [_type_proto(v) for v in ins]
-            if versions and all(t is not None for t in types):
-                data = schema.get_context_dependent_function_with_opset_version(
-                    max(versions), node.SerializeToString(), [t.SerializeToString() for t in types if t is not None]
-                )
-                body = onnx.FunctionProto()
-                body.ParseFromString(data)
-                return body
-    except (RuntimeError, ValueError):
-        return None
-    return None
-
-
-def schema_defaults(domain: str, node: Any, version: int, loc: Loc) -> dict[str, Any]:
-    """Default values of the attributes of an operator that is expanded by its own body."""
-    schema = onnx.defs.get_schema(node.op_type, version, domain)
-    given = {n: a.default_value for n, a in schema.attributes.items() if a.default_value.type}
-    return {n: attribute_value(a, loc, node.op_type) for n, a in given.items()}
-
-
-def _type_proto(v: Value | None) -> Any:
-    if v is None:
-        return onnx.TypeProto()
-    if not isinstance(v, Tensor):
-        return None
-    proto = onnx.TypeProto()
-    proto.tensor_type.elem_type = ONNX_TYPES[v.dtype]
-    proto.tensor_type.shape.SetInParent()
-    for e in v.shape:
-        dim = proto.tensor_type.shape.dim.add()
-        if e.const is not None:
-            dim.dim_value = e.const
-        else:
-            dim.dim_param = str(e)
-    return proto

@@ -64,6 +64,7 @@ def type_name(number: int) -> str:
 def load_model(source: Any) -> tuple[Any, Path | None, str]:
     """`(ModelProto, folder of its file or None, name for messages)` of a path, bytes or ModelProto."""
     if isinstance(source, onnx.ModelProto):
+        _check_text(source, "model")
         return source, None, source.graph.name or "model"
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _parse(bytes(source), "model"), None, "model"
@@ -84,7 +85,25 @@ def _parse(data: bytes, name: str) -> Any:
         raise UnreadableModel(Loc(name), reason=shown(e) or type(e).__name__) from None
     if not model.HasField("graph"):
         raise UnreadableModel(Loc(name), reason="it holds no graph")
+    _check_text(model, name)
     return model
+
+
+def _check_text(message: Any, name: str) -> None:
+    """Refuse names that are no UTF-8 text: protobuf hands them out as bytes."""
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            if field.type != field.TYPE_STRING:
+                continue
+            if any(not isinstance(v, str) for v in ((value,) if isinstance(value, (str, bytes)) else value)):
+                raise UnreadableModel(Loc(name), reason=f"a {field.name} in it is not UTF-8 text")
+        elif field.message_type.name != "TensorProto":
+            for item in [value] if hasattr(value, "ListFields") else value:
+                _check_text(item, name)
+        else:
+            for tensor in [value] if hasattr(value, "ListFields") else value:
+                if not isinstance(tensor.name, str):
+                    raise UnreadableModel(Loc(name), reason="the name of a tensor in it is not UTF-8 text")
 
 
 def check_model(model: Any, name: str) -> None:

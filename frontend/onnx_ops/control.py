@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence as Seq
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from typing import Any
 
 import numpy as np
 
 from dlc.errors import DlcError
+from dlc.frontend.errors import UnsupportedOperator
 from dlc.frontend.onnx_errors import NeedsStructure, NeedsValue
 from dlc.frontend.onnx_graph import INSIDE_LOOP, deps_of
 from dlc.frontend.onnx_ops.registry import Ctx, Result, op, shape_text
@@ -132,8 +134,13 @@ def loop(c: Ctx) -> Result | Seq[Result]:
         try:
             return runtime_loop(c, body, trips, cond, [v for v in carried if isinstance(v, Tensor)])
         except _Retry as e:
-            del c.b._blocks[depth:]
             reason = e.reason
+        except NeedsValue:
+            raise
+        except UnsupportedOperator as e:
+            # The body needs what only a step's own number gives: unrolling may know it.
+            reason = f"{e.fields.get('op')}: {e.fields.get('reason')}"
+        del c.b._blocks[depth:]
     return unrolled_loop(c, body, trips, cond, list(carried), reason)
 
 

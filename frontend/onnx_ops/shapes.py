@@ -14,7 +14,6 @@ from dlc.ir.expr import Cast, Const, Expr, Index, Piecewise, apply, const, index
 from dlc.ir.extent import IntExpr, int_expr, maximum, minimum
 from dlc.ir.view import Shape, Val, product
 
-
 # --- constants -------------------------------------------------------------------------------------------------------
 
 
