@@ -23,6 +23,7 @@ from dlc.ir.program import (
     Region,
     Stmt,
     Symbol,
+    fresh_name,
     show_cascade,
     tensor_types,
 )
@@ -83,7 +84,9 @@ class _Fusion:
         self.program, self.options = program, options
         self.types = tensor_types(program)
         self.facts = dict(program.facts)
-        self.kernels: dict[str, Kernel] = {}
+        shapes = (e for t in self.types.values() for e in t.shape)
+        self.symbols = {n.removeprefix("#") for n in self.facts.keys() | {v for e in shapes for v in variables(e)}}
+        self.kernels: dict[str, Kernel] = program.kernel_table  # a program may have some already
 
     def run(self) -> Program:
         body = self._region(self.program.body, set())
@@ -121,11 +124,12 @@ class _Fusion:
                 return stmt
 
     def _scan(self, scan: Scan) -> For:
-        """The step loop: the rank becomes a symbol inside the body."""
-        env = {scan.rank.name: sym(scan.rank.name)}
+        """The step loop: the rank becomes a symbol inside the body, of a name that no extent has."""
+        symbol = Symbol(fresh_name(scan.rank.name, self.symbols), 0, None, below=scan.rank.extent)
+        self.symbols.add(symbol.name)
+        env = {scan.rank.name: sym(symbol.name)}
         body = [_substitute_step(s, env) for s in scan.body]
         needed = {inner for _, inner in scan.stacked}
-        symbol = Symbol(scan.rank.name, 0, None, below=scan.rank.extent)
         self.facts["#" + symbol.name] = symbol.fact
         region = self._region(Region(tuple(body), scan.yields), needed)
         carries = tuple((c.name, c.init) for c in scan.carries)
@@ -286,10 +290,12 @@ class _Fusion:
         cascade = Cascade("", params, steps, tuple(tensors[r] for r in results), self._symbols(params, steps), loc)
         digest = hashlib.sha256((show_cascade(cascade) + repr(outer)).encode()).hexdigest()[:12]
         name = f"k_{digest}"
-        if name not in self.kernels:
-            self.kernels[name] = Kernel(replace(cascade, name=name), outer)
+        kernel = Kernel(replace(cascade, name=name), outer)
+        if self.kernels.get(name, kernel) != kernel:  # in a dump that was edited
+            name = fresh_name(name, self.kernels)
+            kernel = replace(kernel, cascade=replace(cascade, name=name))
+        self.kernels.setdefault(name, kernel)
         return Launch(name, args, results, loc)
-
 
     def _symbols(self, params: Sequence[Param], steps: Sequence[Einsum]) -> tuple[Symbol, ...]:
         """What the kernel may assume of the symbols it uses, and of those that their bounds mention."""

@@ -93,7 +93,9 @@ class _Preparation:
         return replace(scan, body=tuple(steps))
 
     def _step(self, step: Einsum) -> list[Step]:
-        if step.write is not None or step.order is not None:
+        if step.order is not None and step.write is None:  # an order that was asked for; the borders are row-major
+            return self._with_order(replace(step, order=None), step.order)
+        if step.write is not None:
             return [step]
         found = self._columns(step)
         if found is not None:

@@ -1,0 +1,173 @@
+"""Compile cascades kernel by kernel and compare each with its meaning, three times over.
+
+The program goes through the target's default pipeline. Every kernel it launches is lowered; its tile program is printed and
+read back, interpreted, and run natively with canaries around every buffer. Both must agree with the kernel's cascade within
+the error model's bound, and what the launches compute together with the program before the passes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dlc.codegen import tile_interp
+from dlc.codegen.contraction import find_contraction
+from dlc.codegen.lower import KernelLowering, Lowered, lower_kernel
+from dlc.codegen.target import AVX2, AVX512, BASELINE, Target
+from dlc.codegen.tile_parse import parse as parse_tile
+from dlc.compiler import run_passes
+from dlc.ir.dtype import DType
+from dlc.ir.error_model import agrees, bounded_cascade
+from dlc.ir.extent import evaluate
+from dlc.ir.interpret import bind_symbols, run_program
+from dlc.ir.parser import parse_program
+from dlc.ir.program import Kernel, Launch, Program, cascade_types
+from dlc.passes.default import default_pipeline
+
+sys.path.insert(0, str(Path(__file__).parent))
+import tile_harness
+
+TARGETS = [AVX512, AVX2, BASELINE]
+Array = Any
+
+
+@dataclass
+class Ran:
+    """What `check` saw: the program after the passes, the lowered kernels, the results by tensor."""
+
+    program: Program
+    lowered: dict[str, Lowered] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)
+    values: dict[str, Array] = field(default_factory=dict)
+
+    @property
+    def tiles(self) -> list[str]:
+        return [str(k.tile) for k in self.lowered.values()]
+
+    @property
+    def strategies(self) -> list[str]:
+        """For each kernel, which of the lowerings it takes."""
+        return list(self.kinds.values())
+
+
+def strategy(kernel: Kernel, program: Program, target: Target) -> str:
+    """'scatter', 'contraction', 'points' or 'rows', by the tests that `KernelLowering.run` makes."""
+    low = KernelLowering(kernel, program.facts, target)
+    if any(s.write is not None for s in low.steps):
+        return "scatter"
+    if any({r.name for r in s.ranks} != set(kernel.outer) for s in low.steps):
+        return "rows"
+    return "contraction" if find_contraction(low) is not None else "points"
+
+
+def random_arrays(program: Program, sizes: Mapping[str, int], seed: int = 0) -> list[Array]:
+    """Inputs of the program's types; integers are small and never negative, so that they may be indices."""
+    rng = np.random.default_rng(seed)
+    env = {"#" + n: v for n, v in sizes.items()}
+    return [sample(rng, p.type.dtype, tuple(int(evaluate(e, env)) for e in p.type.shape)) for p in program.params]
+
+
+def sample(rng: np.random.Generator, dtype: DType, shape: tuple[int, ...]) -> Array:
+    kind = dtype.numpy
+    if dtype.is_float:
+        return rng.standard_normal(shape).astype(kind)
+    if kind == np.bool_:
+        return rng.random(shape) < 0.5
+    return rng.integers(0, 4, shape).astype(kind)
+
+
+def check(
+    source: str | Program,
+    sizes: Mapping[str, int] | None = None,
+    *,
+    inputs: Sequence[Array] | None = None,
+    target: Target = AVX512,
+    passes: str | None = None,
+    interpret: bool = True,
+    seed: int = 0,
+) -> Ran:
+    """Run the kernels of `source` on `target` and compare; see above. Programs without control flow only."""
+    before = parse_program(source) if isinstance(source, str) else source
+    arrays = list(inputs) if inputs is not None else random_arrays(before, sizes or {}, seed)
+    after = run_passes(before, passes or default_pipeline(target.lanes, target.vector_registers))
+    symbols = bind_symbols(after.params, {p.name: a for p, a in zip(after.params, arrays, strict=True)}, after.symbols)
+    ran = Ran(after)
+    values: dict[str, Array] = {p.name: a for p, a in zip(after.params, arrays, strict=True)}
+    values |= {c.name: np.asarray(after.data[c.name]) for c in after.consts}
+    table = after.kernel_table
+    for stmt in after.body.body:
+        assert isinstance(stmt, Launch), stmt
+        kernel = table[stmt.kernel]
+        lowered = ran.lowered.setdefault(stmt.kernel, lower_kernel(kernel, after.facts, target))
+        ran.kinds[stmt.kernel] = strategy(kernel, after, target)
+        assert parse_tile(str(lowered.tile)) == lowered.tile, "the text form reads back"
+        args = [values[a] for a in stmt.args]
+        outs = _run(kernel, lowered, args, symbols, target, interpret)
+        values.update(zip(stmt.outs, outs, strict=True))
+    ran.values = values
+    want = run_program(before, arrays)
+    for name, w in zip(before.results, want, strict=True):
+        assert values[name].shape == w.shape and values[name].dtype == w.dtype
+        _near(values[name], w, name)
+    return ran
+
+
+def _run(
+    kernel: Kernel, lowered: Lowered, args: Sequence[Array], symbols: Mapping[str, int], target: Target, interpret: bool
+) -> list[Array]:
+    cascade, tile = kernel.cascade, lowered.tile
+    bounded = bounded_cascade(cascade, args, symbols)
+    types = cascade_types(cascade)
+    buffers: dict[str, Array] = {}
+    for p, a in zip(cascade.params, args, strict=True):
+        buffers[p.name] = stored(a, p.type.order)
+    for name, value in zip(cascade.results, bounded.values, strict=True):
+        buffers[name] = np.full(stored(value, types[name].order).shape, 77, value.dtype)
+    runs = {"natively": {k: v.copy() for k, v in buffers.items()}}
+    failed = tile_harness.native(tile, runs["natively"], dict(symbols), target)
+    assert not failed, failed
+    if interpret:
+        runs["interpreted as tiles"] = {k: v.copy() for k, v in buffers.items()}
+        assert not tile_interp.run(tile, runs["interpreted as tiles"], symbols)
+    outs: list[Array] = []
+    for how, memory in runs.items():
+        outs = []
+        for name, value, limit in zip(cascade.results, bounded.values, bounded.bounds, strict=True):
+            got = logical(memory[name], types[name].order)
+            wrong = ~agrees(got, value, limit)
+            assert not wrong.any(), (
+                f"{name} of {cascade.name} {how} on {target}: {wrong.sum()} of {wrong.size} elements differ, first at "
+                f"{np.argwhere(wrong)[0]}: {got[wrong][0]} for {value[wrong][0]} within {limit[wrong][0]}\n{kernel}"
+            )
+            outs.append(got)
+    return [logical(runs["natively"][n], types[n].order) for n in cascade.results]
+
+
+def stored(a: Array, order: tuple[int, ...] | None) -> Array:
+    """The array as its memory lies."""
+    return np.ascontiguousarray(a if order is None else a.transpose(order))
+
+
+def logical(a: Array, order: tuple[int, ...] | None) -> Array:
+    return a if order is None else a.transpose(np.argsort(order))
+
+
+def _near(got: Array, want: Array, name: str) -> None:
+    if want.dtype.kind in "iub":
+        np.testing.assert_array_equal(got, want, name)
+        return
+    g, w = got.astype(np.float64), want.astype(np.float64)
+    finite = np.isfinite(w)
+    scale = float(np.abs(w[finite]).max()) if finite.any() else 1.0
+    loose = {2: 3e-2, 4: 1e-5, 8: 1e-12}[want.dtype.itemsize]
+    ok = (g == w) | (np.isnan(g) & np.isnan(w)) | (np.abs(g - w) <= loose * scale)
+    assert ok.all(), (name, np.argwhere(~ok)[:3], g[~ok][:3], w[~ok][:3])
+
+
+targets = pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
