@@ -11,13 +11,12 @@ from typing import Any
 from dlc.codegen.host import Host, HostKernel
 from dlc.codegen.target import Target
 from dlc.codegen.tile import scratch_offsets
+from dlc.costmodel.work import cascade_work
 from dlc.errors import Internal, Unsupported
 from dlc.ir.dtype import DType
-from dlc.ir.einsum import Einsum, Step
-from dlc.ir.expr import Apply, Cast, walk
 from dlc.ir.extent import Atom, FloorDiv, IntExpr, Max, Min, Mod, Var, int_expr, maximum, substitute, variables
 from dlc.ir.memory import MemoryPlan, OutputPlan
-from dlc.ir.program import Cascade, For, Program, bound_symbols, cascade_types, tensor_types, walk_statements
+from dlc.ir.program import For, Program, bound_symbols, tensor_types, walk_statements
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +151,8 @@ def _calls(
     names: Mapping[str, str],
 ) -> list[dict[str, Any]]:
     """One entry per launch; a kernel in a loop costs what all its runs cost, for so it is measured."""
-    costs = {k.name: kernel_cost(k.cascade) for k in program.kernels}
+    works = {k.name: cascade_work(k.cascade) for k in program.kernels}
+    costs = {name: (work.flops, work.bytes) for name, work in works.items()}
     known = frozenset(host.symbols)
     calls = []
     for call in host.calls:
@@ -170,31 +170,6 @@ def _calls(
             }
         )
     return calls
-
-
-def kernel_cost(cascade: Cascade) -> tuple[IntExpr, IntExpr]:
-    """Scalar operations, and bytes of what is read and written once."""
-    types = cascade_types(cascade)
-    moved = int_expr(0)
-    for name in dict.fromkeys([p.name for p in cascade.params] + list(cascade.results)):
-        moved = moved + types[name].elements * types[name].dtype.bytes
-    flops = int_expr(0)
-    for step in cascade.steps:
-        flops = flops + _operations(step)
-    return flops, moved
-
-
-def _operations(step: Step) -> IntExpr:
-    if not isinstance(step, Einsum):
-        total = int_expr(0)
-        for inner in step.body:
-            total = total + _operations(inner)
-        return total * step.rank.extent
-    points = int_expr(1)
-    for rank in step.all_ranks:
-        points = points * rank.extent
-    each = sum(1 for e in step.exprs for node in walk(e) if isinstance(node, (Apply, Cast)))
-    return points * (each + (len(step.exprs) if step.reduce is not None else 0))
 
 
 def _limits(program: Program) -> dict[str, IntExpr]:
