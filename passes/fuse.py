@@ -152,10 +152,7 @@ class _Fusion:
         launches = []
         for group in _in_order(groups):
             results = tuple(
-                o
-                for s in group.steps
-                for o in s.outs
-                if o in needed or readers.get(o, set()) - {group.number}
+                o for s in group.steps for o in s.outs if o in needed or readers.get(o, set()) - {group.number}
             )
             if not results:
                 continue
@@ -428,4 +425,3 @@ def _canonical_ranks(group: _Group) -> dict[str, str]:
                 names[r.name] = f"r{count}"
                 count += 1
     return names
-

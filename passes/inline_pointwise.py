@@ -130,7 +130,9 @@ class _Inliner:
         uses = self.counts[producer.out]
         same_reader = sum(1 for a in consumer.accesses() if a == access)
         if is_view(producer):
-            return uses <= max(1, same_reader) or not any(True for e in accesses(producer.expr) if e.default is not None)
+            return uses <= max(1, same_reader) or not any(
+                True for e in accesses(producer.expr) if e.default is not None
+            )
         once = visits_once(consumer, access)
         if cost(producer.expr) <= 1 and producer.ranks == ():
             return True
@@ -174,7 +176,9 @@ def visits_once(consumer: Einsum, access: Access) -> bool:
     """Whether the consumer reads each element through `access` at most once: every rank of it is an index of its own."""
     plain = {i.atom.name for i in access.index if isinstance(i.atom, Var)}
     names = {r.name for r in consumer.all_ranks if r.extent.const != 1}
-    return names <= plain or names <= {n for i in access.index for n in variables(i)} and len(access.index) >= len(names)
+    return (
+        names <= plain or names <= {n for i in access.index for n in variables(i)} and len(access.index) >= len(names)
+    )
 
 
 def _movable_into_loops(known: dict[str, Einsum]) -> dict[str, Einsum]:
@@ -221,4 +225,3 @@ def _transform_index(e: IntExpr, visit: Callable[[Expr], Expr | None]) -> IntExp
         return var(atom.name) if isinstance(atom, Var) else index_value(transform(atom.expr, visit))
 
     return rebuild(e, leaf)
-

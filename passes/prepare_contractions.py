@@ -267,7 +267,12 @@ class _Preparation:
         ranks = (*batch, Rank("panel", panels), *reduced, Rank("lane", int_expr(width)))
         whole = var("panel") * width + var("lane")
         source = Access(plain.tensor, tuple(substitute(i, {column: whole}) for i in plain.index))
-        index = (*(var(r.name) for r in batch), var(column) // width, *(var(r.name) for r in reduced), var(column) % width)
+        index = (
+            *(var(r.name) for r in batch),
+            var(column) // width,
+            *(var(r.name) for r in reduced),
+            var(column) % width,
+        )
         full = extent.const is not None and extent.const % width == 0
         if constant:
             name = self._constant(plain.tensor, source, ranks, None if full else (whole, extent))
@@ -383,7 +388,9 @@ class _Preparation:
         inner = self.names.fresh(f"{step.out}_tile")
         made = replace(step, outs=(inner,), order=order)
         self._record(made)
-        copy = einsum(step.out, step.ranks, Access(inner, tuple(var(r.name) for r in step.ranks)), step.dtype, loc=step.loc)
+        copy = einsum(
+            step.out, step.ranks, Access(inner, tuple(var(r.name) for r in step.ranks)), step.dtype, loc=step.loc
+        )
         self._record(copy)
         return [made, copy]
 
@@ -418,4 +425,3 @@ def _folds(a: Access) -> bool:
 def _free_name(i: IntExpr, names: list[str]) -> str | None:
     found = [n for n in names if n in variables(i)]
     return found[0] if len(found) == 1 else None
-

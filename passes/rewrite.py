@@ -15,7 +15,9 @@ def map_regions(program: Program, change: Callable[[Region], Region]) -> Program
 
     def visit(region: Region) -> Region:
         body = tuple(_with_regions(s, visit) for s in region.body)
-        return change(region if all(a is b for a, b in zip(body, region.body, strict=True)) else Region(body, region.yields))
+        return change(
+            region if all(a is b for a, b in zip(body, region.body, strict=True)) else Region(body, region.yields)
+        )
 
     return program.with_body(visit(program.body))
 
@@ -117,7 +119,11 @@ def drop_dead(program: Program) -> Program:
             live |= set(stmt.reads)
             kept.append(_with_regions(stmt, lambda inner, live=live: region(inner, live)))  # type: ignore[misc]
         kept.reverse()
-        return r if len(kept) == len(r.body) and all(a is b for a, b in zip(kept, r.body, strict=True)) else Region(tuple(kept), r.yields)
+        return (
+            r
+            if len(kept) == len(r.body) and all(a is b for a, b in zip(kept, r.body, strict=True))
+            else Region(tuple(kept), r.yields)
+        )
 
     body = region(program.body, set())
     used = {n for s in walk_statements(body) for n in s.reads} | set(body.yields)

@@ -91,7 +91,13 @@ def _simplify_where(step: Einsum, simplify: Callable[[Expr], Expr]) -> Einsum:
     failing = [c for c, short in kept if short == FALSE]
     # One that fails over free ranks alone says that the result does not exist: it stays.
     single = len(step.outs) == 1  # without a reduction a step has one result
-    if failing and single and step.reduce is not None and step.write is None and all(reduced & c.variables for c in failing):
+    if (
+        failing
+        and single
+        and step.reduce is not None
+        and step.write is None
+        and all(reduced & c.variables for c in failing)
+    ):
         # nothing is folded: the identity is what remains, on the points that exist
         free = [short for c, short in kept if short != FALSE and reduced.isdisjoint(c.variables)]
         identity = MONOIDS[step.reduce.op].identity(step.dtypes)
