@@ -165,17 +165,19 @@ def transposed(
 
         return z.view([batch, per_group * groups, *out], index)
 
+    # One more on each side makes every read outside a guarded one.
+    beyond = image.pad([0, 0, *[1] * n], [0, 0, *[1] * n], zero)
+
     def stuffed(i: tuple[IntExpr, ...], r: tuple[IntExpr, ...]) -> Expr:
         b, channel, o = parts(i, r[0])
         guards, at = [], []
-        for y, t, s, p, d, e in zip(i[3:], r[1:], stride, padding, dilation, x.shape[2:], strict=True):
+        for y, t, s, p, d in zip(i[3:], r[1:], stride, padding, dilation, strict=True):
             shifted = y + p - t * d
-            guards += [index_cmp("ge", shifted, 0), index_cmp("lt", shifted, e * s)]
             if s != 1:
                 guards.append(index_cmp("eq", shifted % s, 0))
-            at.append(shifted // s)
-        pixel = when(both(*guards), image.at((b, channel, *at)), zero)
-        return mul(pixel, kernel.at((channel, o, *r[1:])))
+            at.append(shifted // s + 1)
+        pixel = beyond.at((b, channel, *at))
+        return mul(when(both(*guards), pixel, zero) if guards else pixel, kernel.at((channel, o, *r[1:])))
 
     z = c.b.reduce(hint, "sum", [*lead, *out], [inner, *window], stuffed, dtype)
     return z.reshape([batch, per_group * groups, *out])

@@ -381,7 +381,9 @@ def padded(c: Ctx, x: Val, pad: Sequence[Any], mode: str, value: Operand) -> Val
                 result.append((at + extent) % extent)
             elif mode == "reflect":
                 front = maximum(at, -at)  # |at|
-                result.append(minimum(front, 2 * extent - 2 - front) if hi.const != 0 else front)
+                place = minimum(front, 2 * extent - 2 - front) if hi.const != 0 else front
+                # Already in range; the clamp is what proves it.
+                result.append(minimum(maximum(place, 0), extent - 1))
             else:
                 raise c.unsupported(f"padding mode '{mode}' is not known")
         return result
