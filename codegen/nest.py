@@ -188,7 +188,8 @@ def emit_nest(
     lanes = lanes_for(steps, em, target)
     order = [n for n in loops if n != vector.name]
     with ExitStack() as stack:
-        inner = em if not order else em.scoped()
+        # a tile over inner ranks is of this nest's points; one over the task's alone serves the next nest, too
+        inner = em.scoped() if loops else em
         for name in order:
             loop = stack.enter_context(em.b.loop(name, 0, loops[name]))
             base = {**base, name: loop.index}

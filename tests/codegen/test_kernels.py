@@ -100,3 +100,16 @@ def test_a_tuple_reduction_over_one_element() -> None:
         return [v, i], [normal(5, 1)]
 
     agree(build)
+
+
+def test_nests_do_not_share_tiles_over_inner_ranks() -> None:
+    """`t2` is made with lanes along its rows, and read by a nest with lanes along the columns."""
+
+    def build(b: Builder) -> tuple[Sequence[Val], Sequence[np.ndarray]]:
+        x = b.input("x", F32, (3, 9, 3))
+        y = b.map("y", lambda u: apply("exp", u), x)
+        rows = b.reduce_axes("rows", "max", y, [2], True)
+        back = b.map("back", lambda u, v: apply("sub", u, v), y, rows)
+        return [b.reduce_axes("cols", "sum", back, [1], False)], [normal(3, 9, 3)]
+
+    agree(build)

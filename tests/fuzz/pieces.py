@@ -134,6 +134,18 @@ def each_operator(g: Gen) -> None:
     g.add(out, t.shape, False)
 
 
+def crossing(g: Gen) -> None:
+    """A step that needs an early kernel's points and a later kernel's result."""
+    b, dtype = g.builder, g.pick((F32, F32, F64, F16))
+    t = g.some((dtype,), (1, 3))
+    early = b.map("early", lambda u: apply("tanh", u), t.val)
+    other = g.some((dtype,), (1, 3), fresh=0.7)
+    total = b.reduce_axes("later", g.pick(("sum", "max")), other.val, range(other.rank), False)
+    joined = b.map("joined", lambda u, v: apply("mul", u, v), early, total)
+    g.add(early, t.shape, False)
+    g.add(joined, t.shape, False)
+
+
 def cast(g: Gen) -> None:
     t = g.some()
     to = g.any_type()
@@ -382,7 +394,7 @@ def moved(g: Gen, t: Tensor) -> Tensor:
                     j = (j + k) % n
                 else:
                     j = maximum(j - k, k - j)
-                    j = minimum(j, (n - 1) * 2 - j)
+                    j = maximum(0, minimum(j, (n - 1) * 2 - j, n - 1))
                 return [*i[:d], j, *i[d + 1 :]]
 
             new = [*val.shape[:d], n + extra, *val.shape[d + 1 :]]
@@ -515,6 +527,9 @@ def gather(g: Gen) -> None:
         g.add(out, [e.value for e in dims], t.clean)
         return
     ix = index_tensor(g, dims, n, -n if kind == "negative" else (-5 if kind == "clamp" else None))
+    if kind == "plain" and g.inputs[-1].size and t.shape[:d].count(0) + t.shape[d + 1 :].count(0) == 0 and g.chance(0.6):
+        g.tag("gather:outside")  # must be refused at run time
+        g.inputs[-1].reshape(-1)[g.rng.randrange(g.inputs[-1].size)] = g.pick((n, -1, n + 3))
     extent = t.val.shape[d]
     inner = index_tensor(g, [Extent(extent, n)], n) if kind == "two-level" else None
 
@@ -624,7 +639,7 @@ def _late() -> list[tuple[str, float, Piece]]:
 
 
 PIECES: list[tuple[str, float, Piece]] = [
-    ("pointwise", 3.0, pointwise), ("operator", 2.5, each_operator), ("cast", 1.0, cast), ("chain", 1.2, chain),
+    ("pointwise", 3.0, pointwise), ("operator", 2.5, each_operator), ("cast", 1.0, cast), ("chain", 1.2, chain), ("crossing", 0.5, crossing),
     ("reduction", 2.5, reduction), ("arg", 0.7, arg_reduction), ("welford", 0.4, welford), ("norm", 1.2, normalisation),
     ("partial", 1.0, partial), ("views", 1.8, views), ("concat", 0.9, pieces), ("stack", 0.4, stack),
     ("relayout", 0.7, relayout), ("coordinates", 0.6, coordinates), ("gather", 1.2, gather), ("scatter", 1.0, scatter),
