@@ -61,7 +61,9 @@ class StepVerifier:
     """Checks one Einsum within a scope."""
 
     def __init__(self, step: Einsum, scope: Scope, strict_bounds: bool = True) -> None:
-        self.step, self.scope, self.strict = step, scope, strict_bounds
+        self.step, self.scope = step, scope
+        empty = any(e.const is not None and e.const <= 0 for e in (*step.extents.values(), *scope.loops.values()))
+        self.strict = strict_bounds and not empty  # where there are no points nothing is read
         self.names = frozenset(r.name for r in step.all_ranks) | frozenset(scope.loops)
         facts = Facts({**scope.loops, **step.extents}, scope.symbols)
         nonempty = tuple(r - 1 for r in facts.ranks.values() if not r.is_var and r.const is None)

@@ -95,6 +95,7 @@ def test_domains_and_guards(error: type[errors.IrError], text: str) -> None:
 
 
 FINE = [
+    "Y[i: 0] = X[i + 5]\n  Z[n] = X[n]",
     "Y[n] = X[n] where n >= 2\n  Z[n] = (Y[n] else 0.0)",
     "Y[n] = X[n] where n >= 2\n  Z[i: 1] = max(n) Y[n]",
     "Y[n] = X[n - 2] where n >= 2\n  Z[i: n] = (Y[i] else 1.0)",
