@@ -58,11 +58,20 @@ def fold(c: Ctx) -> tuple[Tensor, ...] | None:
         return None
     if isinstance(result, Tensor):
         return (result,)
-    many = result if isinstance(result, list) else [result]
+    many = [_boxed(a) for a in (result if isinstance(result, list) else [result])]
     if any(a.size > MAX_FOLDED for a in many):
         return None
     dtype = result_type(c)
     return tuple(static_tensor(np.asarray(a), dtype if a.dtype == object else None, c.hint) for a in many)
+
+
+def _boxed(a: Any) -> Array:
+    """`a` as an array: NumPy hands out the element itself where a rank-0 object array is meant."""
+    if not isinstance(a, IntExpr):
+        return np.asarray(a)
+    box = np.empty((), object)
+    box[()] = a
+    return box
 
 
 def result_type(c: Ctx) -> DType | None:
