@@ -190,7 +190,7 @@ def tensor_scatter(c: Ctx) -> Result:
 def one_hot(c: Ctx) -> Result:
     index, values = c.x(0), c.x(2)
     if not index.dtype.is_float and c.tensor(1).dtype.is_int:
-        depth = c.extents(1, "its depth")[0]
+        depth = c.bound(1, "its depth")[0]
     else:
         depth = int_expr(int(c.scalar_number(1, "its depth")))
     axis = c.int_("axis", -1)
@@ -232,7 +232,7 @@ def non_zero(c: Ctx) -> Result:
 def top_k(c: Ctx) -> Result:
     x = c.x(0)
     axis = c.axis(c.int_("axis", -1), x.rank)
-    k = c.extents(1, "its k")[0] if c.version >= 10 else int_expr(c.int_("k"))
+    k = c.bound(1, "its k")[0] if c.version >= 10 else int_expr(c.int_("k"))
     extent = x.shape[axis]
     if k.const is not None and (k.const < 0 or (extent.const is not None and k.const > extent.const)):
         c.bad(f"k is {k}, the extent {extent}")

@@ -151,6 +151,17 @@ class Ctx:
         array = self.graph.require_static(self.tensor(i), what, self)
         return [int_expr(e if isinstance(e, IntExpr) else int(e)) for e in array.ravel()]
 
+    def bound(self, i: int, what: str) -> list[IntExpr]:
+        """The elements of input `i` as extents: known ones as they are, others bound when the program runs."""
+        t = self.tensor(i)
+        if t.static is not None or not t.deps:
+            return self.extents(i, what)
+        x = t.val(self.b)
+        count = x.elements.const
+        if not x.dtype.is_int or x.rank > 1 or count is None:
+            return self.extents(i, what)
+        return [self.b.bind(x.view((), lambda n=n: [n] * x.rank), f"{self.hint}_n") for n in range(count)]
+
     def axes(self, i: int, attribute: str = "axes", what: str = "its axes") -> tuple[int, ...] | None:
         """Axes given as input `i` or, in older versions, as an attribute; None when absent."""
         if self.has(i):

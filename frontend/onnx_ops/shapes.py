@@ -37,7 +37,7 @@ def constant(c: Ctx) -> Result:
 def constant_of_shape(c: Ctx) -> Result:
     fill = c.array("value")
     value = c.b.constant(fill.ravel()[:1].reshape(())) if fill is not None else c.b.scalar(0.0, F32)
-    return value.broadcast_to(c.extents(0, "its shape"))
+    return value.broadcast_to(c.bound(0, "its shape"))
 
 
 @op("Shape", "Size")
@@ -62,6 +62,8 @@ def eye_like(c: Ctx) -> Result:
 @op("Range")
 def range_(c: Ctx) -> Result:
     start, limit, delta = c.tensor(0), c.tensor(1), c.tensor(2)
+    if start.dtype.is_int and any(t.static is None and t.deps for t in (start, limit, delta)):
+        return run_time_range(c)
     if start.dtype.is_int:
         first, last, step = (c.extents(i, "its bounds")[0] for i in range(3))
         if step.const is None or step.const == 0:
@@ -74,6 +76,26 @@ def range_(c: Ctx) -> Result:
         c.bad("its step is 0")
     n = max(int(np.ceil((last_ - first_) / step_)), 0)
     return Tensor(static=(first_ + np.arange(n) * step_).astype(start.dtype.numpy), hint=c.hint)
+
+
+def run_time_range(c: Ctx) -> Val:
+    """Bounds that arrive at run time: the number of elements is bound to an extent."""
+    start, limit, delta = (c.x(i).view((), lambda i=i: [0] * c.x(i).rank) for i in range(3))
+
+    def wide(e: Expr) -> Expr:
+        return e if start.dtype == I64 else Cast(I64, e)
+
+    def number(a: Expr, b: Expr, d: Expr) -> Expr:
+        # ceil((b - a) / d) = -floor((a - b) / d)
+        return apply("max", apply("neg", apply("div_floor", apply("sub", wide(a), wide(b)), wide(d))), const(0, I64))
+
+    n = c.b.bind(c.b.map(f"{c.hint}_count", number, start, limit, delta, dtype=I64), f"{c.hint}_n")
+
+    def element(i: IntExpr) -> Expr:
+        value = apply("add", wide(start()), apply("mul", Index(i), wide(delta())))
+        return value if start.dtype == I64 else Cast(start.dtype, value)
+
+    return c.b.compute(c.hint, [n], element, start.dtype)
 
 
 def _index_as(e: IntExpr, dtype: object) -> Expr:
@@ -432,12 +454,15 @@ def _four(c: Ctx, x: Val) -> tuple[IntExpr, IntExpr, IntExpr, IntExpr]:
 def trilu(c: Ctx) -> Result:
     x = c.x(0)
     upper = c.int_("upper", 1)
-    k = c.extents(1, "its diagonal")[0] if c.has(1) else int_expr(0)
+    k = const(0, I64)
+    if c.has(1):
+        given = c.tensor(1)
+        k = given.val(c.b).at((int_expr(0),) * len(given.shape))
     if x.rank < 2:
         c.bad("its input has fewer than 2 dimensions")
 
     def element(*i: IntExpr) -> Expr:
-        kept = apply("ge" if upper else "le", Index(i[-1]), Index(i[-2] + k))
+        kept = apply("ge" if upper else "le", Index(i[-1] - i[-2]), k)
         return apply("select", kept, x.at(i), const(0, x.dtype))
 
     return c.b.compute(c.hint, x.shape, element, x.dtype)
