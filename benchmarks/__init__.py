@@ -1,0 +1,1 @@
+"""Whole models beside their peers; see `run.py`."""

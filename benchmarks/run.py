@@ -1,8 +1,13 @@
-"""Whole models beside their peers: `python -m benchmarks.run [MODEL ...]`, results to benchmarks/results/MODEL.json.
+"""Whole models beside their peers: `python -m benchmarks.run`, results to benchmarks/results/latency.{json,md}.
 
-For each model of tests/models, f32, batch 1, two threads: the error against eager PyTorch; latency of dlc, onnxruntime,
-OpenVINO, Inductor and eager in the same run; dlc's own compile time cold and from the cache (torch's export beside it);
-and, from the saved .dlc, the time of a new process until its first result.
+    python -m benchmarks.run --models bert_base,minilm --against onnxruntime,openvino --rounds 5
+    python -m benchmarks.run --prepare          export the ONNX files for the peers and fill Inductor's cache, no timing
+
+For each model of tests/models, f32, batch 1: the latency of dlc (a saved .dlc with symbolic batch and, where the model
+has one, length) beside onnxruntime, OpenVINO, Inductor and eager PyTorch, all from torch tensors to torch tensors, in
+turns (`dlc.contest`); each contender's error against eager, before it is timed; dlc's own time to compile, cold and from
+the cache, beside torch's export; the time from the start of a new process to its first result; and which kernels of dlc
+the time goes to. A model's results replace its earlier ones, the others stay.
 """
 
 from __future__ import annotations
@@ -14,207 +19,224 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from benchmarks.markdown import page
+from dlc.contest import Contest, machine, ratio_to_best
+
+ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
-DEFAULT = ("bert_base", "resnet50", "mobilenet_v2", "minilm")
+SUITE = ("bert_base", "minilm", "resnet50", "mobilenet_v2", "gpt2", "lstm_tagger")
 PEERS = ("onnxruntime", "openvino", "inductor", "eager")
+RING = 3
+"""Sets of inputs, used in turn."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", default=DEFAULT, help="names of tests/models/zoo.py")
-    parser.add_argument("--length", type=int, default=128, help="tokens of language models")
+    parser.add_argument("--models", default=",".join(SUITE), metavar="A,B", help="names of tests/models/zoo.py")
+    parser.add_argument("--against", default=",".join(PEERS), metavar="A,B", help="peers")
+    parser.add_argument("--length", type=int, default=128, help="tokens, where the model has a symbolic length")
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--peers", default=",".join(PEERS))
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--threads", default="2,1", metavar="N,N", help="numbers of threads to time with")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
+    parser.add_argument("--block", type=float, default=0.4, metavar="S", help="seconds of each turn")
+    parser.add_argument("--patience", type=float, default=240.0, metavar="S", help="for a peer's own compilation")
+    parser.add_argument("--work", type=Path, default=default_work(), help="folder of exported ONNX files, kept")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--prepare", action="store_true", help="only prepare what the peers need")
     options = parser.parse_args(arguments)
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "DLC_NUM_THREADS"):
-        os.environ[variable] = str(options.threads)
-    os.environ.setdefault("KMP_BLOCKTIME", "20")  # idle OpenMP threads must not take the next contender's cores
-    for name in options.models:
-        result = benchmark(name, options)
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
-        show(result)
+    os.chdir(ROOT)  # contenders import the zoo from here
+    options.work.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(options.work / "inductor"))
+    path = options.out / "latency.json"
+    for name in options.models.split(","):
+        began = time.perf_counter()
+        if options.prepare:
+            prepare(name, options)
+        else:
+            result = benchmark(name, options)
+            keep(path, result)
+            print(page([result]), flush=True)
+        print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
     return 0
+
+
+def default_work() -> Path:
+    """A folder outside the tree that stays."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dlc-benchmarks"
+
+
+def keep(path: Path, result: dict[str, Any]) -> None:
+    """Put a model's result among the others, and write the page anew."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    results = {r["model"]: r for r in json.loads(path.read_text())} if path.exists() else {}
+    results[result["model"]] = result
+    order = {name: k for k, name in enumerate(SUITE)}
+    rows = sorted(results.values(), key=lambda r: (order.get(r["model"], len(order)), r["model"]))
+    path.write_text(json.dumps(rows, indent=1) + "\n")
+    path.with_suffix(".md").write_text(page(rows))
 
 
 def benchmark(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """All measurements of one model."""
-    import torch
-    from tests.models.zoo import ZOO
-
-    import dlc
-    from benchmarks.harness import compete, machine
-
-    torch.set_num_threads(options.threads)
-    entry = ZOO[name]
-    model = entry.make()
-    length = options.length if entry.symbolic_length else entry.lengths[0]
-    inputs = entry.inputs(options.batch, length, 1)
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["DLC_CACHE_DIR"] = f"{folder}/cache"
-        compiled = {}
-        for when in ("cold", "cached"):
-            # without gradients, as a user would, and the trace of recurrences as in the tests
-            exe = compile_entry(dlc, entry, model)
-            compiled[when] = exe.compile_report.to_json()
-        artifact = f"{folder}/{name}.dlc"
-        exe.save(artifact)
-        exe = dlc.load(artifact, threads=options.threads)
-        with torch.no_grad():
-            want = flat(model(*inputs))
-        got = flat(exe(*inputs))
-        error = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(got, want))
-        contenders: dict[str, Callable[[], Any]] = {"dlc": lambda: exe(*inputs)}
-        refused = {}
-        for peer in filter(None, options.peers.split(",")):
-            try:
-                contenders[peer] = PEER[peer](entry, model, inputs, Path(folder), options.threads)
-            except Exception as fault:  # a peer that cannot run the model is a result, too
-                refused[peer] = f"{type(fault).__name__}: {str(fault)[:200]}"
-        times = compete(contenders, rounds=options.rounds)
-        start = first_result(artifact, inputs, folder)
-        size = os.path.getsize(artifact)
-    latency = {peer: t.to_json() for peer, t in times.items()}
-    rivals = [latency[p]["median_ms"] for p in latency if p not in ("dlc", "eager")]
+    began_load = os.getloadavg()[0]
+    ring = inputs_of(name, options)
+    with tempfile.TemporaryDirectory(prefix="dlc-bench-") as temporary:
+        folder = Path(temporary)
+        artifact = folder / "model.dlc"
+        cold = compile_once(name, folder, artifact)
+        cached = compile_once(name, folder, None)
+        runs = []
+        for threads in map(int, options.threads.split(",")):
+            print(f"{name}, {threads} threads", file=sys.stderr, flush=True)
+            runs.append(time_all(name, ring, artifact, threads, folder, options))
+        first = [first_result(artifact, folder / "ring.npz") for _ in range(3)]
     return {
         "model": name,
-        "input": [list(x.shape) for x in inputs],
-        "threads": options.threads,
-        "error": error,
-        "latency": latency,
-        "refused": refused,
-        "ratio_to_best_peer": latency["dlc"]["median_ms"] / min(rivals) if rivals else None,
-        "compile": compiled,
-        "first_result_s": start,
-        "artifact_bytes": size,
+        "inputs": [f"{a.dtype}{list(a.shape)}" for a in ring[0]],
+        "runs": runs,
+        "compile": {"cold": cold, "cached": cached},
+        "first_result_s": first,
         "machine": machine(),
-        "date": time.strftime("%Y-%m-%d"),
+        "revision": revision(),
+        "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+        "load": [began_load, os.getloadavg()[0]],
+        "command": "python -m benchmarks.run --models " + name,
     }
 
 
-def compile_entry(dlc: Any, entry: Any, model: Any) -> Any:
-    """The model with symbolic batch (and length)."""
-    import torch
-    from tests.models.recurrence import symbolic_recurrence
-
-    with torch.no_grad(), symbolic_recurrence():
-        return dlc.compile(model, entry.example(), dynamic_shapes=entry.dynamic_shapes)
-
-
-def first_result(artifact: str, inputs: Any, folder: str) -> float:
-    """Seconds from the start of a new Python process to its first result, NumPy's import included (least of 3)."""
-    import numpy as np
-
-    np.savez(f"{folder}/in.npz", *[x.numpy() for x in inputs])
-    code = (
-        "import numpy as np, dlc\n"
-        f"exe = dlc.load({artifact!r})\n"
-        f"feeds = np.load('{folder}/in.npz')\n"
-        "exe(*[feeds[k] for k in feeds.files])\n"
-    )
-    best = float("inf")
-    for _ in range(3):
-        began = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True)
-        best = min(best, time.perf_counter() - began)
-    return best
-
-
-def flat(result: Any) -> list[Any]:
-    import torch
-
-    if isinstance(result, torch.Tensor):
-        return [result.float()]
-    if isinstance(result, dict):
-        result = tuple(result.values())
-    return [t for part in result if part is not None for t in flat(part)]
-
-
-# peers
-
-
-def eager(entry: Any, model: Any, inputs: Any, folder: Path, threads: int) -> Callable[[], Any]:
-    import torch
-
-    def call() -> Any:
-        with torch.no_grad():
-            return model(*inputs)
-
-    return call
-
-
-def inductor(entry: Any, model: Any, inputs: Any, folder: Path, threads: int) -> Callable[[], Any]:
-    import torch
-    import torch._inductor.config as config
-
-    config.freezing = True
-    fast = torch.compile(model)
-
-    def call() -> Any:
-        with torch.no_grad():
-            return fast(*inputs)
-
-    call()
-    return call
-
-
-def onnxruntime(entry: Any, model: Any, inputs: Any, folder: Path, threads: int) -> Callable[[], Any]:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    path = _onnx(entry, model, folder)
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    feeds = {i.name: x.numpy() for i, x in zip(session.get_inputs(), inputs)}
-    return lambda: session.run(None, feeds)
-
-
-def openvino(entry: Any, model: Any, inputs: Any, folder: Path, threads: int) -> Callable[[], Any]:
-    import openvino as ov
-
-    settings = {
-        "INFERENCE_NUM_THREADS": threads,
-        "ENABLE_CPU_PINNING": False,  # pinning halves everybody's speed on a shared machine
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
+def time_all(
+    name: str, ring: list[list[np.ndarray]], artifact: Path, threads: int, folder: Path, options: argparse.Namespace
+) -> dict[str, Any]:
+    """The contest with one number of threads."""
+    model = f"benchmarks.zoo:{name}"
+    peers = [p for p in options.against.split(",") if p]
+    with Contest(ring, threads=threads, folder=folder, torch=True, say=say) as contest:
+        contest.enter("dlc", model=str(artifact))
+        for peer in peers:
+            if peer in ("onnxruntime", "openvino"):
+                path, why = onnx_file(name, options.work)
+                contest.enter(peer, model=str(path), absent=why)
+            else:
+                contest.enter(peer, model=model)
+                if peer == "inductor":
+                    contest.enter("inductor+freezing", model=model)
+        contest.prepare(options.patience)
+        judge = contest.check()
+        rows = contest.run(options.rounds, block_s=options.block)
+        profile = contest.profile() if threads > 1 else None
+        probe = contest.probe
+    best = ratio_to_best([r for r in rows if r["name"] != "eager"] if len(peers) > 1 else rows)
+    return {
+        "threads": threads,
+        "reference": judge,
+        "rows": rows,
+        "ratio_to_best": best and best[0],
+        "best_peer": best and best[1],
+        "rounds": options.rounds,
+        "probe": probe and {"best_gflops": probe.best, "slow_looks": probe.slow},
+        "profile": profile and kernels_of(profile),
     }
-    request = ov.compile_model(ov.Core().read_model(_onnx(entry, model, folder)), "CPU", settings).create_infer_request()
-    arrays = [x.numpy() for x in inputs]
-    return lambda: request.infer(arrays)
 
 
-def _onnx(entry: Any, model: Any, folder: Path) -> Path:
-    from tests.models.zoo import export_onnx
+def kernels_of(profile: dict[str, Any]) -> dict[str, Any]:
+    """A profile with calls of the same kernel code added up, longest first."""
+    kinds: dict[tuple[str, int], dict[str, Any]] = {}
+    for row in profile["rows"]:
+        kind = kinds.setdefault(
+            (row["symbol"], row["flops"]),
+            {"name": row["name"], "loc": row["loc"], "calls": 0, "time_ns": 0.0, "flops": 0, "bytes": 0},
+        )
+        kind["calls"] += 1
+        for key in ("time_ns", "flops", "bytes"):
+            kind[key] += row[key]
+    rows = sorted(kinds.values(), key=lambda k: -k["time_ns"])
+    for row in rows:
+        span = max(row["time_ns"], 1.0)
+        row |= {"share": span / profile["kernels_ns"], "gflops": row["flops"] / span, "gbytes": row["bytes"] / span}
+    return {"total_ns": profile["total_ns"], "kernels_ns": profile["kernels_ns"], "rows": rows}
 
-    path = folder / "model.onnx"
-    return path if path.exists() else export_onnx(entry, path, model)
+
+def inputs_of(name: str, options: argparse.Namespace) -> list[list[np.ndarray]]:
+    from tests.models.zoo import ZOO
+
+    entry = ZOO[name]
+    length = options.length if entry.symbolic_length else entry.lengths[0]
+    return [[t.numpy() for t in entry.inputs(options.batch, length, seed)] for seed in range(1, RING + 1)]
 
 
-PEER = {"eager": eager, "inductor": inductor, "onnxruntime": onnxruntime, "openvino": openvino}
+def onnx_file(name: str, work: Path) -> tuple[Path, str]:
+    """The model as ONNX with symbolic batch and length, exported once; with why not, if torch cannot export it."""
+    path = work / name / "model.onnx"
+    failed = path.with_suffix(".failed")
+    if not path.exists() and not failed.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        code = (
+            "import sys; from pathlib import Path; from tests.models.zoo import ZOO, export_onnx\n"
+            f"export_onnx(ZOO[{name!r}], Path({str(path)!r}))"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        if done.returncode:
+            path.unlink(missing_ok=True)
+            failed.write_text(f"torch.onnx.export: {done.stderr.strip().splitlines()[-1][:300]}")
+    return path, failed.read_text() if failed.exists() else ""
 
 
-def show(result: dict[str, Any]) -> None:
-    print(f"{result['model']} {result['input']}, {result['threads']} threads: error {result['error']:.1e}")
-    for name, row in sorted(result["latency"].items(), key=lambda item: item[1]["median_ms"]):
-        print(f"  {name:12} {row['median_ms']:9.2f} ms  least {row['least_ms']:9.2f}  ({row['calls']} calls)")
-    for peer, why in result["refused"].items():
-        print(f"  {peer:12} not run: {why}")
-    ratio = result["ratio_to_best_peer"]
-    if ratio is not None:
-        print(f"  {ratio:.2f} times the best peer")
-    cold, cached = (result["compile"][when] for when in ("cold", "cached"))
-    print(
-        f"  compiled in {cold['own_seconds']:.1f} s, from the cache {cached['own_seconds']:.2f} s "
-        f"(torch.export {cold['seconds']['export']:.1f} s); first result after {result['first_result_s']:.2f} s"
-    )
+def prepare(name: str, options: argparse.Namespace) -> None:
+    """What the peers need and what does not depend on dlc."""
+    ring = inputs_of(name, options)
+    for peer in ("onnxruntime", "openvino"):
+        if peer in options.against:
+            onnx_file(name, options.work)
+    for threads in map(int, options.threads.split(",")):
+        with tempfile.TemporaryDirectory() as folder:
+            with Contest(ring, threads=threads, folder=Path(folder), torch=True, say=say) as contest:
+                for peer in ("inductor", "inductor+freezing"):
+                    if "inductor" in options.against:
+                        contest.enter(peer, model=f"benchmarks.zoo:{name}")
+                contest.prepare(2 * options.patience)
+                for entrant in contest.entrants.values():
+                    print(
+                        f"{name} {threads} {entrant.name}: {entrant.absent or entrant.facts['prepare_s']}", flush=True
+                    )
+
+
+def compile_once(name: str, folder: Path, save: Path | None) -> dict[str, Any]:
+    """A compilation in a process of its own; cold the first time, from the cache the second."""
+    command = [sys.executable, "-m", "benchmarks.compile_once", name, *(["--save", str(save)] if save else [])]
+    environment = {**os.environ, "DLC_CACHE_DIR": str(folder / "cache")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise SystemExit(f"{name} does not compile:\n{done.stderr[-2000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+def first_result(artifact: Path, inputs: Path) -> float:
+    """Seconds from before a process starts to after its first inference."""
+    script = str(Path(__file__).with_name("first_result.py"))
+    command = [sys.executable, script, str(artifact), str(inputs), repr(time.time())]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def revision() -> str:
+    """The commit that was measured, with '+' when the tree had changes."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        stages = ("src", "frontend", "ir", "passes", "codegen", "costmodel", "runtime")
+        changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", *stages]).returncode
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit + "+" * bool(changed)
+
+
+def say(text: str) -> None:
+    print(f"  {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,44 +1,61 @@
-"""Time a .dlc file, or compile a model and time it: warm up, then call again and again for a while.
+"""Time a .dlc file, or compile a model and time it, alone or against others that run the same model.
 
   dlc bench model.dlc
   dlc bench model.dlc --symbol b=1 --symbol s=128 --threads 2 --duration 5
-  dlc bench model.onnx --peers onnxruntime           the same inputs, in the same run, beside a peer
+  dlc bench model.onnx --against onnxruntime,openvino
+  dlc bench package.module:make --against inductor,eager
+  dlc bench model.dlc --against onnxruntime --onnx model.onnx
   dlc bench model.dlc --format json
 
-Calls of dlc and of its peers alternate, so that a busy machine is busy for all of them. What counts is the median and
-the ratio; the least time is what the machine can do when nothing else runs.
+Contenders take turns, each in a process of its own, on the same inputs and with the same number of threads; a turn
+during which the machine was slower than usual is repeated. Everybody's results are compared first, and who differs is not
+timed. What counts is the median, and its ratio to dlc's.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dlc.commands import options as shared
 from dlc.console import Console
-from dlc.errors import BadInput, MissingPackage
-from dlc.feeds import call_arguments
+from dlc.contest import Contest, ratio_to_best
+from dlc.errors import EXIT_MISMATCH, BadInput, Internal
+from dlc.feeds import random_inputs, symbol_values
+from dlc.models import Model
+
+PEERS = ("onnxruntime", "openvino", "inductor", "eager")
+RING = 3
+"""Sets of random inputs, used in turn."""
 
 
 class NoPeer(BadInput):
-    """A peer that cannot run this kind of model."""
+    """`--against` names something that dlc does not know to run."""
 
     code = "DLC0630"
-    template = "peer '{peer}' cannot run '{model}': {reason}"
-    hint = "onnxruntime runs .onnx files; eager runs Python models"
+    template = "there is no contender '{peer}'"
+    hint = "known are {known}"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="FILE", help="a .dlc file or a model")
-    parser.add_argument("--warmup", type=float, default=0.5, metavar="S", help="seconds before counting (default 0.5)")
-    parser.add_argument("--duration", type=float, default=3.0, metavar="S", help="seconds of counting (default 3)")
-    parser.add_argument("--least", type=int, default=5, metavar="N", help="at least so many calls (default 5)")
-    parser.add_argument("--peers", default="", metavar="A,B", help="onnxruntime and/or eager, timed in the same run")
+    parser.add_argument(
+        "--against", "--peers", dest="against", default="", metavar="A,B", help=f"any of {', '.join(PEERS)}"
+    )
+    parser.add_argument("--onnx", metavar="FILE", help="the ONNX model that a .dlc file was made from, for the others")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each contender (default 5)")
+    parser.add_argument("--duration", type=float, default=2.0, metavar="S", help="seconds each, in all (default 2)")
+    parser.add_argument("--warmup", type=float, default=0.05, metavar="S", help="before each turn (default 0.05)")
+    parser.add_argument("--least", type=int, default=10, metavar="N", help="at least so many calls each (default 10)")
+    parser.add_argument(
+        "--patience", type=float, default=300.0, metavar="S", help="for a contender to get ready (default 300)"
+    )
     shared.add_inputs(parser)
     shared.add_threads(parser)
     shared.add_compile(parser)
@@ -46,40 +63,131 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
+    peers = [p for p in options.against.split(",") if p]
+    for peer in peers:
+        if peer not in PEERS:
+            raise NoPeer(peer=peer, known=", ".join(PEERS))
     model, executable = shared.executable_of(options, console)
-    arrays = shared.arrays_for(executable, options)
-    args, kwargs = call_arguments(executable.manifest, arrays)
-    calls: dict[str, Callable[[], Any]] = {"dlc": lambda: executable(*args, **kwargs)}
-    names = [i["name"] for i in executable.manifest["inputs"]]
-    for peer in filter(None, options.peers.split(",")):
-        calls[peer] = _peer(peer, model, dict(zip(names, arrays)), (args, kwargs), executable.threads)
-    console.progress("timing")
-    times = measure(calls, options.warmup, options.duration, options.least)
-    rows: list[dict[str, Any]] = [{"name": name, **_facts(times[name], times["dlc"])} for name in calls]
-    flops, moved = _work(executable, arrays)
-    median = statistics.median(times["dlc"])
-    extra = {"threads": executable.threads, "gflops": flops / median / 1e9, "gbytes_per_s": moved / median / 1e9}
-    console.emit(extra, rows)
-    console.table(
-        ("", "median ms", "least", "p90", "calls", "/ dlc"),
-        [
-            (
-                r["name"],
-                *(f"{r[k] * 1e3:.3f}" for k in ("median", "least", "p90")),
-                r["calls"],
-                f"{r['ratio']:.2f}",
+    manifest = executable.manifest
+    ring = ring_of(executable, options)
+    with tempfile.TemporaryDirectory(prefix="dlc-bench-") as temporary:
+        folder = Path(temporary)
+        artifact = Path(model.source).resolve() if model.kind == "dlc" else folder / "model.dlc"
+        if model.kind != "dlc":
+            executable.save(artifact)
+        threads = executable.threads
+        del executable
+        names = [i["name"] for i in manifest["inputs"]]
+        python = model.kind in ("torch", "exported")
+        with Contest(
+            ring,
+            threads=threads,
+            folder=folder,
+            names=names,
+            manifest=manifest,
+            torch=python,
+            say=console.progress,
+        ) as contest:
+            contest.enter("dlc", model=str(artifact))
+            for peer in peers:
+                enter(contest, peer, model, options, folder)
+            contest.prepare(options.patience)
+            judge = contest.check()
+            rounds = max(options.rounds, 1)
+            rows = contest.run(
+                rounds,
+                block_s=options.duration / rounds,
+                least=-(-options.least // rounds),
+                most=10_000,
+                warm_s=options.warmup,
             )
-            for r in rows
-        ],
-        " rrrrr",
+            probe = contest.probe
+    return show(console, rows, judge, manifest, ring[0], threads, probe.best if probe else None)
+
+
+def enter(contest: Contest, peer: str, model: Model, options: argparse.Namespace, folder: Path) -> None:
+    """Let a peer in, or say why it cannot take part."""
+    if peer in ("onnxruntime", "openvino"):
+        path, why = onnx_path(model, options.onnx, folder)
+        contest.enter(peer, model=path, absent=why)
+        return
+    ready = model.kind in ("torch", "exported")
+    absent = "" if ready else "it runs Python models, and this is none"
+    contest.enter(peer, model=model.spec, absent=absent)
+    if peer == "inductor":
+        contest.enter("inductor+freezing", model=model.spec, absent=absent)
+
+
+def onnx_path(model: Model, given: str | None, folder: Path) -> tuple[str, str]:
+    """The model as an ONNX file, or why there is none."""
+    if given:
+        return str(Path(given).resolve()), "" if Path(given).is_file() else f"there is no file {given}"
+    if model.kind != "onnx":
+        return "", "it runs ONNX models, and this is none (--onnx names one)"
+    if isinstance(model.source, str | Path):
+        return str(Path(model.source).resolve()), ""
+    path = folder / "model.onnx"  # its shapes were changed on the command line
+    import onnx
+
+    onnx.save(model.source, str(path), save_as_external_data=model.source.ByteSize() > 1 << 30)
+    return str(path), ""
+
+
+def ring_of(executable: Any, options: argparse.Namespace) -> list[list[np.ndarray]]:
+    """The given inputs, or a few sets of random ones."""
+    if options.input:
+        return [shared.arrays_for(executable, options)]
+    manifest = executable.manifest
+    symbols = symbol_values(manifest, options.symbol)
+    return [
+        random_inputs(manifest, symbols=symbols, seed=options.seed + k, int_range=options.int_range)
+        for k in range(RING)
+    ]
+
+
+def show(
+    console: Console,
+    rows: list[dict[str, Any]],
+    judge: str,
+    manifest: Mapping[str, Any],
+    arrays: Sequence[np.ndarray],
+    threads: int,
+    peak: float | None,
+) -> int:
+    """Print the result; the exit code says whether dlc was timed."""
+    own = rows[0]
+    median = own.get("median")
+    for row in rows:
+        if median and "median" in row:
+            row["ratio"] = row["median"] / median
+    flops, moved = work(manifest, arrays)
+    best = ratio_to_best(rows)
+    facts = {
+        "threads": threads,
+        "gflops": flops / median / 1e9 if median else 0.0,
+        "gbytes_per_s": moved / median / 1e9 if median else 0.0,
+        "peak_gflops": peak,
+        "reference": judge or None,
+        "ratio_to_best": best and best[0],
+        "best_peer": best and best[1],
+    }
+    console.emit(facts, rows)
+    console.table(
+        ("", "median ms", "least", "p90", "calls", "/ dlc", "error", ""), [line(row) for row in rows], " rrrrrr"
     )
-    rate = f", {extra['gflops']:.1f} GFLOP/s, {extra['gbytes_per_s']:.1f} GB/s" if flops or moved else ""
-    console.say(f"{executable.threads} threads{rate}")
+    rate = f", {facts['gflops']:.1f} GFLOP/s, {facts['gbytes_per_s']:.1f} GB/s" if flops or moved else ""
+    console.say(f"{threads} threads{rate}" + (f"; errors are against {judge}" if judge else ""))
+    if best is not None:
+        console.say(f"dlc takes {best[0]:.2f} times as long as {best[1]}, the fastest of the others")
+    if own.get("absent"):
+        if "wrong" not in own["absent"]:
+            raise Internal(message=f"the compiled model could not be timed: {own['absent']}")
+        return EXIT_MISMATCH
     return 0
 
 
 def measure(calls: dict[str, Callable[[], Any]], warmup: float, duration: float, least: int) -> dict[str, list[float]]:
-    """Seconds of each call of each candidate, called in turn; `duration` is for each candidate."""
+    """Seconds of each call of each candidate, called in turn in this process; `duration` is for each candidate."""
     for call in calls.values():
         end = time.perf_counter() + warmup
         call()
@@ -95,23 +203,25 @@ def measure(calls: dict[str, Callable[[], Any]], warmup: float, duration: float,
     return times
 
 
-def _facts(times: list[float], reference: list[float]) -> dict[str, float | int]:
-    ordered = sorted(times)
-    return {
-        "median": statistics.median(ordered),
-        "least": ordered[0],
-        "p90": ordered[min(len(ordered) - 1, int(len(ordered) * 0.9))],
-        "calls": len(ordered),
-        "ratio": statistics.median(ordered) / statistics.median(reference),
-    }
+def line(row: Mapping[str, Any]) -> tuple[str, ...]:
+    if row.get("absent"):
+        return (row["name"], "-", "-", "-", "-", "-", "-", row["absent"])
+    error = row.get("error")
+    return (
+        row["name"],
+        *(f"{row[k] * 1e3:.3f}" for k in ("median", "least", "p90")),
+        str(row["calls"]),
+        f"{row['ratio']:.2f}" if "ratio" in row else "-",
+        "-" if error is None else f"{error:.0e}",
+        "the machine was slow" if not row["blocks"] else "",
+    )
 
 
-def _work(executable: Any, arrays: list[np.ndarray]) -> tuple[int, int]:
+def work(manifest: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> tuple[int, int]:
     """Arithmetic operations and least traffic in bytes of one call; 0 where extents are not known from the inputs."""
     from dlc.errors import DlcError
     from dlc.runtime.expr import compile_expressions
 
-    manifest = executable.manifest
     values: dict[str, int] = {}
     names = {s["name"] for s in manifest.get("symbols", ())}
     for entry, array in zip(manifest["inputs"], arrays):
@@ -119,27 +229,8 @@ def _work(executable: Any, arrays: list[np.ndarray]) -> tuple[int, int]:
     totals = [0, 0]
     for kernel in manifest.get("kernels", ()):
         try:
-            work = compile_expressions([kernel.get("flops", 0), kernel.get("bytes", 0)], list(values))(*values.values())
+            done = compile_expressions([kernel.get("flops", 0), kernel.get("bytes", 0)], list(values))(*values.values())
         except DlcError:
             continue  # a symbol bound at run time
-        totals = [a + b for a, b in zip(totals, work)]
+        totals = [a + b for a, b in zip(totals, done)]
     return totals[0], totals[1]
-
-
-def _peer(
-    peer: str, model: Any, feeds: dict[str, np.ndarray], call: tuple[tuple[Any, ...], dict[str, Any]], threads: int
-) -> Callable[[], Any]:
-    if peer == "onnxruntime":
-        if model.kind != "onnx":
-            raise NoPeer(peer=peer, model=model.spec, reason="it is no .onnx file")
-        from dlc.verification import ort_session
-
-        session = ort_session(str(model.source), threads)
-        return lambda: session.run(None, feeds)
-    if peer == "eager":
-        if model.kind not in ("torch", "exported"):
-            raise NoPeer(peer=peer, model=model.spec, reason="it is no Python model")
-        from dlc.verification import eager_call
-
-        return eager_call(model, call, threads)
-    raise MissingPackage(what=f"the peer '{peer}'", package=peer, install="dlc[bench]")

@@ -1,0 +1,161 @@
+"""The page of results, from the results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+COLUMNS = ("dlc", "onnxruntime", "openvino", "inductor", "inductor+freezing", "eager")
+PEAK_SHARE = 0.8
+"""Kernels below this share of the multiply-add peak are listed."""
+
+INTRO = """\
+# Whole models beside their peers
+
+Written by `python -m benchmarks.run`. Median milliseconds per call, f32, batch 1, from torch tensors to torch tensors; in
+parentheses the lowest and the highest median of a turn. **Bold** is the fastest. dlc runs one saved `.dlc` with symbolic batch
+(and length, where the model has one) for all sizes; OpenVINO was given the static shapes, the others as they come. Contenders
+take turns in processes of their own, with pauses between; a turn during which a probe kernel found the machine below its usual
+speed is repeated. Every contender's results were compared with eager's before it was timed.
+"""
+
+
+def page(results: Sequence[dict[str, Any]]) -> str:
+    """The whole page as Markdown."""
+    parts = [INTRO]
+    for threads in sorted({run["threads"] for r in results for run in r["runs"]}, reverse=True):
+        parts += [f"## {threads} thread{'s' * (threads > 1)}", latency_table(results, threads)]
+    parts += ["## Compiling and starting", COMPILE_INTRO, compile_table(results)]
+    parts += ["## Where the time of dlc goes", PROFILE_INTRO.format(share=PEAK_SHARE)]
+    parts += [text for r in results for run in r["runs"] if run["profile"] for text in profile_text(r["model"], run)]
+    parts += ["## What was measured", *measured(results)]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    rule = ["---"] * left + ["--:"] * (len(head) - left)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
+
+
+def latency_table(results: Sequence[dict[str, Any]], threads: int) -> str:
+    runs = [(r, run) for r in results for run in r["runs"] if run["threads"] == threads]
+    names = [n for n in COLUMNS if any(row["name"] == n for _, run in runs for row in run["rows"])]
+    lines = []
+    for result, run in runs:
+        rows = {row["name"]: row for row in run["rows"]}
+        fastest = min((row["median"] for row in rows.values() if "median" in row), default=0.0)
+        ratio = run["ratio_to_best"]
+        error = rows["dlc"].get("error")
+        lines.append(
+            [
+                f"{result['model']} {' '.join(sizes(result))}",
+                *(cell(rows.get(n), fastest) for n in names),
+                f"{ratio:.2f} ({run['best_peer']})" if ratio else "-",
+                f"{error:.0e}" if error is not None else "-",
+            ]
+        )
+    notes = [
+        f"- {r['model']}, {row['name']}: {row['absent']}" for r, run in runs for row in run["rows"] if row.get("absent")
+    ]
+    text = table(("model", *names, "dlc / best peer", "dlc's error"), lines)
+    return text + ("\n\nNot timed:\n\n" + "\n".join(notes) if notes else "")
+
+
+def sizes(result: dict[str, Any]) -> list[str]:
+    first: str = result["inputs"][0]
+    return [first[first.index("[") + 1 : -1].replace(", ", "x")]
+
+
+def cell(row: dict[str, Any] | None, fastest: float) -> str:
+    if row is None or "median" not in row:
+        return "-"
+    low, high = row["block_medians"]
+    text = f"{row['median'] * 1e3:.2f}"
+    text = f"**{text}**" if row["median"] == fastest else text
+    noisy = "" if row["blocks"] else " noisy"
+    return f"{text} ({low * 1e3:.2f}-{high * 1e3:.2f}{noisy})"
+
+
+COMPILE_INTRO = """\
+Seconds. *Cold*: a new process, an empty cache; dlc's own time is everything but torch's export, writing the caches included.
+*From the cache*: the same call in another new process. *First result*: from before a process starts to after its first inference
+on a `.dlc` file, where nothing but NumPy can be imported (median of 3)."""
+
+
+def compile_table(results: Sequence[dict[str, Any]]) -> str:
+    lines = []
+    for r in results:
+        cold, cached = r["compile"]["cold"], r["compile"]["cached"]
+        lines.append(
+            [
+                r["model"],
+                f"{cold['seconds']['export']:.1f}",
+                f"{cold['own_seconds']:.1f}",
+                f"{cached['own_seconds']:.2f}" + ("" if cached["from_cache"] else " (not from the cache)"),
+                f"{sorted(r['first_result_s'])[1]:.2f}",
+                f"{cold['distinct']} of {cold['launches']}",
+                f"{cold['artifact_bytes'] / 1e6:.0f}",
+            ]
+        )
+    head = (
+        "model",
+        "torch.export",
+        "dlc, cold",
+        "dlc, from the cache",
+        "first result",
+        "kernels, launches",
+        ".dlc, MB",
+    )
+    return table(head, lines)
+
+
+PROFILE_INTRO = """\
+Kernels of one call, those with the same code added up; the share of the peak is of the multiply-add rate that the probe
+kernel reaches with as many threads. Kernels that move memory rather than compute have a low one by nature. Listed are those that
+take 1 % of the time or more; a mark shows those below {share:.0%} of the peak."""
+
+
+def profile_text(model: str, run: dict[str, Any]) -> list[str]:
+    profile = run["profile"]
+    peak = run["probe"]["best_gflops"] if run["probe"] else 0.0
+    lines, below = [], 0.0
+    for row in profile["rows"]:
+        share = row["gflops"] / peak if peak else 0.0
+        below += row["share"] if share < PEAK_SHARE else 0.0
+        if row["share"] >= 0.01:
+            lines.append(
+                [
+                    f"{row['name']}, {row['loc']}" + (" <" if share < PEAK_SHARE else ""),
+                    str(row["calls"]),
+                    f"{row['time_ns'] / 1e6:.2f}",
+                    f"{row['share']:.1%}",
+                    f"{row['gflops']:.0f}",
+                    f"{share:.0%}",
+                    f"{row['gbytes']:.1f}",
+                ]
+            )
+    flops = sum(row["flops"] for row in profile["rows"])
+    total = (
+        f"{model}, {run['threads']} threads: kernels {profile['kernels_ns'] / 1e6:.2f} ms of "
+        f"{profile['total_ns'] / 1e6:.2f} ms, {flops / 1e9:.2f} GFLOP, {flops / max(profile['kernels_ns'], 1):.0f} GFLOP/s; "
+        f"the peak is {peak:.0f} GFLOP/s; {below:.0%} of the time goes to kernels below {PEAK_SHARE:.0%} of it."
+    )
+    return [f"### {model}", total, table(("kernel", "calls", "ms", "share", "GFLOP/s", "of peak", "GB/s"), lines)]
+
+
+def measured(results: Sequence[dict[str, Any]]) -> list[str]:
+    lines = []
+    for r in results:
+        m = r["machine"]
+        probes = ", ".join(
+            f"{run['threads']}: {run['probe']['best_gflops']:.0f} GFLOP/s, {run['probe']['slow_looks']} slow looks"
+            for run in r["runs"]
+            if run["probe"]
+        )
+        versions = ", ".join(f"{k} {v}" for k, v in m["versions"].items())
+        lines.append(
+            f"- {r['model']}: {r['date']} UTC, revision {r['revision'][:10]}{'+' * r['revision'].endswith('+')}, {m['cpu']}, "
+            f"{m['cores']} cores, load {r['load'][0]:.1f} before and {r['load'][1]:.1f} after; {versions}; "
+            f"inputs {', '.join(r['inputs'])}; probe by threads: {probes}"
+        )
+    return ["\n".join(lines)]
