@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,9 @@ def check(
     seed: int = 0,
 ) -> Ran:
     """Run the kernels of `source` on `target` and compare; see above. Programs without control flow only."""
-    before = parse_program(source) if isinstance(source, str) else source
+    before = _parsed(source) if isinstance(source, str) else source
     arrays = list(inputs) if inputs is not None else random_arrays(before, sizes or {}, seed)
-    after = run_passes(before, passes or default_pipeline(target.lanes, target.vector_registers))
+    after, lowering = _compiled(_Once(before), target, passes)
     symbols = bind_symbols(after.params, {p.name: a for p, a in zip(after.params, arrays, strict=True)}, after.symbols)
     ran = Ran(after)
     values: dict[str, Array] = {p.name: a for p, a in zip(after.params, arrays, strict=True)}
@@ -104,9 +105,8 @@ def check(
     for stmt in after.body.body:
         assert isinstance(stmt, Launch), stmt
         kernel = table[stmt.kernel]
-        lowered = ran.lowered.setdefault(stmt.kernel, lower_kernel(kernel, after.facts, target))
-        ran.kinds[stmt.kernel] = strategy(kernel, after, target)
-        assert parse_tile(str(lowered.tile)) == lowered.tile, "the text form reads back"
+        lowered, ran.kinds[stmt.kernel] = lowering[stmt.kernel]
+        ran.lowered[stmt.kernel] = lowered
         args = [values[a] for a in stmt.args]
         outs = _run(kernel, lowered, args, symbols, target, interpret)
         values.update(zip(stmt.outs, outs, strict=True))
@@ -116,6 +116,36 @@ def check(
         assert values[name].shape == w.shape and values[name].dtype == w.dtype
         _near(values[name], w, name)
     return ran
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: str) -> Program:
+    return parse_program(text)
+
+
+@dataclass(frozen=True, eq=False)
+class _Once:
+    """A program as a key of the cache below: itself, with its constants, not whatever equals it."""
+
+    program: Program
+
+    def __hash__(self) -> int:
+        return id(self.program)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Once) and other.program is self.program
+
+
+@lru_cache(maxsize=64)
+def _compiled(source: _Once, target: Target, passes: str | None) -> tuple[Program, dict[str, tuple[Lowered, str]]]:
+    """The program after the passes, and each kernel lowered with its strategy; the tile text is read back."""
+    after = run_passes(source.program, passes or default_pipeline(target.lanes, target.vector_registers))
+    lowering = {}
+    for kernel in after.kernels:
+        lowered = lower_kernel(kernel, after.facts, target)
+        assert parse_tile(str(lowered.tile)) == lowered.tile, "the text form reads back"
+        lowering[kernel.name] = lowered, strategy(kernel, after, target)
+    return after, lowering
 
 
 def _run(

@@ -1,0 +1,180 @@
+"""Rows: steps that share outer ranks and pass rows on in scratch; reductions along the lanes and along the others."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dlc.codegen.target import AVX2, Target
+from dlc.ir.builder import Builder
+from dlc.ir.dtype import BF16, BOOL, F16, F32, F64, I8, I32, I64, DType
+from dlc.ir.expr import Index, apply
+from dlc.ir.monoid import MONOIDS
+
+sys.path.insert(0, str(Path(__file__).parent))
+from kernel_harness import TARGETS, check, targets
+
+SOFTMAX = """
+cascade softmax(X: f32[p, m]) -> (O) {
+  G[p] = max(m) X[p, m]
+  E[p, m] = exp(X[p, m] - G[p])
+  S[p] = sum(m) E[p, m]
+  O[p, m] = E[p, m] / S[p]
+}"""
+
+LAYER_NORM = """
+cascade norm(X: f32[p, m], R: f32[p, m], W: f32[m], B: f32[m]) -> (Y, O) {
+  Y[p, m] = X[p, m] + R[p, m]
+  A[p] = sum(m) Y[p, m]
+  C[p] = A[p] / cast<f32>(#m)
+  D[p, m] = Y[p, m] - C[p]
+  V[p] = sum(m) D[p, m] * D[p, m]
+  I[p] = rsqrt(V[p] / cast<f32>(#m) + 1e-5)
+  O[p, m] = D[p, m] * I[p] * W[m] + B[m]
+}"""
+
+LENGTHS = (0, 1, 2, 15, 16, 17, 33, 64, 65, 200)
+
+
+@targets
+@pytest.mark.parametrize("text", [SOFTMAX, LAYER_NORM], ids=["softmax", "layer norm"])
+def test_one_kernel_serves_every_length(text: str, target: Target) -> None:
+    for m in LENGTHS:
+        ran = check(text, {"p": 3, "m": m}, target=target, interpret=m in (1, 17, 65), seed=m)
+    assert ran.strategies == ["rows"]
+    assert "scratch" in ran.tiles[0]
+    check(text, {"p": 0, "m": 5}, target=target, interpret=False)
+
+
+STATIC = """
+cascade softmax(X: f32[9, M]) -> (O) {
+  G[p:9] = max(m:M) X[p, m]
+  E[p:9, m:M] = exp(X[p, m] - G[p])
+  S[p:9] = sum(m:M) E[p, m]
+  O[p:9, m:M] = E[p, m] / S[p]
+}"""
+
+
+@pytest.mark.parametrize("m", [1, 5, 16, 20, 64, 67])
+def test_static_lengths(m: int) -> None:
+    for target in TARGETS:
+        check(STATIC.replace("M", str(m)), target=target, interpret=target is AVX2)
+
+
+def _reduced(op: str, dtype: DType, along: int) -> str:
+    index = "p, m" if along else "m, p"
+    return f"cascade f(X: {dtype}[{index}]) -> (O) {{ O[p] = {op}(m) X[{index}] }}"
+
+
+REDUCTIONS = [
+    ("sum", F32), ("sum", F64), ("sum", F16), ("sum", BF16), ("sum", I32), ("sum", I8), ("prod", F32), ("prod", I64),
+    ("max", F32), ("max", F16), ("max", I8), ("min", F64), ("min", I64), ("and", BOOL), ("or", BOOL), ("xor", I32), ("and", I32),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("op", "dtype"), REDUCTIONS, ids=lambda v: str(v))
+def test_reductions_along_the_lanes_and_across(op: str, dtype: DType) -> None:
+    target = TARGETS[REDUCTIONS.index((op, dtype)) % 3]
+    for along in (0, 1):
+        for p, m in ((3, 0), (2, 1), (5, 16), (17, 37), (1, 130)):
+            rng = np.random.default_rng(m)
+            shape = (p, m) if along else (m, p)
+            values = rng.standard_normal(shape) * 2 if dtype.is_float else rng.integers(0, 3, shape)
+            check(_reduced(op, dtype, along), inputs=[values.astype(dtype.numpy)], target=target, interpret=m in (16, 37))
+
+
+@targets
+def test_nan_and_infinity_in_reductions(target: Target) -> None:
+    """max and min keep NaN; a sum of both infinities is NaN."""
+    x = np.ones((6, 37), np.float32)
+    x[0, 5], x[1, 36], x[2, 0], x[2, 30] = np.nan, np.inf, np.inf, -np.inf
+    x[3], x[4, 20:] = -np.inf, -np.inf
+    text = "cascade f(X: f32[p, m]) -> (A, B, C) { A[p] = max(m) X[p, m]\n B[p] = min(m) X[p, m]\n C[p] = sum(m) X[p, m] }"
+    check(text, inputs=[x], target=target)
+    check(text.replace("f32[p, m]", "f32[m, p]").replace("X[p, m]", "X[m, p]"), inputs=[x.T.copy()], target=target)
+
+
+@targets
+@pytest.mark.parametrize("op", [m.name for m in MONOIDS.values() if m.arity == 2])
+def test_tuple_reductions(op: str, target: Target) -> None:
+    """Ties, NaN and the sides of the lanes: along the innermost rank, and across it."""
+    b = Builder("f")
+    m, p = b.symbol("m", 1), b.symbol("p", 1)
+    x = b.input("x", F32, (p, m))
+    rows = b.tuple_reduce(("v", "i"), op, (p,), (m,), lambda i, r: (x(i[0], r[0]), Index(r[0])), (F32, I64))
+    cols = b.tuple_reduce(("w", "j"), op, (m,), (p,), lambda i, r: (x(r[0], i[0]), Index(r[0])), (F32, I64))
+    program = b.finish([*rows, *cols])
+    for pp, mm in ((1, 1), (3, 17), (20, 33)):
+        values = np.random.default_rng(pp).integers(-3, 4, (pp, mm)).astype(np.float32)
+        values.reshape(-1)[::11] = np.nan
+        check(program, inputs=[values], target=target, interpret=mm == 17)
+
+
+@targets
+def test_welford(target: Target) -> None:
+    text = """
+    cascade f(X: f32[p, m]) -> (N, A, Q) {
+      (N, A, Q)[p]: f32, f32, f32 = welford(m) (1.0, X[p, m], 0.0)
+    }"""
+    for m in (1, 2, 17, 100):
+        check(text, {"p": 5, "m": m}, target=target, interpret=m == 17)
+
+
+@targets
+def test_where_domains(target: Target) -> None:
+    """Domains over indices and over data, in the lanes and outside of them; what does not exist is not read."""
+    text = """
+    cascade f(X: f32[p, m], M: bool[p, m], K: bool[p], Y: f32[p]) -> (A, B, C, D) {
+      A[p] = sum(m) X[p, m] where m <= p
+      B[p] = max(m) X[p, m] where M[p, m] & m != 2
+      C[p] = min(m) X[p, m] + Y[p] where K[p] | m == 1
+      D[m] = sum(p) X[p, m] where M[p, m]
+    }"""
+    for p, m in ((1, 1), (9, 21), (20, 40)):
+        check(text, {"p": p, "m": m}, target=target, interpret=m == 21)
+
+
+@targets
+def test_masked_softmax_in_one_kernel(target: Target) -> None:
+    text = """
+    cascade f(Q: f32[p, m], V: bool[m]) -> (O) symbols (m in 1.., p in 1..) {
+      S[p, m] = Q[p, m] * 0.5 where m <= p & V[m]
+      G[p] = max(m) S[p, m]
+      E[p, m] = exp(S[p, m] - G[p])
+      D[p] = sum(m) E[p, m]
+      O[p, m] = ({ (E[p, m] else 0.0) when D[p] > 0.0 | 0.0 }) / max(D[p], 1e-9)
+    }"""
+    for p, m in ((1, 1), (5, 9), (33, 33), (7, 40)):
+        check(text, {"p": p, "m": m}, target=target, interpret=m == 9)
+
+
+def test_two_reduced_ranks_and_a_window() -> None:
+    text = """
+    cascade f(X: f32[n, h, w]) -> (A, P, W) {
+      A[n] = sum(h, w) X[n, h, w]
+      P[n, y:h, x:w] = max(i:3, j:3) (X[n, y + i - 1, x + j - 1] else -inf)
+      W[n, y:h] = sum(i:3, w) (X[n, y + i - 1, w] else 0)
+    }"""
+    for target in TARGETS:
+        for n, h, w in ((1, 1, 1), (2, 5, 19), (3, 4, 64)):
+            check(text, {"n": n, "h": h, "w": w}, target=target, interpret=w == 19)
+
+
+def test_accumulator_types() -> None:
+    text = """
+    cascade f(A: f16[m, k], B: i8[m, k]) -> (S, T, U) {
+      S[m]: f16 = sum<f32>(k) A[m, k]
+      T[m]: f32 = sum<f64>(k) cast<f32>(A[m, k])
+      U[m]: i32 = sum(k) cast<i32>(B[m, k]) * cast<i32>(B[m, k])
+    }"""
+    for target in TARGETS:
+        check(text, {"m": 4, "k": 67}, target=target)
+
+
+def test_rows_as_a_tile_program(golden) -> None:  # type: ignore[no-untyped-def]
+    """Three nests over a row of 32, two of them with lanes along a reduced rank; the exponentials wait in scratch."""
+    ran = check(STATIC.replace("M", "32").replace("9", "16"))
+    golden(f"{ran.program.kernels[0]}\n\n{ran.tiles[0]}")
