@@ -278,6 +278,8 @@ class Emitter:
             shape = self.b.types[tile]
             if shape.is_scalar and mask is None:
                 return self.b.load(TileType(dtype), store.buffer, self.b.index_of(tile))
+            if mask is not None:
+                tile = self.b.broadcast(tile, _joined(shape, self.b.types[mask]))
             return self.b.gather(store.buffer, tile, mask)
         start, lane_slope, slot_slopes = parts
         lanes = space.lanes if lane_slope.const != 0 else 1
@@ -400,6 +402,13 @@ class Emitter:
                 steps.append(step)
             tile = b.op("add", tile, b.stack(*steps))
         return tile
+
+
+def _joined(a: TileType, mask: TileType) -> TileType:
+    """The type of `a` stretched to the shape of a mask over it."""
+    depth = max(len(a.slots), len(mask.slots))
+    own, other = ((1,) * (depth - len(t.slots)) + t.slots for t in (a, mask))
+    return TileType(a.dtype, tuple(max(x, y) for x, y in zip(own, other, strict=True)), max(a.lanes, mask.lanes))
 
 
 def _base_key(space: Space, names: frozenset[str]) -> tuple[tuple[str, IntExpr], ...]:

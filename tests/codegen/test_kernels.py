@@ -11,8 +11,8 @@ import dlc
 from dlc.ir.builder import Builder
 from dlc.ir.dtype import BF16, F16, F32, I64
 from dlc.ir.einsum import Einsum, Rank
-from dlc.ir.expr import Index, apply, const
-from dlc.ir.extent import var
+from dlc.ir.expr import Expr, Index, access, apply, const
+from dlc.ir.extent import IntExpr, var
 from dlc.ir.interpret import run_program
 from dlc.ir.view import Val
 
@@ -113,3 +113,24 @@ def test_nests_do_not_share_tiles_over_inner_ranks() -> None:
         return [b.reduce_axes("cols", "sum", back, [1], False)], [normal(3, 9, 3)]
 
     agree(build)
+
+
+def test_gathered_operand_of_a_masked_contraction() -> None:
+    """The offsets of a column operand that is not linear in the lanes have no slots; the mask of the columns has."""
+    w = normal(20, 1, 3, 1, dtype="float16")
+
+    def build(b: Builder) -> tuple[Sequence[Val], Sequence[np.ndarray]]:
+        x, k = b.input("x", F16, (1, 1, 9, 7)), b.constant(w, "w")
+
+        def term(i: tuple[IntExpr, ...], r: tuple[IntExpr, ...]) -> Expr:
+            read = access("x", i[0], r[0], i[2] + 2 * r[1] - 2, i[3] + 2 * r[2], default=const(0.0, F16))
+            return apply("mul", read, k(i[1], *r))
+
+        assert x.rank == 4
+        return [b.reduce("y", "sum", (1, 20, 9, 7), (1, 3, 1), term, F16)], [normal(1, 1, 9, 7, dtype="float16")]
+
+    b = Builder("case")
+    outs, inputs = build(b)
+    program = b.finish(outs)
+    (want,) = run_program(program, inputs)
+    np.testing.assert_allclose(dlc.compile(program)(*inputs).astype("f8"), want.astype("f8"), atol=4e-3)

@@ -137,7 +137,8 @@ def each_operator(g: Gen) -> None:
 def crossing(g: Gen) -> None:
     """A step that needs an early kernel's points and a later kernel's result."""
     b, dtype = g.builder, g.pick((F32, F32, F64, F16))
-    t = g.some((dtype,), (1, 3))
+    big = [Extent(int_expr(n), n) for n in (g.pick((64, 65)), g.pick((33, 65)), 2)]  # too large for one task's rows
+    t = g.input(dtype, big) if g.chance(0.6) else g.some((dtype,), (1, 3))
     early = b.map("early", lambda u: apply("tanh", u), t.val)
     other = g.some((dtype,), (1, 3), fresh=0.7)
     total = b.reduce_axes("later", g.pick(("sum", "max")), other.val, range(other.rank), False)
