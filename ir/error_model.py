@@ -74,8 +74,12 @@ _LEAST = {
 _GREATEST = {"f64": 1.797e308, "f32": 3.4028e38, "f16": 65504.0, "bf16": 3.389e38, "f8e4m3": 448.0, "f8e5m2": 57344.0}
 
 ULPS: dict[str, float] = {
-    **dict.fromkeys(("exp", "exp2", "expm1", "log", "log2", "log1p", "erf", "sigmoid", "sin", "cos", "rsqrt", "pow"), 5.0),
-    **dict.fromkeys(("tan", "tanh", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "atan2", "lgamma"), 8.0),
+    **dict.fromkeys(
+        ("exp", "exp2", "expm1", "log", "log2", "log1p", "erf", "sigmoid", "sin", "cos", "rsqrt", "pow"), 5.0
+    ),
+    **dict.fromkeys(
+        ("tan", "tanh", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "atan2", "lgamma"), 8.0
+    ),
 }
 """Units in the last place by which a function may be wrong; all other operations are correctly rounded."""
 
@@ -191,7 +195,10 @@ class _Tracker:
         value_, carried, own = last.value, last.carried, last.own
         for chosen, piece in reversed(pieces):
             value_ = np.where(np.asarray(chosen), piece.value, value_)
-            carried, own = np.where(np.asarray(chosen), piece.carried, carried), np.where(np.asarray(chosen), piece.own, own)
+            carried, own = (
+                np.where(np.asarray(chosen), piece.carried, carried),
+                np.where(np.asarray(chosen), piece.own, own),
+            )
         return Tracked(value_, last.dtype, np.where(doubt > 0, np.inf, carried), own)
 
     def _cast(self, a: Tracked, dtype: DType, mode: str) -> Tracked:
@@ -238,7 +245,9 @@ class _Tracker:
     def _special(self, op: str, value: Array, dtype: DType, carried: Array) -> Tracked:
         """A function that is not correctly rounded: its own error is a difference even of exact operands."""
         made = _tracked(value, dtype, carried, 2 * ULPS[op])
-        own = made.own + (2 * ULPS[op] * unit_roundoff(computing_type(dtype)) if op in ("sin", "cos", "lgamma") else 0.0)
+        own = made.own + (
+            2 * ULPS[op] * unit_roundoff(computing_type(dtype)) if op in ("sin", "cos", "lgamma") else 0.0
+        )
         return Tracked(made.value, dtype, made.carried + own, _NONE)
 
     def _select(self, value: Array, dtype: DType, args: list[Tracked]) -> Tracked:

@@ -151,9 +151,7 @@ def _prove(e: IntExpr, guards: Iterable[IntExpr], facts: Facts, depth: int) -> b
         return False
     opened = _open_extreme(e)
     if opened is not None:
-        return all(
-            facts.nonneg(c) or _prove(c, (*conditions, *guards), facts, depth - 1) for c, conditions in opened
-        )
+        return all(facts.nonneg(c) or _prove(c, (*conditions, *guards), facts, depth - 1) for c, conditions in opened)
     for position, g in enumerate(guards):
         rest_guards = guards[:position] + guards[position + 1 :]
         for scale, factor in _factors(e, g):
@@ -207,7 +205,5 @@ def _open_extreme(e: IntExpr) -> list[tuple[IntExpr, tuple[IntExpr, ...]]] | Non
             atom = monomial[0]
             rest = e - IntExpr(((monomial, coefficient),))
             sign = -1 if isinstance(atom, Min) else 1
-            return [
-                (rest + a * coefficient, tuple((a - b) * sign for b in atom.args if b != a)) for a in atom.args
-            ]
+            return [(rest + a * coefficient, tuple((a - b) * sign for b in atom.args if b != a)) for a in atom.args]
     return None

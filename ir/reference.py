@@ -9,7 +9,9 @@ from dlc.ir import library
 from dlc.ir.dtype import DTYPES
 from dlc.ir.library import LIBRARY
 
-MARK = "<!-- from here on written by dlc.ir.reference.tables(); tests/ir/test_docs.py --update-golden writes it again -->"
+MARK = (
+    "<!-- from here on written by dlc.ir.reference.tables(); tests/ir/test_docs.py --update-golden writes it again -->"
+)
 
 
 def tables() -> str:
@@ -27,7 +29,12 @@ def _types() -> list[str]:
 
 
 def _library() -> list[str]:
-    lines = ["## Library operations", "", "| operation | inputs | results | extents bound | attributes |", "|---|---|---|---|---|"]
+    lines = [
+        "## Library operations",
+        "",
+        "| operation | inputs | results | extents bound | attributes |",
+        "|---|---|---|---|---|",
+    ]
     for o in LIBRARY.values():
         attrs = ", ".join(f"`{a}`" for a in o.attrs)
         lines.append(f"| `{o.name}` | {o.inputs} | {o.outputs} | {o.binds} | {attrs} |")
@@ -38,7 +45,8 @@ def _library() -> list[str]:
 def _grammar() -> list[str]:
     text = (Path(__file__).parent / "grammar.lark").read_text(encoding="utf-8")
     body = text[text.index("\nstart:") + 1 :]
-    return ["## Grammar", "", "As `ir/grammar.lark` has it, for [lark](https://lark-parser.readthedocs.io).", "", "```", body.rstrip(), "```", ""]
+    note = "As `ir/grammar.lark` has it, for [lark](https://lark-parser.readthedocs.io)."
+    return ["## Grammar", "", note, "", "```", body.rstrip(), "```", ""]
 
 
 def page(current: str) -> str:

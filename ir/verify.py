@@ -205,7 +205,9 @@ class _Verifier:
         self.count(what, "next values", scan.yields, scan.carries, scan.loc)
         self.count(what, "final values", scan.finals, scan.carries, scan.loc)
         for name, carry, kind in zip(scan.yields, scan.carries, kinds, strict=True):
-            self.same(self.need(name, scan.loc, "a scan's yield"), kind, f"'{name}', carried as '{carry.name}'", scan.loc)
+            self.same(
+                self.need(name, scan.loc, "a scan's yield"), kind, f"'{name}', carried as '{carry.name}'", scan.loc
+            )
             self.total(name, scan.loc, "carried by a scan")
         for final, kind in zip(scan.finals, kinds, strict=True):
             self.define(final, kind, scan.loc)
@@ -222,7 +224,12 @@ class _Verifier:
             raise YieldMismatch(loc, what=what, reason=f"{len(given)} {kind} for {len(expected)} expected")
 
     def same(
-        self, actual: TensorType, expected: TensorType, what: str, loc: Loc | None, error: Callable[..., IrError] = YieldMismatch
+        self,
+        actual: TensorType,
+        expected: TensorType,
+        what: str,
+        loc: Loc | None,
+        error: Callable[..., IrError] = YieldMismatch,
     ) -> None:
         facts = Facts({}, self.scope.symbols)
         shapes = [tuple(facts.simplify(e) for e in t.shape) for t in (actual, expected)]
@@ -264,7 +271,9 @@ class _ProgramVerifier(_Verifier):
         if None in shape:
             raise MissingConstant(loc, name=c.name, reason=f"its type {c.type} has a symbolic extent")
         if tuple(array.shape) != shape or array.dtype != c.type.dtype.numpy:
-            raise MissingConstant(loc, name=c.name, reason=f"it is {c.type}, but holds {array.dtype}{list(array.shape)}")
+            raise MissingConstant(
+                loc, name=c.name, reason=f"it is {c.type}, but holds {array.dtype}{list(array.shape)}"
+            )
 
     def region(self, region: Region, what: str) -> list[TensorType]:
         for stmt in region.body:
@@ -303,7 +312,9 @@ class _ProgramVerifier(_Verifier):
         ok = kind.dtype.is_int if integer else kind.dtype == BOOL
         if not ok or kind.elements.const != 1:
             wanted = "an integer of one element" if integer else "a bool of one element"
-            raise ArgumentMismatch(loc, what=f"'{name}' in '{what}'", reason=f"it is {kind}, where {wanted} is expected")
+            raise ArgumentMismatch(
+                loc, what=f"'{name}' in '{what}'", reason=f"it is {kind}, where {wanted} is expected"
+            )
 
     def launch(self, stmt: Launch) -> None:
         if stmt.kernel not in self.kernels:
@@ -388,7 +399,9 @@ class _ProgramVerifier(_Verifier):
         if loop.count is not None:
             self.symbols((loop.count,), loc)
         elif loop.collected:
-            raise YieldMismatch(loc, what="loop", reason="collected tensors need `upto n in 0..`, which names their count")
+            raise YieldMismatch(
+                loc, what="loop", reason="collected tensors need `upto n in 0..`, which names their count"
+            )
         for final, kind in zip(loop.finals, kinds, strict=True):
             self.define(final, kind, loc)
         for name, kind in zip(loop.collected, yields[len(kinds) :], strict=True):
@@ -420,5 +433,3 @@ class _ProgramVerifier(_Verifier):
             self.define(outer, made, loc)
         for name, _ in loop.carries:
             self.scope.types.pop(name, None)
-
-
