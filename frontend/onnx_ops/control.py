@@ -353,6 +353,7 @@ def batched_scan(c: Ctx, body: Any, count: int) -> Seq[Result]:
     inputs = [c.x(i) for i in range(len(c.ins) - count, len(c.ins))]
     turned = c.ints("directions", (0,) * count)
     (batch,) = c.known([inputs[0].shape[0]], "its batch")
+    c.limit(batch, 256, "its batch")
     deps = deps_of(c.ins)
     rows = []
     for n in range(batch):

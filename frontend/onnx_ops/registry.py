@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 import numpy as np
 
 from dlc.frontend.errors import UnsupportedOperator
-from dlc.frontend.onnx_errors import InvalidNode, WrongAttribute
+from dlc.frontend.onnx_errors import InvalidNode, TooLarge, WrongAttribute
 from dlc.frontend.onnx_load import attribute_value, tensor_array
 from dlc.frontend.onnx_value import Array, Optional, Sequence, Tensor, Value
-from dlc.ir.builder import Builder
+from dlc.frontend.onnx_builder import ModelBuilder
 from dlc.ir.dtype import DType
 from dlc.ir.extent import IntExpr, int_expr
 from dlc.ir.loc import Loc
@@ -83,7 +83,7 @@ class Ctx:
     hint: str = field(default="t")
 
     @property
-    def b(self) -> Builder:
+    def b(self) -> ModelBuilder:
         return self.graph.b
 
     @property
@@ -206,6 +206,11 @@ class Ctx:
         if not hasattr(found, "data_type"):
             raise WrongAttribute(self.loc, attribute=name, op=self.op, reason="a tensor is expected")
         return tensor_array(found, self.graph.folder, self.loc)
+
+    def limit(self, count: int, most: int, what: str) -> None:
+        """Refuse what would take the importer too long or too much memory."""
+        if count > most:
+            raise TooLarge(self.loc, op=self.op, reason=f"{what} ({count}) is more than {most}")
 
     # --- helpers ---
 

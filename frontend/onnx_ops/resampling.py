@@ -243,6 +243,7 @@ def resize_by(
             c.bad(f"keep_aspect_ratio_policy {policy!r} is unknown")
     for n in changed:
         region = (roi[n], roi[len(axes) + n]) if len(roi) == 2 * len(axes) else (0.0, 1.0)
+        c.limit(new[n], 1 << 16, "a resized extent")
         if old[n] == 0 and new[n]:
             c.bad("an empty axis cannot be resized")
         x = resample(c, x, axes[n], taps(s, old[n], new[n], factors[n], region), fill, f"{c.hint}_{axes[n]}")

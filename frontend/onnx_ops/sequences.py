@@ -63,6 +63,7 @@ def split_to_sequence(c: Ctx) -> Result:
     axis = c.axis(c.int_("axis", 0), x.rank)
     single = not c.has(1)
     (extent,) = c.known([x.shape[axis]], "the extent it splits")
+    c.limit(extent, 1 << 14, "the extent it splits")
     if single:
         sizes = [1] * extent
     else:

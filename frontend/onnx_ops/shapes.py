@@ -75,6 +75,7 @@ def range_(c: Ctx) -> Result:
     if step_ == 0:
         c.bad("its step is 0")
     n = max(int(np.ceil((last_ - first_) / step_)), 0)
+    c.limit(n, 1 << 24, "its number of elements")
     return Tensor(static=(first_ + np.arange(n) * step_).astype(start.dtype.numpy), hint=c.hint)
 
 
@@ -298,6 +299,8 @@ def split(c: Ctx) -> Result:
         sizes = [int_expr(n) for n in c.ints("split")]
     if sizes is None:
         parts = c.int_("num_outputs", c.outputs)
+        if parts != c.outputs:
+            c.bad(f"num_outputs is {parts}, {c.outputs} outputs are named")
         each = (x.shape[axis] + (parts - 1)) // parts
         sizes = [each] * (parts - 1) + [x.shape[axis] - each * (parts - 1)]
     total = product([int_expr(1)]) * 0

@@ -55,6 +55,7 @@ def dft(c: Ctx) -> Result:
         n = 2 * (extent - 1) if inverse and onesided else extent
     if n < 1:
         c.bad(f"a transform of length {n}")
+    c.limit(n, 1 << 20, "its length")
     dtype, t = x.dtype, F64
     cos, sin = roots(c, n, t)
     # Terms cancel: f64 throughout, rounded once.
@@ -110,6 +111,7 @@ def stft(c: Ctx) -> Result:
         c.bad("neither a window nor a frame length is given")
     if step < 1 or n < 1:
         c.bad(f"frames of {n} every {step}")
+    c.limit(n, 1 << 20, "its frame length")
     t = x.dtype
     cos, sin = roots(c, n, t)
     frames = (x.shape[1] - n) // step + 1
@@ -128,6 +130,9 @@ def mel_weight_matrix(c: Ctx) -> Result:
     bands, length, rate = (int(c.scalar_number(i, "its sizes")) for i in range(3))
     low, high = (float(c.scalar_number(i, "its edges")) for i in (3, 4))
     dtype = element_type(c.int_("output_datatype", 1), c.loc, c.op)
+    if bands < 1 or length < 1 or rate < 1 or low < 0 or high > rate / 2:
+        c.bad("its sizes and edges do not fit together")
+    c.limit(bands * length, 1 << 24, "its number of weights")
     mel = [2595 * math.log10(1 + f / 700) for f in (low, high)]
     step = (mel[1] - mel[0]) / (bands + 2)
     hertz = 700 * (10 ** ((np.arange(bands + 2) * step + mel[0]) / 2595) - 1)
@@ -252,6 +257,7 @@ def count_grams(c: Ctx, x: Val, grams: np.ndarray, n: int, skips: int, length: I
     """How often each of `grams` occurs in each row of `x`, i64[rows, grams], with every distance up to `skips` + 1."""
     table = c.b.constant(grams, "grams")
     total: Val | None = None
+    c.limit(skips, 4096, "its skip count")
     for distance in range(1, skips + 2):
         reach = (n - 1) * distance
         if length.const is not None and length.const <= reach:
