@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 import numpy as np
 
 from dlc.frontend.errors import UnsupportedOperator
+from dlc.frontend.onnx_builder import ModelBuilder
 from dlc.frontend.onnx_errors import InvalidNode, TooLarge, WrongAttribute
 from dlc.frontend.onnx_load import attribute_value, tensor_array
 from dlc.frontend.onnx_value import Array, Optional, Sequence, Tensor, Value
-from dlc.frontend.onnx_builder import ModelBuilder
 from dlc.ir.dtype import DType
 from dlc.ir.extent import IntExpr, int_expr
 from dlc.ir.loc import Loc

@@ -457,7 +457,7 @@ def _four(c: Ctx, x: Val) -> tuple[IntExpr, IntExpr, IntExpr, IntExpr]:
 def trilu(c: Ctx) -> Result:
     x = c.x(0)
     upper = c.int_("upper", 1)
-    k = const(0, I64)
+    k: Expr = const(0, I64)
     if c.has(1):
         given = c.tensor(1)
         k = given.val(c.b).at((int_expr(0),) * len(given.shape))

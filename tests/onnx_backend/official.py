@@ -12,4 +12,4 @@ suite = BackendTest(DlcBackend, __name__)
 suite.include("^test_.*_cpu$")
 suite.exclude("_(resnet|vgg|alexnet|inception|densenet|bvlc|shufflenet|squeezenet|zfnet)")
 
-globals().update(suite.enable_report().test_cases)
+globals().update(suite.test_cases)
