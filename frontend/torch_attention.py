@@ -25,7 +25,7 @@ def attention(
     w = wide_type(t)
     h = c.hint.replace("scaled_dot_product_attention", "attention")
     lead = list(query.shape[:-2])
-    q, k, v = query, key, value
+    q, k, v = query, key, c.cast(value, w)
     groups = None
     if grouped and q.rank >= 3 and q.shape[-3] != k.shape[-3]:
         groups = q.shape[-3] // k.shape[-3]
@@ -59,8 +59,8 @@ def attention(
     # Stored with the heads inside the rows, [..., L, H, F]: most models join the heads next, which is then no copy.
     outer, heads = (letters[:1], letters[1:]) if n > 1 else (letters, "")
     spec = f"{letters}lm,{_shared(v, letters, lead)}mf->{outer}l{heads}f"
-    rows = c.b.contract(h, spec, weights, _trim(v, n, lead), dtype=t)
-    out = rows.permute([0, *range(2, n + 1), 1, n + 1]) if heads else rows
+    rows = c.b.contract(h, spec, weights, _trim(v, n, lead), dtype=w)
+    out = c.cast(rows.permute([0, *range(2, n + 1), 1, n + 1]) if heads else rows, t)
     return out.reshape([*query.shape[:-3], query.shape[-3], *out.shape[-2:]]) if groups is not None else out
 
 

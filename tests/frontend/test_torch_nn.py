@@ -256,6 +256,20 @@ def test_attention(name: str) -> None:
     check(ATTENTION[name], data(2, 6, 4, 8), data(2, 6, 5, 8), data(2, 6, 5, 8, seed=2), _masked())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_attention_types(dtype: torch.dtype) -> None:
+    q, k = data(2, 6, 4, 8).to(dtype), data(2, 6, 5, 8).to(dtype)
+    check(
+        lambda q, k, m: (
+            F.scaled_dot_product_attention(q, k, k, m),
+            F.scaled_dot_product_attention(q, k[:, :3], k[:, :3], enable_gqa=True),
+        ),
+        q,
+        k,
+        torch.zeros(4, 5, dtype=dtype).masked_fill(~_masked(), -10.0),
+    )
+
+
 def test_attention_with_symbolic_extents() -> None:
     n, t = Dim("n", min=1, max=9), Dim("t", min=2, max=99)
     attend = nn.MultiheadAttention(8, 2, batch_first=True).eval()

@@ -14,6 +14,7 @@ from dlc.frontend.imported import Imported
 from dlc.frontend.torch_export import import_torch
 from dlc.frontend.torch_types import numpy_view
 from dlc.ir.interpret import run_program
+from dlc.ir.verify import verify
 
 
 class Fn(nn.Module):
@@ -79,6 +80,7 @@ def check(function: Any, *args: Any, dynamic: Any = None, others: Sequence[Seque
     if dynamic is not None and isinstance(model, Fn):  # `forward(*args)`: one spec, a tuple with one entry per argument
         dynamic = ((dynamic,) if isinstance(dynamic, dict) else dynamic,)
     imported = import_torch(model, args, dynamic_shapes=dynamic)
+    verify(imported.program, bounds=False)  # the compiler's first pass proves what remains
     for inputs in [args, *others]:
         compare(imported, model, inputs, str(function))
     return imported
