@@ -34,12 +34,27 @@ MOST_ELEMENTS = 6000
 
 @dataclass(frozen=True)
 class Case:
-    """A program with inputs, and the constructs it holds."""
+    """A program with inputs, and the constructs it holds.
+
+    Attributes:
+        again: inputs for other values of the symbols, which the same artifact must serve.
+    """
 
     seed: int
     program: Program
     inputs: tuple[Array, ...]
     tags: tuple[str, ...]
+    again: tuple[Array, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """How an input was drawn; the range of an index may hang on an extent."""
+
+    dtype: DType
+    shape: tuple[IntExpr, ...]
+    lo: IntExpr | float | None
+    hi: IntExpr | float | None
 
 
 @dataclass(frozen=True)
@@ -84,6 +99,7 @@ class Gen:
     rng: random.Random = field(init=False)
     np_rng: np.random.Generator = field(init=False)
     inputs: list[Array] = field(default_factory=list)
+    sources: list[Source] = field(default_factory=list)
     pool: list[Tensor] = field(default_factory=list)
     leaving: list[Val] = field(default_factory=list)
     """results whose extents only the run determines: outputs, read by no other piece"""
@@ -141,7 +157,7 @@ class Gen:
         return Extent(int_expr(value), value)
 
     def size(self, lo: int, hi: int) -> int:
-        if lo == 0 and self.zero and self.chance(0.3):
+        if hi == 0 or lo == 0 and self.zero and self.chance(0.3):
             self.tag("extent:0")
             return 0
         options = [s for s in SIZES if max(lo, 1) <= s <= hi]
@@ -201,10 +217,13 @@ class Gen:
             flat[self.rng.randrange(a.size)] = np.asarray(self.pick(values)).astype(a.dtype)
 
     def input(
-        self, dtype: DType, shape: Sequence[Extent], lo: float | None = None, hi: float | None = None, hint: str = "x"
+        self, dtype: DType, shape: Sequence[Extent], lo: float | None = None, hi: float | None = None, hint: str = "x",
+        below: IntExpr | None = None,
     ) -> Tensor:
-        """A new parameter."""
-        val = self.builder.input(hint, dtype, [e.expr for e in shape])
+        """A new parameter; `below` is the extent that an index stays below, and above minus which if `lo` is negative."""
+        val = self.builder.input(hint, dtype, [e.expr for e in shape], donate=self.chance(0.04))
+        low = -below if below is not None and lo is not None and lo < 0 and lo == -(hi or 0) - 1 else lo
+        self.sources.append(Source(dtype, val.shape, low, hi if below is None else below - 1))
         dims = tuple(e.value for e in shape)
         self.inputs.append(self.data(dtype, dims, lo, hi))
         self.tag(f"dtype:{dtype}")
@@ -328,4 +347,28 @@ def case(seed: int, pieces: Sequence[tuple[str, float, Piece]] | None = None, le
     if len(results) > 1:
         g.tag("outputs:several")
     program = g.builder.finish([*(t.val for t in results), *g.leaving])
-    return Case(seed, program, tuple(g.inputs), tuple(g.tags))
+    again = _again(g)
+    return Case(seed, program, tuple(g.inputs), tuple(g.tags), again)
+
+
+def _again(g: Gen) -> tuple[Array, ...] | None:
+    """Inputs for larger values of the symbols (a window may not fit into smaller ones)."""
+    if not g.symbols or "gather:outside" in g.tags:
+        return None
+    known = g.builder.symbols
+    env: dict[str, int] = {}
+    for name, e in g.symbols.items():
+        s = known[name]
+        step = s.divisor * g.pick((0, 1, 2, 5, 14))
+        value = e.value + step
+        env["#" + name] = value if s.hi is None or value <= s.hi else e.value
+    if all(env["#" + n] == e.value for n, e in g.symbols.items()):
+        return None
+
+    def number(x: IntExpr | float | None) -> float | None:
+        return int(evaluate(x, env)) if isinstance(x, IntExpr) else x
+
+    g.tag("extents:again")
+    return tuple(
+        g.data(s.dtype, [int(evaluate(x, env)) for x in s.shape], number(s.lo), number(s.hi)) for s in g.sources
+    )

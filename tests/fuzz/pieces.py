@@ -118,20 +118,21 @@ def pointwise(g: Gen) -> None:
 
 
 def each_operator(g: Gen) -> None:
-    """One operator alone, as an output: every operator at every type, sooner or later."""
-    t = g.some(ALL, fresh=0.8)
-    arity = g.pick((1, 2))
-    names = operators(t.dtype, ("same", "compare", "test"), arity)
-    op = g.pick(names)
-    g.tag(f"op:{op}")
-    other = partners(g, t, 1)[0] if arity == 2 else t
-    right = other.val.broadcast_to(t.val.shape)
-    second = right if other.dtype == t.dtype else g.builder.cast(right, t.dtype)
-    dtype = t.dtype if SCALAR_OPS[op].typing == "same" else BOOL
-    out = g.builder.compute(
-        "q", t.val.shape, lambda *i: apply(op, *([t.val.at(i), second.at(i)][:arity])), dtype
-    )
-    g.add(out, t.shape, False)
+    """Some operators alone, as outputs: every operator at every type, sooner or later."""
+    wanted = g.pick(list(SCALAR_OPS))
+    kinds = [t for t in ALL if t.kind in SCALAR_OPS[wanted].kinds]
+    t = g.some([g.pick(kinds), g.pick(kinds), g.pick([k for k in kinds if k in (F32, I32, I64)] or kinds)], fresh=0.7)
+    others = partners(g, t, 1)
+    names = operators(t.dtype, ("same", "compare", "test"), 1) + operators(t.dtype, ("same", "compare", "test"), 2)
+    for op in {wanted, *g.rng.sample(names, min(len(names), g.rng.randint(0, 3)))} - {"select"}:
+        g.tag(f"op:{op}")
+        arity = SCALAR_OPS[op].arity
+        right = g.builder.cast(others[0].val.broadcast_to(t.val.shape), t.dtype)
+        dtype = t.dtype if SCALAR_OPS[op].typing == "same" else BOOL
+        out = g.builder.compute(
+            "q", t.val.shape, lambda *i, op=op, n=arity, v=right: apply(op, *([t.val.at(i), v.at(i)][:n])), dtype
+        )
+        g.add(out, t.shape, False)
 
 
 def crossing(g: Gen) -> None:
@@ -148,10 +149,14 @@ def crossing(g: Gen) -> None:
 
 
 def cast(g: Gen) -> None:
-    t = g.some()
-    to = g.any_type()
-    out = g.builder.compute("c", t.val.shape, lambda *i: conversion(g, to, t.val.at(i), t.dtype), to)
-    g.add(out, t.shape, False)
+    t = g.some(ALL if g.chance(0.5) else None)
+    for _ in range(g.rng.randint(1, 3)):
+        to = g.any_type() if g.chance(0.5) else g.pick(ALL)
+        same = [o for o in ALL if o.bits == t.dtype.bits and o != t.dtype and BOOL not in (o, t.dtype)]
+        if same and g.chance(0.2):
+            to = g.pick(same)
+        out = g.builder.compute("c", t.val.shape, lambda *i, to=to: conversion(g, to, t.val.at(i), t.dtype), to)
+        g.add(out, t.shape, False)
 
 
 def chain(g: Gen) -> None:
@@ -498,10 +503,10 @@ def coordinates(g: Gen) -> None:
 # --- gathers and scatters --------------------------------------------------------------------------------------------
 
 
-def index_tensor(g: Gen, shape: list[Extent], n: int, lo: int | None = None) -> Tensor:
-    """Integers within `lo`..n-1."""
+def index_tensor(g: Gen, shape: list[Extent], n: int, extent: IntExpr, lo: int | None = None) -> Tensor:
+    """Integers within `lo`..n-1, `n` being the value of `extent`."""
     dtype = g.pick((I64, I64, I32))
-    return g.input(dtype, shape, 0 if lo is None else lo, n - 1, hint="ix")
+    return g.input(dtype, shape, 0 if lo is None else lo, n - 1, hint="ix", below=extent)
 
 
 def as_index(e: Expr, dtype: DType) -> IntExpr:
@@ -520,19 +525,19 @@ def gather(g: Gen) -> None:
     if kind == "elementwise":  # torch.gather: the index tensor has the result's shape
         dims = g.extents(t)
         dims[d] = g.extent(0, 17)
-        ix = index_tensor(g, dims, n)
+        ix = index_tensor(g, dims, n, t.val.shape[d])
         out = g.builder.compute(
             "g", [e.expr for e in dims],
             lambda *i: t.val.at((*i[:d], as_index(ix.val.at(i), ix.dtype), *i[d + 1 :])), t.dtype,
         )
         g.add(out, [e.value for e in dims], t.clean)
         return
-    ix = index_tensor(g, dims, n, -n if kind == "negative" else (-5 if kind == "clamp" else None))
+    ix = index_tensor(g, dims, n, t.val.shape[d], -n if kind == "negative" else (-5 if kind == "clamp" else None))
     if kind == "plain" and g.inputs[-1].size and t.shape[:d].count(0) + t.shape[d + 1 :].count(0) == 0 and g.chance(0.6):
         g.tag("gather:outside")  # must be refused at run time
         g.inputs[-1].reshape(-1)[g.rng.randrange(g.inputs[-1].size)] = g.pick((n, -1, n + 3))
     extent = t.val.shape[d]
-    inner = index_tensor(g, [Extent(extent, n)], n) if kind == "two-level" else None
+    inner = index_tensor(g, [Extent(extent, n)], n, extent) if kind == "two-level" else None
 
     def at(i: tuple[IntExpr, ...]) -> IntExpr:
         e = ix.val.at(i)
@@ -570,7 +575,7 @@ def scatter(g: Gen) -> None:
     if n == 0:
         raise Unfit
     k = g.extent(0, 9)
-    ix = index_tensor(g, [k], n, -2 if drop else None)
+    ix = index_tensor(g, [k], n, t.val.shape[d], -2 if drop else None)
     if drop:
         g.inputs[-1][...] = g.np_rng.integers(-2, n + 2, g.inputs[-1].shape)
     dims = g.extents(t)
@@ -640,7 +645,7 @@ def _late() -> list[tuple[str, float, Piece]]:
 
 
 PIECES: list[tuple[str, float, Piece]] = [
-    ("pointwise", 3.0, pointwise), ("operator", 2.5, each_operator), ("cast", 1.0, cast), ("chain", 1.2, chain), ("crossing", 0.5, crossing),
+    ("pointwise", 3.0, pointwise), ("operator", 3.2, each_operator), ("cast", 1.8, cast), ("chain", 1.2, chain), ("crossing", 0.5, crossing),
     ("reduction", 2.5, reduction), ("arg", 0.7, arg_reduction), ("welford", 0.4, welford), ("norm", 1.2, normalisation),
     ("partial", 1.0, partial), ("views", 1.8, views), ("concat", 0.9, pieces), ("stack", 0.4, stack),
     ("relayout", 0.7, relayout), ("coordinates", 0.6, coordinates), ("gather", 1.2, gather), ("scatter", 1.0, scatter),

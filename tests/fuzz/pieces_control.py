@@ -42,7 +42,7 @@ def recurrent(g: Gen) -> None:
     """An RNN, GRU or LSTM cell: contractions inside a scan, several carries, stacked outputs."""
     b = g.builder
     dtype = g.pick((F32, F32, F32, F64, F16))
-    steps, batch = g.extent(0, 9), g.extent(1, 5)
+    steps, batch = g.extent(0, 0 if g.chance(0.08) else 9), g.extent(1, 5)
     hidden, width = g.pick((1, 3, 8, 16, 24)), g.pick((1, 4, 9))
     x = g.input(dtype, [steps, batch, Extent(_i(width), width)])
     wi, wh = (g.constant(dtype, s, -0.5, 0.5, hint="w") for s in ([hidden, width], [hidden, hidden]))
@@ -73,7 +73,7 @@ def nested(g: Gen) -> None:
     """A scan in a scan; the inner one's carry starts from the outer one's, and a reduction inside the body."""
     b = g.builder
     dtype = g.pick((F32, F64, I32))
-    n, m, w = g.extent(0, 5), g.extent(0, 4), g.extent(1, 17)
+    n, m, w = g.extent(0, 0 if g.chance(0.1) else 5), g.extent(0, 4), g.extent(1, 17)
     x = g.input(dtype, [n, m, w])
     z = g.input(dtype, [w])
 

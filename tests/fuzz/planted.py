@@ -92,7 +92,7 @@ PLANTS: tuple[Plant, ...] = (
     ),
     Plant(
         "packing loses the last column", "dlc.passes.prepare_contractions:_Preparation._constant",
-        "< int(guard[1].const or 0)", "< int(guard[1].const or 0) - 1", ("contraction:constant", "conv"),
+        "(guard[0], int(guard[1].const or 0))", "(guard[0], int(guard[1].const or 0) - 1)", ("contraction:constant", "conv"),
     ),
     Plant(
         "tail lanes not folded", "dlc.codegen.nest:_fold_lanes", "folded = b.reduce(monoid.op, b.op(monoid.op, folded, tail))",

@@ -91,7 +91,8 @@ def tidy(c: Case, program: Program) -> Case:
     ]
     kept.sort()
     smaller = replace(program, params=tuple(program.params[k] for k in kept))
-    return replace(c, program=smaller, inputs=tuple(c.inputs[k] for k in kept))
+    again = tuple(c.again[k] for k in kept) if c.again is not None and len(c.again) == len(c.inputs) else None
+    return replace(c, program=smaller, inputs=tuple(c.inputs[k] for k in kept), again=again)
 
 
 def _cut(c: Case, k: int) -> Iterator[Case]:
@@ -108,7 +109,7 @@ def _cut(c: Case, k: int) -> Iterator[Case]:
         return
     params = p.params + tuple(Param(o, replace(types[o], order=None)) for o in stmt.outs)
     body = Region(p.body.body[:k] + p.body.body[k + 1 :], p.body.yields)
-    yield tidy(replace(c, inputs=c.inputs + values), replace(p, params=params, body=body))
+    yield tidy(replace(c, inputs=c.inputs + values, again=None), replace(p, params=params, body=body))
 
 
 def _simpler(step: Einsum, tensors: Callable[[str], DType]) -> Iterator[Einsum]:
@@ -181,7 +182,7 @@ def _without_symbol(c: Case, name: str) -> Iterator[Case]:
             )
         )
     symbols = tuple(s for s in p.symbols if s.name != name)
-    yield tidy(c, replace(p, params=params, body=Region(tuple(body), p.body.yields), symbols=symbols))
+    yield tidy(replace(c, again=None), replace(p, params=params, body=Region(tuple(body), p.body.yields), symbols=symbols))
 
 
 __all__ = ["candidates", "np", "shrink", "tidy"]

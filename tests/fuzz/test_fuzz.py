@@ -1,0 +1,103 @@
+"""Random programs, compiled and interpreted: a sample in `make test`, 2,000 in `make test-all`."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+from ledger import Ledger
+from tests.fuzz.bounds import reference
+from tests.fuzz.generate import ALL, Case, case
+from tests.fuzz.pieces import PIECES
+from tests.fuzz.run import Result, run, summary
+from tests.fuzz.shrink import shrink
+
+from dlc.ir.monoid import MONOIDS
+from dlc.ir.scalar import SCALAR_OPS
+
+SAMPLE, WHOLE = 60, 2000
+MOST_REFUSED = 0.05
+
+LEAST: dict[str, int] = {
+    **{f"op:{o}": 10 for o in SCALAR_OPS},
+    **{f"monoid:{m}": 10 for m in MONOIDS},
+    **{f"dtype:{t}": 60 for t in ALL},
+    **{f"cast:{a}{b}": 4 for a in "fiub" for b in "fiub" if a + b != "bb"},
+    **{name: 30 for name, _, _ in PIECES},
+    "cast:sat": 30, "cast:wrap": 30, "bitcast": 15, "constant": 300, "accumulator": 15,
+    "extent:0": 60, "extent:1": 200, "extent:odd": 500, "extent:symbol": 500, "extents:again": 300,
+    "where:free": 50, "where:reduced": 50, "domain:inherited": 50, "read:else": 100, "index-value": 30, "layout": 40,
+    "piecewise:concat": 40, "piecewise:stack": 30, "empty-reduction": 8, "gather:negative": 10, "gather:outside": 10,
+    "gather:clamp": 10, "gather:two-level": 10, "gather:elementwise": 10, "scatter:drop": 20, "scatter:where": 15,
+    **{f"scatter:{op}": 10 for op in ("set", "sum", "prod", "max", "min")},
+    **{f"view:{v}": 20 for v in ("permute", "reshape", "flip", "slice", "select", "unsqueeze", "pad", "clamp", "reflect", "roll", "split")},
+    "contraction": 300, "contraction:constant": 60, "contraction:reshaped": 50, "contraction:permuted": 40, "contraction:cast": 40,
+    "contraction:tiled": 150, "conv": 100, "conv:groups": 30, "conv:depthwise": 20, "conv:stride": 50, "conv:dilation": 25, "window": 120,
+    "scan": 120, "scan:nested": 15, "scan:zero": 8, "scan:contraction": 50, "scan:swap": 15, "scan:stacked": 100,
+    "if": 30, "loop": 40, "loop:while": 20, "loop:collect": 20, "bind": 30, "outputs:several": 400,
+    "input:special-float": 100, "input:extreme-int": 50, "input:any-int": 100,
+}  # fmt: skip
+"""Least number of programs with each construct among 2,000."""
+
+
+def test_every_construct_has_its_share() -> None:
+    counts = Counter(t for seed in range(WHOLE) for t in case(seed).tags)
+    few = {tag: (counts[tag], least) for tag, least in LEAST.items() if counts[tag] < least}
+    assert not few, f"too few programs (have, want): {few}"
+
+
+def test_cases_are_reproducible() -> None:
+    for seed in range(40):
+        a, b = case(seed), case(seed)
+        assert a.program == b.program and a.tags == b.tags
+        for x, y in zip(a.inputs, b.inputs, strict=True):
+            assert x.tobytes() == y.tobytes()
+
+
+def test_compiled_and_interpreted_agree(everything: bool) -> None:
+    if everything:
+        results = run(range(WHOLE), workers=2, ledger=Ledger("fuzz"))
+    else:
+        start = int(time.time()) // 86400 % 30 * SAMPLE  # another sample each day
+        results = run(range(start, start + SAMPLE), workers=1)
+    print(summary(results))
+    faults = [r for r in results if r.status in ("wrong", "error", "crash")]
+    assert not faults, "\n".join(_told(r) for r in faults[:5])
+    refused = [r for r in results if r.status == "refused"]
+    assert len(refused) <= MOST_REFUSED * len(results), [r.detail for r in refused]
+    open_ = sum(r.open_elements for r in results)
+    assert open_ <= 0.02 * sum(r.elements for r in results), "too much is left undetermined by rounding"
+
+
+def _told(r: Result) -> str:
+    return f"seed {r.seed}: {r.status} {r.detail}\n  see it: python -m tests.fuzz.run --seed {r.seed} --shrink"
+
+
+def test_shrinking_keeps_the_fault() -> None:
+    """Down to one step that holds what is looked for."""
+
+    def has_exp(c: Case) -> bool:
+        reference(c.program, c.inputs)
+        return "exp(" in str(c.program)
+
+    seed = next(s for s in range(500) if "op:exp" in case(s).tags and has_exp(case(s)))
+    small = shrink(case(seed), "host", "wrong", 20.0, has_exp)
+    assert has_exp(small)
+    assert len(small.program.body.body) <= 2
+    assert len(str(small.program)) <= len(str(case(seed).program))
+
+
+@pytest.mark.parametrize("seed", [0, 3, 7])
+def test_bounds_are_those_of_the_interpreter(seed: int) -> None:
+    from dlc.ir.interpret import run_program
+
+    c = case(seed)
+    want = run_program(c.program, c.inputs)
+    got = reference(c.program, c.inputs)
+    for a, b, bound in zip(want, got.results, got.bounds, strict=True):
+        assert a.tobytes() == b.tobytes()
+        assert bound.shape == a.shape and not np.isnan(bound).any() and (bound >= 0).all()
+
+
