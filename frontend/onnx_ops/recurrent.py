@@ -263,6 +263,15 @@ def activations(c: Ctx, directions: int) -> list[tuple[Activation, ...]]:
     return [tuple(found[n * len(per) : (n + 1) * len(per)]) for n in range(directions)]
 
 
+_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+
+
+def _match(c: Ctx, what: str, a: IntExpr, b: IntExpr) -> None:
+    if a.const is not None and b.const is not None and a.const != b.const:
+        c.bad(f"{what} do not fit: {a} and {b}")
+    c.b.equate(a, b)
+
+
 @op("LSTM", "GRU", "RNN")
 def recurrent(c: Ctx) -> Result | Sequence[Result]:
     x, w, r, bias, lengths, h0 = c.x(0), c.x(1), c.x(2), c.opt(3), c.opt(4), c.opt(5)
@@ -274,17 +283,24 @@ def recurrent(c: Ctx) -> Result | Sequence[Result]:
     if batch_first:
         x = x.transpose(0, 1)
         h0, c0 = (None if v is None else v.transpose(0, 1) for v in (h0, c0))
-    c.b.equate(x.shape[2], w.shape[2])
+    hidden, gates = r.shape[2], _GATES[c.op]
+    _match(c, "input and weight sizes", x.shape[2], w.shape[2])
+    _match(c, "gates of the weights and the recurrence", w.shape[1], r.shape[1])
+    _match(c, "gates and hidden size", r.shape[1], hidden * gates)
+    if bias is not None:
+        _match(c, "bias and gates", bias.shape[-1], hidden * (2 * gates))
+    if peephole is not None:
+        _match(c, "peepholes and hidden size", peephole.shape[-1], hidden * 3)
     for state in (h0, c0):
         if state is not None:
-            c.b.equate(x.shape[1], state.shape[1])
+            _match(c, "batches", x.shape[1], state.shape[1])
+            _match(c, "state and hidden sizes", state.shape[2], hidden)
     if lengths is not None:
-        c.b.equate(x.shape[1], lengths.shape[0])
+        _match(c, "batch and sequence lengths", x.shape[1], lengths.shape[0])
     direction = c.str_("direction", "forward")
     if direction not in ("forward", "reverse", "bidirectional"):
         c.bad(f"direction {direction!r} is unknown")
     reversals = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}[direction]
-    hidden = r.shape[2]
     if w.shape[0].const not in (None, len(reversals)):
         c.bad(f"weights for {w.shape[0]} directions, {len(reversals)} are asked for")
     kinds = activations(c, len(reversals))
