@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 
+import numpy as np
+
 from dlc.frontend.onnx_ops.pointwise import wide_type
 from dlc.frontend.onnx_ops.products import minus_zero_point
 from dlc.frontend.onnx_ops.registry import Ctx, Result, op, same_dtype
+from dlc.frontend.onnx_value import Array
 from dlc.ir.dtype import I32, I64, DType
-from dlc.ir.expr import Cast, Expr, Index, access, apply, const, index_value
+from dlc.ir.expr import Cast, Expr, Index, Piecewise, access, apply, const, index_value
 from dlc.ir.extent import IntExpr, int_expr
 from dlc.ir.view import Val, product
 
@@ -180,6 +183,9 @@ def conv_transpose(c: Ctx) -> Result:
             before.append(int_expr(pads[d] if auto == "NOTSET" else 0))
             out.append(full - before[d] - (pads[n + d] if auto == "NOTSET" else 0))
     depth, per = x.shape[1] // group, w.shape[1]
+    weights = c.tensor(1).numbers
+    if weights is not None and all(r == 1 or d == 1 for r, d in zip(strides, dilations, strict=True)):
+        return by_phases(c, x, weights, bias, group, strides, dilations, before, out)
 
     def element(i: tuple[IntExpr, ...], r: tuple[IntExpr, ...]) -> Expr:
         g, o, spot, ch, k = i[1], i[2], i[3:], r[0], r[1:]
@@ -187,21 +193,71 @@ def conv_transpose(c: Ctx) -> Result:
         reach = [spot[d] + before[d] - k[d] * dilations[d] for d in range(n)]
         places = [reach[d] // strides[d] for d in range(n)]
         value = source.at((i[0], g * depth + ch, *places))
-        return apply("mul", value, w.at((g * depth + ch, o, *k)))
-
-    def domain(i: tuple[IntExpr, ...], r: tuple[IntExpr, ...]) -> Expr:
-        tests = []
-        for d in range(n):
-            reach = i[3 + d] + before[d] - r[1 + d] * dilations[d]
-            if strides[d] > 1:
-                tests.append(apply("eq", Index(reach % strides[d]), const(0, I64)))
-        return reduce(lambda a, b: apply("and", a, b), tests)
+        return where_whole(reach, strides, apply("mul", value, w.at((g * depth + ch, o, *k))), const(0, x.dtype))
 
     source = guarded(c, x, f"{c.hint}_in")
     shape = [x.shape[0], int_expr(group), per, *out]
-    where = domain if any(s > 1 for s in strides) else None
-    y = c.b.reduce(f"{c.hint}_product", "sum", shape, [depth, *kernel], element, x.dtype, where=where)
+    y = c.b.reduce(f"{c.hint}_product", "sum", shape, [depth, *kernel], element, x.dtype)
     return add_bias(c, y.reshape([x.shape[0], per * group, *out]), bias, c.hint)
+
+
+def where_whole(places: Sequence[IntExpr], strides: Sequence[int], value: Expr, otherwise: Expr) -> Expr:
+    """`value` where every place is a multiple of its stride."""
+    tests = [apply("eq", Index(p % s), const(0, I64)) for p, s in zip(places, strides, strict=True) if s > 1]
+    if not tests:
+        return value
+    return Piecewise(((reduce(lambda a, b: apply("and", a, b), tests), value),), otherwise)
+
+
+def by_phases(
+    c: Ctx,
+    x: Val,
+    weights: Array,
+    bias: Val | None,
+    group: int,
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    before: Sequence[IntExpr],
+    out: Sequence[IntExpr],
+) -> Val:
+    """A transposed convolution as a plain one: each residue of the output place modulo the stride is an output channel.
+
+    Output place p, with p + before = q*s + f, takes input q - m through kernel element f + s*m. So the kernel is split by f
+    (padded with zeros to whole steps) and turned round; the channels (o, f...) of the result are then spread out in space.
+    """
+    n = len(strides)
+    channels, per, *kernel = weights.shape
+    taps = [-(-k // s) for k, s in zip(kernel, strides, strict=True)]
+    whole = np.pad(weights, [(0, 0), (0, 0), *((0, m * s - k) for m, s, k in zip(taps, strides, kernel, strict=True))])
+    split = whole.reshape(group, channels // group, per, *(e for m, s in zip(taps, strides, strict=True) for e in (m, s)))
+    steps, phases = [3 + 2 * d for d in range(n)], [4 + 2 * d for d in range(n)]
+    turned = np.flip(split, tuple(steps)).transpose(0, 2, *phases, 1, *steps)
+    wide = per * int(np.prod(strides))
+    kept = np.ascontiguousarray(turned.reshape(group * wide, channels // group, *taps))
+    w = c.b.constant(kept, f"{c.hint}_weights")
+    extents = [(e + b - 1) // s + 1 for e, b, s in zip(out, before, strides, strict=True)]
+    source = guarded(c, x, f"{c.hint}_in") if any(m > 1 for m in taps) or not exact(extents, x) else x
+    depth = channels // group
+
+    def element(i: tuple[IntExpr, ...], r: tuple[IntExpr, ...]) -> Expr:
+        places = [i[d - n] + (r[1 + d] - (taps[d] - 1)) * dilations[d] for d in range(n)]
+        if group == 1:
+            return apply("mul", source.at((i[0], r[0], *places)), w.at((i[1], *r)))
+        g, o = i[1], i[2]
+        return apply("mul", source.at((i[0], g * depth + r[0], *places)), w.at((g * wide + o, *r)))
+
+    rows = [wide] if group == 1 else [group, wide]
+    y = c.b.reduce(f"{c.hint}_product", "sum", [x.shape[0], *rows, *extents], [depth, *taps], element, x.dtype)
+    y = y.reshape([x.shape[0], group * per, *strides, *extents])
+    y = y.permute([0, 1, *(e for d in range(n) for e in (2 + n + d, 2 + d))])
+    y = y.reshape([x.shape[0], group * per, *(e * s for e, s in zip(extents, strides, strict=True))])
+    for d in range(n):
+        y = y.slice(2 + d, before[d], out[d])
+    return add_bias(c, y, bias, c.hint) if bias is not None else c.b.materialize(y, c.hint)
+
+
+def exact(extents: Sequence[IntExpr], x: Val) -> bool:
+    return tuple(extents) == x.shape[2:]
 
 
 @op("Col2Im")
@@ -223,15 +279,11 @@ def col2im(c: Ctx) -> Result:
         return [i[2 + d] + pads[d] - k[d] * dilations[d] for d in range(n)]
 
     def element(i: tuple[IntExpr, ...], k: tuple[IntExpr, ...]) -> Expr:
-        at = [p // s for p, s in zip(places(i, k), strides, strict=True)]
-        return columns.at((i[0], i[1], *k, *at))
+        reach = places(i, k)
+        value = columns.at((i[0], i[1], *k, *(p // s for p, s in zip(reach, strides, strict=True))))
+        return where_whole(reach, strides, value, const(0, x.dtype))
 
-    def domain(i: tuple[IntExpr, ...], k: tuple[IntExpr, ...]) -> Expr:
-        tests = [apply("eq", Index(p % s), const(0, I64)) for p, s in zip(places(i, k), strides, strict=True) if s > 1]
-        return reduce(lambda a, b: apply("and", a, b), tests)
-
-    where = domain if any(s > 1 for s in strides) else None
-    return c.b.reduce(c.hint, "sum", [x.shape[0], channels, *image], block, element, x.dtype, where=where)
+    return c.b.reduce(c.hint, "sum", [x.shape[0], channels, *image], block, element, x.dtype)
 
 
 @op("DeformConv")

@@ -115,3 +115,18 @@ def test_values_that_arrive_at_run_time_become_extents():
         v, _, r = evaluate(imported, [np.array(n), x])
         np.testing.assert_array_equal(v, np.sort(x)[::-1][:n])
         np.testing.assert_array_equal(r, np.arange(n))
+
+
+@pytest.mark.parametrize("group", [1, 2])
+@pytest.mark.parametrize(("kernel", "stride", "pad", "extra", "dilation"), [(2, 2, 0, 0, 1), (3, 2, 1, 1, 1), (4, 3, 1, 0, 1), (3, 1, 1, 0, 2), (3, 2, 0, 0, 2)])
+def test_transposed_convolution(group, kernel, stride, pad, extra, dilation):
+    w = random(4, 3, kernel, kernel, seed=2)
+    numbers = ", ".join(map(repr, w.ravel().tolist()))
+    attributes = f"group={group}, strides=[{stride}, {stride}], pads=[{pad}, {pad}, {pad}, {pad}], output_padding=[{extra}, {extra}], dilations=[{dilation}, {dilation}]"
+    text = f"g (float[n, 4, 5, 6] x, float[{3 * group}] b) => (float[n, c, h, v] y) {{ w = Constant<value = float[4, 3, {kernel}, {kernel}] {{{numbers}}}>()  y = ConvTranspose<{attributes}>(x, w, b) }}"
+    x, b = random(2, 4, 5, 6), random(3 * group, seed=5)
+    import torch
+
+    want = torch.nn.functional.conv_transpose2d(*map(torch.from_numpy, (x, w, b)), stride, pad, extra, group, dilation)
+    got = evaluate(import_model(parse(text)), [x, b])[0]
+    np.testing.assert_allclose(got, want.numpy(), rtol=1e-4, atol=1e-5)
