@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dlc.frontend.torch_context import Ctx, Operand, add, mul, op
+from dlc.frontend.torch_context import Ctx, Operand, add, div, mul, op
 from dlc.ir.dtype import BF16, F16, F32, DType
 from dlc.ir.expr import Cast, Expr
 from dlc.ir.extent import IntExpr
@@ -196,7 +196,7 @@ def bilinear(c: Ctx, x: Val, y: Val, weight: Val, bias: Val | None = None) -> Va
 
 @op("cosine_similarity")
 def cosine_similarity(c: Ctx, x: Val, y: Val, dim: int = 1, eps: float = 1e-8) -> Val:
-    from dlc.frontend.torch_context import apply, const, div
+    from dlc.frontend.torch_context import apply, const
     from dlc.frontend.torch_reduce import reduce_dims
 
     t = c.dtype
@@ -220,17 +220,29 @@ def cosine_similarity(c: Ctx, x: Val, y: Val, dim: int = 1, eps: float = 1e-8) -
 
 @op("cdist", "_cdist_forward")
 def cdist(c: Ctx, x: Val, y: Val, p: float = 2, compute_mode: Any = None) -> Val:
-    from dlc.frontend.torch_context import apply, sub
+    from dlc.frontend.torch_context import apply, const, select, sub
 
-    if p != 2:
-        raise c.unsupported("p is not 2")
+    t = x.dtype
     shape = c.shape
     lead = len(shape) - 2
     a, b = x.broadcast_to([*shape[:lead], *x.shape[-2:]]), y.broadcast_to([*shape[:lead], *y.shape[-2:]])
+    zero, one, power = const(0, t), const(1, t), const(float(p), t)
+
+    def term(d: Expr) -> Expr:
+        if p == 2:
+            return mul(d, d)
+        if p == 0:
+            return select(apply("ne", d, zero), one, zero)
+        size = apply("abs", d)
+        return size if p in (1, float("inf")) else apply("pow", size, power)
 
     def element(i: tuple[IntExpr, ...], r: tuple[IntExpr, ...]) -> Expr:
-        d = sub(a.at((*i[:lead], i[-2], r[0])), b.at((*i[:lead], i[-1], r[0])))
-        return mul(d, d)
+        return term(sub(a.at((*i[:lead], i[-2], r[0])), b.at((*i[:lead], i[-1], r[0]))))
 
-    s = c.b.reduce(f"{c.hint}_square", "sum", shape, [x.shape[-1]], element, x.dtype)
-    return c.b.map(c.hint, lambda e: apply("sqrt", e), s, dtype=x.dtype)
+    if x.shape[-1].const == 0:
+        return c.b.scalar(0, t).broadcast_to(shape)
+    fold = "max" if p == float("inf") else "sum"
+    s = c.b.reduce(f"{c.hint}_fold", fold, shape, [x.shape[-1]], element, t)
+    if p in (0, 1, float("inf")):
+        return s
+    return c.b.map(c.hint, lambda e: apply("sqrt", e) if p == 2 else apply("pow", e, div(one, power)), s, dtype=t)

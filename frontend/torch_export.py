@@ -410,7 +410,8 @@ def missing_operators(exported: Any) -> dict[Any, tuple[int, Loc]]:
 def with_definitions(exported: Any) -> tuple[Any, tuple[str, ...]]:
     """The program with the operators that have no definition here decomposed, and their names."""
     done: list[str] = []
-    for _ in range(4):
+    before = _result_types(exported)
+    for _ in range(6):
         missing = missing_operators(exported)
         if not missing:
             break
@@ -432,21 +433,31 @@ def with_definitions(exported: Any) -> tuple[Any, tuple[str, ...]]:
     else:
         target, (_count, loc) = next(iter(missing_operators(exported).items()))
         raise UnsupportedOperator(loc, op=str(target), reason="its decomposition does not end")
+    if done and _result_types(exported) != before:
+        raise UnsupportedOperator(None, op=", ".join(done), reason="ATen's decomposition changes the type of a result")
     return exported, tuple(done)
+
+
+def _result_types(exported: Any) -> list[tuple[Any, int]]:
+    """Element type and rank of every tensor that the user gets."""
+    flat = next(n for n in exported.graph.nodes if n.op == "output").args[0]
+    kinds = [s.kind for s in exported.graph_signature.output_specs]
+    metas = [getattr(n, "meta", {}).get("val") for n, k in zip(flat, kinds, strict=True) if k == OutputKind.USER_OUTPUT]
+    return [(m.dtype, m.dim()) for m in metas if isinstance(m, torch.Tensor)]
 
 
 def decomposition(target: Any) -> Any:
     """ATen's own decomposition of an operator, or None."""
-    from torch._decomp import decomposition_table
+    from torch._decomp import core_aten_decompositions, decomposition_table
 
     if not isinstance(target, torch._ops.OpOverload):
         return None
-    found = decomposition_table.get(target)
-    if found is None and target._can_decompose():
+    # The operator's own composite definition first: the full table also holds Python references of another signature.
+    if target._can_decompose():
         from torch._export.utils import _get_decomp_for_cia
 
         return _get_decomp_for_cia(target)
-    return found
+    return core_aten_decompositions().get(target) or decomposition_table.get(target)
 
 
 def coverage(exported: Any) -> list[dict[str, Any]]:

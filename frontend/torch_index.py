@@ -233,7 +233,12 @@ def index_add(c: Ctx, x: Val, dim: int, index: Val, source: Operand, reduce: str
     kind = c.target.split(".")[1].rstrip("_")
     src = c.val(source, x.dtype)
     if kind == "index_reduce":
-        raise c.unsupported("index_reduce is not imported yet")
+        if x.rank == 0:
+            raise c.unsupported("index_reduce of a tensor without dimensions is not imported yet")
+        d = c.dim(dim, x.rank)
+        grid = index.reshape([1, index.elements, 1]).broadcast_to([1, index.elements, 1])
+        rows = grid.view([*x.shape[:d], index.elements, *x.shape[d + 1 :]], lambda *i: [0, i[d], 0])
+        return scatter_reduce(c, x, dim, rows, src, reduce, include_self=include_self)
     if x.rank == 0:
         if kind != "index_add":
             return src.reshape([])
@@ -264,7 +269,23 @@ def masked_select(c: Ctx, x: Val, mask: Val, source: Val | None = None) -> Val:
         return settled(
             c, a.view(found[0].shape, lambda *i: [at_index(c, v, i, e) for v, e in zip(found, shape, strict=True)])
         )
-    raise c.unsupported("masked_scatter is not imported yet")
+    # The n-th true element takes the n-th of the source: its place is a running count.
+    flags = c.cast(m, I64).reshape([a.elements])
+    start = c.b.scalar(-1, I64)
+
+    def body(t: IntExpr, states: tuple[Val, ...]) -> tuple[Sequence[Val], Sequence[Val]]:
+        count = c.b.map("count", add, states[0], flags.select(0, t), dtype=I64)
+        return [count], [count]
+
+    _, (order,) = c.b.scan(f"{c.hint}_count", a.elements, [start], body)
+    places = order.reshape(shape)
+    flat = c.cast(source, x.dtype).reshape([source.elements])
+
+    def element(*i: IntExpr) -> Expr:
+        place = apply("max", places.at(i), const(0, I64))
+        return when(m.at(i), flat.at((index_value(place),)), a.at(i))
+
+    return c.b.compute(c.hint, shape, element, x.dtype)
 
 
 # --- writes at plain places ------------------------------------------------------------------------------------------

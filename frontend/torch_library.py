@@ -46,6 +46,8 @@ def topk(c: Ctx, x: Val, k: Any, dim: int = -1, largest: bool = True, sorted: bo
 
 @op("kthvalue", "median.dim", "median")
 def kthvalue(c: Ctx, x: Val, *args: Any, **_: Any) -> Any:
+    if x.rank == 0:
+        return x if c.target == "aten.median.default" else (x, c.b.scalar(0, I64))
     if c.target == "aten.median.default":
         flat = x.reshape([x.elements])
         values, _index = sorted_of(c, flat, 0, False)
@@ -79,7 +81,7 @@ def nonzero_of(c: Ctx, x: Val, symbols: Sequence[Any]) -> Val:
 @op("nonzero", "nonzero_numpy", "argwhere", "where")
 def nonzero(c: Ctx, x: Val) -> Any:
     found = nonzero_of(c, x, c.graph.unbacked(c.meta))
-    if "numpy" in c.target or "where.default" in c.target:
+    if c.target in ("aten.nonzero_numpy.default", "aten.where.default"):
         return [found.select(0, d) for d in range(max(x.rank, 1))]
     if x.rank == 0:
         return found.transpose(0, 1).slice(1, 0, 0)
@@ -87,7 +89,9 @@ def nonzero(c: Ctx, x: Val) -> Any:
 
 
 @op("unique_dim", "_unique2", "unique_consecutive", "_unique", "unique_dim_consecutive")
-def unique(c: Ctx, x: Val, *args: Any, **_: Any) -> Any:
+def unique(
+    c: Ctx, x: Val, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False, *_: Any, **__: Any
+) -> Any:
     if c.target != "aten._unique2.default":
         raise c.unsupported("only torch.unique without dim is imported")
     m, name = x.elements, c.b.fresh(f"{c.hint}_n")
@@ -101,7 +105,8 @@ def unique(c: Ctx, x: Val, *args: Any, **_: Any) -> Any:
     )
     for s in c.graph.unbacked(c.meta):
         c.extents.symbols[s] = n
-    return values.reshape([n]), inverse.reshape(x.shape), counts
+    none = c.b.scalar(0, I64).broadcast_to([0])
+    return values.reshape([n]), inverse.reshape(x.shape) if return_inverse else none, counts if return_counts else none
 
 
 @op("searchsorted.Tensor", "bucketize.Tensor", "bucketize.Scalar", "searchsorted.Scalar")

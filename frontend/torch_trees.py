@@ -21,6 +21,10 @@ def _build(spec: Any, leaves: Iterator[dict[str, Any]], what: str) -> dict[str, 
     children = [_build(s, leaves, what) for s in spec.children()]
     if kind in (tuple, list):
         return {"t": kind.__name__, "c": children}
+    if kind.__module__ == "torch.return_types":  # what sort, topk and max(dim) return
+        return {"t": "namedtuple", "n": kind.__name__, "k": list(kind.__match_args__)[: len(children)], "c": children}
+    if isinstance(kind, type) and issubclass(kind, tuple) and not hasattr(kind, "_fields") and kind.__name__ == "Size":
+        return {"t": "tuple", "c": children}
     if kind in (dict, OrderedDict):
         return {"t": "dict", "k": list(context), "c": children}
     if kind is defaultdict:

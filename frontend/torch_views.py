@@ -52,7 +52,9 @@ def unsqueeze(c: Ctx, x: Val, dim: int) -> Val:
 
 @op("squeeze", "squeeze.dim", "squeeze.dims", "squeeze_copy", "squeeze_copy.dim", "squeeze_copy.dims")
 def squeeze(c: Ctx, x: Val, dim: Any = None) -> Val:
-    dims = c.dims(dim, x.rank) if dim is not None else list(range(x.rank))
+    if isinstance(dim, (list, tuple)) and not dim:
+        return x
+    dims = c.dims(dim, x.rank)
     gone = [d for d in dims if x.shape[d].const == 1]
     return x.squeeze(*gone) if gone else x
 
@@ -158,6 +160,8 @@ def diagonal(c: Ctx, x: Val, offset: int = 0, dim1: int = 0, dim2: int = 1) -> V
 
 @op("unfold", "unfold_copy")
 def unfold(c: Ctx, x: Val, dimension: int, size: int, step: int) -> Val:
+    if x.rank == 0:
+        return x.broadcast_to(c.shape)
     d = c.dim(dimension, x.rank)
     return x.view(c.shape, lambda *i: [*i[:d], i[d] * step + i[-1], *i[d + 1 : -1]])
 
@@ -281,6 +285,8 @@ def rot90(c: Ctx, x: Val, k: int = 1, dims: Sequence[int] = (0, 1)) -> Val:
 @op("roll")
 def roll(c: Ctx, x: Val, shifts: Any, dims: Any = ()) -> Val:
     moves = c.ints(shifts, 1)
+    if x.rank == 0 or any(e.const == 0 for e in x.shape):
+        return x
     if not c.ints(dims, 1):
         flat = _rolled(x.reshape([x.elements]), {0: int_expr(moves[0])})
         return c.b.materialize(flat, c.hint).reshape(x.shape)

@@ -78,6 +78,13 @@ def test_an_ordered_dict_and_a_dataclass() -> None:
     assert imported.out_tree["c"][1]["k"][0] == "value"
 
 
+def test_results_of_sort_and_max_keep_their_names() -> None:
+    imported = import_torch(module(lambda x: (x.topk(2), x.max(0))), (data(4, 3),))
+    first, second = imported.out_tree["c"]
+    assert (first["t"], first["n"], first["k"]) == ("namedtuple", "topk", ["values", "indices"])
+    assert second["k"] == ["values", "indices"]
+
+
 def test_symbols_have_the_users_names() -> None:
     batch, half = Dim("batch", min=1, max=64), Dim("half", min=2, max=50)
     model = module(lambda x, y: x + y[: x.shape[0]])
@@ -130,6 +137,22 @@ def test_operators_without_a_definition_are_decomposed() -> None:
     compare(imported, model, (data(3, 4),))
     rows = coverage(torch.export.export(model, (data(3, 4),)))
     assert {r["op"] for r in rows} == set(imported.decomposed) and all(r["decomposed"] for r in rows)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_losses_through_the_decomposition(reduction: str) -> None:
+    target = torch.tensor([1, 0, 2])
+
+    def losses(x: torch.Tensor, t: torch.Tensor) -> Any:
+        log = x.log_softmax(1)
+        found = (
+            F.nll_loss(log, t, reduction=reduction),
+            F.cross_entropy(x, t, reduction=reduction),
+            F.l1_loss(x, x * 2, reduction=reduction),
+        )
+        return *found, F.binary_cross_entropy(x.sigmoid(), (x > 0).float(), reduction=reduction)
+
+    check(losses, data(3, 4), target)
 
 
 def test_sampling_a_grid_through_the_decomposition() -> None:

@@ -79,7 +79,15 @@ WRITES: dict[str, Callable[..., Any]] = {
         x.index_fill(2, u, 9.0),
         x.index_add(-1, u, x[..., :3]),
     ),
-    "masked": lambda x, i, u: (x.masked_fill(x > 0, 1.0), torch.where(x > 0, x, -x)),
+    "masked": lambda x, i, u: (
+        x.masked_fill(x > 0, 1.0),
+        torch.where(x > 0, x, -x),
+        x.masked_scatter(x > 0, x.flip(0)),
+    ),
+    "index_reduce": lambda x, i, u: (
+        x.index_reduce(1, u, x[:, :3], "amax"),
+        x.index_reduce(0, u, x[:3], "mean", include_self=False),
+    ),
     "select_scatter": lambda x, i, u: (
         torch.select_scatter(x, x[0] * 2, 0, -1),
         torch.slice_scatter(x, x[:2] + 1, 0, 1, 5, 2),
