@@ -92,9 +92,13 @@ class Facts:
                 return value(expr)
             case FloorDiv(num, den):
                 num, den = self.simplify(num), self.simplify(den)
+                if den.const == 0:  # no value: left as it is
+                    return IntExpr((((atom,), 1),))
                 return int_expr(0) if self.within(num, den) else self._split_div(num, den)
             case Mod(num, den):
                 num, den = self.simplify(num), self.simplify(den)
+                if den.const == 0:
+                    return IntExpr((((atom,), 1),))
                 if self.within(num, den):
                     return num
                 if den.const is not None and self._divisible(num, den.const):
