@@ -13,7 +13,21 @@ from math import gcd
 from dlc.ir.domain import conjuncts
 from dlc.ir.dtype import BOOL, I64
 from dlc.ir.expr import Access, Apply, Cast, Const, Expr, Index
-from dlc.ir.extent import IntExpr, Max, Min, int_expr, maximum, minimum, split_linear, substitute, value, var, variables
+from dlc.ir.extent import (
+    IntExpr,
+    Max,
+    Min,
+    Monomial,
+    Var,
+    int_expr,
+    maximum,
+    minimum,
+    split_linear,
+    substitute,
+    value,
+    var,
+    variables,
+)
 from dlc.ir.facts import Facts
 
 _DEPTH = 5
@@ -186,16 +200,26 @@ def _prove_narrowed(e: IntExpr, guards: tuple[IntExpr, ...], facts: Facts) -> bo
     return Facts(narrowed, facts.symbols).nonneg(moved)
 
 
-def _factors(e: IntExpr, g: IntExpr) -> list[tuple[int, int]]:
-    """Positive (k, c) for which a term of `k*e - c*g` cancels."""
-    slopes = dict(g.terms)
-    found: dict[tuple[int, int], None] = {}
+def _factors(e: IntExpr, g: IntExpr) -> list[tuple[int, IntExpr]]:
+    """Positive (k, c) for which a term of `k*e - c*g` cancels; `c` may have extent symbols, which are never negative."""
+    found: dict[tuple[int, IntExpr], None] = {}
     for monomial, coefficient in e.terms:
-        slope = slopes.get(monomial, 0) if monomial else 0
-        if slope * coefficient > 0:
-            common = gcd(slope, coefficient)
-            found[abs(slope) // common, abs(coefficient) // common] = None
+        for base, slope in g.terms:
+            extra = _beyond(monomial, base)
+            if base and extra is not None and slope * coefficient > 0:
+                common = gcd(slope, coefficient)
+                found[abs(slope) // common, IntExpr(((extra, abs(coefficient) // common),))] = None
     return list(found)
+
+
+def _beyond(monomial: Monomial, base: Monomial) -> Monomial | None:
+    """The symbols by which `monomial` is a multiple of `base`; None when it is none, or by something else."""
+    left = list(monomial)
+    for atom in base:
+        if atom not in left:
+            return None
+        left.remove(atom)
+    return tuple(left) if all(isinstance(a, Var) and a.name.startswith("#") for a in left) else None
 
 
 def _open_extreme(e: IntExpr) -> list[tuple[IntExpr, tuple[IntExpr, ...]]] | None:

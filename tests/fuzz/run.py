@@ -81,7 +81,7 @@ def check(c: Case, target: str = "host", threads: int = 1, *, given: Reference |
         exe = dlc.compile(
             c.program, target=target, threads=threads, cache=cache, verify_each=c.seed % 4 == 0
         )
-        outs = exe(*c.inputs)
+        outs = exe(*(a.copy() for a in c.inputs))  # a donated one may be overwritten
     except Unsupported as e:
         return result("refused", f"{e.code} {_first_line(e)}")
     except DlcError as e:
@@ -100,7 +100,7 @@ def check(c: Case, target: str = "host", threads: int = 1, *, given: Reference |
     if not faults and c.again is not None and given is None:
         try:
             more = reference(c.program, c.again)
-            outs = exe(*c.again)
+            outs = exe(*(a.copy() for a in c.again))
         except (Undetermined, IndexOutOfRange, ScatterOutOfRange):
             more = None
         except Exception as e:  # noqa: BLE001
