@@ -14,7 +14,7 @@ INTRO = """\
 
 Written by `python -m benchmarks.run`. Median milliseconds per call, f32, batch 1, from torch tensors to torch tensors; in
 parentheses the lowest and the highest median of a turn. **Bold** is the fastest. dlc runs one saved `.dlc` with symbolic batch
-(and length, where the model has one) for all sizes; OpenVINO was given the static shapes, the others as they come. Contenders
+(and length, where the model has one) for all sizes; OpenVINO was given the static shapes, Inductor specialises by itself. Contenders
 take turns in processes of their own, with pauses between; a turn during which a probe kernel found the machine below its usual
 speed is repeated. Every contender's results were compared with eager's before it was timed.
 """
