@@ -171,7 +171,9 @@ class Emitter:
     def _next_small(self, dtype: DType, x: str, y: str) -> str:
         """The neighbour of `x` towards `y` among the 16-bit floats, on their bits; both tiles are f32."""
         b = self.b
-        bits, towards = (b.bitcast(b.cast(v, dtype), I16) for v in (x, y))
+        small = [b.cast(v, dtype) for v in (x, y)]  # an operand just computed has more bits
+        bits, towards = (b.bitcast(v, I16) for v in small)
+        x, y = (b.cast(v, F32) for v in small)
         up, negative = b.op("gt", y, x), b.op("lt", bits, b.const(I16, 0))
         # away from zero is +1 on the bits, whatever the sign
         step = b.op("select", b.op("xor", up, negative), b.const(I16, 1), b.const(I16, -1))

@@ -79,6 +79,15 @@ def test_nextafter_steps_in_its_own_type(dtype) -> None:  # type: ignore[no-unty
     agree(build, exact=True)
 
 
+def test_nextafter_of_something_computed() -> None:
+    def build(b: Builder) -> tuple[Sequence[Val], Sequence[np.ndarray]]:
+        x = b.input("x", BF16, (64,))
+        y = b.map("y", lambda u: apply("nextafter", apply("mul", u, const(0.3, BF16)), u), x)
+        return [y], [normal(64).astype(BF16.numpy)]
+
+    agree(build, exact=True)
+
+
 def test_kernels_without_points() -> None:
     """Static extents of 0 anywhere: no division of a task number by them."""
 
