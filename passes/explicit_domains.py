@@ -31,11 +31,19 @@ class ExplicitDomains(Pass):
     name: ClassVar[str] = "explicit-domains"
 
     def apply(self, program: Program) -> Program:
-        domains = partial_tensors(program)
-        if not domains:
-            return program
-        types = tensor_types(program)
-        return map_einsums(program, lambda step, facts: _resolve(step, facts, domains, types))
+        return explicit_domains(program)
+
+
+def explicit_domains(program: Program) -> Program:
+    """The program in which no reader inherits; the same one when that is so already.
+
+    Passes that move steps apart call it, so that they are right on any program, not only after the pass.
+    """
+    domains = partial_tensors(program)
+    if not domains:
+        return program
+    types = tensor_types(program)
+    return map_einsums(program, lambda step, facts: _resolve(step, facts, domains, types))
 
 
 def _resolve(step: Einsum, facts: Facts, domains: Mapping[str, Domain], types: Mapping[str, TensorType]) -> Einsum:

@@ -27,6 +27,7 @@ from dlc.ir.program import (
     show_cascade,
     tensor_types,
 )
+from dlc.passes.explicit_domains import explicit_domains
 from dlc.passes.pipeline import Pass
 from dlc.passes.prepare_contractions import contraction_factors, plain_access
 from dlc.passes.rewrite import drop_dead
@@ -53,7 +54,7 @@ class Fuse(Pass):
     max_steps: int = 24
 
     def apply(self, program: Program) -> Program:
-        return _Fusion(program, self).run()
+        return _Fusion(explicit_domains(program), self).run()
 
 
 @dataclass

@@ -27,6 +27,7 @@ from dlc.ir.expr import (
 from dlc.ir.extent import IntExpr, Value, Var, has_value, rebuild, var, variables
 from dlc.ir.facts import Facts, SymbolFact
 from dlc.ir.program import For, If, Loop, Program, Region, Stmt, regions
+from dlc.passes.explicit_domains import explicit_domains
 from dlc.passes.pipeline import Pass
 from dlc.passes.rewrite import access_counts, drop_dead
 
@@ -52,7 +53,7 @@ class InlinePointwise(Pass):
     max_nodes: int = 160
 
     def apply(self, program: Program) -> Program:
-        return _Inliner(program, self.max_nodes).run()
+        return _Inliner(explicit_domains(program), self.max_nodes).run()
 
 
 class _Inliner:

@@ -21,6 +21,7 @@ from dlc.ir.extent import (
 )
 from dlc.ir.facts import Facts
 from dlc.ir.program import Param, Program, Region, Stmt, tensor_types
+from dlc.passes.explicit_domains import explicit_domains
 from dlc.passes.pipeline import Pass
 from dlc.passes.relayout import relayout
 from dlc.passes.rewrite import Names, all_einsums, drop_dead, map_regions, whole_reads
@@ -50,7 +51,7 @@ class PrepareContractions(Pass):
     least_work: int = 2048
 
     def apply(self, program: Program) -> Program:
-        return _Preparation(program, self).run()
+        return _Preparation(explicit_domains(program), self).run()
 
 
 class _Preparation:

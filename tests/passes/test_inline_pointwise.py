@@ -11,7 +11,7 @@ from dlc.ir.interpret import run_program
 from dlc.passes.inline_pointwise import InlinePointwise
 
 
-def test_what_it_makes(golden) -> None:  # type: ignore[no-untyped-def]
+def test_inlining_as_text(golden) -> None:  # type: ignore[no-untyped-def]
     before, after = rewrite(
         """
         cascade f(A: f32[m, n], B: f32[n], I: i64[n], K: f32[n, k]) -> (O, P, Q, R) {
