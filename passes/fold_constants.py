@@ -308,10 +308,17 @@ def fold_scalar(e: Expr) -> Expr | None:
     value, dtype = Reader({}, {}).values(e, Block((), (), (), {}))
     if not dtype.native:
         return None
-    result = _literal(round_to(value, dtype))
+    stored = round_to(value, dtype)
+    if isinstance(e, Apply) and dtype.is_float and dtype.bits < 32 and not _same(stored, value):
+        return None  # inside of an expression it is not rounded to so few bits
+    result = _literal(stored)
     if isinstance(e, Bitcast) and result is not None and result.value != result.value:
         return None  # the bits of this NaN matter
     return result
+
+
+def _same(stored: Any, value: Any) -> bool:
+    return bool(np.array_equal(np.asarray(stored).astype(np.float64), np.asarray(value), equal_nan=True))
 
 
 def _literal(stored: Any) -> Const | None:

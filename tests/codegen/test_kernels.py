@@ -143,3 +143,14 @@ def test_gathered_operand_of_a_masked_contraction() -> None:
     program = b.finish(outs)
     (want,) = run_program(program, inputs)
     np.testing.assert_allclose(dlc.compile(program)(*inputs).astype("f8"), want.astype("f8"), atol=4e-3)
+
+
+def test_folding_does_not_round_within_an_expression() -> None:
+    """2 + 0.0123 in bf16 would be 2.016, and its cosine 4 units off."""
+
+    def build(b: Builder) -> tuple[Sequence[Val], Sequence[np.ndarray]]:
+        x = b.input("x", BF16, (3,))
+        inner = apply("add", const(2.0, BF16), const(0.0123, BF16))
+        return [b.map("y", lambda u: apply("add", u, apply("cos", inner)), x)], [np.zeros(3, BF16.numpy)]
+
+    agree(build, exact=True)

@@ -364,6 +364,8 @@ def moved(g: Gen, t: Tensor) -> Tensor:
             return Tensor(val.flip(d), shape, t.clean)
         case "slice":
             c = val.shape[d].const
+            if c is None and not val.shape[d].is_var:
+                raise Unfit
             if c is None:
                 return Tensor(val.slice(d, 0, minimum(val.shape[d], 3)), (*shape[:d], min(shape[d], 3), *shape[d + 1 :]), t.clean)
             if c == 0:
