@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from tests.models.entry import padding_mask, token_ids
 from torch import nn
 from torch.export import Dim
 
-from dlc.frontend.torch_export import import_torch
+from dlc.frontend.torch_export import export, import_torch
 
 BATCH, LENGTH = Dim("batch", min=1, max=64), Dim("length", min=1, max=32)
 TOKENS = {0: BATCH, 1: LENGTH}
@@ -205,3 +206,42 @@ def test_model(name: str) -> None:
     assert not imported.decomposed
     compare(imported, model, small.inputs(1, 6), name)
     compare(imported, model, small.inputs(3, 9), name)
+
+
+@pytest.mark.parametrize(
+    "name", ["bert", *(pytest.param(n, marks=pytest.mark.slow) for n in ("resnet", "unet", "llama_decode"))]
+)
+def test_model_in_core_aten(name: str) -> None:
+    """The same models decomposed by torch before they are given to the importer."""
+    small = MODELS[name]
+    torch.manual_seed(7)
+    model = small.make().eval()
+    exported = export(model, small.inputs(2, 6), None, small.dynamic)
+    with torch.no_grad():
+        core = exported.run_decompositions()
+    imported = import_torch(core)
+    assert not imported.decomposed
+    compare(imported, model, small.inputs(3, 9), name)
+
+
+def test_a_saved_program(tmp_path: Path) -> None:
+    small = MODELS["minilm"]
+    model = small.make().eval()
+    path = tmp_path / "model.pt2"
+    torch.export.save(export(model, small.inputs(2, 6), None, small.dynamic), path)
+    compare(import_torch(torch.export.load(path)), model, small.inputs(3, 9))
+
+
+def test_a_recurrence_beside_a_decomposed_operator() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(3, 4, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.special.entr(self.lstm(x)[0].abs())
+
+    model = Both().eval()
+    imported = import_torch(model, (data(2, 5, 3),), dynamic_shapes=(TOKENS,))
+    assert imported.decomposed == ("aten.special_entr.default",)
+    compare(imported, model, (data(3, 7, 3),))
