@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dlc.errors import DlcError
 from dlc.frontend.onnx_value import Array
 from dlc.ir.builder import Builder
 from dlc.ir.extent import variables
@@ -33,7 +34,9 @@ def evaluate_constant(b: Builder, val: Val) -> Array | None:
         return None
     data = {p.name: b.data[p.name] for p in consts}
     program = Program("known", (), Region(tuple(reversed(chosen)), (own.name,)), consts, (), (), data)
-    outs = run_program(program, [])
-    return next(iter(outs.values())) if isinstance(outs, dict) else outs[0]
+    try:
+        return run_program(program, [])[0]
+    except (DlcError, KeyError, LookupError):  # it depends on an extent after all
+        return None
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import gcd, lcm
 
 from dlc.frontend.onnx_builder import ModelBuilder
 from dlc.frontend.onnx_errors import NeedsStructure
 from dlc.frontend.onnx_value import ExtentTest
 from dlc.ir.extent import FloorDiv, IntExpr, Max, Min, Var, evaluate, variables
+from dlc.ir.facts import Facts
 from dlc.ir.loc import Loc
 
 MAX_RANGE = 8192
@@ -64,6 +66,46 @@ class Demands:
             if evaluate(extent, {"#" + name: value}) >= least:
                 self.narrow(name, value, None)
                 return
+
+
+    @property
+    def facts(self) -> Facts:
+        return Facts({}, {"#" + n: s.fact for n, s in self.b.symbols.items()})
+
+    def sign(self, e: IntExpr) -> int:
+        """1 when `e` is never negative, -1 when it always is, else 0.
+
+        An expression that grows with one symbol and is negative only for small ones (`s - 5`) is taken to be a position from the
+        front: that becomes a demand.
+        """
+        facts = self.facts
+        if facts.nonneg(e):
+            return 1
+        if facts.nonneg(-e - 1):
+            return -1
+        names = [v[1:] for v in variables(e)]
+        if all(c <= 0 for _, c in e.terms):
+            for name in names if len(names) == 1 else ():
+                if name in self.b.symbols and facts.nonneg(-e):
+                    self.narrow(name, 1, None)
+                    return -1
+        if len(names) == 1 and grows(e):
+            self.at_least(e, 0)
+            return 1 if self.facts.nonneg(e) else 0
+        return 0
+
+    def whole(self, extent: IntExpr, part: IntExpr) -> None:
+        """The model divides `extent` into `part`s without rest: a fact of the symbol in it."""
+        if part.const is None or len(extent.terms) != 1 or part.const < 2:
+            return
+        ((monomial, coefficient),) = extent.terms
+        needed = part.const // gcd(part.const, coefficient)
+        if needed == 1 or len(monomial) != 1 or not isinstance(monomial[0], Var):
+            return
+        name = monomial[0].name[1:]
+        if name in self.b.symbols:
+            old = self.b.symbols[name]
+            self.b.symbols[name] = replace(old, divisor=lcm(old.divisor, needed))
 
 
 def _walk(start: int, end: int, holds: Callable[[int], bool]) -> int:

@@ -37,7 +37,10 @@ def constant(c: Ctx) -> Result:
 def constant_of_shape(c: Ctx) -> Result:
     fill = c.array("value")
     value = c.b.constant(fill.ravel()[:1].reshape(())) if fill is not None else c.b.scalar(0.0, F32)
-    return value.broadcast_to(c.bound(0, "its shape"))
+    shape = c.bound(0, "its shape")
+    if any(e.const is not None and e.const < 0 for e in shape):
+        c.bad(f"[{', '.join(map(str, shape))}] is not a shape")
+    return value.broadcast_to(shape)
 
 
 @op("Shape", "Size")
@@ -129,6 +132,7 @@ def reshape_to(c: Ctx, x: Val, target: list[IntExpr]) -> Val:
         if product(given).const == 0:
             c.bad("the extent of -1 is not determined, since another is 0")
         target[unknown[0]] = left_over(x.shape, given)
+        c.graph.demands.whole(x.elements, product(given))
     old, new = x.elements, product(target)
     if old.const is not None and new.const is not None and old.const != new.const:
         c.bad(f"{old} elements do not fit [{', '.join(map(str, target))}]")
@@ -254,12 +258,12 @@ def slice_(c: Ctx) -> Result:
     for start, end, d, step in zip(starts, ends, c.axis_list(axes, x.rank), steps, strict=True):
         if step == 0:
             c.bad("a step is 0")
-        first, size = slice_range(start, end, step, x.shape[d])
+        first, size = slice_range(c, start, end, step, x.shape[d])
         x = x.slice(d, first, size, step)
     return x
 
 
-def clamp_index(e: IntExpr, extent: IntExpr, low: int, high: IntExpr) -> IntExpr:
+def clamp_index(c: Ctx, e: IntExpr, extent: IntExpr, low: int, high: IntExpr) -> IntExpr:
     """`e` counted from the front (negative: from the back), clamped to `low..high`."""
     if e.const is not None:
         n = e.const
@@ -268,18 +272,25 @@ def clamp_index(e: IntExpr, extent: IntExpr, low: int, high: IntExpr) -> IntExpr
         elif n >= 1 << 30:
             return high
         return e if e.const == 0 == low or e == high else minimum(e, high)
-    back = extent - e
-    # Shape code writes `s - k` for "from the back" as well as plain extents: both are positions from the front.
-    return minimum(maximum(e, low), high) if back != int_expr(0) else high
+    if e == extent:
+        return high
+    match c.graph.demands.sign(e):
+        case 1:
+            return minimum(e, high)
+        case -1:
+            return maximum(extent + e, low)
+        case _:
+            # Of unknown sign: exactly as ONNX has it, the extent is added where it is negative.
+            return minimum(maximum(e + extent * minimum(maximum(-e, 0), 1), low), high)
 
 
-def slice_range(start: IntExpr, end: IntExpr, step: int, extent: IntExpr) -> tuple[IntExpr, IntExpr]:
+def slice_range(c: Ctx, start: IntExpr, end: IntExpr, step: int, extent: IntExpr) -> tuple[IntExpr, IntExpr]:
     """First index and number of elements of `start:end:step` over `extent`."""
     if step > 0:
-        first, last = clamp_index(start, extent, 0, extent), clamp_index(end, extent, 0, extent)
+        first, last = clamp_index(c, start, extent, 0, extent), clamp_index(c, end, extent, 0, extent)
         span = last - first
     else:
-        first, last = clamp_index(start, extent, -1, extent - 1), clamp_index(end, extent, -1, extent - 1)
+        first, last = clamp_index(c, start, extent, -1, extent - 1), clamp_index(c, end, extent, -1, extent - 1)
         span = first - last
     count = (span + (abs(step) - 1)) // abs(step)
     return first, count if count.const is not None and count.const >= 0 or _surely(count) else maximum(count, 0)

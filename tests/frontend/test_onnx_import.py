@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from dlc.errors import DlcError
 from dlc.frontend.onnx_errors import NeedsStructure, NeedsValue
 from dlc.frontend.onnx_import import import_for, import_model
 from dlc.ir.program import If, Loop
@@ -195,3 +196,26 @@ def test_bytes_paths_and_protos_give_the_same_program(tmp_path):
     onnx.save(model, str(path))
     texts = {str(import_model(m).program) for m in (model, path, str(path), path.read_bytes())}
     assert len(texts) == 1
+
+
+SLICES = {
+    "last of a symbolic count": ("s = Shape<start=1, end=2>(x)  starts = Neg(s)", 1),
+    "all but two": ("s = Shape<start=1, end=2>(x)  two = Constant<value_ints=[2]>()  starts = Sub(s, two)", 3),
+}
+
+
+@pytest.mark.parametrize("name", SLICES)
+def test_slices_from_symbolic_places(name):
+    start, least = SLICES[name]
+    text = f"g (float[n, m] x) => (float[n, k] y) {{ {start}  ends = Constant<value_ints=[9999]>()  axes = Constant<value_ints=[1]>()  y = Slice(x, starts, ends, axes) }}"
+    for m in (least, 5):
+        check(text, {"x": random(2, m)})
+
+
+def test_a_reshape_that_needs_an_even_extent_says_so():
+    imported = import_model(parse("g (float[n] x) => (float[a, 2] y) { s = Constant<value_ints=[-1, 2]>()  y = Reshape(x, s) }"))
+    (symbol,) = imported.program.symbols
+    assert symbol.divisor == 2
+    evaluate(imported, [random(4)])
+    with pytest.raises(DlcError):
+        evaluate(imported, [random(3)])
