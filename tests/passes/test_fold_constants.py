@@ -167,6 +167,9 @@ def test_any_operator_on_literals_is_what_the_interpreter_says(op: str, kind: st
         args[0] = const(bool(values[0]), DTYPES["bool"])
     e = Apply(op, tuple(args))
     folded = fold_scalar(e)
+    if folded is None:  # not exact in so few bits: inside of an expression it is not rounded
+        assert dtype.is_float and dtype.bits < 32
+        return
     assert isinstance(folded, Const)
     expected, kind_found = Reader({}, {}).values(e, Block((), (), (), {}))
     assert folded.dtype == kind_found
