@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from dlc.ir.builder import last_below
 from dlc.ir.errors import NotInBounds
-from dlc.ir.extent import IntExpr, substitute, variables
+from dlc.ir.extent import IntExpr, int_expr, split_linear, substitute, variables
 from dlc.ir.program import Program, Symbol
 from dlc.ir.verify import verify
 from dlc.passes.inline_pointwise import InlinePointwise
@@ -68,12 +68,19 @@ def _upper_symbol(index: IntExpr, extent: IntExpr, ranks: dict[str, IntExpr]) ->
     """The symbol, and its greatest value, for which the largest index stays below a constant extent."""
     if extent.const is None:
         return None
-    largest = substitute(index, {n: ranks[n] - 1 for n in variables(index) if n in ranks})
+    largest = substitute(index, {n: _where_largest(index, n, ranks[n]) for n in variables(index) if n in ranks})
     names = variables(largest)
     if len(names) != 1 or not next(iter(names)).startswith("#"):
         return None
     name = next(iter(names))
     return name[1:], last_below(largest, name, extent.const - 1)
+
+
+def _where_largest(index: IntExpr, rank: str, extent: IntExpr) -> IntExpr:
+    """The end of the rank at which the index is largest, taken to be the last unless the index falls with it."""
+    parts = split_linear(index, rank)
+    falls = parts is not None and parts[0].const is not None and parts[0].const < 0
+    return int_expr(0) if falls else extent - 1
 
 
 def _with(program: Program, *symbols: Symbol) -> Program:
