@@ -20,6 +20,16 @@ def pool_window(c: Ctx, x: Val) -> Window:
     return window(c, x.shape[2:], kernel, bool(c.int_("ceil_mode", 0)))
 
 
+def read_extents(win: Window, spatial: Sequence[IntExpr]) -> list[IntExpr]:
+    """How far into each window elements can lie inside the input: a kernel larger than the input is read that far only."""
+    reach = []
+    for k, e, before, step in zip(win.kernel, spatial, win.before, win.dilations, strict=True):
+        inner = e + before
+        clip = step == 1 and k.const is not None and inner.const is not None and inner.const < k.const
+        reach.append(int_expr(max(inner.const or 0, 1)) if clip else k)
+    return reach
+
+
 def is_padded(win: Window, c: Ctx) -> bool:
     """Whether a window can reach outside (padding, or the last one under ceil_mode)."""
     return any(p.const != 0 for p in (*win.before, *win.after)) or bool(c.int_("ceil_mode", 0))
@@ -35,9 +45,9 @@ def max_pool(c: Ctx) -> Result:
     win = pool_window(c, x)
     lowest = float("-inf") if x.dtype.is_float else x.dtype.lowest
     source = guarded(c, x, f"{c.hint}_in", lowest) if is_padded(win, c) else x
-    shape = [*x.shape[:2], *win.out]
+    shape, reach = [*x.shape[:2], *win.out], read_extents(win, x.shape[2:])
     if not c.wants(1):
-        return c.b.reduce(c.hint, "max", shape, win.kernel, lambda i, k: source.at((*i[:2], *places(win, i[2:], k))), x.dtype)
+        return c.b.reduce(c.hint, "max", shape, reach, lambda i, k: source.at((*i[:2], *places(win, i[2:], k))), x.dtype)
     spatial = x.shape[2:]
     order = list(range(len(spatial)))
     if c.int_("storage_order", 0):
@@ -51,7 +61,7 @@ def max_pool(c: Ctx) -> Result:
         plane = (i[0] * x.shape[1] + i[1]) * product(spatial)
         return source.at((*i[:2], *at)), Index(plane + flat)
 
-    return c.b.tuple_reduce((c.hint, f"{c.hint}_place"), "argmax", shape, win.kernel, element, (x.dtype, I64))
+    return c.b.tuple_reduce((c.hint, f"{c.hint}_place"), "argmax", shape, reach, element, (x.dtype, I64))
 
 
 def inside(win: Window, spatial: Sequence[IntExpr], d: int, at: IntExpr, padded: bool) -> IntExpr:
@@ -78,7 +88,7 @@ def average_pool(c: Ctx) -> Result:
         value = source.at((*i[:2], *places(win, i[2:], k)))
         return value if t == x.dtype else Cast(t, value)
 
-    total = c.b.reduce(f"{c.hint}_sum", "sum", shape, win.kernel, element, t)
+    total = c.b.reduce(f"{c.hint}_sum", "sum", shape, read_extents(win, x.shape[2:]), element, t)
 
     def mean(*i: IntExpr) -> Expr:
         if padded:
@@ -103,7 +113,8 @@ def lp_pool(c: Ctx) -> Result:
         value = source.at((*i[:2], *places(win, i[2:], k)))
         return apply("pow", apply("abs", value if t == x.dtype else Cast(t, value)), const(p, t))
 
-    powers = c.b.reduce(f"{c.hint}_sum", "sum", [*x.shape[:2], *win.out], win.kernel, element, t)
+    shape = [*x.shape[:2], *win.out]
+    powers = c.b.reduce(f"{c.hint}_sum", "sum", shape, read_extents(win, x.shape[2:]), element, t)
 
     def root(a: Expr) -> Expr:
         value = apply("pow", a, const(1.0 / p, t))

@@ -130,3 +130,13 @@ def test_transposed_convolution(group, kernel, stride, pad, extra, dilation):
     want = torch.nn.functional.conv_transpose2d(*map(torch.from_numpy, (x, w, b)), stride, pad, extra, group, dilation)
     got = evaluate(import_model(parse(text)), [x, b])[0]
     np.testing.assert_allclose(got, want.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_pooling_kernel_larger_than_its_input():
+    text = "g (float[1, 2, 3, 3] x) => (float[1, 2, a, b] y, float[1, 2, a, b] z) { y = AveragePool<ceil_mode=1, kernel_shape=[99, 99], strides=[99, 99]>(x)  z = MaxPool<ceil_mode=1, kernel_shape=[99, 99], strides=[99, 99]>(x) }"
+    x = random(1, 2, 3, 3)
+    imported = import_model(parse(text, 19))
+    mean, most = evaluate(imported, [x])
+    np.testing.assert_allclose(mean.ravel(), x.mean((2, 3)).ravel(), rtol=1e-5)
+    np.testing.assert_array_equal(most.ravel(), x.max((2, 3)).ravel())
+    assert "99" not in str(imported.program).replace("9999", ""), imported.program
