@@ -31,7 +31,8 @@ class Window:
 
     def position(self, d: int, at: IntExpr, k: IntExpr) -> IntExpr:
         """Where the window at `at` reads its element `k` along dimension `d` (may lie outside)."""
-        return at * self.strides[d] + k * self.dilations[d] - self.before[d]
+        start = int_expr(0) if self.out[d].const == 1 else at * self.strides[d]
+        return start + k * self.dilations[d] - self.before[d]
 
 
 def window(c: Ctx, spatial: Sequence[IntExpr], kernel: Sequence[IntExpr], ceil: bool = False) -> Window:

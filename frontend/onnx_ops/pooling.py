@@ -66,7 +66,7 @@ def max_pool(c: Ctx) -> Result:
 
 def inside(win: Window, spatial: Sequence[IntExpr], d: int, at: IntExpr, padded: bool) -> IntExpr:
     """How many elements of the window at `at` lie inside along `d`: inside the input, or inside it and its padding."""
-    start = at * win.strides[d] - win.before[d]
+    start = win.position(d, at, int_expr(0))
     step = win.dilations[d]
     low = int_expr(0) if not padded else -win.before[d]
     high = spatial[d] if not padded else spatial[d] + win.after[d]

@@ -139,4 +139,4 @@ def test_a_pooling_kernel_larger_than_its_input():
     mean, most = evaluate(imported, [x])
     np.testing.assert_allclose(mean.ravel(), x.mean((2, 3)).ravel(), rtol=1e-5)
     np.testing.assert_array_equal(most.ravel(), x.max((2, 3)).ravel())
-    assert "99" not in str(imported.program).replace("9999", ""), imported.program
+    assert "99" not in str(imported.program)
