@@ -16,7 +16,7 @@ Written by `python -m benchmarks.run`. Median milliseconds per call, f32, batch 
 parentheses the lowest and the highest median of a turn. **Bold** is the fastest. dlc runs one saved `.dlc` with symbolic batch
 (and length, where the model has one) for all sizes; OpenVINO was given the static shapes, Inductor specialises by itself. Contenders
 take turns in processes of their own, with pauses between; a turn during which a probe kernel found the machine below its usual
-speed is repeated. Every contender's results were compared with eager's before it was timed.
+speed is repeated. Every contender's results were compared with eager's before it was timed. A dash: not part of that run.
 """
 
 
@@ -52,13 +52,26 @@ def latency_table(results: Sequence[dict[str, Any]], threads: int) -> str:
                 *(cell(rows.get(n), fastest) for n in names),
                 f"{ratio:.2f} ({run['best_peer']})" if ratio else "-",
                 f"{error:.0e}" if error is not None else "-",
+                *([cpu_ratio(rows)] if threads == 1 else []),
             ]
         )
     notes = [
         f"- {r['model']}, {row['name']}: {row['absent']}" for r, run in runs for row in run["rows"] if row.get("absent")
     ]
-    text = table(("model", *names, "dlc / best peer", "dlc's error"), lines)
+    last = ("processor time, dlc / best peer",) if threads == 1 else ()
+    text = table(("model", *names, "dlc / best peer", "dlc's error", *last), lines)
     return text + ("\n\nNot timed:\n\n" + "\n".join(notes) if notes else "")
+
+
+def cpu_ratio(rows: dict[str, dict[str, Any]]) -> str:
+    """By processor time, which does not depend on what else the machine does; for one thread it is the time of a call."""
+    times = {name: row["cpu_median"] for name, row in rows.items() if "cpu_median" in row}
+    own = times.pop("dlc", None)
+    others = {name: t for name, t in times.items() if name != "eager"} or times
+    if own is None or not others:
+        return "-"
+    best = min(others, key=lambda name: others[name])
+    return f"{own / others[best]:.2f} ({best})"
 
 
 def sizes(result: dict[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ What libraries print goes to stderr.
 
     {"do": "prepare", "kind": "dlc", ...Plan}     -> {"seconds", "versions", "note"}, or {"absent": why}
     {"do": "check", "path": FILE}                 -> {"outputs": N}; the results for all inputs, as FILE
-    {"do": "block", "seconds": S, "least": N, "most": N, "warm": S}   -> {"times": [seconds per call]}
+    {"do": "block", "seconds": S, "least": N, "most": N, "warm": S}   -> {"times": [seconds per call], "cpu": [...]}
     {"do": "profile", "repeat": N}                -> a dlc profile, a row per kernel
 
 Kinds: dlc (a .dlc file), onnxruntime, openvino (an ONNX file), eager, inductor, inductor+freezing (a Python model, as
@@ -68,9 +68,12 @@ class Contender:
         self.calls: list[Call] = make(plan)
         self.calls[0]()
 
-    def block(self, seconds: float, least: int, most: int, warm: float) -> list[float]:
-        """Seconds of each call for about `seconds`, after at least one call and `warm` seconds that do not count."""
-        clock = time.perf_counter
+    def block(self, seconds: float, least: int, most: int, warm: float) -> dict[str, list[float]]:
+        """Seconds of each call for about `seconds`, after at least one call and `warm` seconds that do not count.
+
+        Beside the wall time the processor time of all threads, which for one thread is the same however busy the machine.
+        """
+        clock, process_time = time.perf_counter, time.process_time
         calls, count = self.calls, len(self.calls)
         gc.collect()
         gc.disable()
@@ -80,15 +83,17 @@ class Contender:
             while clock() < end:
                 calls[-1]()
             times: list[float] = []
+            cpu: list[float] = []
             end = clock() + seconds
             while len(times) < least or (clock() < end and len(times) < most):
                 call = calls[len(times) % count]
-                began = clock()
+                cpu_began, began = process_time(), clock()
                 call()
                 times.append(clock() - began)
+                cpu.append(process_time() - cpu_began)
         finally:
             gc.enable()
-        return times
+        return {"times": times, "cpu": cpu}
 
     def check(self, path: str) -> int:
         """Write the results for every set of inputs; returns how many outputs there are."""
@@ -241,7 +246,7 @@ def serve(commands: TextIO, answers: TextIO) -> None:
             elif action == "check":
                 answer = {"outputs": contender.check(**command)}
             elif action == "block":
-                answer = {"times": contender.block(**command)}
+                answer = dict(contender.block(**command))
             else:
                 answer = contender.profile(**command)
         except ImportError as error:

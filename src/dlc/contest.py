@@ -120,6 +120,7 @@ class Entrant:
         process: None when it is out of the contest; then `absent` says why.
         error: of its results against the reference's, relative to the largest value; None when it is the reference.
         blocks: seconds of each call, a list per turn; `slow`, those beside a slow moment of the machine.
+        cpu: processor seconds of each call, of all threads.
         facts: prepare seconds, versions, note.
     """
 
@@ -130,6 +131,7 @@ class Entrant:
     error: float | None = None
     blocks: list[list[float]] = field(default_factory=list)
     slow: list[list[float]] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
 
     def out(self, why: str) -> None:
@@ -150,6 +152,7 @@ class Entrant:
         if calls:
             row |= {
                 "median": statistics.median(calls),
+                "cpu_median": statistics.median(self.cpu),
                 "least": calls[0],
                 "p90": calls[min(len(calls) - 1, int(len(calls) * 0.9))],
                 "block_medians": [medians[0], medians[-1]],
@@ -269,6 +272,7 @@ class Contest:
                     time.sleep(0.005)
                     fine = fine and (self.probe is None or self.probe.undisturbed())
                     (entrant.blocks if fine else entrant.slow).append(answer["times"])
+                    entrant.cpu += answer["cpu"]
                     if fine or spare <= 0:
                         break
                     spare -= 1
