@@ -135,6 +135,29 @@ def each_operator(g: Gen) -> None:
         g.add(out, t.shape, False)
 
 
+def long(g: Gen) -> None:
+    """More elements than one task does: chunks of a long rank, many rows, reductions over thousands."""
+    b, dtype = g.builder, g.pick((F32, F32, F64, F16, I32))
+    n = g.pick((4095, 4096, 4097, 8192, 8200, 12291, 16500))
+    rows = g.pick((0, 0, 1, 2, 3))
+    e = Extent(int_expr(n), n)
+    if g.chance(0.5):
+        e = Extent(b.symbol(f"long{len(g.symbols)}", 1), n)
+        g.symbols[f"long{len(g.symbols)}"] = e
+        g.tag("extent:symbol")
+    dims = [*([Extent(int_expr(rows), rows)] if rows else []), e]
+    if g.chance(0.3):
+        dims.reverse()
+    x = g.input(dtype, dims, -2, 2)
+    g.tag("extent:long")
+    y = b.map("long", lambda u: expression(g, dtype, [(u, dtype)], 2), x.val)
+    g.leaving.append(y)
+    op = g.pick(("sum", "max", "min"))
+    axis = g.rng.randrange(x.rank)
+    g.leaving.append(b.reduce_axes("over", op, x.val, [axis], False))
+    g.tag(f"monoid:{op}")
+
+
 def crossing(g: Gen) -> None:
     """A step that needs an early kernel's points and a later kernel's result."""
     b, dtype = g.builder, g.pick((F32, F32, F64, F16))
@@ -647,7 +670,7 @@ def _late() -> list[tuple[str, float, Piece]]:
 
 
 PIECES: list[tuple[str, float, Piece]] = [
-    ("pointwise", 3.0, pointwise), ("operator", 3.2, each_operator), ("cast", 1.8, cast), ("chain", 1.2, chain), ("crossing", 0.5, crossing),
+    ("pointwise", 3.0, pointwise), ("operator", 3.2, each_operator), ("cast", 1.8, cast), ("chain", 1.2, chain), ("crossing", 0.5, crossing), ("long", 0.35, long),
     ("reduction", 2.5, reduction), ("arg", 0.7, arg_reduction), ("welford", 0.4, welford), ("norm", 1.2, normalisation),
     ("partial", 1.0, partial), ("views", 1.8, views), ("concat", 0.9, pieces), ("stack", 0.4, stack),
     ("relayout", 0.7, relayout), ("coordinates", 0.6, coordinates), ("gather", 1.2, gather), ("scatter", 1.0, scatter),

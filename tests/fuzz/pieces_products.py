@@ -25,6 +25,12 @@ def _extents(g: Gen, spec: str, work: int) -> dict[str, Extent]:
         e = g.extent(0, min(65, share), 0.3)
         result[c] = e
         left = max(1, left // max(e.value, 1))
+    if g.chance(0.12):  # more than a block of rows or a panel of columns
+        n = g.pick((96, 100, 129, 130, 200, 257, 300))
+        c = g.pick(letters)
+        if all(e.value <= 33 for k, e in result.items() if k != c):
+            result[c] = Extent(int_expr(n), n)
+            g.tag("contraction:blocks")
     return result
 
 

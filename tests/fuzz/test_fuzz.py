@@ -27,7 +27,7 @@ LEAST: dict[str, int] = {
     **{f"cast:{a}{b}": 4 for a in "fiub" for b in "fiub" if a + b != "bb"},
     **{name: 30 for name, _, _ in PIECES},
     "cast:sat": 30, "cast:wrap": 30, "bitcast": 15, "constant": 300, "accumulator": 15,
-    "extent:0": 60, "extent:1": 200, "extent:odd": 500, "extent:symbol": 500, "extents:again": 300,
+    "extent:0": 60, "extent:long": 20, "contraction:blocks": 25, "extent:1": 200, "extent:odd": 500, "extent:symbol": 500, "extents:again": 300,
     "where:free": 50, "where:reduced": 50, "domain:inherited": 50, "read:else": 100, "index-value": 30, "layout": 40,
     "piecewise:concat": 40, "piecewise:stack": 30, "empty-reduction": 8, "gather:negative": 10, "gather:outside": 10,
     "gather:clamp": 10, "gather:two-level": 10, "gather:elementwise": 10, "scatter:drop": 20, "scatter:where": 15,
