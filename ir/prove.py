@@ -14,11 +14,14 @@ from dlc.ir.domain import conjuncts
 from dlc.ir.dtype import BOOL, I64
 from dlc.ir.expr import Access, Apply, Cast, Const, Expr, Index
 from dlc.ir.extent import (
+    FloorDiv,
     IntExpr,
     Max,
     Min,
+    Mod,
     Monomial,
     Var,
+    atoms,
     int_expr,
     maximum,
     minimum,
@@ -59,7 +62,9 @@ class Assumptions:
         """Whether `e >= 0` is proven."""
         if self.facts.nonneg(e) or _prove(e, self.guards, self.facts, _DEPTH):
             return True
-        return bool(self.guards) and _prove_narrowed(e, self.guards, self.facts)
+        if not self.guards:
+            return False
+        return _prove_narrowed(e, self.guards, self.facts) or _prove_split(e, self.guards, self.facts)
 
     def within(self, e: IntExpr, extent: IntExpr) -> bool:
         """Whether `0 <= e < extent` is proven."""
@@ -198,6 +203,26 @@ def _prove_narrowed(e: IntExpr, guards: tuple[IntExpr, ...], facts: Facts) -> bo
     }
     moved = substitute(e, {name: var(name) + lo for name, lo in lower.items()})
     return Facts(narrowed, facts.symbols).nonneg(moved)
+
+
+def _prove_split(e: IntExpr, guards: tuple[IntExpr, ...], facts: Facts) -> bool:
+    """Whether `e >= 0` follows with a rank written as `d*q + m` where guards speak of its `m`: `r + 4 < 32` for `r % 8 < 4`."""
+    for atom in dict.fromkeys(a for g in guards for a in atoms(g) if isinstance(a, (Mod, FloorDiv))):
+        rank, d = atom.num.atom, atom.den.const
+        if not isinstance(rank, Var) or rank.name not in facts.ranks or d is None or d < 2:
+            continue
+        extent = facts.ranks[rank.name]
+        if extent % d != int_expr(0):
+            continue
+        q, m = f"{rank.name}@q", f"{rank.name}@m"  # names no rank can have
+        ranks = {n: x for n, x in facts.ranks.items() if n != rank.name} | {q: extent // d, m: int_expr(d)}
+        split = Facts(ranks, facts.symbols)
+        env = {rank.name: var(q) * d + var(m)}
+        goal = split.simplify(substitute(e, env))
+        known = tuple(split.simplify(substitute(g, env)) for g in guards)
+        if split.nonneg(goal) or _prove(goal, known, split, _DEPTH):
+            return True
+    return False
 
 
 def _factors(e: IntExpr, g: IntExpr) -> list[tuple[int, IntExpr]]:

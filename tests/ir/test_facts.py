@@ -187,3 +187,19 @@ def test_canonical_forms() -> None:
     kind = TensorType(I64, (N, M))
     assert str(kind) == "i64[n, m]"
     assert str(einsum("Z", (rank("i", N),), const(1, I64), I64)) == "Z[i:n]: i64 = 1"
+
+
+def test_a_guard_on_a_remainder_bounds_the_whole_rank():
+    from dlc.ir.prove import Assumptions
+
+    r = var("r")
+    near = Assumptions(Facts({"r": int_expr(32)}), (3 - r % 8,))
+    assert near.within(r + 4, int_expr(32))
+    assert not near.within(r + 5, int_expr(32))
+    assert not Assumptions(Facts({"r": int_expr(30)}), (3 - r % 8,)).within(r + 4, int_expr(30))
+
+
+def test_a_common_factor_of_a_bound_is_divided_out():
+    heads = Facts({"h": int_expr(9), "e": int_expr(8)})
+    assert heads.nonneg(23 - var("e") - 8 * (var("h") // 3))
+    assert not heads.nonneg(22 - var("e") - 8 * (var("h") // 3))
