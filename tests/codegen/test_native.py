@@ -39,14 +39,14 @@ llvm.func @k(%args: !llvm.ptr, %lo: i64, %hi: i64, %thread: i64) {{
 
 
 @pytest.mark.parametrize(
-    ("target", "allowed"), [(AVX512, {"x", "y", "z"}), (AVX2, {"x", "y"}), (BASELINE, {"x"})], ids=str
+    ("target", "allowed"), [(AVX512, "xyz"), (AVX2, "xy"), (BASELINE, "x")], ids=str
 )
 @pytest.mark.parametrize("lanes", [4, 8, 16, 32])
-def test_only_the_targets_registers_appear(target: Target, allowed: set[str], lanes: int) -> None:
+def test_only_the_targets_registers_appear(target: Target, allowed: str, lanes: int) -> None:
     asm = compile_mlir(axpy(lanes), target, want_asm=True).asm
     assert asm is not None
     used = set(re.findall(r"%([xyz])mm\d", asm))
-    assert used <= allowed
+    assert used <= set(allowed)
     if lanes >= target.lanes:
         assert max(used) == max(allowed)  # and the full width is used
     assert ("vfmadd" in asm) == target.has_fma
