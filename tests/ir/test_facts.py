@@ -190,8 +190,6 @@ def test_canonical_forms() -> None:
 
 
 def test_a_guard_on_a_remainder_bounds_the_whole_rank():
-    from dlc.ir.prove import Assumptions
-
     r = var("r")
     near = Assumptions(Facts({"r": int_expr(32)}), (3 - r % 8,))
     assert near.within(r + 4, int_expr(32))
