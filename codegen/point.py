@@ -208,7 +208,9 @@ class Emitter:
 
     def _access(self, e: Access, space: Space, mask: str | None) -> str:
         held = self.tiles.get(e.tensor)
-        if held is not None and held[0] == tuple(self.facts.simplify(i) for i in e.index):
+        # What has no memory is read at its own point only, in whatever form merging and splitting left the index.
+        own = held is not None and e.tensor not in self.storage
+        if held is not None and (own or held[0] == tuple(self.facts.simplify(i) for i in e.index)):
             return held[1]
         store = self.storage[e.tensor]
         active = self._and(space.mask, mask)

@@ -154,3 +154,18 @@ def test_folding_does_not_round_within_an_expression() -> None:
         return [b.map("y", lambda u: apply("add", u, apply("cos", inner)), x)], [np.zeros(3, BF16.numpy)]
 
     agree(build, exact=True)
+
+
+def test_an_epilogue_reads_its_tile_whatever_the_index_looks_like() -> None:
+    """With a batch of at most 1, merging batch and columns simplifies the index of the result and not of its reader."""
+    w = normal(20, 2, 3)
+
+    def build(b: Builder) -> tuple[Sequence[Val], Sequence[np.ndarray]]:
+        x, k = b.input("x", F32, (b.symbol("s", 0, 1), 2, 15)), b.constant(w, "w")
+
+        def term(i: tuple[IntExpr, ...], r: tuple[IntExpr, ...]) -> Expr:
+            return apply("mul", x(i[0], r[0], i[2] + r[1]), k(i[1], *r))
+
+        return [b.reduce("y", "sum", (x.shape[0], 20, 13), (2, 3), term, F32)], [normal(1, 2, 15)]
+
+    agree(build)
