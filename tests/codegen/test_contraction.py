@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -174,3 +175,18 @@ def test_a_cast_between_is_kept(target: Target) -> None:
     x, w = b.input("x", F16, (5, 64)), b.input("w", F16, (64, 33))
     y = b.contract("y", "mk,kn->mn", x, w)
     check(b.finish([b.compute("z", (5, 33), lambda i, j: apply("add", Cast(F32, y(i, j)), const(0.1)), F32)]), target=target)
+
+
+def test_the_example_of_the_documentation_is_what_is_made() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "codegen.md").read_text()
+    b = Builder("f")
+    x = b.input("x", F32, (6, 64))
+    w, bias = b.constant(np.ones((48, 64), np.float32), "w"), b.constant(np.ones(48, np.float32), "bias")
+    y = b.contract("y", "mk,nk->mn", x, w)
+    program = b.finish([b.map("z", lambda u, v: apply("max", apply("add", u, v), const(0.0)), y, bias)])
+    for line in str(program).splitlines()[3:5]:
+        assert line.strip() in page
+    ran = check(program, {}, interpret=False)
+    (kernel,) = ran.program.kernels
+    shown = re.findall(r"```(?:ein|tile)\n(.*?)```", page, re.S)
+    assert [s.replace(" k(", f" {kernel.name}(") for s in shown] == [f"{kernel}\n", ran.tiles[0]]

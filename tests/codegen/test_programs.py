@@ -302,3 +302,15 @@ def test_worked_case(worked: Any) -> None:
     """Every construct of the IR as native code (each level in turn, so that a run of the tests sees them all)."""
     target = LEVELS[WORKED.index(worked) % 3]
     check(parse_program(worked.text), worked.inputs, target)
+
+
+@pytest.mark.parametrize("name", ["convolutions", "contractions", "softmax_over_the_first_axis", "lstm"])
+def test_threads_do_not_change_a_bit(name: str) -> None:
+    """Each task computes its results whole, so who runs it does not matter."""
+    b = Builder(name)
+    outs, inputs = CASES[name](b)
+    program = b.finish(outs)
+    results = [dlc.compile(program, threads=n)(*inputs) for n in (1, 2, 3)]
+    for other in results[1:]:
+        for a, c in zip(results[0], other, strict=True) if isinstance(other, tuple) else [(results[0], other)]:
+            assert np.asarray(a).tobytes() == np.asarray(c).tobytes()
