@@ -69,3 +69,14 @@ def test_training_is_refused() -> None:
     fast = torch.compile(net(), backend="dlc")
     with pytest.raises(Exception, match="DLC0670"):
         fast(torch.randn(4, 6))
+
+
+def test_weights_written_behind_the_version_counter_are_noticed() -> None:
+    model, x = torch.nn.Linear(4, 4).eval(), torch.randn(2, 4)
+    compiled = torch.compile(model, backend="dlc")
+    with torch.no_grad():
+        compiled(x)
+        model.weight.data.add_(1.0)
+        torch.testing.assert_close(compiled(x), model(x))
+        model.weight.data = torch.zeros(4, 4)
+        torch.testing.assert_close(compiled(x), model(x))

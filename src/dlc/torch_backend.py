@@ -1,8 +1,9 @@
 """`torch.compile(model, backend="dlc")`: inference through dlc.
 
 Dynamo hands over a graph whose parameters and buffers are inputs.  Here they become constants again, so that they can
-be packed, and every call checks that they are still the same tensors with the same contents; if not, the graph is
-compiled again with the new ones.  The graph is compiled at its first call, outside dynamo's own tracing.
+be packed, and every call checks that they are still the same tensors in the same memory with the same version, and that
+a sample of their elements is unchanged (`.data` and inference tensors are written without a new version); if not, the
+graph is compiled again with the new ones.  The graph is compiled at its first call, outside dynamo's own tracing.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from dlc.errors import Unsupported
 
 MAX_VARIANTS = 8
 """Executables kept for one graph when an extent could not stay symbolic; the oldest goes."""
+
+SAMPLE = 1024
+"""Elements of each weight compared at every call, evenly spaced; smaller tensors are compared whole."""
 
 
 class TrainingMode(Unsupported):
@@ -42,6 +46,22 @@ class _Extent:
 
     tensor: int
     dimension: int
+
+
+class _Snapshot:
+    """A weight as it was compiled in."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.weight = weight
+        self.address, self.version = weight.data_ptr(), _version(weight)
+        flat = weight.detach().reshape(-1) if weight.is_contiguous() else weight.detach().flatten()
+        self.live = flat[:: max(1, flat.numel() // SAMPLE)]  # a view: it sees what is written later
+        self.kept = self.live.clone()
+
+    def holds(self, weight: torch.Tensor) -> bool:
+        """Whether `weight` is still this tensor with, as far as seen, these contents."""
+        same = weight is self.weight and weight.data_ptr() == self.address and _version(weight) == self.version
+        return same and torch.equal(self.live, self.kept)
 
 
 class _Closed(torch.nn.Module):
@@ -92,7 +112,7 @@ class _Compiled:
         self.graph = graph
         self.options = options
         self._lock = threading.Lock()
-        self._weights: list[tuple[torch.Tensor, int]] = []
+        self._weights: list[_Snapshot] = []
         self._executables: dict[object, Any] = {}
         nodes = _placeholders(graph)
         self._weight_at = [i for i, node in enumerate(nodes) if _is_weight(node)]
@@ -108,13 +128,13 @@ class _Compiled:
             weights = [args[i] for i in self._weight_at]
             if not self._same(weights):
                 self._executables.clear()
-                self._weights = [(w, _version(w)) for w in weights]
+                self._weights = [_Snapshot(w) for w in weights]
             executable = self._executable(tensors, weights)
         return tuple(executable(*(t.detach() for t in tensors)))
 
     def _same(self, weights: Sequence[torch.Tensor]) -> bool:
         return len(weights) == len(self._weights) and all(
-            now is then and _version(now) == version for now, (then, version) in zip(weights, self._weights)
+            snapshot.holds(now) for snapshot, now in zip(self._weights, weights)
         )
 
     def _executable(self, tensors: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]) -> Any:
@@ -161,7 +181,7 @@ class _Compiled:
 
 
 def _version(weight: torch.Tensor) -> int:
-    """Changes when the tensor is written in place; tensors made under inference_mode do not count, and are not written."""
+    """Changes when the tensor is written in place; tensors made under inference_mode have no such number."""
     return -1 if weight.is_inference() else weight._version
 
 
