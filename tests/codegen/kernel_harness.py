@@ -181,7 +181,7 @@ def _run(
 
 def stored(a: Array, order: tuple[int, ...] | None) -> Array:
     """The array as its memory lies."""
-    return np.ascontiguousarray(a if order is None else a.transpose(order))
+    return np.array(a if order is None else a.transpose(order), order="C")  # ascontiguousarray gives rank 0 a dimension
 
 
 def logical(a: Array, order: tuple[int, ...] | None) -> Array:
