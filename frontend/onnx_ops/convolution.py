@@ -46,6 +46,8 @@ def window(c: Ctx, spatial: Sequence[IntExpr], kernel: Sequence[IntExpr], ceil: 
         c.bad(f"strides, dilations, pads and kernel do not fit {n} spatial dimensions")
     if any(s < 1 for s in strides) or any(d < 1 for d in dilations):
         c.bad("strides and dilations must be positive")
+    if any(k.const is not None and k.const < 1 for k in kernel):
+        c.bad(f"a kernel of {' x '.join(map(str, kernel))}")
     before, after, out = list(pads[:n]), list(pads[n:]), []
     for d in range(n):
         reach = (kernel[d] - 1) * dilations[d] + 1

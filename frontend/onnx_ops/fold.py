@@ -189,7 +189,7 @@ RULES["Div"] = _elementwise(_int_div, _trunc_div)
 @rule("Mod")
 def _mod(c: Ctx, a: list[Array | None]) -> Array | None:
     x, y = a
-    if x is None or y is None or c.int_("fmod", 0) or not integral(x, y) or (numeric(y) and np.any(y == 0)):
+    if x is None or y is None or c.flag("fmod", 0) or not integral(x, y) or (numeric(y) and np.any(y == 0)):
         return None
     if numeric(x, y):
         return np.mod(x, y) if x.dtype == y.dtype else None
@@ -374,7 +374,7 @@ def _reshape(c: Ctx, a: list[Array | None]) -> Array | None:
     if c.op == "Flatten" or len(a) < 2 or a[1] is None or not numeric(a[1]):
         return None
     target = [int(n) for n in a[1].ravel()]
-    if not c.int_("allowzero", 0):
+    if not c.flag("allowzero", 0):
         target = [x.shape[d] if n == 0 and d < x.ndim else n for d, n in enumerate(target)]
     if x.size == 0 or 0 in target:
         return None
@@ -492,6 +492,6 @@ def _reduce(c: Ctx, a: list[Array | None]) -> Array | None:
         e = _unwrap(e)
         total = e if total is None else f[c.op](total, e)
     plain = total.const if isinstance(total, IntExpr) else total
-    result = np.empty([1] * x.ndim if c.int_("keepdims", 1) else [], object)
+    result = np.empty([1] * x.ndim if c.flag("keepdims", 1) else [], object)
     result[...] = total if plain is None else plain
     return result if plain is None else result.astype(c.tensor(0).dtype.numpy)

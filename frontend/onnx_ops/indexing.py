@@ -240,7 +240,7 @@ def top_k(c: Ctx) -> Result:
     attrs: dict[str, int | float | bool | str] = {"axis": axis}
     if k.const is not None:
         attrs["k"] = k.const
-    attrs |= {"largest": bool(c.int_("largest", 1)), "sorted": bool(c.int_("sorted", 1))}
+    attrs |= {"largest": c.flag("largest", 1), "sorted": c.flag("sorted", 1)}
     return c.b.library("topk", [x], [(c.hint, x.dtype, shape), (f"{c.hint}_index", I64, shape)], attrs)
 
 
@@ -265,7 +265,7 @@ def unique(c: Ctx) -> Result:
         (f"{c.hint}_counts", I64, [sym(u)]),
     ]
     values, first, inverse, counts = c.b.library(
-        "unique", [rows], results, {"sorted": bool(c.int_("sorted", 1))}, [(u, 0, m.const)]
+        "unique", [rows], results, {"sorted": c.flag("sorted", 1)}, [(u, 0, m.const)]
     )
     if axis is None:
         return values.reshape([sym(u)]), first, inverse, counts
@@ -282,7 +282,7 @@ def non_max_suppression(c: Ctx) -> Result:
     score = one_number(c, 4, 0.0, F32)
     n = fresh_extent(c, f"{c.hint}_n")
     attrs: dict[str, int | float | bool | str] = {
-        "center_point_box": bool(c.int_("center_point_box", 0)),
+        "center_point_box": c.flag("center_point_box", 0),
         "has_score": c.has(4),
     }
     bound = product([scores.shape[0], scores.shape[1], scores.shape[2]]).const

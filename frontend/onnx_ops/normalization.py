@@ -43,9 +43,9 @@ def batch_normalization(c: Ctx) -> Result:
     x, scale, bias, mean, var = (c.x(i) for i in range(5))
     epsilon = c.float_("epsilon", 1e-5)
     t = wide_type(x.dtype)
-    if c.int_("spatial", 1) != 1:
+    if c.flag("spatial", 1) != 1:
         c.refuse("spatial = 0 has no native form")
-    if c.int_("training_mode", 0):
+    if c.flag("training_mode", 0):
         return training_batch(c, x, (scale, bias, mean, var), epsilon)
     if c.outputs > 1 and any(c.wants(i) for i in range(1, c.outputs)):
         c.refuse("it asks for training outputs")

@@ -59,7 +59,7 @@ def div(c: Ctx) -> Result:
 
 @op("Mod")
 def mod(c: Ctx) -> Result:
-    fmod = c.int_("fmod", 0)
+    fmod = c.flag("fmod", 0)
     return binary(c, lambda a, b: apply("rem_trunc" if fmod else "rem_floor", a, b))
 
 
@@ -173,7 +173,7 @@ def is_nan(c: Ctx) -> Result:
 @op("IsInf")
 def is_inf(c: Ctx) -> Result:
     x = c.x(0)
-    negative, positive = c.int_("detect_negative", 1), c.int_("detect_positive", 1)
+    negative, positive = c.flag("detect_negative", 1), c.flag("detect_positive", 1)
 
     def element(a: Expr) -> Expr:
         below = apply("eq", a, const(-math.inf, x.dtype))

@@ -17,7 +17,7 @@ def pool_window(c: Ctx, x: Val) -> Window:
     if x.rank < 3:
         c.bad(f"its input has {x.rank} dimensions, fewer than 3")
     kernel = [int_expr(k) for k in c.ints("kernel_shape")]
-    return window(c, x.shape[2:], kernel, bool(c.int_("ceil_mode", 0)))
+    return window(c, x.shape[2:], kernel, c.flag("ceil_mode", 0))
 
 
 def read_extents(win: Window, spatial: Sequence[IntExpr]) -> list[IntExpr]:
@@ -32,7 +32,7 @@ def read_extents(win: Window, spatial: Sequence[IntExpr]) -> list[IntExpr]:
 
 def is_padded(win: Window, c: Ctx) -> bool:
     """Whether a window can reach outside (padding, or the last one under ceil_mode)."""
-    return any(p.const != 0 for p in (*win.before, *win.after)) or bool(c.int_("ceil_mode", 0))
+    return any(p.const != 0 for p in (*win.before, *win.after)) or c.flag("ceil_mode", 0)
 
 
 def places(win: Window, spot: Sequence[IntExpr], k: Sequence[IntExpr]) -> list[IntExpr]:
@@ -50,7 +50,7 @@ def max_pool(c: Ctx) -> Result:
         return c.b.reduce(c.hint, "max", shape, reach, lambda i, k: source.at((*i[:2], *places(win, i[2:], k))), x.dtype)
     spatial = x.shape[2:]
     order = list(range(len(spatial)))
-    if c.int_("storage_order", 0):
+    if c.flag("storage_order", 0):
         order.reverse()
 
     def element(i: tuple[IntExpr, ...], k: tuple[IntExpr, ...]) -> tuple[Expr, ...]:
@@ -79,7 +79,7 @@ def inside(win: Window, spatial: Sequence[IntExpr], d: int, at: IntExpr, padded:
 def average_pool(c: Ctx) -> Result:
     x = c.x(0)
     win = pool_window(c, x)
-    include, padded = bool(c.int_("count_include_pad", 0)), is_padded(win, c)
+    include, padded = c.flag("count_include_pad", 0), is_padded(win, c)
     source = guarded(c, x, f"{c.hint}_in") if padded else x
     t = wide_type(x.dtype)
     shape = [*x.shape[:2], *win.out]

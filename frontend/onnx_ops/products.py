@@ -58,8 +58,8 @@ def gemm(c: Ctx) -> Result:
     same_dtype(c, a, b)
     if a.rank != 2 or b.rank != 2:
         c.bad(f"operands have ranks {a.rank} and {b.rank}, not 2")
-    a = a.transpose(0, 1) if c.int_("transA", 0) else a
-    b = b.transpose(0, 1) if c.int_("transB", 0) else b
+    a = a.transpose(0, 1) if c.flag("transA", 0) else a
+    b = b.transpose(0, 1) if c.flag("transB", 0) else b
     alpha, beta = c.float_("alpha", 1.0), c.float_("beta", 1.0)
     plain = alpha == 1.0 and bias is None
     y = matmul(c, a, b, c.hint if plain else f"{c.hint}_product")

@@ -278,7 +278,7 @@ def recurrent(c: Ctx) -> Result | Sequence[Result]:
     same_dtype(c, x, w, r)
     if x.rank != 3 or w.rank != 3 or r.rank != 3:
         c.bad(f"operands have ranks {x.rank}, {w.rank} and {r.rank}, not 3")
-    batch_first = bool(c.int_("layout", 0))
+    batch_first = c.flag("layout", 0)
     c0, peephole = (c.opt(6), c.opt(7)) if c.op == "LSTM" else (None, None)
     if batch_first:
         x = x.transpose(0, 1)
@@ -317,9 +317,9 @@ def recurrent(c: Ctx) -> Result | Sequence[Result]:
         if c.op == "LSTM":
             memory = zero if c0 is None else c0.select(0, n)
             peep = None if peephole is None else peephole.select(0, n)
-            y, final = lstm_cell(c, cell, start, memory, peep, bool(c.int_("input_forget", 0)))
+            y, final = lstm_cell(c, cell, start, memory, peep, c.flag("input_forget", 0))
         elif c.op == "GRU":
-            y, final = gru_cell(c, cell, start, bool(c.int_("linear_before_reset", 0)))
+            y, final = gru_cell(c, cell, start, c.flag("linear_before_reset", 0))
         else:
             y, final = rnn_cell(c, cell, start)
         ys.append(y.unsqueeze(1))

@@ -16,7 +16,7 @@ def reduce_dims(c: Ctx, x: Val) -> list[int] | None:
     """Dimensions to reduce; None when the operator does nothing (noop_with_empty_axes)."""
     axes = c.axes(1)
     if not axes:
-        if c.int_("noop_with_empty_axes", 0):
+        if c.flag("noop_with_empty_axes", 0):
             return None
         return list(range(x.rank))
     return sorted(c.axis_list(axes, x.rank))
@@ -43,7 +43,7 @@ def fold(c: Ctx, name: str, x: Val, dims: Sequence[int], element: Callable[[Expr
 
 
 def keep(c: Ctx, x: Val, dims: Sequence[int]) -> Val:
-    return x if c.int_("keepdims", 1) else (x.squeeze(*dims) if dims else x)
+    return x if c.flag("keepdims", 1) else (x.squeeze(*dims) if dims else x)
 
 
 def finish(c: Ctx, y: Val, f: Callable[[Expr], Expr], dtype: DType) -> Val:
@@ -142,7 +142,7 @@ def reduce_log_sum_exp(c: Ctx) -> Result:
 def arg_extreme(c: Ctx) -> Result:
     x = c.x(0)
     axis = c.axis(c.int_("axis", 0), x.rank)
-    name = c.op.lower() + ("_last" if c.int_("select_last_index", 0) else "")
+    name = c.op.lower() + ("_last" if c.flag("select_last_index", 0) else "")
     if x.shape[axis].const == 0:
         c.bad(f"dimension {axis} is empty")
     kept = [d for d in range(x.rank) if d != axis]
@@ -153,7 +153,7 @@ def arg_extreme(c: Ctx) -> Result:
 
     hints = (f"{c.hint}_value", c.hint)
     _, y = c.b.tuple_reduce(hints, name, [x.shape[d] for d in kept], [x.shape[axis]], element, (x.dtype, I64))
-    return y.unsqueeze(axis) if c.int_("keepdims", 1) else y
+    return y.unsqueeze(axis) if c.flag("keepdims", 1) else y
 
 
 # --- softmax ---------------------------------------------------------------------------------------------------------
@@ -229,7 +229,7 @@ def hardmax(c: Ctx) -> Result:
 def cumulative(c: Ctx) -> Result:
     x = c.x(0)
     axis = c.axis(int(c.scalar_number(1, "its axis")), x.rank)
-    exclusive, reverse = c.int_("exclusive", 0), c.int_("reverse", 0)
+    exclusive, reverse = c.flag("exclusive", 0), c.flag("reverse", 0)
     name, unit = ("add", 0) if c.op == "CumSum" else ("mul", 1)
     small = widened(x)
     t = small.dtype

@@ -183,6 +183,13 @@ class Ctx:
     def int_(self, name: str, default: Any = _MISSING) -> Any:
         return self._get(name, default, (int,), "an integer")
 
+    def flag(self, name: str, default: int = 0) -> bool:
+        """An integer attribute that says yes or no."""
+        found = self.int_(name, default)
+        if found not in (0, 1):
+            raise WrongAttribute(self.loc, attribute=name, op=self.op, reason=f"0 or 1 is expected, not {found}")
+        return bool(found)
+
     def float_(self, name: str, default: Any = _MISSING) -> Any:
         return self._get(name, default, (float,), "a number")
 

@@ -191,8 +191,8 @@ def resize(c: Ctx) -> Result:
         c.str_("coordinate_transformation_mode", "half_pixel"),
         c.str_("nearest_mode", "round_prefer_floor"),
         c.float_("cubic_coeff_a", -0.75),
-        bool(c.int_("exclude_outside", 0)),
-        bool(c.int_("antialias", 0)),
+        c.flag("exclude_outside", 0),
+        c.flag("antialias", 0),
     )
     axes = c.axis_list(c.ints("axes", tuple(range(x.rank))), x.rank)
     scales = floats_of(c, 2, "its scales") if c.has(2) else []

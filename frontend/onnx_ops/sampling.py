@@ -69,7 +69,7 @@ def grid_sample(c: Ctx) -> Result:
     if n < 1 or grid.rank != x.rank or depth != n:
         c.bad(f"an input of rank {x.rank} and a grid of rank {grid.rank} with {depth} coordinates")
     mode = {"bilinear": "linear", "bicubic": "cubic"}.get(c.str_("mode", "linear"), c.str_("mode", "linear"))
-    padding, corners = c.str_("padding_mode", "zeros"), bool(c.int_("align_corners", 0))
+    padding, corners = c.str_("padding_mode", "zeros"), c.flag("align_corners", 0)
     if mode not in ("linear", "nearest", "cubic") or padding not in ("zeros", "border", "reflection"):
         c.bad(f"mode {mode!r} with padding_mode {padding!r}")
     t = wide_type(x.dtype)

@@ -80,7 +80,7 @@ def split_to_sequence(c: Ctx) -> Result:
     items, start = [], 0
     for n in sizes:
         part = x.slice(axis, start, n)
-        items.append(Tensor(part.squeeze(axis) if single and not c.int_("keepdims", 1) else part, deps=c.tensor(0).deps))
+        items.append(Tensor(part.squeeze(axis) if single and not c.flag("keepdims", 1) else part, deps=c.tensor(0).deps))
         start += n
     return Sequence(tuple(items), x.dtype)
 
@@ -91,7 +91,7 @@ def concat_from_sequence(c: Ctx) -> Result:
     if not vals:
         c.bad("the sequence is empty")
     axis = c.int_("axis")
-    if c.int_("new_axis", 0):
+    if c.flag("new_axis", 0):
         d = c.axis(axis, vals[0].rank + 1)
         return concat_vals(c, [v.unsqueeze(d) for v in vals], d)
     return concat_vals(c, vals, c.axis(axis, vals[0].rank))

@@ -113,7 +113,7 @@ def _index_as(e: IntExpr, dtype: object) -> Expr:
 def reshape(c: Ctx) -> Result:
     x = c.x(0)
     target = c.extents(1, "its target shape") if c.version >= 5 else [int_expr(n) for n in c.ints("shape")]
-    if not c.int_("allowzero", 0):
+    if not c.flag("allowzero", 0):
         for d, e in enumerate(target):
             if e.const == 0:
                 if d >= x.rank:
@@ -467,7 +467,7 @@ def _four(c: Ctx, x: Val) -> tuple[IntExpr, IntExpr, IntExpr, IntExpr]:
 @op("Trilu")
 def trilu(c: Ctx) -> Result:
     x = c.x(0)
-    upper = c.int_("upper", 1)
+    upper = c.flag("upper", 1)
     k: Expr = const(0, I64)
     if c.has(1):
         given = c.tensor(1)
@@ -486,6 +486,10 @@ def trilu(c: Ctx) -> Result:
 def reverse_sequence(c: Ctx) -> Result:
     x, lengths = c.x(0), c.x(1)
     batch, time = c.axis(c.int_("batch_axis", 1), x.rank), c.axis(c.int_("time_axis", 0), x.rank)
+    if batch == time:
+        c.bad(f"axis {batch} is both the batch and the time")
+    if lengths.rank != 1:
+        c.bad(f"its lengths have {lengths.rank} dimensions, not 1")
 
     def element(*i: IntExpr) -> Expr:
         n = index_value(_as_i64(lengths(i[batch])))

@@ -45,7 +45,7 @@ def dft(c: Ctx) -> Result:
     else:
         axis = c.int_("axis", 1)
     axis = c.axis(axis, x.rank)
-    inverse, onesided = c.int_("inverse", 0), c.int_("onesided", 0)
+    inverse, onesided = c.flag("inverse", 0), c.flag("onesided", 0)
     if axis == x.rank - 1 or x.shape[-1].const not in (1, 2):
         c.bad("its last dimension holds the real and imaginary parts")
     (extent,) = c.known([x.shape[axis]], "the extent it transforms")
@@ -100,7 +100,7 @@ def stft(c: Ctx) -> Result:
     x = c.x(0)
     step = int(c.scalar_number(1, "its frame step"))
     window = c.opt(2)
-    onesided = c.int_("onesided", 1)
+    onesided = c.flag("onesided", 1)
     if x.rank == 2:
         x = x.unsqueeze(2)
     if c.has(3):
@@ -212,6 +212,10 @@ def tfidf_vectorizer(c: Ctx) -> Result:
     weights, mode = c.floats("weights", None), c.str_("mode")
     if mode not in ("TF", "IDF", "TFIDF"):
         c.bad(f"mode {mode!r} is unknown")
+    if len(set(places)) != len(places):
+        c.refuse("n-grams that share a place of the result have no native form yet")
+    if not 1 <= shortest <= longest or skips < 0 or any(p < 0 for p in places):
+        c.bad("its lengths, skips and places do not fit together")
     size = max(places, default=-1) + 1
     rows, length = flat.shape
     parts: list[tuple[Val, list[int]]] = []
