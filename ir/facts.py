@@ -30,6 +30,7 @@ from dlc.ir.extent import (
     var,
     variables,
 )
+from dlc.ir.interval import interval
 
 _DEPTH = 24
 
@@ -57,7 +58,10 @@ class Facts:
     def nonneg(self, e: IntLike) -> bool:
         """Whether `e >= 0` is proven for every point of the ranks' space and all symbol values."""
         plain = int_expr(e)
-        return _nonneg(plain, self, _DEPTH) or _nonneg(self.simplify(plain), self, _DEPTH)
+        if _nonneg(plain, self, _DEPTH) or _nonneg(self.simplify(plain), self, _DEPTH):
+            return True
+        least = interval(plain, self.ranks, self.symbols)[0]
+        return least is not None and least >= 0
 
     def less(self, a: IntLike, b: IntLike) -> bool:
         """Whether `a < b` is proven."""
