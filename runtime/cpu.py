@@ -66,12 +66,12 @@ def default_threads() -> int:
     return available_cpus()
 
 
-def check_threads(value: object, source: str = "threads=") -> int:
+def check_threads(value: object, setting: str = "threads") -> int:
     """`value` as a number of threads, or `BadThreadCount`."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 6:
         value = int(value)
     if isinstance(value, bool) or not hasattr(value, "__index__") or not 1 <= value.__index__() <= MAX_THREADS:
-        raise BadThreadCount(source=source, found=value)
+        raise BadThreadCount(setting=setting, found=value)
     count: int = value.__index__()
     return count
 

@@ -221,7 +221,7 @@ class BadThreadCount(BadInput):
     """The number of threads is no number of threads."""
 
     code = "DLC0563"
-    template = "{source} is {found!r}, expected a whole number from 1 to 1024"
+    template = "{setting} is {found!r}, expected a whole number from 1 to 1024"
 
 
 __all__ = [name for name, value in list(globals().items()) if isinstance(value, type) and issubclass(value, DlcError)]

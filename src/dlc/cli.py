@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from dlc.console import Console
-from dlc.errors import EXIT_INTERNAL, EXIT_USAGE, DlcError, Internal
+from dlc.errors import EXIT_INTERNAL, EXIT_USAGE, DlcError, Internal, MissingPackage
 
 VERBS = {
     "demo": "compile two real models, compare them with their references, write a report",
@@ -68,6 +68,10 @@ def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
+# Which extra brings a package that some verbs need.
+_EXTRAS = {"lark": "compile", "ml_dtypes": "compile", "mlir": "compile", "torch": "torch", "onnx": "onnx"}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -95,6 +99,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # the reader of our output left, as `head` does: no error, but Python must not flush again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in _EXTRAS:
+            return _crashed(error, console)
+        console.error(MissingPackage(what=f"dlc {options.verb}", package=package, install=f"dlc[{_EXTRAS[package]}]"))
+        return MissingPackage.exit_code
     except OSError as error:
         if error.filename is None:
             return _crashed(error, console)

@@ -29,7 +29,7 @@ from dlc.errors import BadInput, DlcError, Internal
 from dlc.ir.einsum import TensorType
 from dlc.ir.extent import int_expr
 from dlc.ir.memory import MemoryPlan
-from dlc.ir.program import Param, Program, fresh_name, walk_statements
+from dlc.ir.program import Launch, Param, Program, fresh_name, walk_statements
 from dlc.ir.verify import verify
 from dlc.passes.assume_bounds import assume_bounds
 from dlc.passes.default import default_pipeline
@@ -352,7 +352,9 @@ def compile_program(
     report.seconds["load"] = clock() - start
     _count(report, built, len(host.calls), size, objects)
     if dump is not None:
-        dump.json("memory", memory_report(program, plan))
+        memory = memory_report(program, plan)
+        dump.json("memory", memory)
+        dump.json("schedule", schedule_report(program, memory))
         for stage in ("plan", "lower", "compile", "entry", "load"):
             dump.stage(stage, report.seconds[stage])
         dump.note(kernels=report.kernels, distinct=report.distinct, cache_hits=built.hits)
@@ -447,6 +449,24 @@ def _copy(target: np.ndarray, source: np.ndarray) -> None:
             part = bounce[:, : min(BLOCK, rows - first)]
             part[...] = lines[:, first : first + BLOCK]
             panel[first : first + BLOCK] = part.T
+
+
+def schedule_report(program: Program, memory: Mapping[str, Any]) -> dict[str, Any]:
+    """The order of launches, and how far the arena is from what is alive at once, which no plan can go below."""
+    alive = [
+        sum(b["bytes"] for b in memory["buffers"] if b["first"] <= step <= b["last"]) for step in range(memory["steps"])
+    ]
+    bound, found = max(alive, default=0), int(memory["arena_bytes"])
+    launches = [s for s in walk_statements(program.body) if isinstance(s, Launch)]
+    return {
+        "objective": "arena bytes",
+        "value": found,
+        "bound": bound,
+        "gap": round((found - bound) / bound, 4) if bound else 0.0,
+        "method": "program order, first fit by falling size",
+        "symbols": memory["symbols"],
+        "order": [{"kernel": s.kernel, "reads": s.args, "writes": s.outs, "loc": str(s.loc)} for s in launches],
+    }
 
 
 def memory_report(program: Program, plan: MemoryPlan, symbols: Mapping[str, int] | None = None) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from typing import Any
 
 from dlc.errors import BadInput, MissingPackage
 from dlc.frontend.imported import Imported, flat_tree, leaf
-from dlc.ir.program import Cascade, Program, program_of
+from dlc.ir.einsum import TensorType
+from dlc.ir.program import Cascade, Launch, Param, Program, Region, program_of
 
 
 class UnknownModel(BadInput):
@@ -74,7 +75,7 @@ def import_any(
     if isinstance(model, Path) or _is_path(model):
         return _file(Path(model))
     if isinstance(model, str):
-        return _text(model, "<text>", None)
+        return import_text(model, "<text>")
     raise UnknownModel(what=f"an object of type {type(model).__module__}.{type(model).__qualname__}")
 
 
@@ -113,21 +114,36 @@ def _file(path: Path) -> Imported:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelFileMissing(path=str(path), reason=getattr(error, "strerror", None) or str(error)) from error
-    return _text(text, str(path), path)
+    return import_text(text, str(path), path)
 
 
-def _text(text: str, file: str, path: Path | None) -> Imported:
+def import_text(text: str, file: str, path: Path | None = None) -> Imported:
+    """A program, cascade or kernel in text form; constants are read from beside `path`."""
     from dataclasses import replace
 
-    _need("lark", "reading cascade text", "dlc[dev]")
-    from dlc.ir.parser import parse_program
+    _need("lark", "reading cascade text", "dlc[compile]")
+    from dlc.ir.parser import parse
 
-    program = parse_program(text, file)
+    program = _as_program(parse(text, file))
     if path is not None and program.consts:
         from dlc.dump import load_constants
 
         program = replace(program, data={**program.data, **load_constants(path)})
     return of_program(program)
+
+
+def _as_program(parsed: Any) -> Program:
+    """What a text holds as a program: a lone cascade runs, of kernels alone the last one is launched."""
+    if isinstance(parsed, Program):
+        return parsed
+    if isinstance(parsed, Cascade):
+        return program_of(parsed)
+    kernel = parsed[-1]
+    cascade = kernel.cascade
+    params = tuple(Param(f"in_{p.name}", TensorType(p.type.dtype, p.type.shape)) for p in cascade.params)
+    outs = tuple(f"out_{r}" for r in cascade.results)
+    launch = Launch(kernel.name, tuple(p.name for p in params), outs)
+    return Program(kernel.name, params, Region((launch,), outs), kernels=parsed, symbols=cascade.symbols)
 
 
 def of_program(program: Program) -> Imported:

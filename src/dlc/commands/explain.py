@@ -16,7 +16,7 @@ from typing import Any
 
 from dlc.commands import options as shared
 from dlc.console import Console, bytes_text
-from dlc.errors import REGISTRY, BadInput
+from dlc.errors import REGISTRY, BadInput, DlcError
 from dlc.feeds import signature
 from dlc.models import open_model
 
@@ -101,7 +101,7 @@ def all_errors() -> dict[str, Any]:
         if "__main__" not in module.name:
             try:
                 importlib.import_module(module.name)
-            except ImportError:
+            except (ImportError, DlcError):
                 continue  # a part whose packages are not installed
     return dict(sorted(REGISTRY.items()))
 

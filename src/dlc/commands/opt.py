@@ -76,19 +76,12 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
 def read_program(spec: str) -> Program:
     """The program of a text file (- is standard input; constants beside it are read), or a model's as imported."""
-    if spec == "-" or spec.endswith(".ein"):
-        from dataclasses import replace
+    from dlc.importing import import_any, import_text
 
-        from dlc.dump import load_constants
-        from dlc.ir.parser import parse_program
-
-        text = sys.stdin.read() if spec == "-" else Path(spec).read_text()
-        program = parse_program(text, "<stdin>" if spec == "-" else spec)
-        constants = {} if spec == "-" else load_constants(spec)
-        if constants and not program.data:
-            program = replace(program, data=constants)
-        return program
-    from dlc.importing import import_any
+    if spec.endswith(".ein"):
+        return import_any(Path(spec), None, None, None, None).program
+    if spec == "-":
+        return import_text(sys.stdin.read(), "<stdin>").program
     from dlc.models import open_model
 
     model = open_model(spec)
