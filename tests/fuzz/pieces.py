@@ -260,6 +260,51 @@ def domain(g: Gen, t: Tensor, axes: list[int], kept: list[int]):  # type: ignore
     return where
 
 
+def pair_reduction(g: Gen) -> None:
+    """A reduction over an expression of two tensors with different ranks, under a mask of data or of indices, or none."""
+    b, dtype = g.builder, g.pick((F32, F32, F64, F16, BF16, I32, I64))
+    m, n, k = g.extent(0, 17), g.extent(0, 33), g.extent(0, 33)
+    x, y = g.leaf(dtype, [m, k]), g.leaf(dtype, g.pick(([k, n], [n, k])))
+    turned = y.val.shape[0] == n.expr and y.val.shape[1] == k.expr
+    mask = g.input(BOOL, g.pick(([k], [m, k], [n, k]))) if g.chance(0.35) else None
+    kind = g.rng.random()
+    op = g.pick(("sum", "max", "min", "sum"))
+
+    def where(i: tuple[IntExpr, ...], r: tuple[IntExpr, ...]) -> Expr:
+        if mask is None:
+            return apply(g.pick(("le", "ne")), Index(r[0]), Index(i[0]))
+        if mask.rank == 1:
+            return mask.val(r[0])
+        return mask.val(i[0] if mask.val.shape[0] == m.expr else i[1], r[0])
+
+    def element(i: tuple[IntExpr, ...], r: tuple[IntExpr, ...]) -> Expr:
+        u, v = x.val(i[0], r[0]), y.val(i[1], r[0]) if turned else y.val(r[0], i[1])
+        if kind < 0.4:
+            return apply("mul", u, v)
+        if kind < 0.7:
+            return apply(g.pick(("abs", "neg")), apply("sub", u, v))
+        return expression(g, dtype, [(u, dtype), (v, dtype)], 2)
+
+    domain_ = where if mask is not None or g.chance(0.4) else None
+    if mask is not None and mask.rank == 2 and m.expr == n.expr and mask.shape[0] != m.value:
+        raise Unfit
+    out = b.reduce("pair", op, [m.expr, n.expr], [k.expr], element, dtype, where=domain_)
+    g.tag(f"monoid:{op}", *(["where:reduced"] if domain_ else []), *(["where:data"] if mask is not None else []))
+    g.add(out, (m.value, n.value), False)
+
+
+def reducing_scatter(g: Gen) -> None:
+    """Sums along a rank, added to where an index tensor says: a histogram of rows."""
+    b, dtype = g.builder, g.pick((F32, F32, F64, I32, I64))
+    n, k, w = g.extent(1, 17), g.extent(0, 13), g.extent(0, 33)
+    base, x = g.leaf(dtype, [n]), g.leaf(dtype, [k, w])
+    ix = index_tensor(g, [k], n.value, n.expr)
+    total = b.reduce_axes("rowsum", "sum", x.val, [1], False)
+    out = b.scatter("hist", base.val, [k.expr], lambda i: (as_index(ix.val(i), ix.dtype),), lambda i: total(i), g.pick(("sum", "max")))
+    g.tag("scatter", "scatter:sum")
+    g.add(out, (n.value,), False)
+
+
 def arg_reduction(g: Gen) -> None:
     t = g.some((F32, F32, F64, F16, BF16, I32, I64, *UNSIGNED[:1]), (1, 3))
     axis = g.rng.randrange(t.rank)
@@ -671,7 +716,7 @@ def _late() -> list[tuple[str, float, Piece]]:
 
 PIECES: list[tuple[str, float, Piece]] = [
     ("pointwise", 3.0, pointwise), ("operator", 3.2, each_operator), ("cast", 1.8, cast), ("chain", 1.2, chain), ("crossing", 0.5, crossing), ("long", 0.35, long),
-    ("reduction", 2.5, reduction), ("arg", 0.7, arg_reduction), ("welford", 0.4, welford), ("norm", 1.2, normalisation),
+    ("reduction", 2.5, reduction), ("pair", 0.9, pair_reduction), ("histogram", 0.4, reducing_scatter), ("arg", 0.7, arg_reduction), ("welford", 0.4, welford), ("norm", 1.2, normalisation),
     ("partial", 1.0, partial), ("views", 1.8, views), ("concat", 0.9, pieces), ("stack", 0.4, stack),
     ("relayout", 0.7, relayout), ("coordinates", 0.6, coordinates), ("gather", 1.2, gather), ("scatter", 1.0, scatter),
     ("slice-update", 0.4, slice_update), ("window", 0.7, windowed),

@@ -8,7 +8,7 @@ import numpy as np
 
 from dlc.ir.dtype import BF16, BOOL, F16, F32, F64, I32, I64
 from dlc.ir.expr import Cast, Expr, Index, apply, const
-from dlc.ir.extent import IntExpr
+from dlc.ir.extent import IntExpr, value
 from dlc.ir.view import Val
 from tests.fuzz.generate import Extent, Gen, Piece, Unfit
 from tests.fuzz.pieces import expression
@@ -110,6 +110,50 @@ def swap(g: Gen) -> None:
         g.add(f, (w.value,), False)
 
 
+def cache(g: Gen) -> None:
+    """A scan that looks rows up by index and writes into a carried table: a memory read and appended to step by step."""
+    b = g.builder
+    dtype = g.pick((F32, F32, F64, F16, I32))
+    steps, rows, w = g.extent(0, 6), g.extent(1, 9), g.extent(1, 19)
+    table, x = g.input(dtype, [rows, w]), g.input(dtype, [steps, w])
+    at = g.input(I64, [steps], 0, rows.value - 1, hint="ix", below=rows.expr)
+    op = g.pick(("set", "set", "sum", "max"))
+
+    def body(t: IntExpr, c: tuple[Val, ...]) -> tuple[Sequence[Val], Sequence[Val]]:
+        i = value(at.val(t))
+        found = b.compute("found", [w.expr], lambda j: apply("max", c[0](i, j), x.val(t, j)), dtype)
+        following = b.scatter("put", c[0], [w.expr], lambda j: (i, j), lambda j: x.val(t, j), op)
+        return (following,), (found,)
+
+    finals, stacked = b.scan("kv", steps.expr, (table.val,), body)
+    g.tag("scan", "scan:cache", "scatter", f"scatter:{op}", "gather", *(["scan:zero"] if steps.value == 0 else []))
+    g.add(finals[0], (rows.value, w.value), False)
+    g.add(stacked[0], (steps.value, w.value), False)
+
+
+def inner_branch(g: Gen) -> None:
+    """A branch inside a loop, and a contraction in one arm."""
+    b, dtype = g.builder, g.pick((F32, F32, F64))
+    n = g.pick((1, 4, 16, 17))
+    x = g.input(dtype, [Extent(_i(3), 3), Extent(_i(n), n)], -1, 1)
+    w = g.constant(dtype, [n, n], -0.5, 0.5, hint="w")
+    limit = g.input(I64, [], 0, 5)
+
+    def body(i: Val, c: tuple[Val, ...]) -> tuple[Val | None, Sequence[Val], Sequence[Val]]:
+        odd = b.compute("odd", (), lambda: apply("eq", apply("rem_floor", i(), const(2, I64)), const(1, I64)), BOOL)
+        (y,) = b.if_(
+            odd,
+            lambda: [b.contract("step", "mk,kn->mn", c[0], w.val)],
+            lambda: [b.map("other", lambda u: apply("neg", u), c[0])] if g.chance(0.5) else [c[0]],
+        )
+        return None, (y,), ((y,) if g.chance(0.4) else ())
+
+    finals, rows = b.loop("lp", (x.val,), body, limit=limit.val, bound=8)
+    g.tag("loop", "if", "loop:if", "loop:for")
+    g.add(finals[0], (3, n), False)
+    g.leaving.extend(rows)
+
+
 def branch(g: Gen) -> None:
     t = g.some((F32, F32, F64, I32, BF16), (0, 3))
     b, dtype = g.builder, t.dtype
@@ -192,7 +236,7 @@ def _i(n: int) -> IntExpr:
 
 
 CONTROL: list[tuple[str, float, Piece]] = [
-    ("cumulative", 0.9, cumulative), ("recurrent", 0.9, recurrent), ("nested", 0.4, nested), ("swap", 0.4, swap),
+    ("cumulative", 0.9, cumulative), ("recurrent", 0.9, recurrent), ("nested", 0.4, nested), ("swap", 0.4, swap), ("cache", 0.4, cache), ("inner-branch", 0.4, inner_branch),
     ("branch", 0.7, branch), ("loop", 0.7, loop), ("bind", 0.6, bind),
 ]
 

@@ -164,13 +164,13 @@ def run(
     done: list[Result] = []
     todo: list[int] = []
     keys = {}
-    source = source_digest()
+    source = source_digest("ir", "passes", "codegen", "costmodel", "runtime")
     own = digest_of(*((Path(__file__).parent / f).read_bytes() for f in _SOURCES))
     for seed in seeds:
         keys[seed] = None if ledger is None else ledger.key(f"seed {seed}", digest=digest_of(source, own))
         kept = ledger.get(keys[seed]) if ledger is not None and keys[seed] is not None else None
         if kept is not None:
-            done.append(Result(**{**kept, "tags": tuple(kept["tags"])}))
+            done.append(Result(**kept, tags=case(seed).tags))
         else:
             todo.append(seed)
     if not todo:
@@ -221,7 +221,7 @@ _SOURCES = ("generate.py", "pieces.py", "pieces_products.py", "pieces_control.py
 def _note(outcome: Result, done: list[Result], ledger: Any, keys: dict[int, Any], report: Any) -> None:
     done.append(outcome)
     if ledger is not None:
-        ledger.put(keys[outcome.seed], asdict(outcome))
+        ledger.put(keys[outcome.seed], {k: v for k, v in asdict(outcome).items() if k != "tags"})
     if report is not None:
         report(outcome)
 
