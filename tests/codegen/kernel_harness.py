@@ -196,7 +196,8 @@ def _near(got: Array, want: Array, name: str) -> None:
     finite = np.isfinite(w)
     scale = float(np.abs(w[finite]).max()) if finite.any() else 1.0
     loose = {2: 3e-2, 4: 1e-5, 8: 1e-12}[want.dtype.itemsize]
-    ok = (g == w) | (np.isnan(g) & np.isnan(w)) | (np.abs(g - w) <= loose * scale)
+    with np.errstate(invalid="ignore"):
+        ok = (g == w) | (np.isnan(g) & np.isnan(w)) | (np.abs(g - w) <= loose * scale)
     assert ok.all(), (name, np.argwhere(~ok)[:3], g[~ok][:3], w[~ok][:3])
 
 
