@@ -87,6 +87,8 @@ def _times(a: Interval, b: Interval) -> Interval:
         return min(corners), max(corners)
     if p is not None and r is not None and p >= 0 and r >= 0:
         return p * r, None
-    if q is not None and q <= 0 and p is not None and r is not None and r >= 0:  # a constant below 0 times what has no end
+    if (
+        q is not None and q <= 0 and p is not None and r is not None and r >= 0
+    ):  # a constant below 0 times what has no end
         return None, q * r
     return None, None

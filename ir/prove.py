@@ -64,7 +64,9 @@ class Assumptions:
             return True
         if not self.guards:
             return False
-        return _prove_narrowed(e, self.guards, self.facts) or _prove_split(e, self.guards, self.facts)
+        if _prove_narrowed(e, self.guards, self.facts) or _prove_split(e, self.guards, self.facts):
+            return True
+        return _prove_windowed(e, self.guards, self.facts)
 
     def within(self, e: IntExpr, extent: IntExpr) -> bool:
         """Whether `0 <= e < extent` is proven."""
@@ -223,6 +225,36 @@ def _prove_split(e: IntExpr, guards: tuple[IntExpr, ...], facts: Facts) -> bool:
         if split.nonneg(goal) or _prove(goal, known, split, _DEPTH):
             return True
     return False
+
+
+def _prove_windowed(e: IntExpr, guards: tuple[IntExpr, ...], facts: Facts) -> bool:
+    """Whether `e >= 0` follows with a sum of ranks that two guards bound, `0 <= y + r - 1 < 8`, taken as one rank.
+
+    This reaches into divisions of such a sum, `(y + r + 1) // 2`, as a window over a reshaped image reads it.
+    """
+    ranks = dict(facts.ranks)
+    env: dict[str, IntExpr] = {}
+    for n, low in enumerate(guards):
+        for high in guards:
+            width = (low + high).const
+            if width is None or width < 0:
+                continue
+            name = next((r for r in sorted(variables(low)) if r in ranks and r in facts.ranks and r not in env), None)
+            parts = split_linear(low, name) if name is not None else None
+            if (
+                name is None
+                or parts is None
+                or parts[0].const not in (1, -1)
+                or not variables(parts[1]).isdisjoint(env)
+            ):
+                continue
+            # low = slope*name + rest runs over 0..width: name = slope*(sum - rest)
+            total = f"{name}@w{n}"  # a name no rank can have
+            env[name] = (var(total) - parts[1]) * (parts[0].const or 1)
+            del ranks[name]
+            ranks[total] = int_expr(width + 1)
+            break
+    return bool(env) and Facts(ranks, facts.symbols).nonneg(substitute(e, env))
 
 
 def _factors(e: IntExpr, g: IntExpr) -> list[tuple[int, IntExpr]]:
