@@ -25,8 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from dlc.errors import DlcError, Unsupported
-from dlc.frontend.imported import Imported
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dlc.errors import DlcError, Unsupported  # noqa: E402
+from dlc.frontend.imported import Imported  # noqa: E402
 
 Execute = Callable[[Imported, Sequence[Any]], Sequence[Any]]
 SECONDS_PER_CASE = 60
@@ -244,14 +246,38 @@ def _run(job: tuple[str, str]) -> Outcome:
     return run_case(job[0], EXECUTE[job[1]])
 
 
-def run_all(names: Iterable[str], how: str = "interpret", jobs: int = 2) -> list[Outcome]:
-    """Run cases in processes of their own; the order of the result is that of `names`."""
-    node_cases()  # made before the fork, so that all see the same data
-    work = [(n, how) for n in names]
+def run_all(names: Iterable[str], how: str = "interpret", jobs: int = 2, ledger: Any = None) -> list[Outcome]:
+    """Run cases in processes of their own; the order of the result is that of `names`.
+
+    With a `Ledger`, cases whose model, data and compiler are unchanged since they last passed are not run again.
+    """
+    cases = node_cases()  # made before the fork, so that all see the same data
+    names = list(names)
+    keys = {n: _key(ledger, n, cases[n], how) for n in names} if ledger is not None else {}
+    known = {n: Outcome(**found) for n, key in keys.items() if (found := ledger.get(key)) is not None}
+    work = [(n, how) for n in names if n not in known]
+
+    def done(outcomes: Iterable[Outcome]) -> None:
+        for o in outcomes:
+            known[o.name] = o
+            if ledger is not None and o.status in ("pass", "near", "refused"):
+                ledger.put(keys[o.name], asdict(o))
+
     if jobs <= 1:
-        return [_run(w) for w in work]
-    with ProcessPoolExecutor(jobs) as pool:
-        return list(pool.map(_run, work, chunksize=8))
+        done(map(_run, work))
+    else:
+        with ProcessPoolExecutor(jobs) as pool:
+            done(pool.map(_run, work, chunksize=8))
+    return [known[n] for n in names]
+
+
+def _key(ledger: Any, name: str, case: Any, how: str) -> Any:
+    from ledger import digest_of, source_digest
+
+    stages = ("frontend", "ir") if how == "interpret" else ("frontend", "ir", "passes", "codegen", "costmodel", "runtime")
+    data = [leaf for inputs, outputs in data_sets(case) for leaf in flatten([inputs, outputs])]
+    digest = digest_of(model_of(case).SerializeToString(deterministic=True), *data, source_digest(*stages))
+    return ledger.key(f"{name} {how}", digest=digest, packages=("onnx", "numpy"))
 
 
 def summary(outcomes: Sequence[Outcome]) -> dict[str, int]:
@@ -269,11 +295,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--table", type=Path)
+    parser.add_argument("--ledger", action="store_true", help="do not run again what has not changed")
     parser.add_argument("--how", choices=sorted(EXECUTE), default="interpret")
     parser.add_argument("-v", "--verbose", action="store_true")
     args = parser.parse_args(argv)
     names = [n for n in node_cases() if re.search(args.filter, n)]
-    outcomes = run_all(names, args.how, args.jobs)
+    kept = None
+    if args.ledger:
+        from ledger import Ledger
+
+        kept = Ledger("onnx_nodes")
+    outcomes = run_all(names, args.how, args.jobs, kept)
     for o in outcomes:
         if o.status in ("wrong", "crash") or args.verbose:
             print(f"{o.status:8}{o.name}: {o.code} {o.reason}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,13 @@ def faults(outcomes: Sequence[Outcome]) -> list[str]:
     return bad
 
 
+def ledger() -> Any:
+    """Where results of the whole suite are kept until something they depend on changes."""
+    from ledger import Ledger
+
+    return Ledger("onnx_nodes")
+
+
 def test_a_sample_interpreted():
     outcomes = run_all(list(node_cases())[3::40], jobs=1)
     assert not faults(outcomes)
@@ -29,7 +37,7 @@ def test_a_sample_interpreted():
 
 @pytest.mark.slow
 def test_every_case_interpreted():
-    outcomes = run_all(node_cases())
+    outcomes = run_all(node_cases(), ledger=ledger())
     counts = summary(outcomes)
     assert not faults(outcomes)
     assert counts["pass"] >= 1600 and counts["pass native"] >= 1300, counts
@@ -44,7 +52,7 @@ def test_compiled_and_loaded(name):
 
 @pytest.mark.slow
 def test_every_case_compiled():
-    outcomes = run_all(node_cases(), "compiled")
+    outcomes = run_all(node_cases(), "compiled", ledger=ledger())
     assert not faults(outcomes)
     assert summary(outcomes)["pass"] >= 1300
 
@@ -64,3 +72,39 @@ def test_the_comparison_sees_differences():
 def test_docs_hold_the_table():
     text = (Path(__file__).parents[2] / "docs" / "onnx-operators.md").read_text()
     assert "| Conv |" in text and " give wrong numbers" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(6))
+def test_random_inputs_agree_with_the_reference(part):
+    """Other data than the cases' own, against onnx's reference evaluator."""
+    import numpy as np
+    from onnx.reference import ReferenceEvaluator
+
+    from dlc.errors import DlcError
+    from dlc.frontend.onnx_import import import_for
+    from tests.onnx_backend.runner import data_sets, flatten, interpret, model_of
+
+    r = np.random.default_rng(part)
+    # The reference sums the elements, not their absolute values, for p = 1.
+    names = [n for n in node_cases() if "expanded" not in n and not n.startswith("test_l1normalization")][part::30]
+    agreed = 0
+    for name in names:
+        case = node_cases()[name]
+        model = model_of(case)
+        inputs = [
+            (r.standard_normal(v.shape) * 4).astype(v.dtype) if isinstance(v, np.ndarray) and v.dtype.kind == "f" and v.size > 1 else v
+            for v in data_sets(case)[0][0]
+        ]
+        given = dict(zip([i.name for i in model.graph.input], inputs, strict=False))
+        try:
+            got = interpret(import_for(model, given), flatten(inputs))
+            want = flatten(ReferenceEvaluator(model).run(None, given))
+        except DlcError:
+            continue
+        except Exception:  # the reference cannot do it
+            continue
+        difference = compare(got, want, 1e-3, 1e-5)
+        assert not difference or is_near(got, want), f"{name}: {difference}"
+        agreed += 1
+    assert agreed > len(names) // 2
