@@ -246,3 +246,33 @@ def cdist(c: Ctx, x: Val, y: Val, p: float = 2, compute_mode: Any = None) -> Val
     if p in (0, 1, float("inf")):
         return s
     return c.b.map(c.hint, lambda e: apply("sqrt", e) if p == 2 else apply("pow", e, div(one, power)), s, dtype=t)
+
+
+@op("_grouped_mm", "transformers.grouped_mm_fallback.default")
+def grouped_mm(c: Ctx, x: Val, weight: Val, offsets: Val, bias: Val | None = None, out_dtype: Any = None) -> Val:
+    """`O[s] = X[s] @ W[e]`, with `e` the group of row `s`: rows are sorted by group, `offsets` i64[E] are the groups' ends."""
+    from dlc.frontend.torch_context import apply, const, select
+    from dlc.ir.dtype import I64
+    from dlc.ir.expr import Index, index_value
+
+    if x.rank != 2 or weight.rank != 3 or bias is not None:
+        raise c.unsupported("only rows in groups over one weight per group, without bias, are imported")
+    ends, groups = c.cast(offsets, I64), weight.shape[0]
+
+    def before(i: tuple[IntExpr, ...], r: tuple[IntExpr, ...]) -> Expr:
+        return Cast(I64, apply("le", ends.at((r[0],)), Index(i[0])))
+
+    group = c.b.reduce(f"{c.hint}_group", "sum", [x.shape[0]], [groups], before, I64)
+    last = c.count([groups - 1], I64)
+
+    def element(i: tuple[IntExpr, ...], r: tuple[IntExpr, ...]) -> Expr:
+        e = index_value(apply("min", group.at((i[0],)), last))
+        return mul(x.at((i[0], r[0])), weight.at((e, r[0], i[1])))
+
+    t = c.dtype
+    w = kept_type(t)
+    y = c.b.reduce(f"{c.hint}_product", "sum", [x.shape[0], weight.shape[2]], [x.shape[1]], element, w)
+    # Rows after the last group belong to none and are 0.
+    zero = const(0, w)
+    out = c.b.map(c.hint, lambda a, e: select(apply("le", e, last), a, zero), y, group.unsqueeze(1), dtype=w)
+    return c.cast(out, t)

@@ -309,7 +309,9 @@ class GraphImporter:
         if not self._track:
             return
         key = storage_of(node)
-        if key is not None:
+        several = isinstance(node.meta.get("val"), (tuple, list))
+        # Of several fresh results each is a root of its own, once it is taken out.
+        if key is not None and not (several and key not in self._sharing):
             self._sharing.setdefault(key, []).append(node)
 
     def _write(self, node: fx.Node, value: Val) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dlc.frontend.torch_context import Ctx, op
-from dlc.ir.dtype import BOOL, I64
+from dlc.ir.dtype import BOOL, F64, I64
 from dlc.ir.expr import apply
 from dlc.ir.extent import IntExpr, int_expr, sym
 from dlc.ir.view import Val
@@ -147,7 +147,29 @@ def item(c: Ctx, x: Val) -> Any:
     return bound
 
 
-@op("histc", "bincount", "linalg_inv", "linalg_inv_ex", "linalg_solve", "linalg_svd", "linalg_eigh", "linalg_qr", "linalg_cholesky",
+@op("histc")
+def histc(c: Ctx, x: Val, bins: int = 100, min: Any = 0, max: Any = 0) -> Val:
+    """Counts of the elements in `bins` equal parts of [min, max]; the last part has both its ends."""
+    from dlc.ir.expr import Cast, Expr, Index, const
+
+    if min == max:
+        raise c.unsupported("the range is that of the data")
+    t = c.dtype
+    work = t if t.is_float else F64
+    flat = c.cast(x.reshape([x.elements]), work)
+    lo, hi = const(float(min), work), const(float(max), work)
+    scale = const(bins / (float(max) - float(min)), work)
+
+    def element(i: tuple[IntExpr, ...], r: tuple[IntExpr, ...]) -> Expr:
+        e = flat.at(r)
+        place = apply("min", Cast(I64, apply("floor", apply("mul", apply("sub", e, lo), scale))), const(bins - 1, I64))
+        inside = apply("and", apply("ge", e, lo), apply("le", e, hi))
+        return Cast(t, apply("and", inside, apply("eq", place, Index(i[0]))))
+
+    return c.b.reduce(c.hint, "sum", c.shape, [x.elements], element, t)
+
+
+@op("bincount", "linalg_inv", "linalg_inv_ex", "linalg_solve", "linalg_svd", "linalg_eigh", "linalg_qr", "linalg_cholesky",
     "linalg_det", "inverse", "cholesky")  # fmt: skip
 def not_yet(c: Ctx, *_: Any, **__: Any) -> Val:
     raise c.unsupported("this library operation is not imported yet")

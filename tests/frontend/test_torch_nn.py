@@ -309,3 +309,17 @@ def test_odd_extents(shape: tuple[int, ...]) -> None:
         data(*shape),
         weight,
     )
+
+
+def test_products_of_groups() -> None:
+    import transformers.integrations.moe  # registers its operator
+
+    assert transformers.integrations.moe is not None
+    ends = torch.tensor([2, 2, 5], dtype=torch.int32)
+
+    class Groups(nn.Module):
+        def forward(self, x: torch.Tensor, w: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+            return torch.ops.transformers.grouped_mm_fallback(x, w, ends)
+
+    check(Groups(), data(6, 4), data(3, 4, 2), ends)
+    check(lambda x: torch.histc(x, bins=4, min=-1, max=2), data(20))

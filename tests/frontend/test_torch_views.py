@@ -201,7 +201,16 @@ def _fills(x: torch.Tensor) -> Any:
     return y, b
 
 
-@pytest.mark.parametrize("function", [_writes, _fills])
+def _results(x: torch.Tensor) -> Any:
+    values, indices = x.topk(2)
+    values /= values.sum(-1, keepdim=True)
+    indices += 1
+    low, high = x.clone().split(2)
+    low.mul_(2)
+    return values, indices, low, high
+
+
+@pytest.mark.parametrize("function", [_writes, _fills, _results])
 def test_writes_reach_all_that_share_storage(function: Callable[[torch.Tensor], Any]) -> None:
     check(function, data(4, 5))
 
