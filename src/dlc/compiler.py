@@ -253,8 +253,9 @@ def _specialising(model: Any, options: dict[str, Any], needs: Any) -> Specialisi
     """The model compiled per value; for the example inputs, if there are any, at once."""
     from dlc.importing import onnx_inputs
 
-    def compile_for(values: Mapping[str, Any]) -> Executable:
-        made = compile(model, **{**options, "specialise": values})
+    def compile_for(values: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Executable:
+        # What is called with is the example for this value: extents may go with it, as frame length with sample rate.
+        made = compile(model, **{**options, "args": args, "kwargs": kwargs, "specialise": values})
         assert isinstance(made, Executable)
         return made
 
@@ -288,7 +289,11 @@ def run_passes(
         pipeline = pipeline.without(disable)
     after = pipeline.run(program, tuple(observers), verify=verify_each)
     if not verify_each:
-        verify(after)
+        try:
+            verify(after)
+        except DlcError:
+            pipeline.run(program, verify=True)  # names the pass that made it
+            raise
     return after
 
 

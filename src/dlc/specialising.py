@@ -41,7 +41,8 @@ class Specialising:
     """A model that is compiled anew for each value of some of its inputs.
 
     Args:
-        compile_for: values by input name -> the executable for them; raises `needs` when another value is needed.
+        compile_for: (values by input name, the call's arguments) -> the executable for them; raises `needs` when another
+            value is needed.
         names: the model's inputs, in order.
         needed: inputs whose values are known to be needed.
         needs: the error that says which values are missing, in its attribute `names`.
@@ -49,7 +50,7 @@ class Specialising:
 
     def __init__(
         self,
-        compile_for: Callable[[Mapping[str, Any]], Executable],
+        compile_for: Callable[[Mapping[str, Any], tuple[Any, ...], Mapping[str, Any]], Executable],
         names: Sequence[str],
         needed: Sequence[str],
         needs: type[DlcError],
@@ -80,7 +81,7 @@ class Specialising:
                     self._kept.move_to_end(key)
                     return found
             try:
-                made = self._compile_for(values)
+                made = self._compile_for(values, args, kwargs)
             except self._needs as error:
                 more = [n for n in getattr(error, "names", ()) if n not in needed]
                 if not more:
