@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from dlc.ir.dtype import I64
 from dlc.ir.einsum import Einsum, Scan, Step
+from dlc.ir.errors import NotInBounds
 from dlc.ir.expr import (
     Access,
     Apply,
@@ -26,7 +27,8 @@ from dlc.ir.expr import (
 )
 from dlc.ir.extent import IntExpr, Value, Var, has_value, rebuild, var, variables
 from dlc.ir.facts import Facts, SymbolFact
-from dlc.ir.program import For, If, Loop, Program, Region, Stmt, regions
+from dlc.ir.program import For, If, Loop, Program, Region, Stmt, regions, tensor_types
+from dlc.ir.verify_expr import Scope, StepVerifier
 from dlc.passes.explicit_domains import explicit_domains
 from dlc.passes.pipeline import Pass
 from dlc.passes.rewrite import access_counts, drop_dead
@@ -61,7 +63,8 @@ class _Inliner:
         self.program, self.max_nodes = program, max_nodes
         self.counts = access_counts(program)
         self.symbols: dict[str, SymbolFact] = program.facts
-        self.shapes = {p.name: p.type.shape for p in program.params + program.consts}
+        self.types = tensor_types(program)
+        self.loops: dict[str, IntExpr] = {}
 
     def run(self) -> Program:
         body = self._region(self.program.body, {})
@@ -88,6 +91,7 @@ class _Inliner:
 
     def _scan(self, scan: Scan, known: dict[str, Einsum]) -> Scan:
         inner = _movable_into_loops(known)
+        self.loops[scan.rank.name] = scan.rank.extent
         steps: list[Step] = []
         for step in scan.body:
             if isinstance(step, Scan):
@@ -97,6 +101,7 @@ class _Inliner:
             if is_pointwise(step):
                 inner[step.out] = step
             steps.append(step)
+        del self.loops[scan.rank.name]
         return replace(scan, body=tuple(steps))
 
     def _inline(self, consumer: Einsum, known: dict[str, Einsum]) -> Einsum:
@@ -109,7 +114,7 @@ class _Inliner:
             producer = known[e.tensor]
             if any(f is not None and e.tensor == f.tensor for f in factors) and not _plain_view(producer):
                 return None
-            if not self._worthwhile(producer, consumer, e):
+            if not self._worthwhile(producer, consumer, e) or not self._keeps_checks(e, producer, facts):
                 return None
             return inline_access(e, producer, facts)
 
@@ -123,7 +128,31 @@ class _Inliner:
             return consumer
         if sum(1 for e in exprs for _ in walk(e)) > self.max_nodes:
             return consumer
-        return replace(consumer, exprs=exprs, where=where, write=write)
+        inlined = replace(consumer, exprs=exprs, where=where, write=write)
+        return inlined if self._proven(inlined) else consumer
+
+    def _proven(self, step: Einsum) -> bool:
+        """Whether every read is still proven to be in bounds: a window over a window can be beyond the prover."""
+        try:
+            StepVerifier(step, Scope(self.types, self.symbols, self.loops)).run()
+        except NotInBounds:
+            return False
+        return True
+
+    def _keeps_checks(self, access: Access, producer: Einsum, facts: Facts) -> bool:
+        """Whether an index held in a tensor is still checked against the producer's extents when the producer is gone."""
+        if access.default is not None:
+            return True
+        read = producer.expr
+        for i, r in zip(access.index, producer.ranks, strict=True):
+            if not has_value(i) or facts.within(i, r.extent):
+                continue
+            if not isinstance(read, Access) or read.default is not None:
+                return False
+            shape = self.types[read.tensor].shape
+            if not any(j == var(r.name) and n == r.extent for j, n in zip(read.index, shape, strict=True)):
+                return False
+        return True
 
     def _worthwhile(self, producer: Einsum, consumer: Einsum, access: Access) -> bool:
         if _plain_view(producer) or isinstance(producer.expr, (Const, Index)):

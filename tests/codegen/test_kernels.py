@@ -12,7 +12,7 @@ from dlc.ir.builder import Builder
 from dlc.ir.dtype import BF16, F16, F32, I64
 from dlc.ir.einsum import Einsum, Rank
 from dlc.ir.expr import Expr, Index, access, apply, const
-from dlc.ir.extent import IntExpr, var
+from dlc.ir.extent import IntExpr, value, var
 from dlc.ir.interpret import run_program
 from dlc.ir.view import Val
 
@@ -169,3 +169,22 @@ def test_an_epilogue_reads_its_tile_whatever_the_index_looks_like() -> None:
         return [b.reduce("y", "sum", (x.shape[0], 20, 13), (2, 3), term, F32)], [normal(1, 2, 15)]
 
     agree(build)
+
+
+def test_a_gather_from_a_view_is_checked_against_the_view() -> None:
+    """Row 6 of the tensor exists, but the view has 4 rows only; and its padding must not hide an index that is negative."""
+    from dlc.errors import DlcError
+
+    b = Builder("case")
+    x, ix = b.input("x", F32, (9, 3)), b.input("ix", I64, (2,))
+    rows = b.compute("rows", (4, 3), lambda i, j: x(i + 2, j), F32)
+    padded = b.compute("padded", (6, 3), lambda i, j: access("x", i - 3, j, default=const(0.0)), F32)
+    outs = [b.compute(f"g{n}", (2, 3), lambda i, j, v=v: v(value(ix(i)), j), F32) for n, v in enumerate((rows, padded))]
+    exe = dlc.compile(b.finish(outs))
+    a = normal(9, 3)
+    g0, g1 = exe(a, np.array([0, 3]))
+    np.testing.assert_array_equal(g0, a[[2, 5]])
+    np.testing.assert_array_equal(g1, [np.zeros(3), a[0]])
+    for wrong in (4, -1):
+        with pytest.raises(DlcError):
+            exe(a, np.array([0, wrong]))
