@@ -94,6 +94,7 @@ def test_what_joins() -> None:
     several = {
         ("columns",): "the rows are not contiguous",
         ("point", "reversed"): "reads another task's row",
+        ("point", "shifted"): "a read with `else` needs the whole row in memory",
         ("product",): "a product starts a kernel of its own",
         ("scatter",): "a scatter is alone",
         ("point", "scatter"): "a scatter is alone",
@@ -154,6 +155,28 @@ def test_random_graphs_are_ordered_and_keep_their_meaning(links: list[tuple[str,
     with np.errstate(all="ignore"):
         for a, b in zip(run_program(before, arrays), run_program(after, arrays), strict=True):
             np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-3)
+
+
+def test_square_tensors() -> None:
+    """Diagonals and transposes: an equal extent is not the same rank."""
+    reads = ("X[i, i]", "X[i, 0]", "X[0, i]", "max(X[i, i], X[i, 0])")
+    squares = ("X[i, j]", "X[j, i]", "X[i, i]", "X[j, j] + X[i, j]", "X[i, j] * X[j, i]", "X[i, j] + D[j]", "X[j, i] + D[i]")
+    for read in reads:
+        for square in squares:
+            before, after = rewrite(
+                f"""
+                cascade f(A: f32[s, s]) -> (D, O) symbols (s in 1..) {{
+                  X[i:s, j:s] = exp(A[i, j])
+                  D[i:s] = {read}
+                  O[i:s, j:s] = {square}
+                }}""",
+                Fuse(least_tasks=1),
+            )
+            for kernel in after.kernels:
+                for step in kernel.cascade.steps:
+                    assert isinstance(step, Einsum) and set(kernel.outer) <= {r.name for r in step.ranks}, str(kernel)
+            for s in (1, 4):
+                assert_same_result(before, after, {"s": s})
 
 
 def test_limits() -> None:
