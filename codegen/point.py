@@ -30,6 +30,7 @@ from dlc.ir.extent import (
     has_value,
     int_expr,
     rebuild,
+    show_extent,
     split_linear,
     substitute,
     var,
@@ -218,7 +219,7 @@ class Emitter:
         if guard is not None and e.default is None:
             assert checked
             outside = self.b.op("not", guard) if active is None else self.b.op("and", active, self.b.op("not", guard))
-            self.b.check(self.b.op("not", outside), f"bounds {e.tensor}")
+            self.b.check(self.b.op("not", outside), out_of_range(store.type))
         raw_mask = self._and(active, guard)
         dtype = store.type.dtype
         raw = self._load(store, e.index, space, raw_mask)
@@ -413,6 +414,15 @@ def _joined(a: TileType, mask: TileType) -> TileType:
     depth = max(len(a.slots), len(mask.slots))
     own, other = ((1,) * (depth - len(t.slots)) + t.slots for t in (a, mask))
     return TileType(a.dtype, tuple(max(x, y) for x, y in zip(own, other, strict=True)), max(a.lanes, mask.lanes))
+
+
+def out_of_range(type_: TensorType) -> str:
+    """What a run says when an index that it read from a tensor is no index of a tensor of this type."""
+    shape = ", ".join(show_extent(e) for e in type_.shape)
+    return (
+        f"DLC0540: an index taken from a tensor is outside of the {type_.dtype}[{shape}] that it indexes;"
+        " look at the values of the model's integer inputs"
+    )
 
 
 def _base_key(space: Space, names: frozenset[str]) -> tuple[tuple[str, IntExpr], ...]:

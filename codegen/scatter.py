@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from dlc.codegen.merge import merge_ranks
 from dlc.codegen.nest import PointStep, VectorRank, _fold, emit_nest, for_vectors, lanes_for
-from dlc.codegen.point import Emitter, Space, Storage
+from dlc.codegen.point import Emitter, Space, Storage, out_of_range
 from dlc.ir.einsum import Einsum, Write
 from dlc.ir.expr import Access
 from dlc.ir.extent import IntExpr, int_expr, var, variables
@@ -86,7 +86,7 @@ def _write(em: Emitter, step: PointStep, write: Write, target: Storage, space: S
             outside = b.op("not", inside)
             for m in exists:
                 outside = b.op("and", outside, m)
-            b.check(b.op("not", outside), f"scatter {write.onto}")
+            b.check(b.op("not", outside), out_of_range(target.type))
         mask = inside if mask is None else b.op("and", mask, inside)
     if write.op != "set":
         old = em.read(target, write.index, space, mask)

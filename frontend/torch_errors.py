@@ -46,9 +46,7 @@ class MutatedState(Unsupported):
 
     code: ClassVar[str] = "DLC0215"
     template: ClassVar[str] = "not supported: {op} because the model changes {what} in place"
-    hint: ClassVar[str | None] = (
-        "return the new value as an output, or import with mutations='return' to get it as an extra one"
-    )
+    hint: ClassVar[str | None] = "return the new value as an output"
 
 
 class RandomOperator(Unsupported):

@@ -1,6 +1,6 @@
 """Passes and pipelines: rewrites of programs as data that can be printed, read, sliced and watched.
 
-    pipeline = Pipeline.parse("simplify,fuse{max_inputs=8}", PASSES)
+    pipeline = Pipeline.parse("dead-code,fuse{max_steps=8}", PASSES)
     program = pipeline.run(program, observers=(Timer(), PrintIR(sys.stderr)))
 
 `str(pipeline)` is what `dlc opt --pass-pipeline '...'` reads: pass names with commas between, options in braces as
@@ -57,7 +57,7 @@ class BadPipeline(BadInput):
 
     code = "DLC0304"
     template = "cannot read the pipeline: {reason}"
-    hint = "write it as: simplify,fuse{{max_inputs=8}}"
+    hint = "write it as: dead-code,fuse{{max_steps=8}}"
 
 
 class PassCrashed(Internal):
@@ -112,7 +112,7 @@ class Pipeline:
         """Read a pipeline's text form.
 
         Args:
-            text: such as `simplify,fuse{max_inputs=8}`; an empty text is the empty pipeline.
+            text: such as `dead-code,fuse{max_steps=8}`; an empty text is the empty pipeline.
             passes: the known passes by name.
 
         Raises:

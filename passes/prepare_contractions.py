@@ -22,7 +22,7 @@ from dlc.ir.extent import (
 from dlc.ir.facts import Facts
 from dlc.ir.program import Param, Program, Region, Stmt, tensor_types
 from dlc.passes.explicit_domains import explicit_domains
-from dlc.passes.pipeline import Pass
+from dlc.passes.pipeline import BadOption, Pass
 from dlc.passes.relayout import relayout
 from dlc.passes.rewrite import Names, all_einsums, drop_dead, map_regions, whole_reads
 
@@ -49,6 +49,12 @@ class PrepareContractions(Pass):
     lanes: int = 16
     registers: int = 32
     least_work: int = 2048
+
+    def __post_init__(self) -> None:
+        for option in ("lanes", "registers"):
+            value = getattr(self, option)
+            if value < 1 or value & (value - 1):
+                raise BadOption(option=option, name=self.name, wanted="a power of two", value=value)
 
     def apply(self, program: Program) -> Program:
         return _Preparation(explicit_domains(program), self).run()

@@ -1,10 +1,10 @@
 """Read a program's text (or any dump), run passes over it, verify, and print the result.
 
-  dlc opt model.ein --pass-pipeline 'simplify,fuse'
-  dlc opt dumps/003-simplify.ein --passes 'fuse{max_inputs=8}' --print-ir-after-change
+  dlc opt model.ein --pass-pipeline 'inline-pointwise,fuse'
+  dlc opt dumps/002-simplify-indices.ein --passes 'dead-code,fuse{max_steps=8}' --print-ir-after-change
   dlc opt model.ein                      verify only, print in the usual form
   dlc opt --list-passes                  all passes with their options, and the usual pipeline
-  dlc opt model.ein --passes simplify --check-numbers     interpret before and after each pass, on random data
+  dlc opt model.ein --passes simplify-indices --check-numbers     interpret before and after each pass, on random data
 
 FILE may be - for standard input, an .onnx file or a Python model (then the imported program is what passes see).
 """
