@@ -23,7 +23,7 @@ from dlc.frontend.onnx_extents import Demands
 from dlc.frontend.onnx_load import attribute_value, onnx, tensor_array
 from dlc.frontend.onnx_ops.fold import fold
 from dlc.frontend.onnx_ops.registry import REFUSED, Ctx, attributes, find
-from dlc.frontend.onnx_schema import check_inputs, schema_defaults, schema_function
+from dlc.frontend.onnx_schema import OLDEST, changed_since, check_inputs, schema_defaults, schema_function
 from dlc.frontend.onnx_value import (
     NOTHING,
     Array,
@@ -160,6 +160,8 @@ class GraphImporter:
         version = scope.opsets.get(domain)
         if version is None:
             raise UnsupportedOpset(loc, domain=domain, version="none", reason="the model does not import that domain")
+        if domain == "" and version < OLDEST and changed_since(node.op_type, version):
+            raise UnsupportedOpset(loc, domain="ai.onnx", version=version, reason=f"{node.op_type} changed in version {OLDEST}")
         check_inputs(domain, node, version, ins, loc)
         attrs = attributes(node, scope.attrs, loc)
         hint = next((o for o in node.output if o), node.op_type)

@@ -25,6 +25,7 @@ from dlc.frontend.onnx_errors import (
 )
 from dlc.frontend.onnx_graph import SUPPORTED_DOMAINS, GraphImporter, Scope, canonical_domain
 from dlc.frontend.onnx_load import check_model, element_type, load_model, onnx
+from dlc.frontend.onnx_schema import OLDEST
 from dlc.frontend.onnx_value import Optional, Sequence, Tensor, Value
 from dlc.ir.builder import Builder
 from dlc.ir.dtype import DType
@@ -34,9 +35,6 @@ from dlc.ir.view import Val
 
 for _module in pkgutil.iter_modules(onnx_ops.__path__):
     importlib.import_module(f"dlc.frontend.onnx_ops.{_module.name}")
-
-MIN_OPSET = 7
-
 
 def import_model(
     model: Any,
@@ -150,7 +148,7 @@ def _opsets(proto: Any, name: str) -> dict[str, int]:
     newest = onnx.defs.onnx_opset_version()
     version = versions.get("", 0)
     if version and not 1 <= version <= newest:
-        raise UnsupportedOpset(Loc(name), domain="ai.onnx", version=version, reason=f"versions {MIN_OPSET} to {newest} are known")
+        raise UnsupportedOpset(Loc(name), domain="ai.onnx", version=version, reason=f"versions {OLDEST} to {newest} are known")
     for domain in versions:
         if domain not in SUPPORTED_DOMAINS and domain not in local and _used(proto, domain):
             raise UnsupportedOpset(Loc(name), domain=domain, version=versions[domain], reason="that domain is not known here")

@@ -63,6 +63,20 @@ def signature(domain: str, name: str, version: int) -> Signature | None:
     return Signature(formals, schema.min_input, schema.max_input)
 
 
+OLDEST = 7
+"""The first operator-set version whose operators are all defined here."""
+
+
+@lru_cache(maxsize=1024)
+def changed_since(name: str, version: int) -> bool:
+    """Whether an operator of a version before `OLDEST` is another one than that version's."""
+    try:
+        old, new = (onnx.defs.get_schema(name, v, "").since_version for v in (version, OLDEST))
+    except onnx.defs.SchemaError:
+        return False
+    return bool(old != new)
+
+
 def onnx_name(dtype: DType) -> str:
     """`tensor(float)` and the like."""
     return f"tensor({type_name(ONNX_TYPES[dtype])})"

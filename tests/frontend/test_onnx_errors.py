@@ -228,3 +228,9 @@ def test_a_mutated_model_gives_a_coded_error_or_a_program():
 @pytest.mark.parametrize("seed", range(5))
 def test_500_mutations(seed):
     only_coded_errors(seed, 100)
+
+
+def test_operators_older_than_version_7_are_refused_where_they_differ():
+    add = helper.make_node("Add", ["x", "x"], ["y"], broadcast=1)
+    refused(node_model(add, FLOATS, opset=6), "DLC0247", "Add changed in version 7", check=False)
+    import_model(node_model(helper.make_node("Neg", ["x"], ["y"]), FLOATS, opset=6), check=False)
