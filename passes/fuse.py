@@ -255,7 +255,7 @@ class _Fusion:
         tasks = 1
         for e in outer.values():
             tasks *= e.const if e.const is not None else 64
-        bytes_ = 0
+        bytes_ = unknown = 0
         steps = [*group.steps, _rename_ranks(step, names, "_probe")]
         for s in steps:
             inner = [r for r in s.ranks if r.name not in outer]
@@ -267,10 +267,11 @@ class _Fusion:
             size = s.dtype.bytes
             for r in inner:
                 size *= r.extent.const if r.extent.const is not None else 64
+            unknown = max(unknown, sum(r.extent.const is None for r in inner))
             bytes_ += size
         if any(not _rows_contiguous(s, outer, self.types) for s in steps):
             return False
-        small = tasks * bytes_ <= 16384
+        small = tasks * bytes_ <= 16384 and unknown < 2  # a row of unknown length may be small, a plane need not
         return (tasks >= self.options.least_tasks or small) and bytes_ <= self.options.row_bytes
 
     # --- kernels ---

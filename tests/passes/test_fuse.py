@@ -77,7 +77,7 @@ def test_every_small_chain_keeps_its_meaning(first: str, second: str) -> None:
     for results, least in (("X2", 8), ("X1, X2", 1)):
         before, after = fused(f"X0[m, n] = A[m, n] * 0.25\n{steps}", results, least_tasks=least)
         assert all(isinstance(s, Launch) for s in after.body.body)
-        for sizes in SIZES[: 1 if least == 8 else 3]:
+        for sizes in SIZES[: 1 if least == 8 else 2]:
             assert_same_result(before, after, sizes, rtol=1e-4)
 
 
@@ -98,6 +98,7 @@ def test_what_joins() -> None:
         ("product",): "a product starts a kernel of its own",
         ("scatter",): "a scatter is alone",
         ("point", "scatter"): "a scatter is alone",
+        ("total",): "one task for a plane of unknown size",
         ("point", "gathered"): "which task makes it is data",
     }
     for chain, reason in several.items():
@@ -141,7 +142,7 @@ def test_no_cycles() -> None:
     assert_same_result(before, after, SIZES[0], rtol=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(sorted(LINKS)), st.integers(0, 3), st.integers(0, 3)), min_size=2, max_size=6))
 def test_random_graphs_are_ordered_and_keep_their_meaning(links: list[tuple[str, int, int]]) -> None:
     """Each step reads one or two earlier ones, wherever those ended up."""
