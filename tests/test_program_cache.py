@@ -55,8 +55,11 @@ def test_the_key_covers_what_the_result_depends_on() -> None:
         program_key(imported(), ("avx512passes",)),
         program_key(imported(name="other"), ("avx512", "passes")),
         program_key(replace(imported(), input_names=("y",)), ("avx512", "passes")),
+        program_key(replace(imported(), mutated=(("x", 0),)), ("avx512", "passes")),
+        program_key(replace(imported(), specialised={"x": np.array([2, 3])}), ("avx512", "passes")),
+        program_key(replace(imported(), specialised={"x": np.array([3, 2])}), ("avx512", "passes")),
     ]
-    assert len({base, *others}) == 8
+    assert len({base, *others}) == 11
 
 
 def test_large_constants_count_to_the_last_byte() -> None:

@@ -36,8 +36,18 @@ def program_key(imported: Imported, options: Iterable[object]) -> str:
         total.update(b"\0" + str(option).encode())
     program = imported.program
     total.update(show_program(program, locs=True).encode())
-    interface = (imported.in_tree, imported.out_tree, imported.input_names, imported.output_names, imported.arg_names)
+    interface = (
+        imported.in_tree,
+        imported.out_tree,
+        imported.input_names,
+        imported.output_names,
+        imported.arg_names,
+        imported.mutated,
+    )
     total.update(json.dumps(interface, default=str, sort_keys=True).encode())
+    for name, value in imported.specialised.items():  # the entry compares these, whether the text depends on them or not
+        array = np.ascontiguousarray(value)
+        total.update(f"{name} {array.dtype} {np.shape(value)} {array.nbytes}\n".encode() + array.tobytes())
     for digest in _constant_digests(program):
         total.update(digest)
     return total.hexdigest()
