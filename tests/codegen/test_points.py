@@ -30,6 +30,7 @@ LOADS = {
     "shifted in": ("O[i, j] = X[i, j - 1] else 7.0", "mask"),
     "clamped": ("O[i, j] = X[i, min(max(j - 2, 0), #j - 1)]", "gather"),
     "piecewise": ("O[i, j] = X[i, j] when j < 3 | { V[i] when i > j | 0.5 }", "mask"),
+    "first of two guards": ("O[i, j] = { X[i, j] when j < 5 | V[i] when j < 20 | 0.5 }", "mask"),
     "own index": ("O[i, j] = X[i, j] * cast<f32>(3*j - i)", "iota"),
     "one value": ("O[i, j] = C[0]", "x 16]"),
 }
