@@ -97,17 +97,6 @@ def compile_mlir(
     return Compiled(code, llvm_ir if want_llvm else None, asm, times)
 
 
-def verify_mlir(text: str) -> None:
-    """Raise InvalidMlir unless `text` parses and verifies as MLIR."""
-    ir, _, _ = _mlir()
-    with ir.Context() as context, ir.Location.unknown():
-        context.enable_multithreading(False)
-        try:
-            ir.Module.parse(text)
-        except ir.MLIRError as error:
-            raise InvalidMlir(stage="parsing", reason=_reason(error, text)) from None
-
-
 # -- MLIR ------------------------------------------------------------------------------------------------------------
 
 

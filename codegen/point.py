@@ -88,11 +88,6 @@ class Space:
     def at(self, rank: str, index: IntExpr) -> Space:
         return replace(self, base={**self.base, rank: index})
 
-    def shape_for(self, names: frozenset[str], dtype: DType) -> TileType:
-        """The least tile that holds a value varying along `names` only."""
-        slots = tuple(s.count if s.rank in names else 1 for s in self.slots)
-        return TileType(dtype, slots, self.lanes if self.vector in names else 1)
-
 
 @dataclass
 class Storage:
@@ -137,8 +132,7 @@ class Emitter:
 
     def value(self, e: Expr, space: Space, mask: str | None = None) -> str:
         """The tile of `e` at the points of `space`; memory is read only where `mask` (and the space's own) holds."""
-        key = (e, space.vector, space.lanes, space.slots, _base_key(space, e.variables),
-               mask)
+        key = (e, space.vector, space.lanes, space.slots, _base_key(space, e.variables), mask)
         if key not in self.memo:
             self.memo[key] = self._value(e, space, mask)
         return self.memo[key]
@@ -326,7 +320,9 @@ class Emitter:
             return index
         return var(self.memo[key])
 
-    def store(self, store: Storage, index: tuple[IntExpr, ...], tile: str, space: Space, mask: str | None = None) -> None:
+    def store(
+        self, store: Storage, index: tuple[IntExpr, ...], tile: str, space: Space, mask: str | None = None
+    ) -> None:
         """Write `tile` (of the compute type) at `index`, rounded to the tensor's type."""
         b = self.b
         dtype = store.type.dtype
@@ -347,8 +343,15 @@ class Emitter:
 
     def index(self, e: IntExpr, space: Space, mask: str | None = None) -> str:
         """The i64 tile of an integer expression."""
-        key = ("idx", e, space.vector, space.lanes, space.slots,
-               _base_key(space, variables(e)), mask if has_value(e) else None)
+        key = (
+            "idx",
+            e,
+            space.vector,
+            space.lanes,
+            space.slots,
+            _base_key(space, variables(e)),
+            mask if has_value(e) else None,
+        )
         if key not in self.memo:
             self.memo[key] = self._index(e, space, mask)
         return self.memo[key]

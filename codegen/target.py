@@ -20,13 +20,6 @@ class UnknownTarget(BadInput):
     template = "unknown target '{name}': known are {known}, 'host', and these with '+feature' appended"
 
 
-class TargetUnavailable(BadInput):
-    """The host lacks what the target needs."""
-
-    code = "DLC0461"
-    template = "target '{name}' needs the CPU features {missing}, which this host does not have"
-
-
 @dataclass(frozen=True, slots=True)
 class Target:
     """An x86-64 level with the sizes that code generation and the cost model ask for.
@@ -179,10 +172,3 @@ def parse_target(text: str) -> Target:
     host = host_target()
     base = replace(TARGETS[name], l1_bytes=host.l1_bytes, l2_bytes=host.l2_bytes, l3_bytes=host.l3_bytes)
     return with_features(base, tuple(flags))
-
-
-def require_runnable(target: Target) -> None:
-    """Raise TargetUnavailable unless this host can execute code for `target`."""
-    missing = [f for f in target.features if f not in host_flags()]
-    if missing:
-        raise TargetUnavailable(name=str(target), missing=", ".join(missing))

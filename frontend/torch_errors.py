@@ -65,24 +65,8 @@ class BadExample(BadInput):
     hint: ClassVar[str | None] = "pass the nn.Module in eval mode and a tuple of the positional arguments it takes"
 
 
-class GradientRequired(Unsupported):
-    """`torch.compile(backend="dlc")` was asked for gradients."""
-
-    code: ClassVar[str] = "DLC0218"
-    template: ClassVar[str] = "not supported: {op} because dlc compiles for inference and a gradient is required"
-    hint: ClassVar[str | None] = "call the model inside torch.no_grad() or torch.inference_mode()"
-
-
 class MalformedGraph(BadInput):
     """A graph that is no valid ATen graph."""
 
     code: ClassVar[str] = "DLC0219"
     template: ClassVar[str] = "the exported graph is malformed at {op}: {message}"
-
-
-class NoCompiler(BadInput):
-    """The torch.compile back end is used without the compile driver."""
-
-    code: ClassVar[str] = "DLC0220"
-    template: ClassVar[str] = "no compiler is registered for torch.compile(backend='dlc')"
-    hint: ClassVar[str | None] = "import dlc.compiler first"

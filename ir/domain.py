@@ -9,10 +9,10 @@ only restricts the reduction.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeAlias
 
-from dlc.ir.einsum import Einsum, Scan, Step
+from dlc.ir.einsum import Einsum, Step
 from dlc.ir.expr import Access, Apply, Expr, Piecewise, accesses, walk
 
 
@@ -100,14 +100,6 @@ def result_domain(step: Einsum, where: Expr | None) -> Domain | None:
     return Domain(tuple(r.name for r in step.ranks), kept) if kept else None
 
 
-def step_domains(steps: Iterable[Step], domains: Domains | None = None) -> dict[str, Domain]:
-    """Domains of all partial tensors that `steps` write, added to `domains`; a scan's body tensors are stacked with their domain."""
-    known = dict(domains or {})
-    for step in steps:
-        add_domains(step, known)
-    return known
-
-
 def add_domains(step: Step, known: dict[str, Domain]) -> None:
     """Add the domains of what `step` writes to `known`."""
     if isinstance(step, Einsum):
@@ -121,33 +113,6 @@ def add_domains(step: Step, known: dict[str, Domain]) -> None:
         if name in known:
             inside = known[name]
             known[outer] = Domain((step.rank.name, *inside.ranks), inside.conjuncts)
-
-
-def make_explicit(steps: Iterable[Step]) -> tuple[Step, ...]:
-    """The same steps with every inherited predicate written out, so that each step says its whole domain by itself.
-
-    After this, steps may be moved into different kernels: a reader no longer needs to see the writer.
-    """
-    return _explicit(tuple(steps), {})
-
-
-def _explicit(steps: tuple[Step, ...], known: dict[str, Domain]) -> tuple[Step, ...]:
-    result: list[Step] = []
-    for step in steps:
-        if isinstance(step, Scan):
-            body = _explicit(step.body, known)
-            new: Step = step if body == step.body else replace(step, body=body)
-            for outer, name in step.stacked:
-                if name in known:
-                    known[outer] = Domain((step.rank.name, *known[name].ranks), known[name].conjuncts)
-        else:
-            where = effective_where(step, known)
-            new = step if where == step.where else replace(step, where=where)
-            domain = result_domain(step, where)
-            if domain is not None:
-                known.update(dict.fromkeys(step.outs, domain))
-        result.append(new)
-    return tuple(result)
 
 
 def reads_tensor(e: Expr) -> bool:

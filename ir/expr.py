@@ -74,9 +74,6 @@ class ExprBase(Node):
         """Rank and symbol names that occur (symbols with `#`)."""
         return frozenset().union(*(c.variables for c in self.children))
 
-    def with_children(self, children: tuple[Expr, ...]) -> Expr:
-        raise NotImplementedError
-
     def show(self, ranks: RankNames = None) -> str:
         return _show(self, ranks)[0]  # type: ignore[arg-type]
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from dlc.ir.dtype import I64, DType
-from dlc.ir.expr import Const, Expr, Piecewise, access, apply, index_value
+from dlc.ir.dtype import DType
+from dlc.ir.expr import Expr, Piecewise, access, apply, index_value
 from dlc.ir.expr import Index as IndexNode
 from dlc.ir.extent import IntExpr, IntLike, int_expr
 
@@ -161,16 +161,6 @@ class Val:
     def gather_value(self, *index: IntLike) -> IntExpr:
         """The element at `index` of an integer tensor, as an index into another one."""
         return index_value(self(*index))
-
-
-def scalar_val(value: Const) -> Val:
-    """A rank-0 tensor that is a constant."""
-    return Val(value.dtype, (), lambda _: value)
-
-
-def index_val(e: IntLike) -> Val:
-    """A rank-0 i64 tensor holding an integer expression (a shape value)."""
-    return Val(I64, (), lambda _: IndexNode(int_expr(e)))
 
 
 def _flatten(index: Sequence[IntExpr], shape: Sequence[IntExpr]) -> IntExpr:

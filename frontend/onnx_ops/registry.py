@@ -7,8 +7,6 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
-import numpy as np
-
 from dlc.frontend.errors import UnsupportedOperator
 from dlc.frontend.onnx_builder import ModelBuilder
 from dlc.frontend.onnx_errors import InvalidNode, TooLarge, WrongAttribute
@@ -177,7 +175,9 @@ class Ctx:
             return default
         found = self.attrs[name]
         if not isinstance(found, kinds):
-            raise WrongAttribute(self.loc, attribute=name, op=self.op, reason=f"{expected} is expected, not {found!r:.60}")
+            raise WrongAttribute(
+                self.loc, attribute=name, op=self.op, reason=f"{expected} is expected, not {found!r:.60}"
+            )
         return found
 
     def int_(self, name: str, default: Any = _MISSING) -> Any:
@@ -272,11 +272,3 @@ def attributes(node: Any, env: dict[str, Any], loc: object) -> dict[str, Any]:
 
 def shape_text(shape: Shape) -> str:
     return f"[{', '.join(map(str, shape))}]"
-
-
-def array_of(values: Seq[Any]) -> Array:
-    """A one-dimensional array of integers or IntExpr."""
-    result = np.empty(len(values), object)
-    for n, v in enumerate(values):
-        result[n] = v
-    return result
