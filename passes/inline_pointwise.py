@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from dlc.ir.domain import unconditional_accesses
 from dlc.ir.dtype import I64
 from dlc.ir.einsum import Einsum, Scan, Step
 from dlc.ir.errors import NotInBounds
@@ -62,7 +63,9 @@ class _Inliner:
     def __init__(self, program: Program, max_nodes: int) -> None:
         self.program, self.max_nodes = program, max_nodes
         self.counts = access_counts(program)
-        self.symbols: dict[str, SymbolFact] = program.facts
+        shapes = [e for p in program.params for e in p.type.shape]
+        undeclared = {n for e in shapes for n in variables(e)}  # the inputs bind them, whether or not facts are given
+        self.symbols: dict[str, SymbolFact] = dict.fromkeys(sorted(undeclared), SymbolFact()) | program.facts
         self.types = tensor_types(program)
         self.loops: dict[str, IntExpr] = {}
 
@@ -143,14 +146,16 @@ class _Inliner:
         """Whether an index held in a tensor is still checked against the producer's extents when the producer is gone."""
         if access.default is not None:
             return True
-        read = producer.expr
+        reads = list(unconditional_accesses(producer.expr))
         for i, r in zip(access.index, producer.ranks, strict=True):
             if not has_value(i) or facts.within(i, r.extent):
                 continue
-            if not isinstance(read, Access) or read.default is not None:
-                return False
-            shape = self.types[read.tensor].shape
-            if not any(j == var(r.name) and n == r.extent for j, n in zip(read.index, shape, strict=True)):
+            same = (var(r.name), r.extent - 1 - var(r.name))  # in range exactly when the rank is
+            if not any(
+                j in same and n == r.extent
+                for read in reads
+                for j, n in zip(read.index, self.types[read.tensor].shape, strict=True)
+            ):
                 return False
         return True
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.fuzz.planted import PLANTS, Plant, hunt, planted, prepared
-from tests.fuzz.run import check
+from tests.fuzz.planted import PLANTS, Plant, apart, planted
 
 MOST = 150
 """Programs with the plant's constructs after which it counts as not found."""
@@ -15,12 +14,11 @@ QUICK = ("tail mask one short", "default dropped", "cast mode ignored")
     "plant", [pytest.param(p, id=p.name, marks=() if p.name in QUICK else pytest.mark.slow) for p in PLANTS]
 )
 def test_found(plant: Plant, record_property) -> None:  # type: ignore[no-untyped-def]
-    tried, result = hunt(plant, range(6000), MOST)
-    record_property("programs", tried)
-    assert result is not None, f"'{plant.name}' was not found by {tried} programs"
-    print(f"{plant.name}: {tried} programs, seed {result.seed}: {result.detail[:160]}")
-    sound = check(prepared(result.seed).case, "host", 1)
-    assert sound.status == "ok", f"seed {result.seed} fails without the fault, too: {sound.detail}"
+    told = apart(plant, 6000, MOST)
+    record_property("programs", told["tried"])
+    assert told["found"], f"'{plant.name}' was not found by {told['tried']} programs"
+    print(f"{plant.name}: {told['tried']} programs, seed {told['seed']}: {told['detail'][:160]}")
+    assert told["sound"], f"seed {told['seed']} fails without the fault, too"
 
 
 def test_there_are_twenty() -> None:
