@@ -298,7 +298,11 @@ class Bounds:
 
 
 def step_bounds(
-    step: Einsum, env: Mapping[str, Array], errors: Mapping[str, Array], fixed: Mapping[str, int], domains: Mapping[str, Domain]
+    step: Einsum,
+    env: Mapping[str, Array],
+    errors: Mapping[str, Array],
+    fixed: Mapping[str, int],
+    domains: Mapping[str, Domain],
 ) -> tuple[list[Array], list[Array], list[Array]]:
     """(results, bounds of what is stored, bounds for readers) of an Einsum."""
     results = [np.asarray(r) for r in evaluate_step(step, env, fixed, domains)]
@@ -334,9 +338,7 @@ def hold64(a: Array) -> Array:
     return np.asarray(a).astype(np.float64)
 
 
-def _terms(
-    step: Einsum, bounds: Bounds, where: Expr | None, block: Block
-) -> tuple[list[Held], Array | None, Array]:
+def _terms(step: Einsum, bounds: Bounds, where: Expr | None, block: Block) -> tuple[list[Held], Array | None, Array]:
     """Each component's values over the space, where they exist, and where that is not sure."""
     reader, unsure = bounds.reader, np.zeros((), bool)
     active: Array | None = None
@@ -378,7 +380,12 @@ def _folded(
 
 
 def _fold_errors(
-    op: str, types: Sequence[DType], values: list[Array], errors: list[Array], folded: list[Array], axes: tuple[int, ...]
+    op: str,
+    types: Sequence[DType],
+    values: list[Array],
+    errors: list[Array],
+    folded: list[Array],
+    axes: tuple[int, ...],
 ) -> list[Array]:
     x, e, dtype = values[0], errors[0], types[0]
     count = float(np.prod([x.shape[k] for k in axes]))
@@ -399,7 +406,9 @@ def _fold_errors(
                 error = np.where(total + e.sum(axis=axes) > most * (1 - 1e-6), np.inf, error)
             case "prod":
                 high = np.prod(np.where(np.isfinite(x), size + e, 1.0), axis=axes)
-                error = high * (1 + count * eps) - np.prod(np.where(np.isfinite(x), size, 1.0), axis=axes) + count * tiny
+                error = (
+                    high * (1 + count * eps) - np.prod(np.where(np.isfinite(x), size, 1.0), axis=axes) + count * tiny
+                )
                 grown = np.prod(np.maximum(size + e, 1.0), axis=axes) * np.maximum(1.0, high)
                 shrunk = np.prod(np.where(size > 0, np.minimum(size, 1.0), 1.0), axis=axes)
                 lost = (shrunk < tiny / eps) & (np.prod(np.maximum(size, 1.0), axis=axes) > 1.0)
@@ -417,7 +426,9 @@ def _fold_errors(
         if op in ("sum", "prod"):  # an infinity or NaN among the terms decides, whatever the order
             special = ~np.isfinite(x).all(axis=axes)
             grow = (size * (size < np.inf)).sum(axis=axes) > most * (1 - 1e-6)
-            error = np.where(special & ~grow & (e.sum(axis=axes) < np.inf), np.where(np.isinf(error), error, 0.0), error)
+            error = np.where(
+                special & ~grow & (e.sum(axis=axes) < np.inf), np.where(np.isinf(error), error, 0.0), error
+            )
     return [np.where(unsure, np.inf, error)]
 
 

@@ -145,7 +145,9 @@ class Gen:
                 return self.pick(fit)
             value = self.size(lo, hi)
             name = "nsbtuvwz"[len(self.symbols) % 8] + str(len(self.symbols) // 8 or "")
-            divisor = self.pick([d for d in (2, 3, 4, 8) if value % d == 0 and value] or [1]) if self.chance(0.25) else 1
+            divisor = (
+                self.pick([d for d in (2, 3, 4, 8) if value % d == 0 and value] or [1]) if self.chance(0.25) else 1
+            )
             least = self.pick((0, 1)) if value >= 1 else 0
             least = 0 if divisor > 1 else least
             most = self.pick((None, None, value, value + 3, 4096))
@@ -189,7 +191,9 @@ class Gen:
             return rng.random(dims) < 0.5
         if dtype.is_int:
             least, most = (int(lo), int(hi or 0)) if lo is not None else (-20 if dtype.kind == "i" else 0, 40)
-            a = rng.integers(max(least, dtype.lowest), min(most, dtype.highest), dims, endpoint=True).astype(dtype.numpy)
+            a = rng.integers(max(least, dtype.lowest), min(most, dtype.highest), dims, endpoint=True).astype(
+                dtype.numpy
+            )
             if lo is None and self.chance(0.25):
                 a = np.frombuffer(rng.bytes(int(np.prod(dims)) * dtype.bytes), dtype.numpy).reshape(dims).copy()
                 self.tag("input:any-int")
@@ -217,7 +221,12 @@ class Gen:
             flat[self.rng.randrange(a.size)] = np.asarray(self.pick(values)).astype(a.dtype)
 
     def input(
-        self, dtype: DType, shape: Sequence[Extent], lo: float | None = None, hi: float | None = None, hint: str = "x",
+        self,
+        dtype: DType,
+        shape: Sequence[Extent],
+        lo: float | None = None,
+        hi: float | None = None,
+        hint: str = "x",
         below: IntExpr | None = None,
     ) -> Tensor:
         """A new parameter; `below` is the extent that an index stays below, and above minus which if `lo` is negative."""

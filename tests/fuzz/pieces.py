@@ -22,11 +22,7 @@ BITS = {8: ("i8", "u8"), 16: ("i16", "u16", "f16", "bf16"), 32: ("i32", "u32", "
 
 def operators(dtype: DType, typing: tuple[str, ...], arity: int) -> list[str]:
     kind = dtype.kind
-    return [
-        n
-        for n, o in SCALAR_OPS.items()
-        if o.arity == arity and o.typing in typing and kind in o.kinds
-    ]
+    return [n for n, o in SCALAR_OPS.items() if o.arity == arity and o.typing in typing and kind in o.kinds]
 
 
 def expression(g: Gen, dtype: DType, leaves: list[tuple[Expr, DType]], depth: int) -> Expr:
@@ -43,7 +39,10 @@ def expression(g: Gen, dtype: DType, leaves: list[tuple[Expr, DType]], depth: in
     if choice < 0.08:
         g.tag("op:select")
         return apply(
-            "select", expression(g, BOOL, leaves, depth - 1), expression(g, dtype, leaves, depth - 1), expression(g, dtype, leaves, depth - 1)
+            "select",
+            expression(g, BOOL, leaves, depth - 1),
+            expression(g, dtype, leaves, depth - 1),
+            expression(g, dtype, leaves, depth - 1),
         )
     if dtype == BOOL and choice < 0.75:
         of = g.pick([t for _, t in leaves] or [F32])
@@ -88,6 +87,7 @@ def partners(g: Gen, t: Tensor, count: int) -> list[Tensor]:
     """Tensors that broadcast with `t`, which has the whole shape."""
     result = []
     for _ in range(count):
+
         def fits(o: Tensor) -> bool:
             return o.rank <= t.rank and all(
                 a == b or a.const == 1 for a, b in zip(o.val.shape[::-1], t.val.shape[::-1], strict=False)
@@ -236,8 +236,14 @@ def reduction(g: Gen) -> None:
         return expression(g, dtype, [(e, dtype)], depth) if depth else e
 
     out = g.builder.reduce(
-        "r", op, [t.val.shape[d] for d in kept], [t.val.shape[d] for d in axes], element, dtype,
-        accumulator=accumulator, where=where,
+        "r",
+        op,
+        [t.val.shape[d] for d in kept],
+        [t.val.shape[d] for d in axes],
+        element,
+        dtype,
+        accumulator=accumulator,
+        where=where,
     )
     g.tag(f"monoid:{op}")
     if any(t.shape[d] == 0 for d in axes):
@@ -300,7 +306,14 @@ def reducing_scatter(g: Gen) -> None:
     base, x = g.leaf(dtype, [n]), g.leaf(dtype, [k, w])
     ix = index_tensor(g, [k], n.value, n.expr)
     total = b.reduce_axes("rowsum", "sum", x.val, [1], False)
-    out = b.scatter("hist", base.val, [k.expr], lambda i: (as_index(ix.val(i), ix.dtype),), lambda i: total(i), g.pick(("sum", "max")))
+    out = b.scatter(
+        "hist",
+        base.val,
+        [k.expr],
+        lambda i: (as_index(ix.val(i), ix.dtype),),
+        lambda i: total(i),
+        g.pick(("sum", "max")),
+    )
     g.tag("scatter", "scatter:sum")
     g.add(out, (n.value,), False)
 
@@ -313,8 +326,12 @@ def arg_reduction(g: Gen) -> None:
     if t.shape[axis] == 0:
         raise Unfit
     v, at = g.builder.tuple_reduce(
-        ("v", "at"), op, [t.val.shape[d] for d in kept], [t.val.shape[axis]],
-        lambda i, r: (t.val.at((*i[:axis], r[0], *i[axis:])), Index(r[0])), (t.dtype, I64),
+        ("v", "at"),
+        op,
+        [t.val.shape[d] for d in kept],
+        [t.val.shape[axis]],
+        lambda i, r: (t.val.at((*i[:axis], r[0], *i[axis:])), Index(r[0])),
+        (t.dtype, I64),
     )
     g.tag(f"monoid:{op}")
     shape = [t.shape[d] for d in kept]
@@ -327,8 +344,12 @@ def welford(g: Gen) -> None:
     axis = g.rng.randrange(t.rank)
     kept = [d for d in range(t.rank) if d != axis]
     outs = g.builder.tuple_reduce(
-        ("count", "mean", "m2"), "welford", [t.val.shape[d] for d in kept], [t.val.shape[axis]],
-        lambda i, r: (const(1.0), t.val.at((*i[:axis], r[0], *i[axis:])), const(0.0)), (F32, F32, F32),
+        ("count", "mean", "m2"),
+        "welford",
+        [t.val.shape[d] for d in kept],
+        [t.val.shape[axis]],
+        lambda i, r: (const(1.0), t.val.at((*i[:axis], r[0], *i[axis:])), const(0.0)),
+        (F32, F32, F32),
     )
     g.tag("monoid:welford")
     for o in outs:
@@ -375,10 +396,15 @@ def partial(g: Gen) -> None:
     names = tuple(var(r.name) for r in ranks)
     p, q = names[-2], names[-1]
     shift = g.pick((0, 0, 1, -1))
-    where = g.pick((
-        apply("le", Index(q), Index(p + shift)), apply("lt", Index(p), Index(q + 2)), apply("ne", Index(p), Index(q)),
-        apply("eq", Index((p + q) % 2), const(0, I64)), apply("lt", Index(q), Index(minimum(p + 1, 5))),
-    ))
+    where = g.pick(
+        (
+            apply("le", Index(q), Index(p + shift)),
+            apply("lt", Index(p), Index(q + 2)),
+            apply("ne", Index(p), Index(q)),
+            apply("eq", Index((p + q) % 2), const(0, I64)),
+            apply("lt", Index(q), Index(minimum(p + 1, 5))),
+        )
+    )
     part = b.fresh("part")
     e = expression(g, dtype, [(x.val.at(names), dtype)], 1)
     b.emit(Einsum((part,), ranks, (e,), (dtype,), where=where))
@@ -403,7 +429,9 @@ def partial(g: Gen) -> None:
 def moved(g: Gen, t: Tensor) -> Tensor:
     """One view of `t`."""
     val, shape = t.val, t.shape
-    kind = g.pick(("permute", "reshape", "flip", "slice", "select", "unsqueeze", "pad", "clamp", "reflect", "roll", "split"))
+    kind = g.pick(
+        ("permute", "reshape", "flip", "slice", "select", "unsqueeze", "pad", "clamp", "reflect", "roll", "split")
+    )
     if t.rank == 0 and kind not in ("unsqueeze",):
         raise Unfit
     d = g.rng.randrange(max(t.rank, 1))
@@ -426,7 +454,9 @@ def moved(g: Gen, t: Tensor) -> Tensor:
                 raise Unfit
             f = g.pick([k for k in range(1, c + 1) if c % k == 0])
             return Tensor(
-                val.reshape([*val.shape[:d], f, c // f, *val.shape[d + 1 :]]), (*shape[:d], f, c // f, *shape[d + 1 :]), t.clean
+                val.reshape([*val.shape[:d], f, c // f, *val.shape[d + 1 :]]),
+                (*shape[:d], f, c // f, *shape[d + 1 :]),
+                t.clean,
             )
         case "flip":
             return Tensor(val.flip(d), shape, t.clean)
@@ -435,7 +465,9 @@ def moved(g: Gen, t: Tensor) -> Tensor:
             if c is None and not val.shape[d].is_var:
                 raise Unfit
             if c is None:
-                return Tensor(val.slice(d, 0, minimum(val.shape[d], 3)), (*shape[:d], min(shape[d], 3), *shape[d + 1 :]), t.clean)
+                return Tensor(
+                    val.slice(d, 0, minimum(val.shape[d], 3)), (*shape[:d], min(shape[d], 3), *shape[d + 1 :]), t.clean
+                )
             if c == 0:
                 raise Unfit
             start, step = g.rng.randrange(c), g.pick((1, 1, 2, 3))
@@ -560,7 +592,9 @@ def coordinates(g: Gen) -> None:
 
     def element(*i: IntExpr) -> Expr:
         j, k = i[-1], i[0]
-        e = g.pick((j // a + k % a, minimum(j * a, k + c), maximum(j - c, k), (j * k + c) % a, j * a - k, (j + c) // a * c))
+        e = g.pick(
+            (j // a + k % a, minimum(j * a, k + c), maximum(j - c, k), (j * k + c) % a, j * a - k, (j + c) // a * c)
+        )
         return Cast(I32, Index(e), "sat") if g.chance(0.4) else Index(e)
 
     e = element(*(var(f"i{n}") for n in range(len(dims))))
@@ -597,13 +631,20 @@ def gather(g: Gen) -> None:
         dims[d] = g.extent(0, 17)
         ix = index_tensor(g, dims, n, t.val.shape[d])
         out = g.builder.compute(
-            "g", [e.expr for e in dims],
-            lambda *i: t.val.at((*i[:d], as_index(ix.val.at(i), ix.dtype), *i[d + 1 :])), t.dtype,
+            "g",
+            [e.expr for e in dims],
+            lambda *i: t.val.at((*i[:d], as_index(ix.val.at(i), ix.dtype), *i[d + 1 :])),
+            t.dtype,
         )
         g.add(out, [e.value for e in dims], t.clean)
         return
     ix = index_tensor(g, dims, n, t.val.shape[d], -n if kind == "negative" else (-5 if kind == "clamp" else None))
-    if kind == "plain" and g.inputs[-1].size and t.shape[:d].count(0) + t.shape[d + 1 :].count(0) == 0 and g.chance(0.6):
+    if (
+        kind == "plain"
+        and g.inputs[-1].size
+        and t.shape[:d].count(0) + t.shape[d + 1 :].count(0) == 0
+        and g.chance(0.6)
+    ):
         g.tag("gather:outside")  # must be refused at run time
         g.inputs[-1].reshape(-1)[g.rng.randrange(g.inputs[-1].size)] = g.pick((n, -1, n + 3))
     extent = t.val.shape[d]
@@ -656,8 +697,14 @@ def scatter(g: Gen) -> None:
         g.tag("scatter:where")
         where = lambda *i: apply("ne", Index(i[d] % 3), const(1, I64))  # noqa: E731
     out = g.builder.scatter(
-        "sc", t.val, [e.expr for e in dims], lambda *i: (*i[:d], as_index(ix.val.at((i[d],)), ix.dtype), *i[d + 1 :]),
-        lambda *i: expression(g, t.dtype, [(u.val.at(i), t.dtype)], g.pick((0, 0, 1))), op, drop=drop, where=where,
+        "sc",
+        t.val,
+        [e.expr for e in dims],
+        lambda *i: (*i[:d], as_index(ix.val.at((i[d],)), ix.dtype), *i[d + 1 :]),
+        lambda *i: expression(g, t.dtype, [(u.val.at(i), t.dtype)], g.pick((0, 0, 1))),
+        op,
+        drop=drop,
+        where=where,
     )
     g.tag("scatter", f"scatter:{op}", *(["scatter:drop"] if drop else []))
     g.add(out, t.shape, False)
@@ -694,14 +741,25 @@ def windowed(g: Gen) -> None:
     h, w = x.val.shape[2], x.val.shape[3]
     oh, ow = ((e + 2 * p - dil * (k - 1) - 1) // s + 1 for e, k in ((h, kh), (w, kw)))
     op = g.pick(("max", "sum", "min"))
-    fill = const(0, dtype) if op == "sum" else const(
-        (float("-inf") if op == "max" else float("inf")) if dtype.is_float else (dtype.lowest if op == "max" else dtype.highest), dtype
+    fill = (
+        const(0, dtype)
+        if op == "sum"
+        else const(
+            (float("-inf") if op == "max" else float("inf"))
+            if dtype.is_float
+            else (dtype.lowest if op == "max" else dtype.highest),
+            dtype,
+        )
     )
     name = g.builder.materialize(x.val).name
     assert name is not None
     out = g.builder.reduce(
-        "pool", op, [x.val.shape[0], x.val.shape[1], oh, ow], (kh, kw),
-        lambda i, r: access(name, i[0], i[1], i[2] * s + r[0] * dil - p, i[3] * s + r[1] * dil - p, default=fill), dtype,
+        "pool",
+        op,
+        [x.val.shape[0], x.val.shape[1], oh, ow],
+        (kh, kw),
+        lambda i, r: access(name, i[0], i[1], i[2] * s + r[0] * dil - p, i[3] * s + r[1] * dil - p, default=fill),
+        dtype,
     )
     g.tag("window", "read:else", f"monoid:{op}")
     g.add(out, g.sized(out), False)
@@ -715,11 +773,28 @@ def _late() -> list[tuple[str, float, Piece]]:
 
 
 PIECES: list[tuple[str, float, Piece]] = [
-    ("pointwise", 3.0, pointwise), ("operator", 3.2, each_operator), ("cast", 1.8, cast), ("chain", 1.2, chain), ("crossing", 0.5, crossing), ("long", 0.35, long),
-    ("reduction", 2.5, reduction), ("pair", 0.9, pair_reduction), ("histogram", 0.4, reducing_scatter), ("arg", 0.7, arg_reduction), ("welford", 0.4, welford), ("norm", 1.2, normalisation),
-    ("partial", 1.0, partial), ("views", 1.8, views), ("concat", 0.9, pieces), ("stack", 0.4, stack),
-    ("relayout", 0.7, relayout), ("coordinates", 0.6, coordinates), ("gather", 1.2, gather), ("scatter", 1.0, scatter),
-    ("slice-update", 0.4, slice_update), ("window", 0.7, windowed),
+    ("pointwise", 3.0, pointwise),
+    ("operator", 3.2, each_operator),
+    ("cast", 1.8, cast),
+    ("chain", 1.2, chain),
+    ("crossing", 0.5, crossing),
+    ("long", 0.35, long),
+    ("reduction", 2.5, reduction),
+    ("pair", 0.9, pair_reduction),
+    ("histogram", 0.4, reducing_scatter),
+    ("arg", 0.7, arg_reduction),
+    ("welford", 0.4, welford),
+    ("norm", 1.2, normalisation),
+    ("partial", 1.0, partial),
+    ("views", 1.8, views),
+    ("concat", 0.9, pieces),
+    ("stack", 0.4, stack),
+    ("relayout", 0.7, relayout),
+    ("coordinates", 0.6, coordinates),
+    ("gather", 1.2, gather),
+    ("scatter", 1.0, scatter),
+    ("slice-update", 0.4, slice_update),
+    ("window", 0.7, windowed),
 ]
 PIECES += _late()
 

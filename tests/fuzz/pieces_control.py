@@ -79,7 +79,9 @@ def nested(g: Gen) -> None:
 
     def outer(t: IntExpr, c: tuple[Val, ...]) -> tuple[Sequence[Val], Sequence[Val]]:
         def inner(s: IntExpr, d: tuple[Val, ...]) -> tuple[Sequence[Val], Sequence[Val]]:
-            y = b.compute("y", [w.expr], lambda i: apply("max", apply("sub", d[0](i), x.val(t, s, i)), const(0, dtype)), dtype)
+            y = b.compute(
+                "y", [w.expr], lambda i: apply("max", apply("sub", d[0](i), x.val(t, s, i)), const(0, dtype)), dtype
+            )
             return (y,), (y,)
 
         (y,), (ys,) = b.scan("in", m.expr, (c[0],), inner)
@@ -202,7 +204,12 @@ def loop(g: Gen) -> None:
 
     start = b.scalar(True, BOOL) if conditional and g.chance(0.7) else (g.input(BOOL, []).val if conditional else None)
     finals, rows = b.loop(
-        "lp", (x.val,), body, limit=limit.val if limit is not None else None, cond=start, bound=20 if g.chance(0.6) else None
+        "lp",
+        (x.val,),
+        body,
+        limit=limit.val if limit is not None else None,
+        cond=start,
+        bound=20 if g.chance(0.6) else None,
     )
     g.tag("loop", "loop:while" if conditional else "loop:for", *(["loop:collect"] if collect else []))
     g.add(finals[0], (w.value,), False)
@@ -236,8 +243,15 @@ def _i(n: int) -> IntExpr:
 
 
 CONTROL: list[tuple[str, float, Piece]] = [
-    ("cumulative", 0.9, cumulative), ("recurrent", 0.9, recurrent), ("nested", 0.4, nested), ("swap", 0.4, swap), ("cache", 0.4, cache), ("inner-branch", 0.4, inner_branch),
-    ("branch", 0.7, branch), ("loop", 0.7, loop), ("bind", 0.6, bind),
+    ("cumulative", 0.9, cumulative),
+    ("recurrent", 0.9, recurrent),
+    ("nested", 0.4, nested),
+    ("swap", 0.4, swap),
+    ("cache", 0.4, cache),
+    ("inner-branch", 0.4, inner_branch),
+    ("branch", 0.7, branch),
+    ("loop", 0.7, loop),
+    ("bind", 0.6, bind),
 ]
 
 __all__ = ["CONTROL", "Expr", "np"]

@@ -10,9 +10,30 @@ from dlc.ir.view import Val
 from tests.fuzz.generate import Extent, Gen, Piece, Tensor
 
 SPECS = (
-    "mk,kn->mn", "mk,nk->mn", "km,kn->mn", "km,nk->nm", "bmk,bkn->bmn", "bmk,kn->bmn", "bmk,nk->bmn", "bmk,bnk->bnm",
-    "bhmk,bhnk->bhmn", "bmhk,bnhk->bhmn", "bhmn,bnhk->bmhk", "k,kn->n", "mk,k->m", "k,k->", "mk,mk->m", "i,j->ij", "mk,mk->k",
-    "bk,bk->b", "mjk,njk->mn", "mk,kn,n->mn", "bmk,cmk->bc", "mij,ijn->mn", "mk,gkn->gmn", "bik,bkj->ij",
+    "mk,kn->mn",
+    "mk,nk->mn",
+    "km,kn->mn",
+    "km,nk->nm",
+    "bmk,bkn->bmn",
+    "bmk,kn->bmn",
+    "bmk,nk->bmn",
+    "bmk,bnk->bnm",
+    "bhmk,bhnk->bhmn",
+    "bmhk,bnhk->bhmn",
+    "bhmn,bnhk->bmhk",
+    "k,kn->n",
+    "mk,k->m",
+    "k,k->",
+    "mk,mk->m",
+    "i,j->ij",
+    "mk,mk->k",
+    "bk,bk->b",
+    "mjk,njk->mn",
+    "mk,kn,n->mn",
+    "bmk,cmk->bc",
+    "mij,ijn->mn",
+    "mk,gkn->gmn",
+    "bik,bkj->ij",
 )
 
 
@@ -82,7 +103,9 @@ def contraction(g: Gen) -> None:
     if g.chance(0.2) and t.rank >= 2:  # heads: the result is read through a permuted reshape
         dims = list(range(t.rank))
         g.rng.shuffle(dims)
-        out = g.builder.compute("perm", [t.val.shape[d] for d in dims], lambda *i, v=t.val.permute(dims): v.at(i), t.dtype)
+        out = g.builder.compute(
+            "perm", [t.val.shape[d] for d in dims], lambda *i, v=t.val.permute(dims): v.at(i), t.dtype
+        )
         t = Tensor(out, tuple(t.shape[d] for d in dims), False)
     g.pool.append(t)
 
@@ -159,7 +182,11 @@ def convolution(g: Gen) -> None:
         g.tag("conv:dilation")
     x = g.input(dtype, [n, Extent(int_expr(cin), cin), *space])
     wshape = [cout, cg, *kernels]
-    w = g.constant(dtype, wshape, hint="w") if g.chance(0.8) else g.input(dtype, [Extent(int_expr(s), s) for s in wshape])
+    w = (
+        g.constant(dtype, wshape, hint="w")
+        if g.chance(0.8)
+        else g.input(dtype, [Extent(int_expr(s), s) for s in wshape])
+    )
     outs = [(e.expr + 2 * p - dil * (k - 1) - 1) // stride + 1 for e, p, k in zip(space, pads, kernels, strict=True)]
     name = x.val.name
     assert name is not None
@@ -214,7 +241,12 @@ def attention(g: Gen) -> None:
     if causal:
         g.tag("chain:causal")
         lowest = const(-60000.0, dtype)
-        a = b.compute("masked", a.shape, lambda *i, a=a: apply("select", apply("le", Index(i[3]), Index(i[2])), a.at(i), lowest), dtype)
+        a = b.compute(
+            "masked",
+            a.shape,
+            lambda *i, a=a: apply("select", apply("le", Index(i[3]), Index(i[2])), a.at(i), lowest),
+            dtype,
+        )
     m = b.reduce_axes("m", "max", a, [3], True)
     p = b.map("e", lambda u, w: apply("exp", apply("sub", u, w)), a, m)
     d = b.reduce_axes("d", "sum", p, [3], True)
@@ -231,15 +263,22 @@ def quantised(g: Gen) -> None:
     m, k, n = g.extent(0, 17), g.extent(0, 33), g.extent(1, 33)
     x, w = g.input(I8, [m, k]), g.leaf(I8, [k, n])
     val = g.builder.reduce(
-        "q", "sum", [m.expr, n.expr], [k.expr],
-        lambda i, r: apply("mul", Cast(I32, x.val(i[0], r[0])), Cast(I32, w.val(r[0], i[1]))), I32,
+        "q",
+        "sum",
+        [m.expr, n.expr],
+        [k.expr],
+        lambda i, r: apply("mul", Cast(I32, x.val(i[0], r[0])), Cast(I32, w.val(r[0], i[1]))),
+        I32,
     )
     g.tag("contraction", "contraction:int8")
     g.add(val, (m.value, n.value), True)
 
 
 PRODUCTS: list[tuple[str, float, Piece]] = [
-    ("contraction", 5.0, contraction), ("convolution", 2.0, convolution), ("grouped", 0.4, grouped), ("attention", 0.8, attention),
+    ("contraction", 5.0, contraction),
+    ("convolution", 2.0, convolution),
+    ("grouped", 0.4, grouped),
+    ("attention", 0.8, attention),
     ("quantised", 0.4, quantised),
 ]
 

@@ -46,76 +46,163 @@ class Plant:
 
 
 PLANTS: tuple[Plant, ...] = (
-    Plant("tail mask one short", "dlc.codegen.nest:for_vectors", "em.b.mask(lanes, hi - loop.index)", "em.b.mask(lanes, hi - loop.index - 1)"),
     Plant(
-        "no identity in masked lanes", "dlc.codegen.nest:_accumulate",
-        "    if exists is not None:\n", "    if exists is not None and monoid.op != 'max':\n", ("monoid:max",),
+        "tail mask one short",
+        "dlc.codegen.nest:for_vectors",
+        "em.b.mask(lanes, hi - loop.index)",
+        "em.b.mask(lanes, hi - loop.index - 1)",
     ),
     Plant(
-        "store truncates", "dlc.codegen.scalar_to_mlir:Scalars._to_half",
-        "v.iop('addi', v.iop('addi', bits, v.ci(0x7FFF)), odd)".replace("'", '"'), "bits", ("dtype:bf16",),
-    ),
-    Plant("loop bound one short", "dlc.codegen.nest:_fold_loops", "em.b.loop(name, 0, extent,", "em.b.loop(name, 0, extent - 1,"),
-    Plant(
-        "layout of parameters forgotten", "dlc.passes.fuse:_Fusion._launch",
-        "Param(tensors[n], self.types[n])", "Param(tensors[n], replace(self.types[n], order=None))", ("relayout", "convolution", "contraction"),
+        "no identity in masked lanes",
+        "dlc.codegen.nest:_accumulate",
+        "    if exists is not None:\n",
+        "    if exists is not None and monoid.op != 'max':\n",
+        ("monoid:max",),
     ),
     Plant(
-        "default dropped", "dlc.codegen.point:Emitter._access",
-        'result = self.b.op("select", guard, result, default)', "pass", ("views", "window"),
+        "store truncates",
+        "dlc.codegen.scalar_to_mlir:Scalars._to_half",
+        "v.iop('addi', v.iop('addi', bits, v.ci(0x7FFF)), odd)".replace("'", '"'),
+        "bits",
+        ("dtype:bf16",),
     ),
     Plant(
-        "max loses NaN", "dlc.codegen.scalar_to_mlir:Scalars._extreme",
-        'return v.select(v.cmp("uno", b, b), b, closer)', "return closer", ("input:special-float",),
+        "loop bound one short",
+        "dlc.codegen.nest:_fold_loops",
+        "em.b.loop(name, 0, extent,",
+        "em.b.loop(name, 0, extent - 1,",
     ),
     Plant(
-        "unsigned compared as signed", "dlc.codegen.scalar_to_mlir:Scalars._int", "if not signed and predicate not in",
-        "if False and predicate not in", ("dtype:u8", "dtype:u16", "dtype:u32", "dtype:u64"),
+        "layout of parameters forgotten",
+        "dlc.passes.fuse:_Fusion._launch",
+        "Param(tensors[n], self.types[n])",
+        "Param(tensors[n], replace(self.types[n], order=None))",
+        ("relayout", "convolution", "contraction"),
     ),
     Plant(
-        "floor division truncates", "dlc.codegen.scalar_to_mlir:Scalars._division", 'if rounding == "floor":', "if False:",
+        "default dropped",
+        "dlc.codegen.point:Emitter._access",
+        'result = self.b.op("select", guard, result, default)',
+        "pass",
+        ("views", "window"),
+    ),
+    Plant(
+        "max loses NaN",
+        "dlc.codegen.scalar_to_mlir:Scalars._extreme",
+        'return v.select(v.cmp("uno", b, b), b, closer)',
+        "return closer",
+        ("input:special-float",),
+    ),
+    Plant(
+        "unsigned compared as signed",
+        "dlc.codegen.scalar_to_mlir:Scalars._int",
+        "if not signed and predicate not in",
+        "if False and predicate not in",
+        ("dtype:u8", "dtype:u16", "dtype:u32", "dtype:u64"),
+    ),
+    Plant(
+        "floor division truncates",
+        "dlc.codegen.scalar_to_mlir:Scalars._division",
+        'if rounding == "floor":',
+        "if False:",
         ("op:div_floor", "op:rem_floor", "coordinates", "views"),
     ),
     Plant(
-        "accumulator starts at 0", "dlc.codegen.nest:_fold", "identity = tuple(c.value for c in monoid.identity(types))",
+        "accumulator starts at 0",
+        "dlc.codegen.nest:_fold",
+        "identity = tuple(c.value for c in monoid.identity(types))",
         "identity = tuple(c.value if monoid.op in ('add', 'mul', 'and') else type(c.value)(0) for c in monoid.identity(types))",
         ("reduction", "norm", "arg"),
     ),
-    Plant("select swapped", "dlc.codegen.point:Emitter._piecewise", '"select", g, v, result', '"select", g, result, v', ("concat", "stack")),
     Plant(
-        "stale double buffer", "dlc.codegen.host:_Entry.either", "return code.select(odd,", "return code.select(code.compare('ne', step, step),",
+        "select swapped",
+        "dlc.codegen.point:Emitter._piecewise",
+        '"select", g, v, result',
+        '"select", g, result, v',
+        ("concat", "stack"),
+    ),
+    Plant(
+        "stale double buffer",
+        "dlc.codegen.host:_Entry.either",
+        "return code.select(odd,",
+        "return code.select(code.compare('ne', step, step),",
         ("recurrent", "swap", "nested", "cumulative"),
     ),
     Plant(
-        "kernels out of order", "dlc.passes.fuse:_in_order", "        for n in sorted(group.depends):\n            visit(groups[n])\n", "", ("crossing", "scatter", "norm"),
+        "kernels out of order",
+        "dlc.passes.fuse:_in_order",
+        "        for n in sorted(group.depends):\n            visit(groups[n])\n",
+        "",
+        ("crossing", "scatter", "norm"),
     ),
-    Plant("merged rank too short", "dlc.codegen.merge:_merge_pair", "extent = ranks[outer] * ranks[inner]", "extent = ranks[outer] * ranks[inner] - 1"),
     Plant(
-        "bounds check missing", "dlc.codegen.point:Emitter._access", 'self.b.check(self.b.op("not", outside), f"bounds {e.tensor}")', "pass",
+        "merged rank too short",
+        "dlc.codegen.merge:_merge_pair",
+        "extent = ranks[outer] * ranks[inner]",
+        "extent = ranks[outer] * ranks[inner] - 1",
+    ),
+    Plant(
+        "bounds check missing",
+        "dlc.codegen.point:Emitter._access",
+        'self.b.check(self.b.op("not", outside), f"bounds {e.tensor}")',
+        "pass",
         ("gather:outside",),
     ),
     Plant(
-        "packing loses the last column", "dlc.passes.prepare_contractions:_Preparation._constant",
-        "(guard[0], int(guard[1].const or 0))", "(guard[0], int(guard[1].const or 0) - 1)", ("contraction:constant", "conv"),
+        "packing loses the last column",
+        "dlc.passes.prepare_contractions:_Preparation._constant",
+        "(guard[0], int(guard[1].const or 0))",
+        "(guard[0], int(guard[1].const or 0) - 1)",
+        ("contraction:constant", "conv"),
     ),
     Plant(
-        "tail lanes not folded", "dlc.codegen.nest:_fold_lanes", "folded = b.reduce(monoid.op, b.op(monoid.op, folded, tail))",
-        "folded = b.reduce(monoid.op, folded)", ("reduction", "norm"),
+        "tail lanes not folded",
+        "dlc.codegen.nest:_fold_lanes",
+        "folded = b.reduce(monoid.op, b.op(monoid.op, folded, tail))",
+        "folded = b.reduce(monoid.op, folded)",
+        ("reduction", "norm"),
     ),
     Plant(
-        "argmax takes the last of equals", "dlc.codegen.nest:_apply_combine", "em.b.op(op, *",
-        "em.b.op({'gt': 'ge', 'lt': 'le'}.get(op, op), *", ("arg",),
+        "argmax takes the last of equals",
+        "dlc.codegen.nest:_apply_combine",
+        "em.b.op(op, *",
+        "em.b.op({'gt': 'ge', 'lt': 'le'}.get(op, op), *",
+        ("arg",),
     ),
-    Plant("cast mode ignored", "dlc.codegen.point:Emitter._value", "done = b.cast(source, dtype, mode)", "done = b.cast(source, dtype, 'sat')", ("cast:wrap",)),
-    Plant("arena overlap", "dlc.runtime.arena:plan", "if begin > last or end < first:", "if begin >= last or end <= first:"),
     Plant(
-        "inlining forgets the padding", "dlc.passes.inline_pointwise:inline_access", "if not guards:", "if True:",
+        "cast mode ignored",
+        "dlc.codegen.point:Emitter._value",
+        "done = b.cast(source, dtype, mode)",
+        "done = b.cast(source, dtype, 'sat')",
+        ("cast:wrap",),
+    ),
+    Plant(
+        "arena overlap",
+        "dlc.runtime.arena:plan",
+        "if begin > last or end < first:",
+        "if begin >= last or end <= first:",
+    ),
+    Plant(
+        "inlining forgets the padding",
+        "dlc.passes.inline_pointwise:inline_access",
+        "if not guards:",
+        "if True:",
         ("views", "convolution", "window"),
     ),
     Plant(
-        "row remainder skipped", "dlc.codegen.contraction:_ContractionLowering._rows", "while rows > 1:", "while False:", ("contraction", "convolution"),
+        "row remainder skipped",
+        "dlc.codegen.contraction:_ContractionLowering._rows",
+        "while rows > 1:",
+        "while False:",
+        ("contraction", "convolution"),
     ),
-    Plant("scatter writes twice", "dlc.codegen.scatter:_write", 'if write.op != "set":', 'if write.op not in ("set", "max"):', ("scatter:max",)),
+    Plant(
+        "scatter writes twice",
+        "dlc.codegen.scatter:_write",
+        'if write.op != "set":',
+        'if write.op not in ("set", "max"):',
+        ("scatter:max",),
+    ),
 )
 
 
@@ -137,8 +224,11 @@ def planted(plant: Plant) -> Iterator[None]:
     if plant.old not in source:
         raise LookupError(f"'{plant.name}': {plant.where} no longer holds {plant.old!r}")
     code = compile(
-        source.replace(plant.old, plant.new), f"<planted {plant.name}>", "exec",
-        flags=__future__.annotations.compiler_flag, dont_inherit=True,
+        source.replace(plant.old, plant.new),
+        f"<planted {plant.name}>",
+        "exec",
+        flags=__future__.annotations.compiler_flag,
+        dont_inherit=True,
     )
     scope: dict[str, Any] = {}
     exec(code, function.__globals__, scope)  # noqa: S102 - our own source
@@ -210,7 +300,9 @@ def apart(plant: Plant, end: int, most: int) -> dict[str, Any]:
     return told
 
 
-def hunt(plant: Plant, seeds: Sequence[int], most: int = 150, report: Callable[[int, int], None] | None = None) -> tuple[int, Result | None]:
+def hunt(
+    plant: Plant, seeds: Sequence[int], most: int = 150, report: Callable[[int, int], None] | None = None
+) -> tuple[int, Result | None]:
     """(programs tried, what the first failing one showed); programs without the plant's constructs are not counted."""
     tried, objects = 0, Objects()
     for seed in seeds:

@@ -59,7 +59,9 @@ def target_of(seed: int) -> str:
     return TARGETS.get(seed % 10, "host")
 
 
-def check(c: Case, target: str = "host", threads: int = 1, *, given: Reference | None = None, cache: Any = True) -> Result:
+def check(
+    c: Case, target: str = "host", threads: int = 1, *, given: Reference | None = None, cache: Any = True
+) -> Result:
     """Compile `c`, run it and compare."""
     import dlc
     from dlc.errors import DlcError, Unsupported
@@ -78,9 +80,7 @@ def check(c: Case, target: str = "host", threads: int = 1, *, given: Reference |
     except (IndexOutOfRange, ScatterOutOfRange) as e:
         wanted = e
     try:
-        exe = dlc.compile(
-            c.program, target=target, threads=threads, cache=cache, verify_each=c.seed % 4 == 0
-        )
+        exe = dlc.compile(c.program, target=target, threads=threads, cache=cache, verify_each=c.seed % 4 == 0)
         outs = exe(*(a.copy() for a in c.inputs))  # a donated one may be overwritten
     except Unsupported as e:
         return result("refused", f"{e.code} {_first_line(e)}")
@@ -157,7 +157,10 @@ def _work(tasks: Any, results: Any) -> None:
 
 
 def run(
-    seeds: Iterable[int], workers: int = 2, ledger: Ledger | None = None, report: Callable[[Result], None] | None = None,
+    seeds: Iterable[int],
+    workers: int = 2,
+    ledger: Ledger | None = None,
+    report: Callable[[Result], None] | None = None,
     deadline: float | None = None,
 ) -> list[Result]:
     """The results of many seeds; those the ledger knows are not run again."""
@@ -228,7 +231,10 @@ def _note(outcome: Result, done: list[Result], ledger: Any, keys: dict[int, Any]
 
 def summary(results: Sequence[Result]) -> str:
     """Counts by status and construct, and what was refused or failed."""
-    lines = [f"{len(results)} programs: " + ", ".join(f"{n} {s}" for s, n in Counter(r.status for r in results).most_common())]
+    lines = [
+        f"{len(results)} programs: "
+        + ", ".join(f"{n} {s}" for s, n in Counter(r.status for r in results).most_common())
+    ]
     elements, open_ = sum(r.elements for r in results), sum(r.open_elements for r in results)
     lines.append(f"{elements} elements compared, {open_} of them not determined")
     for status in ("refused", "error", "crash", "wrong"):

@@ -22,7 +22,9 @@ from dlc.passes.rewrite import drop_dead
 from tests.fuzz.generate import Case
 
 
-def shrink(c: Case, target: str, status: str, limit_s: float = 60.0, fails: Callable[[Case], bool] | None = None) -> Case:
+def shrink(
+    c: Case, target: str, status: str, limit_s: float = 60.0, fails: Callable[[Case], bool] | None = None
+) -> Case:
     """A smaller case with the same `status` under `tests.fuzz.run.check` (or for which `fails` holds)."""
     from tests.fuzz.run import check
 
@@ -86,7 +88,8 @@ def tidy(c: Case, program: Program) -> Case:
     kept = [k for k, q in enumerate(program.params) if q.name in read]
     bound = {v for k in kept for e in program.params[k].type.shape for v in [str(e)]}
     kept += [
-        k for k, q in enumerate(program.params)
+        k
+        for k, q in enumerate(program.params)
         if k not in kept and any(e.is_var and str(e) not in bound for e in q.type.shape)
     ]
     kept.sort()
@@ -182,7 +185,9 @@ def _without_symbol(c: Case, name: str) -> Iterator[Case]:
             )
         )
     symbols = tuple(s for s in p.symbols if s.name != name)
-    yield tidy(replace(c, again=None), replace(p, params=params, body=Region(tuple(body), p.body.yields), symbols=symbols))
+    yield tidy(
+        replace(c, again=None), replace(p, params=params, body=Region(tuple(body), p.body.yields), symbols=symbols)
+    )
 
 
 __all__ = ["candidates", "np", "shrink", "tidy"]

@@ -99,5 +99,3 @@ def test_bounds_are_those_of_the_interpreter(seed: int) -> None:
     for a, b, bound in zip(want, got.results, got.bounds, strict=True):
         assert a.tobytes() == b.tobytes()
         assert bound.shape == a.shape and not np.isnan(bound).any() and (bound >= 0).all()
-
-
