@@ -11,7 +11,7 @@ import pytest
 from dlc.codegen.target import AVX2, Target
 from dlc.ir.builder import Builder
 from dlc.ir.dtype import BF16, BOOL, F16, F32, F64, I8, I32, I64, DType
-from dlc.ir.expr import Index, apply
+from dlc.ir.expr import Index
 from dlc.ir.monoid import MONOIDS
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -67,6 +67,23 @@ def test_static_lengths(m: int) -> None:
 def _reduced(op: str, dtype: DType, along: int) -> str:
     index = "p, m" if along else "m, p"
     return f"cascade f(X: {dtype}[{index}]) -> (O) {{ O[p] = {op}(m) X[{index}] }}"
+
+
+@targets
+def test_a_row_read_at_other_places_is_finished_first(target: Target) -> None:
+    """Reversed, at its start, rotated, as a window: another nest, over what the first left in scratch."""
+    text = """
+    cascade f(X: f32[p, m]) -> (O) symbols (m in 2..) {
+      G[p] = max(m) X[p, m]
+      E[p, m] = exp(X[p, m] - G[p])
+      F[p, m] = E[p, #m - 1 - m] + 2.0 * E[p, 0]
+      H[p, m] = F[p, (m + 1) % #m] * E[p, m]
+      W[p, m] = sum(j:2) H[p, (m + j) % #m] * X[p, j]
+      O[p, m] = W[p, m] + H[p, m]
+    }"""
+    for m in (2, 15, 16, 40):
+        ran = check(text, {"p": 3, "m": m}, target=target, interpret=m == 15)
+    assert "rows" in ran.strategies
 
 
 REDUCTIONS = [
