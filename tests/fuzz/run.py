@@ -218,7 +218,15 @@ def run(
     return done
 
 
-_SOURCES = ("generate.py", "pieces.py", "pieces_products.py", "pieces_control.py", "bounds.py", "run.py")
+_SOURCES = (
+    "generate.py",
+    "pieces.py",
+    "pieces_memory.py",
+    "pieces_products.py",
+    "pieces_control.py",
+    "bounds.py",
+    "run.py",
+)
 
 
 def _note(outcome: Result, done: list[Result], ledger: Any, keys: dict[int, Any], report: Any) -> None:
