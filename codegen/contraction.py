@@ -29,6 +29,7 @@ from dlc.ir.facts import Facts
 if TYPE_CHECKING:
     from dlc.codegen.lower import KernelLowering, Lowered
 
+_LONG = 7  # rows that make a tile worth having; among ranks this long the stride decides
 ROW_BLOCK = 128  # rows of one task: the operand's rows stay in L2 while the columns' panel stays in L1
 
 
@@ -121,17 +122,22 @@ def _panel_slope(em: Emitter, b: Access, name: str, extent: IntExpr) -> int | No
 
 
 def _row_rank(em: Emitter, a: Access, b: Access, free: dict[str, IntExpr], col: str) -> str | None:
-    """The longest free rank that moves `a` linearly and not `b`."""
-    best, best_size = None, 1
+    """The free rank that moves `a` linearly and not `b`: long enough for a tile, then the one with the least stride.
+
+    Rows near each other share cache lines and pages: in an image the pixels of a line, not those of a column.
+    """
+    best: tuple[int, int, str] | None = None
     for name, extent in free.items():
-        if name == col or name in b.variables or name not in a.variables:
+        if name == col or name in b.variables or name not in a.variables or extent.const == 1:
             continue
-        if split_linear(em.flat(em.storage[a.tensor], a.index), name) is None:
+        parts = split_linear(em.flat(em.storage[a.tensor], a.index), name)
+        if parts is None:
             continue
-        size = extent.const if extent.const is not None else 1 << 20
-        if size > best_size:
-            best, best_size = name, size
-    return best
+        size = min(extent.const if extent.const is not None else _LONG, _LONG)
+        stride = parts[0].const if parts[0].const is not None else 1 << 40
+        if best is None or (size, -stride) > best[:2]:
+            best = (size, -stride, name)
+    return best[2] if best is not None else None
 
 
 @dataclass(frozen=True)

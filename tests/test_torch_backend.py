@@ -80,3 +80,10 @@ def test_weights_written_behind_the_version_counter_are_noticed() -> None:
         torch.testing.assert_close(compiled(x), model(x))
         model.weight.data = torch.zeros(4, 4)
         torch.testing.assert_close(compiled(x), model(x))
+
+
+def test_integers_that_are_no_extent_are_compiled_in() -> None:
+    compiled = torch.compile(lambda x, k: x.t() @ x * k, backend="dlc")
+    with torch.no_grad():
+        for x, k in ((torch.randn(3, 4), 5), (torch.randn(4, 3).t(), 7), (torch.randn(6, 2), 7)):
+            torch.testing.assert_close(compiled(x, k), x.t() @ x * k)

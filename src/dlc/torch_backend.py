@@ -32,14 +32,6 @@ class TrainingMode(Unsupported):
     hint = "call model.eval(), and the model under torch.no_grad() or torch.inference_mode()"
 
 
-class FreeInteger(Unsupported):
-    """A run-time integer that is no extent of an input."""
-
-    code = "DLC0671"
-    template = "the graph takes the integer {name}, which is no dimension of an input"
-    hint = "mark it static, or compile with torch.compile(..., dynamic=False)"
-
-
 @dataclass(frozen=True, slots=True)
 class _Extent:
     """Where an integer input of the graph is found: dimension `dimension` of tensor input `tensor`."""
@@ -67,9 +59,16 @@ class _Snapshot:
 class _Closed(torch.nn.Module):
     """The graph with its weights inside, over the tensor inputs alone; returns the graph's tuple."""
 
-    def __init__(self, graph: torch.fx.GraphModule, order: Sequence[object], weights: Sequence[torch.Tensor]) -> None:
+    def __init__(
+        self,
+        graph: torch.fx.GraphModule,
+        order: Sequence[object],
+        weights: Sequence[torch.Tensor],
+        integers: Sequence[int],
+    ) -> None:
         super().__init__()
         self.graph = graph
+        self.integers = tuple(integers)
         self.order = tuple(order)
         for number, weight in enumerate(weights):
             self.register_buffer(f"weight_{number}", weight.detach())
@@ -82,6 +81,8 @@ class _Closed(torch.nn.Module):
                     values.append(tensors[tensor].shape[dimension])
                 case ("weight", number):
                     values.append(getattr(self, f"weight_{number}"))
+                case ("integer", int(number)):
+                    values.append(self.integers[number])
                 case ("tensor", int(number)):
                     values.append(tensors[number])
                 case _:
@@ -96,7 +97,6 @@ def dlc_backend(
 
     Raises:
         TrainingMode: gradients are enabled and an input requires one.
-        FreeInteger: an integer input is no extent.
     """
     if torch.is_grad_enabled():
         for node, value in zip(_placeholders(graph), example_inputs, strict=True):
@@ -120,6 +120,7 @@ class _Compiled:
             i for i, n in enumerate(nodes) if i not in self._weight_at and isinstance(_example(n), torch.Tensor)
         ]
         self._dynamic = [_symbolic_dimensions(_example(nodes[i])) for i in self._tensor_at]
+        self._integer_at: list[int] = []  # integers that are no extent of an input: strides, arguments
         self._order = [self._source(i, nodes) for i in range(len(nodes))]
 
     def __call__(self, *args: Any) -> tuple[Any, ...]:
@@ -129,7 +130,7 @@ class _Compiled:
             if not self._same(weights):
                 self._executables.clear()
                 self._weights = [_Snapshot(w) for w in weights]
-            executable = self._executable(tensors, weights)
+            executable = self._executable(tensors, weights, tuple(int(args[i]) for i in self._integer_at))
         return tuple(executable(*(t.detach() for t in tensors)))
 
     def _same(self, weights: Sequence[torch.Tensor]) -> bool:
@@ -137,15 +138,18 @@ class _Compiled:
             snapshot.holds(now) for snapshot, now in zip(self._weights, weights)
         )
 
-    def _executable(self, tensors: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]) -> Any:
+    def _executable(
+        self, tensors: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], integers: tuple[int, ...]
+    ) -> Any:
+        """The executable for these shapes; one is made for each value of `integers`."""
         shapes = tuple(tuple(t.shape) for t in tensors)
-        for key in ("every shape", shapes):
+        for key in ((integers, "every shape"), (integers, shapes)):
             if key in self._executables:
                 return self._executables[key]
         from dlc.compiler import compile
         from dlc.runtime.executable import Executable
 
-        module = _Closed(self.graph, self._order, weights).eval()
+        module = _Closed(self.graph, self._order, weights, integers).eval()
         dynamic = tuple(dict.fromkeys(dims, torch.export.Dim.AUTO) or None for dims in self._dynamic)
         with torch.no_grad():
             executable = compile(
@@ -164,7 +168,7 @@ class _Compiled:
         )
         if len(self._executables) >= MAX_VARIANTS:
             self._executables.pop(next(iter(self._executables)))
-        self._executables[shapes if fixed else "every shape"] = executable
+        self._executables[integers, shapes if fixed else "every shape"] = executable
         return executable
 
     def _source(self, index: int, nodes: Sequence[torch.fx.Node]) -> object:
@@ -177,7 +181,8 @@ class _Compiled:
             for dimension, extent in enumerate(_example(nodes[position]).shape):
                 if str(extent) == wanted:
                     return _Extent(number, dimension)
-        raise FreeInteger(name=nodes[index].name)
+        self._integer_at.append(index)
+        return ("integer", len(self._integer_at) - 1)
 
 
 def _version(weight: torch.Tensor) -> int:
