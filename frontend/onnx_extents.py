@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from math import gcd, lcm
+from math import gcd
 
-from dlc.frontend.onnx_builder import ModelBuilder
+from dlc.frontend.onnx_builder import ModelBuilder, SymbolsMeet
 from dlc.frontend.onnx_errors import NeedsStructure
 from dlc.frontend.onnx_value import ExtentTest
-from dlc.ir.extent import FloorDiv, IntExpr, Max, Min, Var, evaluate, variables
+from dlc.ir.extent import FloorDiv, IntExpr, Max, Min, Var, evaluate, sym, variables
 from dlc.ir.facts import Facts
 from dlc.ir.loc import Loc
 
@@ -95,7 +95,7 @@ class Demands:
         return 0
 
     def whole(self, extent: IntExpr, part: IntExpr) -> None:
-        """The model divides `extent` into `part`s without rest: a fact of the symbol in it."""
+        """The model divides `extent` into `part`s without rest: its symbol is then written as a multiple of another one."""
         if part.const is None or len(extent.terms) != 1 or part.const < 2:
             return
         ((monomial, coefficient),) = extent.terms
@@ -104,8 +104,7 @@ class Demands:
             return
         name = monomial[0].name[1:]
         if name in self.b.symbols:
-            old = self.b.symbols[name]
-            self.b.symbols[name] = replace(old, divisor=lcm(old.divisor, needed))
+            raise SymbolsMeet(name, sym(f"{name}_by_{needed}") * needed)
 
 
 def _walk(start: int, end: int, holds: Callable[[int], bool]) -> int:

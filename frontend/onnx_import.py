@@ -29,7 +29,7 @@ from dlc.frontend.onnx_schema import OLDEST
 from dlc.frontend.onnx_value import Optional, Sequence, Tensor, Value
 from dlc.ir.builder import Builder
 from dlc.ir.dtype import DType
-from dlc.ir.extent import IntExpr, IntLike, substitute
+from dlc.ir.extent import IntExpr, IntLike, split_linear, substitute, variables
 from dlc.ir.loc import Loc
 from dlc.ir.view import Val
 
@@ -264,8 +264,18 @@ class _Signature:
         if given is not None:
             self.extents[name] = int(given)
         if name in self.equal:
-            return self.equal[name]
+            return self.alias(self.equal[name], given)
         return self.b.symbol(name)
+
+    def alias(self, expr: IntExpr, given: int | None) -> IntExpr:
+        """What a symbol was found to be; symbols that no input declares are declared here."""
+        for v in sorted(variables(expr)):
+            self.taken.add(v[1:])
+            self.b.symbol(v[1:])
+            parts = split_linear(expr, v)
+            if given is not None and parts is not None and parts[1].const is not None and parts[0].const:
+                self.extents.setdefault(v[1:], (int(given) - parts[1].const) // parts[0].const)
+        return expr
 
 
 def _without_params(type_: Any) -> Any:

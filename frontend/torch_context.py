@@ -19,6 +19,7 @@ from dlc.ir.builder import Builder
 from dlc.ir.dtype import BF16, BOOL, F16, F32, F64, I64, DType
 from dlc.ir.expr import Access, Apply, Cast, Expr, Index, Piecewise, apply, const, walk
 from dlc.ir.extent import IntExpr, IntLike, int_expr, var
+from dlc.ir.facts import Facts
 from dlc.ir.loc import Loc
 from dlc.ir.view import Shape, Val, as_shape
 
@@ -119,6 +120,21 @@ class Ctx:
             return [values] * count
         values = list(values)
         return values * count if len(values) == 1 else values
+
+    def proven(self, e: IntExpr) -> bool:
+        """Whether `e >= 0` follows from what is known of the symbols."""
+        if e.const is not None:
+            return e.const >= 0
+        facts = Facts({}, {f"#{name}": s.fact for name, s in self.b.symbols.items()})
+        return facts.nonneg(e)
+
+    def negative(self, e: IntExpr) -> bool:
+        """Whether a position counts from the end; its sign must be known."""
+        if self.proven(e):
+            return False
+        if self.proven(-e - 1) or (e.const is None and self.proven(-e)):
+            return True
+        raise self.unsupported(f"the sign of the position '{e}' depends on the input's extents")
 
     def number(self, v: Any, what: str) -> Number:
         """`v`, which must be known at import."""

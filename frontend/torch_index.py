@@ -265,6 +265,8 @@ def masked_select(c: Ctx, x: Val, mask: Val, source: Val | None = None) -> Val:
     shape = c.broadcast(x, mask)
     a, m = x.broadcast_to(shape), c.cast(mask, BOOL).broadcast_to(shape)
     if source is None:
+        if not shape:
+            a, m, shape = a.reshape([1]), m.reshape([1]), a.reshape([1]).shape
         found = _coordinates(c, m)
         return settled(
             c, a.view(found[0].shape, lambda *i: [at_index(c, v, i, e) for v, e in zip(found, shape, strict=True)])

@@ -131,6 +131,8 @@ def _batch_statistics(c: Ctx, x: Val, weight: Val | None, bias: Val | None, eps:
 @op("batch_norm", "cudnn_batch_norm")
 def batch_norm(c: Ctx, x: Val, weight: Val | None, bias: Val | None, running_mean: Val | None, running_var: Val | None,
                training: bool, momentum: float, eps: float, cudnn_enabled: bool = False) -> Val:  # fmt: skip
+    if x.rank < 2:
+        raise c.unsupported("the input has no dimension of channels")
     if running_mean is None or running_var is None:
         return _batch_statistics(c, x, weight, bias, eps)
     if training:

@@ -79,7 +79,7 @@ def select_(c: Ctx, x: Val, dim: int, index: Any) -> Val:
 def from_front(c: Ctx, index: Any, extent: IntExpr) -> IntExpr:
     """An index that may count from the end."""
     i = int_expr(index)
-    return i + extent if i.const is not None and i.const < 0 else i
+    return i + extent if c.negative(i) else i
 
 
 def slice_bounds(
@@ -87,9 +87,9 @@ def slice_bounds(
 ) -> tuple[IntExpr, IntExpr]:
     """First index and length of a slice; `size` is the traced length, whose symbols torch has simplified."""
     lo = int_expr(0 if start is None else start)
-    if lo.const is not None and lo.const < 0:
+    if c.negative(lo):
         lo = lo + extent
-        if lo.const is None or lo.const < 0:
+        if not c.proven(lo):
             lo = maximum(lo, 0)
     if lo.const is None or extent.const is None:
         lo = lo if lo.const == 0 or (size is not None and _covers(lo, size, extent, step)) else minimum(lo, extent)
@@ -98,7 +98,7 @@ def slice_bounds(
     if size is not None:
         return lo, size
     hi = int_expr(extent if end is None else end)
-    if hi.const is not None and hi.const < 0:
+    if c.negative(hi):
         hi = hi + extent
     hi = minimum(hi, extent)
     return lo, maximum((hi - lo + step - 1) // step, 0)

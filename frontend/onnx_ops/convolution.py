@@ -14,7 +14,7 @@ from dlc.frontend.onnx_ops.registry import Ctx, Result, op, same_dtype
 from dlc.frontend.onnx_value import Array
 from dlc.ir.dtype import I32, I64, DType
 from dlc.ir.expr import Cast, Expr, Index, Piecewise, access, apply, const, index_value
-from dlc.ir.extent import IntExpr, int_expr
+from dlc.ir.extent import IntExpr, int_expr, minimum
 from dlc.ir.view import Val, product
 
 
@@ -68,14 +68,9 @@ def window(c: Ctx, spatial: Sequence[IntExpr], kernel: Sequence[IntExpr], ceil: 
             c.bad(f"auto_pad {auto!r} is unknown")
         span = spatial[d] + before[d] + after[d] - reach
         if ceil:
-            size = -((-span) // strides[d]) + 1
             # A last window that would start in the padding at the end does not count.
-            if size.const is not None and spatial[d].const is not None and before[d].const is not None:
-                starts = spatial[d] + before[d]
-                if starts.const is not None and (size.const - 1) * strides[d] >= starts.const:
-                    size = size - 1
-            elif strides[d] > 1 and (after[d].const or 0) > 0:
-                c.refuse("ceil_mode with padding at the end needs extents that are known when compiling")
+            starts = (spatial[d] + before[d] + (strides[d] - 1)) // strides[d]
+            size = minimum((span + (strides[d] - 1)) // strides[d] + 1, starts)
         else:
             size = span // strides[d] + 1
         if size.const is not None and size.const < 0:

@@ -183,7 +183,23 @@ def _trunc_div(a: Array, b: Array) -> Array:
 RULES["Add"] = _elementwise(operator.add, np.add)
 RULES["Sub"] = _elementwise(operator.sub, np.subtract)
 RULES["Mul"] = _elementwise(operator.mul, np.multiply)
-RULES["Div"] = _elementwise(_int_div, _trunc_div)
+_divide = _elementwise(_int_div, _trunc_div)
+
+
+@rule("Div")
+def _div(c: Ctx, a: list[Array | None]) -> Array | None:
+    divisors_are_positive(c, a)
+    found = _divide(c, a)
+    assert found is None or isinstance(found, np.ndarray)
+    return found
+
+
+def divisors_are_positive(c: Ctx, a: list[Array | None]) -> None:
+    """A model that divides by an extent needs it to be at least 1."""
+    if len(a) == 2 and a[1] is not None and a[1].dtype == object:
+        for e in a[1].ravel():
+            if isinstance(e, IntExpr):
+                c.graph.demands.at_least(e, 1)
 
 
 @rule("Mod")
@@ -193,6 +209,7 @@ def _mod(c: Ctx, a: list[Array | None]) -> Array | None:
         return None
     if numeric(x, y):
         return np.mod(x, y) if x.dtype == y.dtype else None
+    divisors_are_positive(c, a)
     return _object_map(_int_mod, x, y)
 
 

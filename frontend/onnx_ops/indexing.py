@@ -80,11 +80,19 @@ def gather_elements(c: Ctx) -> Result:
         c.bad(f"its indices have rank {index.rank}, its input {x.rank}")
     safe = never_negative(c.tensor(1))
     check_static(c, c.tensor(1), x.shape[axis])
+    agree_beside(c, x, index, axis)
 
     def element(*i: IntExpr) -> Expr:
         return x.at((*i[:axis], from_back(index.at(i), index.dtype, x.shape[axis], safe), *i[axis + 1 :]))
 
     return c.b.compute(c.hint, index.shape, element, x.dtype)
+
+
+def agree_beside(c: Ctx, x: Val, index: Val, axis: int) -> None:
+    """Indices may cover a part of the other dimensions; symbolic extents are taken to cover them, so that reads are proven."""
+    for d, (e, f) in enumerate(zip(x.shape, index.shape, strict=True)):
+        if d != axis and e != f and (e.const is None or f.const is None):
+            c.b.equate(e, f)
 
 
 @op("GatherND")
@@ -143,6 +151,9 @@ def scatter_elements(c: Ctx) -> Result:
         c.bad(f"ranks {x.rank}, {index.rank} and {updates.rank} differ")
     check_static(c, c.tensor(1), x.shape[axis])
     safe = never_negative(c.tensor(1))
+    agree_beside(c, x, index, axis)
+    for e, f in zip(index.shape, updates.shape, strict=True):
+        c.b.equate(e, f)
 
     def place(*i: IntExpr) -> Sequence[IntExpr]:
         return (*i[:axis], from_back(index.at(i), index.dtype, x.shape[axis], safe), *i[axis + 1 :])
@@ -158,6 +169,9 @@ def scatter_nd(c: Ctx) -> Result:
     lead = index.rank - 1
     if depth > x.rank or updates.rank != lead + x.rank - depth:
         c.bad(f"ranks {x.rank}, {index.rank} and {updates.rank} do not fit")
+    for e, f in zip((*index.shape[:lead], *x.shape[depth:]), updates.shape, strict=True):
+        if c.b.equate(e, f) != c.b.equate(f, e) or (e != f and e.const is not None and f.const is not None):
+            c.refuse(f"the extents {e} and {f} of its indices and updates are not known to agree")
 
     def place(*i: IntExpr) -> Sequence[IntExpr]:
         parts = [from_back(index.at((*i[:lead], int_expr(n))), index.dtype, x.shape[n]) for n in range(depth)]

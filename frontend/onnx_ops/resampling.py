@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from math import ceil, floor
 
 import numpy as np
@@ -10,8 +11,9 @@ import numpy as np
 from dlc.frontend.onnx_ops.pointwise import wide_type
 from dlc.frontend.onnx_ops.registry import Ctx, Result, op
 from dlc.frontend.onnx_value import Array
-from dlc.ir.expr import Cast, Expr, apply, const
-from dlc.ir.extent import IntExpr
+from dlc.ir.dtype import F32, I64
+from dlc.ir.expr import Cast, Expr, Index, apply, const, index_value
+from dlc.ir.extent import IntExpr, maximum, minimum
 from dlc.ir.view import Val
 
 
@@ -227,6 +229,12 @@ def resize_by(
     repeated = whole_repeats(x, axes, changed, scales, s)
     if repeated is not None:
         return repeated
+    sizes_known = sizes is None or all(sizes[n].const is not None for n in changed)
+    if policy == "stretch" and not (sizes_known and all(x.shape[axes[n]].const is not None for n in changed)):
+        for n in changed:
+            scale = None if scales is None else scales[n]
+            x = resample_symbolic(c, x, axes[n], scale, None if sizes is None else sizes[n], s)
+        return x if x.dtype == dtype else c.b.cast(x, dtype)
     old = dict(zip(changed, c.known([x.shape[axes[n]] for n in changed], "a resized extent"), strict=True))
     if scales is not None:
         factors = {n: scales[n] for n in changed}
@@ -263,3 +271,66 @@ def whole_repeats(x: Val, axes: list[int], changed: list[int], scales: list[floa
     by = {axes[n]: int(scales[n]) for n in changed}
     shape = [e * by.get(d, 1) for d, e in enumerate(x.shape)]
     return x.view(shape, lambda *i: [e // by[d] if d in by else e for d, e in enumerate(i)])
+
+
+def resample_symbolic(c: Ctx, x: Val, axis: int, scale: float | None, size: IntExpr | None, s: Sampling) -> Val:
+    """`x` resized along an axis whose extent only the call knows: places and weights are computed with the elements."""
+    if s.mode == "cubic" or s.antialias or s.exclude_outside or s.coordinates in ("tf_crop_and_resize", "half_pixel_symmetric"):
+        c.refuse(f"mode {s.mode!r} with {s.coordinates!r} needs extents that are known when compiling")
+    if not x.dtype.is_float and s.mode == "linear":
+        c.refuse(f"interpolating {x.dtype} has no native form")
+    n, t = x.shape[axis], wide_type(x.dtype) if x.dtype.is_float else F32
+    if size is None:
+        assert scale is not None
+        ratio = Fraction(scale).limit_denominator(1 << 12)
+        size = (n * ratio.numerator) // ratio.denominator
+    wide = size
+
+    def number(e: IntExpr) -> Expr:
+        return Cast(t, Index(e)) if e.const is None else const(e.const, t)
+
+    def coordinate_of(o: IntExpr) -> Expr:
+        at = Cast(t, Index(o))
+        step = const(1.0 / scale, t) if scale is not None else apply("div", number(n), number(wide))
+        match s.coordinates:
+            case "align_corners":
+                last = number(maximum(wide - 1, 1))
+                return apply("div", apply("mul", at, number(n - 1)), last)
+            case "asymmetric":
+                return apply("mul", at, step)
+            case "half_pixel" | "pytorch_half_pixel":
+                half = const(0.5, t)
+                place = apply("sub", apply("mul", apply("add", at, half), step), half)
+                if s.coordinates == "half_pixel":
+                    return place
+                return apply("select", apply("gt", Index(wide), const(1, I64)), place, const(-0.5, t))
+            case _:
+                c.bad(f"coordinate_transformation_mode {s.coordinates!r} is unknown")
+
+    def place_of(e: Expr) -> IntExpr:
+        return minimum(maximum(index_value(Cast(I64, e)), 0), n - 1)
+
+    def element(*i: IntExpr) -> Expr:
+        def read(place: IntExpr) -> Expr:
+            return x.at((*i[:axis], place, *i[axis + 1 :]))
+
+        at, half = coordinate_of(i[axis]), const(0.5, t)
+        if s.mode == "nearest":
+            chosen = {
+                "round_prefer_floor": apply("ceil", apply("sub", at, half)),
+                "round_prefer_ceil": apply("floor", apply("add", at, half)),
+                "floor": apply("floor", at),
+                "ceil": apply("ceil", at),
+            }.get(s.nearest)
+            if chosen is None:
+                c.bad(f"nearest_mode {s.nearest!r} is unknown")
+            return read(place_of(chosen))
+        low = apply("floor", at)
+        part = apply("sub", at, low)
+        values = [read(place_of(low)), read(place_of(apply("add", low, const(1, t))))]
+        a, b = (v if t == x.dtype else Cast(t, v) for v in values)
+        mixed = apply("add", apply("mul", apply("sub", const(1, t), part), a), apply("mul", part, b))
+        return mixed if t == x.dtype else Cast(x.dtype, mixed)
+
+    shape = [*x.shape[:axis], wide, *x.shape[axis + 1 :]]
+    return c.b.compute(f"{c.hint}_{axis}", shape, element, x.dtype)

@@ -11,7 +11,7 @@ from dlc.frontend.onnx_ops.registry import Ctx, Result, op, same_dtype
 from dlc.frontend.onnx_value import Tensor
 from dlc.ir.dtype import F32, I64
 from dlc.ir.expr import Cast, Const, Expr, Index, Piecewise, apply, const, index_value
-from dlc.ir.extent import IntExpr, int_expr, maximum, minimum
+from dlc.ir.extent import FloorDiv, IntExpr, atoms, int_expr, maximum, minimum
 from dlc.ir.view import Shape, Val, product
 
 # --- constants -------------------------------------------------------------------------------------------------------
@@ -136,9 +136,14 @@ def reshape_to(c: Ctx, x: Val, target: list[IntExpr]) -> Val:
     old, new = x.elements, product(target)
     if old.const is not None and new.const is not None and old.const != new.const:
         c.bad(f"{old} elements do not fit [{', '.join(map(str, target))}]")
+    if new.const == 0 and old.const is None:
+        c.refuse(f"[{', '.join(map(str, target))}] is empty, and whether its input is only the call decides")
     if old.const == 0:
         return c.b.scalar(0, x.dtype).broadcast_to(target)
     if old != new and not unknown:
+        for atom in dict.fromkeys(a for e in target for a in atoms(e)):
+            if isinstance(atom, FloorDiv):  # the elements can only agree when this division leaves no rest
+                c.graph.demands.whole(atom.num, atom.den)
         # Unequal symbolic products may still agree at run time; reading would go wrong where they do not.
         target = agree(c, x, target)
     return x.reshape(target)
@@ -188,6 +193,14 @@ def squeeze(c: Ctx) -> Result:
     for d in dims:
         if x.shape[d].const not in (1, None):
             c.bad(f"dimension {d} has extent {x.shape[d]}, not 1")
+        name = c.b.input_symbol(x.shape[d])
+        if name is not None:
+            c.graph.demands.narrow(name, 1, 1)
+        elif x.shape[d].const is None and not c.graph.demands.facts.nonneg(1 - x.shape[d]):
+            c.refuse(f"dimension {d} has extent {x.shape[d]}, which cannot be bound to 1")
+    for e in x.shape:
+        if axes is None and e.const is None:  # the rank is decided here: a call in which it is 1 is refused
+            c.graph.demands.at_least(e, 2)
     return x.squeeze(*dims) if dims else x
 
 

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 PAUSE_S = 0.06
 TRIES = 4
+WAIT_S = 0.5
+"""Patience with a slow machine before a turn; slow moments last some tenths of a second."""
+
 TOLERANCE = 1e-3
 """A contender whose results depart further from the reference's, relative to the largest value, is not timed."""
 
@@ -254,16 +257,13 @@ class Contest:
         """Take turns; a row per contender, in the order of entry."""
         if self.probe is None:
             self.probe = speed_probe(self.threads)
-        spare = rounds * len(self.entrants)  # turns that may be repeated in all, so that a busy machine ends, too
+        spare = 2 * rounds * len(self.entrants)  # turns that may be repeated in all, so that a busy machine ends, too
         for number in range(rounds):
             self.say(f"round {number + 1} of {rounds}")
             for entrant in self._in_turn(number):
-                for attempt in range(TRIES):
-                    time.sleep(PAUSE_S + 0.05 * attempt)
-                    fine = self.probe is None or self.probe.undisturbed()
-                    if not fine and attempt + 1 < TRIES and spare > 0:
-                        spare -= 1
-                        continue
+                for _ in range(TRIES):
+                    time.sleep(PAUSE_S)
+                    fine = self._wait_for_speed()
                     answer = self._ask(
                         entrant, PREPARE_S, do="block", seconds=block_s, least=least, most=most, warm=warm_s
                     )
@@ -289,6 +289,15 @@ class Contest:
             if best is None or answer["kernels_ns"] < best["kernels_ns"]:
                 best = answer
         return best
+
+    def _wait_for_speed(self) -> bool:
+        """Wait a bounded time for the machine's usual speed; whether it is there."""
+        end = time.perf_counter() + WAIT_S
+        while self.probe is not None and not self.probe.undisturbed():
+            if time.perf_counter() > end:
+                return False
+            time.sleep(0.02)
+        return True
 
     def _in_turn(self, number: int) -> Iterator[Entrant]:
         """Those who are here; each round begins with another one."""

@@ -175,6 +175,16 @@ def test_sizes_as_values() -> None:
     )
 
 
+def test_positions_from_the_end_with_symbols() -> None:
+    n, m = Dim("n", min=2, max=9), Dim("m", min=12, max=99)
+
+    def last(x: torch.Tensor, y: torch.Tensor) -> Any:
+        k = x.shape[0]
+        return y[-k:], y[:-k], y[k:], y[-1], y[-k], y[: y.shape[0] - k + 1], y[y.shape[0] // 2 :]
+
+    check(last, data(3, 4), data(20, 4), dynamic=({0: n}, {0: m}), others=[[data(5, 4), data(13, 4)]])
+
+
 def _writes(x: torch.Tensor) -> Any:
     y = x.clone()
     y[0] = 1

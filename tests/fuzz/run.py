@@ -225,6 +225,7 @@ _SOURCES = (
     "pieces_products.py",
     "pieces_control.py",
     "bounds.py",
+    "bounds_scalars.py",
     "run.py",
 )
 
