@@ -12,7 +12,7 @@ TEST_WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(ONE_THREAD) $(BIN)/pytest -n $(TEST_WORKERS) --dist=worksteal
 # A log wants the outcome, a terminal also the way there.
-PROGRESS := $$(if [ -t 1 ]; then echo progress; else echo none; fi)
+PROGRESS := $$(if [ -t 1 ]; then echo progress; else echo classic; fi)
 
 .PHONY: help venv demo test test-all format lint types browser bench docs clean
 

@@ -39,6 +39,12 @@ def _overhang(x: Val, n: int, out: Sequence[IntExpr], k: Any, s: Any, p: Any, d:
     return reach
 
 
+def _reach(x: Val, n: int, k: Sequence[int], p: Sequence[int], d: Sequence[int]) -> list[int]:
+    """The window's extents less what lies beyond the input for every output: padding there adds nothing to a fold."""
+    extents = [e.const for e in x.shape[-n:]]
+    return [kk if e is None else max(1, min(kk, (e + pp - 1) // dd + 1)) for kk, e, pp, dd in zip(k, extents, p, d, strict=True)]
+
+
 def _padded(c: Ctx, x: Val, n: int, p: Sequence[int], past: Sequence[IntExpr], fill: Expr) -> Val:
     if all(v == 0 for v in p) and all(v.const == 0 for v in past):
         return x
@@ -60,7 +66,7 @@ def max_pool(
     def element(i: tuple[IntExpr, ...], r: tuple[IntExpr, ...]) -> Expr:
         return y.at(tuple(_window(x, n, s, [0] * n, d, i, r)))
 
-    return c.b.reduce(c.hint, "max", shape, k, element, x.dtype)
+    return c.b.reduce(c.hint, "max", shape, _reach(x, n, k, p, d), element, x.dtype)
 
 
 @op("max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool1d_with_indices")
@@ -88,7 +94,8 @@ def max_pool_indices(c: Ctx, x: Val, kernel_size: Any, stride: Any = None, paddi
         # Padding never wins a tie against an element: it has the last index.
         return value, apply("select", both(*inside), Index(flat), end) if inside else Index(flat)
 
-    values, indices = c.b.tuple_reduce((c.hint, f"{c.hint}_index"), "argmax", c.shape, k, element, (x.dtype, I64))
+    window = _reach(x, n, k, p, d)
+    values, indices = c.b.tuple_reduce((c.hint, f"{c.hint}_index"), "argmax", c.shape, window, element, (x.dtype, I64))
     return values, indices
 
 
@@ -106,7 +113,7 @@ def avg_pool(c: Ctx, x: Val, kernel_size: Any, stride: Any = None, padding: Any 
     def element(i: tuple[IntExpr, ...], r: tuple[IntExpr, ...]) -> Expr:
         return y.at(tuple(_window(x, n, s, [0] * n, d, i, r)))
 
-    total = c.b.reduce(f"{c.hint}_sum", "sum", shape, k, element, w)
+    total = c.b.reduce(f"{c.hint}_sum", "sum", shape, _reach(x, n, k, p, d), element, w)
     lead = x.rank - n
     # In ceil mode a last window may begin in the padding; what lies beyond the padding is not counted.
     clipped = any(q.const is None or q.const > pp for q, pp in zip(past, p, strict=True))
