@@ -11,7 +11,7 @@ from dlc.frontend.onnx_ops.registry import Ctx, Result, op, same_dtype
 from dlc.frontend.onnx_value import Tensor
 from dlc.ir.dtype import F32, I64
 from dlc.ir.expr import Cast, Const, Expr, Index, Piecewise, apply, const, index_value
-from dlc.ir.extent import FloorDiv, IntExpr, atoms, int_expr, maximum, minimum
+from dlc.ir.extent import FloorDiv, IntExpr, atoms, evaluate, int_expr, maximum, minimum, variables
 from dlc.ir.view import Shape, Val, product
 
 # --- constants -------------------------------------------------------------------------------------------------------
@@ -146,7 +146,30 @@ def reshape_to(c: Ctx, x: Val, target: list[IntExpr]) -> Val:
                 c.graph.demands.whole(atom.num, atom.den)
         # Unequal symbolic products may still agree at run time; reading would go wrong where they do not.
         target = agree(c, x, target)
+        bind_elements(c, x.elements, product(target))
     return x.reshape(target)
+
+
+def bind_elements(c: Ctx, old: IntExpr, new: IntExpr) -> None:
+    """Both are numbers of elements of one tensor: the one symbol in them takes the value at which they agree.
+
+    Of several symbols each takes the example's extent, when there is an example in which they agree.
+    """
+    if old == new:
+        return
+    names = [v[1:] for v in variables(old) | variables(new)]
+    if len(names) == 1 and names[0] in c.b.symbols:
+        agreeing = [n for n in range(1 << 12) if evaluate(old, {"#" + names[0]: n}) == evaluate(new, {"#" + names[0]: n})]
+        if len(agreeing) == 1:
+            c.graph.demands.narrow(names[0], agreeing[0], agreeing[0])
+            return
+    examples = c.graph.demands.extents
+    here = {"#" + n: examples[n] for n in names if n in examples}
+    if len(here) == len(names) and evaluate(old, here) == evaluate(new, here):
+        for n in names:
+            c.graph.demands.narrow(n, examples[n], examples[n])
+        return
+    c.refuse(f"its input has {old} elements and its target {new}, which are not known to agree")
 
 
 def agree(c: Ctx, x: Val, target: list[IntExpr]) -> list[IntExpr]:

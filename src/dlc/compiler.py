@@ -25,8 +25,9 @@ from dlc.codegen.build import HOST_OPT_LEVEL, Built, Lower, ObjectCache, Progres
 from dlc.codegen.host import host_entry
 from dlc.codegen.host_manifest import Interface, constant_layout, host_manifest
 from dlc.codegen.target import Target, parse_target
-from dlc.errors import BadInput, DlcError, Internal
+from dlc.errors import BadInput, DlcError, Internal, Unsupported
 from dlc.ir.einsum import TensorType
+from dlc.ir.errors import DivisionByZeroExtent, NotInBounds
 from dlc.ir.extent import int_expr
 from dlc.ir.memory import MemoryPlan
 from dlc.ir.program import Launch, Param, Program, fresh_name, walk_statements
@@ -67,6 +68,14 @@ class ConstantMissing(BadInput):
     code = "DLC0614"
     template = "the bytes of constant '{name}' are not at hand"
     hint = "a text refers to its constants by name: keep the dump's constants/ folder beside it, or set Program.data"
+
+
+class ExtentsNotProven(Unsupported):
+    """A model with symbolic extents may read outside a tensor for some of their values."""
+
+    code = "DLC0617"
+    template = "not supported: this operator because its symbolic extents are not proven to fit: {reason}"
+    hint = "make the extents involved static, or give equal ones the same name (dim_params, dynamic_shapes=)"
 
 
 _WORTH_KEEPING_S = 1.0  # a program that compiles faster than this is not kept whole
@@ -222,8 +231,11 @@ def compile(
                 kept.compile_report = report
                 return kept
         start = time.perf_counter()
+        assumed = assume_bounds(imported.program)
+        if imported.program is not model and not isinstance(model, str):
+            _check_import(assumed)
         program = run_passes(
-            assume_bounds(imported.program),
+            assumed,
             passes,
             disable_passes,
             (*observers, dump) if dump else observers,
@@ -264,6 +276,14 @@ def _specialising(model: Any, options: dict[str, Any], needs: Any) -> Specialisi
     if args or kwargs:
         made.executable(*(args if isinstance(args, (tuple, list)) else (args,)), **kwargs)
     return made
+
+
+def _check_import(program: Program) -> None:
+    """Refuse a model whose reads are not proven, in the model's words: the text of the IR is not the user's to mend."""
+    try:
+        verify(program)
+    except (NotInBounds, DivisionByZeroExtent) as error:
+        raise ExtentsNotProven(error.loc, reason=error.message) from error
 
 
 def load(path: str | os.PathLike[str], threads: int | None = None) -> Executable:
