@@ -246,7 +246,9 @@ def test_interrupt_ends_quietly(tmp_path: Path) -> None:
         "import time, sys\ndef make():\n    print('started', flush=True)\n    time.sleep(60)\n"
     )
     command = [sys.executable, "-m", "dlc.cli", "compile", f"{tmp_path}/slow.py:make"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_interruptible
+    )
     assert process.stdout is not None and process.stdout.readline() == "started\n"
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
@@ -265,3 +267,8 @@ def test_the_demos_signal_is_speech_where_it_says() -> None:
     assert np.abs(signal_[truth]).mean() > 10 * np.abs(signal_[~truth]).mean()
     calls = detect(lambda feeds: (np.abs(feeds["input"]).max(keepdims=True), feeds["state"]), signal_)
     assert len(calls) == len(signal_) // 512
+
+
+def _interruptible() -> None:
+    """A background job of a shell starts with SIGINT ignored, and its children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

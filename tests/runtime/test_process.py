@@ -189,7 +189,9 @@ check(bias)
 print("fine")
 """
     command = [sys.executable, "-c", HEAD + body, str(saved)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_interruptible
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.1)
@@ -201,7 +203,9 @@ print("fine")
 def test_ctrl_c_ends_a_program_that_does_not_catch_it(saved):
     body = "exe = load('spin.dlc', threads=2); print('ready', flush=True)\nwhile True: exe(1)\n"
     command = [sys.executable, "-c", HEAD + body, str(saved)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_interruptible
+    )
     assert process.stdout is not None
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
@@ -251,3 +255,8 @@ check(load("bias.dlc", threads=4))  # more threads than CPUs
 """
     assert ok(run(body, saved)).strip() == "1"
     assert 1 <= available_cpus() <= (os.cpu_count() or 1)
+
+
+def _interruptible() -> None:
+    """A background job of a shell starts with SIGINT ignored, and its children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
