@@ -65,7 +65,7 @@ def check(
     """Compile `c`, run it and compare."""
     import dlc
     from dlc.errors import DlcError, Unsupported
-    from dlc.ir.errors import IndexOutOfRange, ScatterOutOfRange
+    from dlc.ir.errors import IndexOutOfRange, NotInBounds, ScatterOutOfRange
 
     start = time.perf_counter()
 
@@ -82,7 +82,7 @@ def check(
     try:
         exe = dlc.compile(c.program, target=target, threads=threads, cache=cache, verify_each=c.seed % 4 == 0)
         outs = exe(*(a.copy() for a in c.inputs))  # a donated one may be overwritten
-    except Unsupported as e:
+    except (Unsupported, NotInBounds) as e:  # the verifier refuses reads that it cannot prove
         return result("refused", f"{e.code} {_first_line(e)}")
     except DlcError as e:
         if not isinstance(wanted, Reference) and "DLC01" not in e.code:
