@@ -1,4 +1,4 @@
-"""Random programs of the IR, well typed and small, from a seed; every construct of IR.md has its minimum share.
+"""Random programs of the IR, well typed and small, from a seed; every construct of docs/ir.md has its minimum share.
 
 `case(seed)` makes a program and its inputs. A program is a handful of *pieces* (`tests/fuzz/pieces*.py`): each takes tensors
 from the pool that inputs and earlier pieces left, emits a construct and puts its results into the pool. What nothing

@@ -25,7 +25,7 @@ class Case:
     """A worked case.
 
     Attributes:
-        construct: what of IR.md it shows.
+        construct: what of docs/ir.md it shows.
         text: a cascade or a program.
         inputs: arrays, in order.
         expected: what they give, computed without the IR.

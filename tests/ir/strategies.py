@@ -3,7 +3,7 @@
     made = random_cascade(random.Random(seed))        # or, in hypothesis, `@given(cascades())`
     made.cascade, made.inputs, made.constructs
 
-Each step is drawn from the constructs of IR.md (`CONSTRUCTS`, by name); extents are constants or symbols with values from 0 and 1
+Each step is drawn from the constructs of docs/ir.md (`CONSTRUCTS`, by name); extents are constants or symbols with values from 0 and 1
 to a few vector lengths and odd numbers around them. The inputs fit: index tensors hold valid indices where a construct needs it.
 """
 
