@@ -185,11 +185,11 @@ def compile(
     Raises:
         DlcError: with a code, a place and a way out.
     """
-    from dlc.importing import import_any, is_onnx
+    from dlc.importing import import_any, is_ir, is_onnx
 
     if accuracy not in ACCURACY:
         raise UnknownAccuracy(accuracy=accuracy)
-    options = {k: v for k, v in locals().items() if k not in ("model", "import_any", "is_onnx")}
+    options = {k: v for k, v in locals().items() if k not in ("model", "import_any", "is_ir", "is_onnx")}
     if specialise is None and is_onnx(model):
         from dlc.frontend.onnx_errors import NeedsValue
 
@@ -232,7 +232,7 @@ def compile(
                 return kept
         start = time.perf_counter()
         assumed = assume_bounds(imported.program)
-        if imported.program is not model and not isinstance(model, str):
+        if not is_ir(model):
             _check_import(assumed)
         program = run_passes(
             assumed,

@@ -91,6 +91,13 @@ def is_onnx(model: Any) -> bool:
     return is_proto or isinstance(model, (bytes, bytearray))
 
 
+def is_ir(model: Any) -> bool:
+    """Whether the model is the IR's own: a program, a cascade, or the text of one."""
+    if isinstance(model, Path) or _is_path(model):
+        return Path(model).suffix.lower() == ".ein"
+    return isinstance(model, (Program, Cascade, str))
+
+
 def onnx_inputs(model: Any) -> tuple[str, ...]:
     """Names of an ONNX model's inputs, those with a default left out."""
     from dlc.frontend.onnx_load import load_model
