@@ -1,8 +1,9 @@
 """Lowering a kernel (a fused cascade) to a tile program.
 
-Three shapes of loop cover every kernel: a contraction with its epilogue (`contraction.py`), points (all steps share all
-free ranks; one nest, everything in registers) and rows (steps share outer ranks; inner ranks run in nests of their own, and
-what passes between nests lives in scratch). A scatter is a kernel of its own.
+Four shapes of loop cover every kernel: a contraction with its epilogue (`contraction.py`), points (all steps share all
+free ranks; one nest, everything in registers), blocks (`unroll.py`: a few points of every step per task, unrolled into
+points) and rows (steps share outer ranks; inner ranks run in nests of their own, and what passes between nests lives in
+scratch). A scatter is a kernel of its own.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from dlc.codegen.scatter import lower_scatter
 from dlc.codegen.target import Target
 from dlc.codegen.tile import Buffer, TileProgram
 from dlc.codegen.tile_build import Builder
+from dlc.codegen.unroll import unroll_block
+from dlc.ir.blocked import unrolls
 from dlc.ir.dtype import DType
 from dlc.ir.einsum import Einsum, TensorType
 from dlc.ir.expr import walk
@@ -84,6 +87,8 @@ class KernelLowering:
         if all({r.name for r in s.ranks} == outer for s in self.steps):
             roles = find_contraction(self)
             return lower_contraction(self, roles) if roles is not None else self._points()
+        if unrolls(self.steps, self.kernel.outer):
+            return self._blocks()
         return self._rows()
 
     # --- steps and ranks ---
@@ -125,6 +130,35 @@ class KernelLowering:
         for e in loops.values():
             work = work * e
         return self.finish(_product(tasks), work)
+
+    # --- blocks ---
+
+    def _blocks(self) -> Lowered:
+        """A block of points per task point, unrolled: `points` with as many steps as the block has points."""
+        steps = unroll_block(self.steps, self.kernel.outer, frozenset(self.cascade.results), self.em.facts)
+        self.em.dtypes.update((o, d) for s in steps for o, d in zip(s.outs, s.dtypes, strict=True))
+        self.em.facts = Facts(self.block_ranks(), self.em.facts.symbols)
+        steps, ranks = merge_ranks(self.em, steps, self.block_ranks())
+        vector = choose_vector(steps, ranks, self.em, self.target)
+        others = {n: e for n, e in ranks.items() if n != vector.name}
+        per_point = sum(_points_of(s) for s in steps)
+        row = (ranks[vector.name].const or 256) if vector.name is not None else 1
+        tasks, inside = split_tasks(others, row * max(per_point, 1))
+        base = self.task_base(tasks)
+        loops = dict(inside) | ({vector.name: ranks[vector.name]} if vector.name is not None else {})
+        emit_nest(self.em, steps, loops, vector, base, self.target, most_unroll=1)
+        work = int_expr(per_point)
+        for e in loops.values():
+            work = work * e
+        return self.finish(_product(tasks), work)
+
+    def block_ranks(self) -> dict[str, IntExpr]:
+        """The task ranks with extents; those that blocks follow are no dimension of what is stored last."""
+        extents = {r.name: r.extent for s in self.steps for r in s.ranks}
+        last = self.outer_ranks() if any(self.stored(s) for s in self.steps) else {}
+        lanes = next(reversed(last), None)
+        names = [n for n in self.kernel.outer if n != lanes] + ([lanes] if lanes is not None else [])
+        return {n: extents[n] for n in names}
 
     def _chunked(
         self, steps: list[PointStep], others: dict[str, IntExpr], name: str, extent: IntExpr, per_point: int

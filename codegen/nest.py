@@ -28,6 +28,8 @@ class PointStep:
 
     Attributes:
         index: the index of the result's element, over the kernel's ranks.
+        where: points where it is false do not exist; nothing is read for them.
+        partial: whether what does not exist may also not be written (the last block reaches over the end).
         stored: whether the result is written to memory (else it lives in registers).
     """
 
@@ -38,6 +40,7 @@ class PointStep:
     where: Expr | None
     index: tuple[IntExpr, ...]
     stored: tuple[bool, ...]
+    partial: bool = False
 
     @property
     def reduced(self) -> dict[str, IntExpr]:
@@ -180,6 +183,7 @@ def emit_nest(
     base: dict[str, IntExpr],
     target: Target,
     bounds: tuple[IntExpr, IntExpr] | None = None,
+    most_unroll: int = UNROLL,
 ) -> None:
     """Compute `steps` over `loops` (name to extent), innermost last, inside the point `base` of the other ranks.
 
@@ -196,7 +200,7 @@ def emit_nest(
         space = Space(base)
         if vector.name is not None and not vector.reduced:
             lo, hi = bounds if bounds is not None else (int_expr(0), loops[vector.name])
-            unroll = UNROLL if all(_cheap(s) for s in steps) else 1
+            unroll = most_unroll if all(_cheap(s) for s in steps) else 1
             for_vectors(
                 inner, space, vector.name, lo, hi, lanes, unroll, lambda e, s: _compute(e, steps, s, VectorRank(None), lanes)
             )
@@ -226,7 +230,8 @@ def keep(em: Emitter, step: PointStep, tiles: Sequence[str], space: Space) -> No
         em.tiles[out] = (step.index, rounded)
         em.dtypes[out] = dtype
         if stored:
-            em.store(em.storage[out], step.index, rounded, space)
+            exists = em.value(step.where, space) if step.partial and step.where is not None else None
+            em.store(em.storage[out], step.index, rounded, space, exists)
 
 
 def _pointwise(em: Emitter, step: PointStep, space: Space) -> list[str]:

@@ -19,12 +19,14 @@ class Peaks:
         bytes_per_s: memory traffic.
         special_per_s: divisions, roots and elementary functions, f32.
         launch_s: what a kernel costs that does nothing.
+        cache_bytes_per_s: traffic of what one kernel leaves in the last cache for the next.
     """
 
     flops_per_s: float = 100e9
     bytes_per_s: float = 20e9
     special_per_s: float = 4e9
     launch_s: float = 1e-6
+    cache_bytes_per_s: float = 60e9
 
 
 def peaks_of_core(vector_bits: int, ghz: float = 2.5, gbytes_per_s: float = 12.0, cores: int = 1) -> Peaks:
@@ -32,7 +34,8 @@ def peaks_of_core(vector_bits: int, ghz: float = 2.5, gbytes_per_s: float = 12.0
     lanes = vector_bits // 32
     rate = lanes * ghz * 1e9 * cores
     # memory is shared: two cores draw less than twice what one does
-    return Peaks(4 * rate, gbytes_per_s * 1e9 * cores**0.7, rate / 5)
+    memory = gbytes_per_s * 1e9 * cores**0.7
+    return Peaks(4 * rate, memory, rate / 5, cache_bytes_per_s=3 * memory)
 
 
 @dataclass(frozen=True, slots=True)

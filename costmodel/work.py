@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from dlc.ir.einsum import Einsum, Step
-from dlc.ir.expr import Access, Apply, Const, Expr, Index, walk
+from dlc.ir.expr import Access, Apply, Const, Expr, Index, Piecewise, walk
 from dlc.ir.extent import IntExpr, int_expr, minimum, variables
 from dlc.ir.facts import Facts
 from dlc.ir.monoid import MONOIDS
@@ -76,6 +76,9 @@ def _operations(e: Expr) -> tuple[int, int]:
     if isinstance(e, (Index, Const, Access)):
         return own
     parts = [_operations(c) for c in e.children]
+    if isinstance(e, Piecewise):  # a point takes one of the pieces
+        pieces = [_operations(v) for _, v in e.cases] + [_operations(e.otherwise)]
+        parts = [max(pieces), *(_operations(g) for g, _ in e.cases)]
     return own[0] + sum(a for a, _ in parts), own[1] + sum(s for _, s in parts)
 
 

@@ -76,7 +76,8 @@ class Kernel(Node):
 
     Attributes:
         cascade: its steps; tensors that are not results live inside the kernel.
-        outer: names of the ranks every step has as free ranks and along which tasks are independent.
+        outer: names of the ranks every step has as free ranks, or follows block by block (`dlc.ir.blocked`), and along
+            which tasks are independent.
     """
 
     cascade: Cascade

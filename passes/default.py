@@ -5,18 +5,24 @@ from __future__ import annotations
 # explicit-domains comes first: no other pass looks at what a tensor's readers inherit.
 # fold-constants comes before inline-pointwise, which would spread an Einsum of constants over its readers; what inlining
 # makes visible (an index of an index, a twin) is simplified after it.
+# winograd reads the convolution with its padding in the access, and its products are contractions to be prepared.
 # inline-pointwise runs again after prepare-contractions: the copies that it makes read through what precedes them.
 _PIPELINE = (
     "explicit-domains,simplify-indices,fold-constants,algebra,common-einsums,dead-code,"
     "inline-pointwise,simplify-indices,algebra,fold-constants,common-einsums,"
-    "prepare-contractions{options},inline-pointwise,simplify-indices,fuse"
+    "{winograd}prepare-contractions{options},inline-pointwise,simplify-indices,fuse"
 )
 
 
-def default_pipeline(lanes: int = 16, registers: int = 32) -> str:
-    """The pipeline's text for a target with `lanes` f32 per vector register and that many registers."""
+def default_pipeline(lanes: int = 16, registers: int = 32, accuracy: str = "default") -> str:
+    """The pipeline's text for a target with `lanes` f32 per vector register and that many registers.
+
+    Args:
+        accuracy: `strict` keeps to rewrites whose error is bounded by that of the sums as the model has them.
+    """
     options = "" if (lanes, registers) == (16, 32) else f"{{lanes={lanes} registers={registers}}}"
-    return _PIPELINE.format(options=options)
+    winograd = "" if accuracy == "strict" else "winograd," if lanes == 16 else f"winograd{{lanes={lanes}}},"
+    return _PIPELINE.format(options=options, winograd=winograd)
 
 
 DEFAULT_PIPELINE = default_pipeline()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+from dlc.ir.blocked import block_of, blocked_ranks, told_apart, unrolls
 from dlc.ir.einsum import Einsum, Rank, Reduce, Scan, Step, TensorType, Write
 from dlc.ir.expr import Expr, index_value, rename_tensors
 from dlc.ir.extent import IntExpr, Value, Var, has_value, rebuild, substitute, sym, var, variables
@@ -41,6 +42,8 @@ class Fuse(Pass):
 
     - a contraction takes point-wise steps over the same points (its epilogue, in registers);
     - steps over the same points share one nest;
+    - steps that read each other at a few points (`X[.., 0], X[.., 1]`, `X[y // 4, y % 4]`) run block by block, the points
+      of a block unrolled (`dlc.ir.blocked`);
     - otherwise the ranks that all accesses between the steps keep become the tasks, and the others (rows) run inside
       them, their intermediate results in the core's own cache. This is done only where the rows are contiguous, fit in
       `row_bytes`, and enough tasks are left.
@@ -181,6 +184,9 @@ class _Fusion:
         renamed = _rename_ranks(step, {r.name: f"x{n}" for n, r in enumerate(step.ranks)}, f"_{len(groups)}_0")
         group.steps.append(renamed)
         group.outer = {r.name: r.extent for r in renamed.ranks}
+        short = told_apart(renamed)
+        if short and unrolls([renamed], group.outer.keys() - short):
+            group.outer = {n: e for n, e in group.outer.items() if n not in short}
         for out in step.outs:
             group.dims[out] = tuple(r.name for r in renamed.ranks)
         groups.append(group)
@@ -196,6 +202,8 @@ class _Fusion:
         if aligned is None:
             return False
         outer, names = aligned
+        if not group.contraction and self._join_block(group, step, outer, names):
+            return True
         whole = set(outer) == set(group.outer)
         extra = [r for r in step.ranks if names.get(r.name) not in outer]
         if group.contraction and (not whole or extra):
@@ -203,13 +211,26 @@ class _Fusion:
         rows = not whole or bool(extra) or group.has_inner
         if rows and not self._rows_pay(group, step, outer, names):
             return False
-        suffix = f"_{group.number}_{len(group.steps)}"
-        renamed = _rename_ranks(step, names, suffix)
+        self._take(group, _rename_ranks(step, names, _suffix(group)), outer)
+        return True
+
+    def _join_block(
+        self, group: _Group, step: Einsum, outer: dict[str, IntExpr], names: dict[str, str]
+    ) -> bool:
+        """Join as a kernel that works block by block, when that is what the two make together."""
+        renamed = _rename_ranks(step, names, _suffix(group))
+        short = told_apart(renamed)
+        tasks = {n: e for n, e in outer.items() if n not in short}
+        if not tasks or not unrolls([*group.steps, renamed], tasks):
+            return False
+        self._take(group, renamed, tasks)
+        return True
+
+    def _take(self, group: _Group, renamed: Einsum, outer: dict[str, IntExpr]) -> None:
         group.steps.append(renamed)
         group.outer = outer
-        for out in step.outs:
+        for out in renamed.outs:
             group.dims[out] = tuple(r.name for r in renamed.ranks)
-        return True
 
     def _align(self, group: _Group, step: Einsum) -> tuple[dict[str, IntExpr], dict[str, str]] | None:
         """The task ranks that survive, and the group's names for the step's free ranks."""
@@ -218,6 +239,7 @@ class _Fusion:
         names: dict[str, str] = {}
         inner_names: dict[str, str] = {}
         all_extents = {r.name: r.extent for s in group.steps for r in s.ranks}
+        blocks = blocked_ranks(group.steps, group.outer)
         for a in step.accesses():
             dims = group.dims.get(a.tensor)
             if dims is None:
@@ -228,11 +250,16 @@ class _Fusion:
             for c, i in zip(dims, a.index, strict=True):
                 own = i.atom.name if isinstance(i.atom, Var) else None
                 if c not in group.outer:
+                    if c in blocks and own in extents:
+                        seen.add(blocks[c].outer)
                     if own in extents and extents[own] == all_extents[c] and own not in inner_names:
                         if c not in inner_names.values():
                             inner_names[own] = c
                     continue
                 fits = own in extents and extents[own] == group.outer[c] and names.get(own, c) == c
+                if block_of(i, c, group.outer[c], extents) is not None:
+                    seen.add(c)  # `unrolls` looks at the rest
+                    continue
                 taken = any(o != own and n == c for o, n in names.items())
                 if own is None or not fits or taken:
                     kept.pop(c, None)
@@ -343,6 +370,11 @@ def _reads_after(body: Sequence[Stmt], at_end: set[str]) -> list[set[str]]:
         result.append(result[-1] | set(stmt.reads))
     result.reverse()
     return result
+
+
+def _suffix(group: _Group) -> str:
+    """What makes the rank names of the group's next step its own."""
+    return f"_{group.number}_{len(group.steps)}"
 
 
 def _in_order(groups: list[_Group]) -> list[_Group]:

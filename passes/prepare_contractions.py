@@ -366,6 +366,7 @@ class _Preparation:
         if len(step.ranks) < 2:
             return None
         names = [r.name for r in step.ranks]
+        single = [r.name for r in step.ranks if r.extent.const == 1]  # an index of it is 0 after simplification
         best: tuple[int, tuple[int, ...]] | None = None
         for e in step.exprs:
             for a in accesses(e):
@@ -374,6 +375,7 @@ class _Preparation:
                     continue
                 dims = [_free_name(i, names) for i in a.index]
                 followed = [dims[d] for d in type_.order if dims[d] is not None]
+                followed = [n for n in single if n not in followed] + followed
                 if len(set(followed)) != len(names) or len(followed) != len(names):
                     continue
                 order = tuple(names.index(n) for n in followed if n is not None)

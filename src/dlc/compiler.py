@@ -218,7 +218,7 @@ def compile(
         if dump is not None:
             dump.stage("import", report.seconds["import"], export_seconds=export)
         if passes is None:
-            passes = default_pipeline(wanted.lanes, wanted.vector_registers)
+            passes = default_pipeline(wanted.lanes, wanted.vector_registers, accuracy)
         key = None
         if cache is True and dump is None and not observers:
             start = time.perf_counter()
