@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from dlc.ir.einsum import Einsum
 from dlc.ir.expr import Access, Expr, Index, Piecewise, walk
-from dlc.ir.extent import FloorDiv, IntExpr, Var, has_value, var, variables
+from dlc.ir.extent import FloorDiv, IntExpr, Var, has_value, substitute, var, variables
 
 MOST_POINTS = 64
 """Points of one step that are unrolled: more would be code that no instruction cache holds."""
@@ -136,9 +136,17 @@ def _own_block(a: Access, producer: Einsum, step: Einsum, tasks: set[str], block
         elif r.name in blocks:
             if i != var(r.name):
                 return False
-        elif has_value(i) or not variables(i) <= inner:
+        elif has_value(i) or not variables(i) <= inner or not _known(i, blocks):
             return False
     return True
+
+
+def _known(index: IntExpr, blocks: Mapping[str, Block]) -> bool:
+    """Whether `index` is the same in every block: `y % 4` in blocks of 4 is, in blocks of 2 it is not."""
+    first = {n: blocks[n].size * var(blocks[n].outer) for n in variables(index) if n in blocks}
+    rest = {n: 0 for n in variables(index) if n not in blocks}
+    last = {n: e + (blocks[n].size - 1) for n, e in first.items()}
+    return all(substitute(index, {**ends, **rest}).const is not None for ends in (first, last))
 
 
 def unrolled_nodes(e: Expr) -> int:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from dlc.ir.blocked import unrolls
 from dlc.ir.domain import add_domains
 from dlc.ir.dtype import BOOL, I64
-from dlc.ir.blocked import unrolls
 from dlc.ir.einsum import Einsum, Scan, Step, TensorType, result_types
 from dlc.ir.errors import (
     ArgumentMismatch,

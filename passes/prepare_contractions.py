@@ -374,11 +374,11 @@ class _Preparation:
                 if type_.order is None:
                     continue
                 dims = [_free_name(i, names) for i in a.index]
-                followed = [dims[d] for d in type_.order if dims[d] is not None]
+                followed = [n for d in type_.order if (n := dims[d]) is not None]
                 followed = [n for n in single if n not in followed] + followed
                 if len(set(followed)) != len(names) or len(followed) != len(names):
                     continue
-                order = tuple(names.index(n) for n in followed if n is not None)
+                order = tuple(names.index(n) for n in followed)
                 if best is None or type_.rank > best[0]:
                     best = (type_.rank, order)
         if best is None or best[1] == tuple(range(len(names))):

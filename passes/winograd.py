@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dlc.costmodel.interface import Peaks, peaks_of_core
+from dlc.costmodel.interface import peaks_of_core
 from dlc.costmodel.roofline import steps_time_s
 from dlc.ir.dtype import F32, I64
 from dlc.ir.einsum import Einsum, Rank, Reduce, TensorType, einsum
@@ -262,7 +262,7 @@ def cascade(conv: Convolution, transform: CookToom, fresh: Any) -> Form:
         here = [outs[k], *(r for r in source_ranks if r != spots[k])]
         name = fresh(f"{base}_y")
         old, old_ranks, spot = source, source_ranks, spots[k]
-        expr = _combined(transform.at, outs[k], lambda u, o=old, r=old_ranks, s=spot: at(o, r, **{s.name: int_expr(u)}))  # type: ignore[misc]
+        expr = _combined(transform.at, outs[k], lambda u, o=old, r=old_ranks, s=spot: at(o, r, **{s.name: int_expr(u)}))
         after.append(made(name, here, expr))
         source, source_ranks = name, here
     index = {t.name: var(w.y.name) // m for w, t in zip(windows, tiles, strict=True)}

@@ -23,6 +23,7 @@ from dlc.codegen.lower import KernelLowering, Lowered, lower_kernel
 from dlc.codegen.target import AVX2, AVX512, BASELINE, Target
 from dlc.codegen.tile_parse import parse as parse_tile
 from dlc.compiler import run_passes
+from dlc.ir.blocked import unrolls
 from dlc.ir.dtype import DType
 from dlc.ir.error_model import agrees, bounded_cascade
 from dlc.ir.extent import evaluate
@@ -58,12 +59,12 @@ class Ran:
 
 
 def strategy(kernel: Kernel, program: Program, target: Target) -> str:
-    """'scatter', 'contraction', 'points' or 'rows', by the tests that `KernelLowering.run` makes."""
+    """'scatter', 'contraction', 'points', 'blocks' or 'rows', by the tests that `KernelLowering.run` makes."""
     low = KernelLowering(kernel, program.facts, target)
     if any(s.write is not None for s in low.steps):
         return "scatter"
     if any({r.name for r in s.ranks} != set(kernel.outer) for s in low.steps):
-        return "rows"
+        return "blocks" if unrolls(low.steps, kernel.outer) else "rows"
     return "contraction" if find_contraction(low) is not None else "points"
 
 
