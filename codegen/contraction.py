@@ -164,7 +164,8 @@ def choose_tile(columns: int, lanes: int, row_extent: IntExpr | None, target: Ta
     size = row_extent.const
     if size is None:
         return TileShape(min(most, 8), vectors, lanes)
-    if size <= most or size * vectors + vectors <= target.vector_registers:  # a broadcast can come from memory
+    embedded = target.vector_registers >= 32  # AVX-512 multiplies by a scalar in memory: no register for the broadcast
+    if size <= most or (embedded and size * vectors + vectors <= target.vector_registers):
         return TileShape(size, vectors, lanes)
     # the fewest tiles; among those the smallest tile, so that the last one is nearly full
     tiles = -(-size // most)

@@ -204,6 +204,8 @@ class _Fusion:
         outer, names = aligned
         if not group.contraction and self._join_block(group, step, outer, names):
             return True
+        if not outer.keys() <= set(names.values()):
+            return False  # only a block follows a task without having its rank
         whole = set(outer) == set(group.outer)
         extra = [r for r in step.ranks if names.get(r.name) not in outer]
         if group.contraction and (not whole or extra):
