@@ -112,6 +112,11 @@ def library_kernels(stmt: Library, types: Mapping[str, TensorType]) -> tuple[Lib
             raise Unsupported(stmt.loc, op=stmt.op, reason="there is no kernel for this library operation")
 
 
+def divisor(extent: IntExpr) -> IntExpr:
+    """`extent` to divide by, in code that does not run where it is 0; a constant 0 would not even be built."""
+    return int_expr(1) if extent.const == 0 else extent
+
+
 # -- sorting ---------------------------------------------------------------------------------------------------------
 
 
@@ -173,7 +178,7 @@ def _sort(f: Frame, axis: int, descending: bool) -> LibraryKernel:
     outer, inner = int_expr(1), int_expr(1)
     for d, extent in enumerate(x.shape):
         outer, inner = (outer * extent, inner) if d < axis else (outer, inner * extent if d > axis else inner)
-    block, place = f.task // inner, f.task % inner
+    block, place = f.task // divisor(inner), f.task % divisor(inner)
     base, target = block * n * inner + place, block * kept * inner + place
     if kept != n:
         if not (kept.const is not None and n.const is not None and kept.const <= n.const):
@@ -225,8 +230,9 @@ def _nonzero_write(f: Frame) -> LibraryKernel:
             with branch.then():
                 at, rest = b.index_of(place), each.index
                 for d in reversed(range(x.rank)):
-                    b.store("out0", d * n + at, b.from_index(rest % x.shape[d] if d else rest))
-                    rest = rest // x.shape[d]
+                    extent = divisor(x.shape[d])
+                    b.store("out0", d * n + at, b.from_index(rest % extent if d else rest))
+                    rest = rest // extent
                 branch.yields(b.op("add", place, one))
             with branch.orelse():
                 branch.yields(place)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dlc.codegen.library import SORT_WORK, Frame, LibraryKernel, comparable, less, merge_sort
+from dlc.codegen.library import SORT_WORK, Frame, LibraryKernel, comparable, divisor, less, merge_sort
 from dlc.codegen.tile import TileType
-from dlc.ir.dtype import F32, I64
+from dlc.codegen.tile_build import Builder
+from dlc.ir.dtype import F32, F64, I64
 from dlc.ir.extent import IntExpr
 
 _INDEX = TileType(I64)
@@ -93,9 +94,9 @@ def nms_measure(f: Frame, center: bool, scored: bool) -> LibraryKernel:
     batches, classes, boxes = f.args[1].shape
     zero, one = b.const(I64, 0), b.const(I64, 1)
     limit = b.cast(f.load("arg2", 0), I64)
-    overlap_limit, score_limit = (b.cast(f.load(name, 0), F32) for name in ("arg3", "arg4"))
+    overlap_limit, score_limit = (f.load(name, 0) for name in ("arg3", "arg4"))
     with b.loop("p", 0, batches * classes, carries=(zero,)) as pairs:
-        batch, kind = pairs.index // classes, pairs.index % classes
+        batch, kind = pairs.index // divisor(classes), pairs.index % divisor(classes)
         (begin,) = pairs.carries
 
         def score(box: str, pair: IntExpr = pairs.index) -> str:
@@ -108,11 +109,11 @@ def nms_measure(f: Frame, center: bool, scored: bool) -> LibraryKernel:
             corners = _corners(f, batch * boxes + b.index_of(box), center)
             wanted = b.op("lt", b.op("sub", end, begin), limit)
             if scored:
-                wanted = b.op("and", wanted, b.op("gt", b.cast(score(box), F32), score_limit))
+                wanted = b.op("and", wanted, b.op("gt", *_alike(b, score(box), score_limit)))
             with b.loop("o", b.index_of(begin), b.index_of(end), carries=(b.cast(wanted, I64),)) as kept:
                 other = b.load(_INDEX, "tmp0", kept.index * 3 + 2)
                 shared = _overlap(f, corners, _corners(f, batch * boxes + b.index_of(other), center))
-                apart = b.op("le", shared, overlap_limit)
+                apart = b.op("le", *_alike(b, shared, overlap_limit))
                 kept.yields(b.op("select", apart, kept.carries[0], zero))
             with b.branch(b.op("ne", kept.results[0], zero)) as branch:
                 with branch.then():
@@ -127,6 +128,12 @@ def nms_measure(f: Frame, center: bool, scored: bool) -> LibraryKernel:
         pairs.yields(candidates.results[0])
     b.store("count", 0, pairs.results[0])
     return f.finish(1, batches * classes * boxes * SORT_WORK)
+
+
+def _alike(b: Builder, x: str, limit: str) -> tuple[str, str]:
+    """Both in f32, or in f64 if one is: a score of 0.7 in f64 is above 0.7 in f32."""
+    wide = F64 if F64 in (b.types[x].dtype, b.types[limit].dtype) else F32
+    return b.cast(x, wide), b.cast(limit, wide)
 
 
 def _corners(f: Frame, box: IntExpr, center: bool) -> tuple[str, str, str, str]:

@@ -216,7 +216,7 @@ class Emitter:
             self.b.check(self.b.op("not", outside), out_of_range(store.type))
         raw_mask = self._and(active, guard)
         dtype = store.type.dtype
-        raw = self._load(store, e.index, space, raw_mask)
+        raw = self._load(store, e.index, space, raw_mask, mask)
         result = self.b.cast(raw, compute_type(dtype))
         if e.default is not None and guard is not None:
             default = self.value(e.default, space, mask)
@@ -267,8 +267,11 @@ class Emitter:
         """Element offset of `index`, simplified under the ranks' bounds."""
         return self.facts.simplify(store.offset(index))
 
-    def _load(self, store: Storage, index: tuple[IntExpr, ...], space: Space, mask: str | None) -> str:
-        offset = self._settle_values(self.flat(store, index), space, mask)
+    def _load(
+        self, store: Storage, index: tuple[IntExpr, ...], space: Space, mask: str | None, wanted: str | None
+    ) -> str:
+        """Elements where `mask` holds; `wanted` says at which points the index itself may be read."""
+        offset = self._settle_values(self.flat(store, index), space, wanted)
         parts = affine_parts(offset, space) if offset is not None else None
         dtype = store.type.dtype
         if parts is None:
@@ -292,7 +295,7 @@ class Emitter:
 
     def read(self, store: Storage, index: tuple[IntExpr, ...], space: Space, mask: str | None) -> str:
         """The tile in memory at `index`, in the compute type; not remembered, since it may be written again."""
-        raw = self._load(store, index, space, self._and(space.mask, mask))
+        raw = self._load(store, index, space, self._and(space.mask, mask), mask)
         return self.b.cast(raw, compute_type(store.type.dtype))
 
     def _settle_values(self, offset: IntExpr, space: Space, mask: str | None) -> IntExpr | None:
@@ -310,15 +313,28 @@ class Emitter:
         return rebuild(offset, leaf)
 
     def _scalar_index(self, e: Expr, space: Space, mask: str | None) -> IntExpr:
-        del mask  # an index shared by the tile is read once; a lane mask does not apply to it
+        """An index that all points of the tile share: read once, if `mask` holds at any of them."""
         still = Space(space.base)
-        key = ("index", e, _base_key(space, e.variables))
+        wanted = self._anywhere(mask) if mask is not None else None
+        key = ("index", e, _base_key(space, e.variables), wanted)
         if key not in self.memo:
-            tile = self.b.cast(self.value(e, still), I64)
+            tile = self.b.cast(self.value(e, still, wanted), I64)
             index = self.b.index_of(tile)
             self.memo[key] = str(index)
             return index
         return var(self.memo[key])
+
+    def _anywhere(self, mask: str) -> str:
+        """Whether `mask` holds at any point of the tile, as a scalar."""
+        key = ("anywhere", mask)
+        if key not in self.memo:
+            b, found = self.b, mask
+            slots = b.types[mask].slots
+            for axis in range(len(slots)):
+                found = b.reduce("or", found, axis)
+            found = b.slice(found, *(0 for _ in slots)) if slots else found
+            self.memo[key] = b.reduce("or", found) if b.types[found].lanes > 1 else found
+        return self.memo[key]
 
     def store(
         self, store: Storage, index: tuple[IntExpr, ...], tile: str, space: Space, mask: str | None = None

@@ -64,7 +64,7 @@ def floor_divide(c: Ctx, x: Operand, y: Operand) -> Val:
     def element(a: Expr, b: Expr) -> Expr:
         # Not floor(a / b): the quotient may round up to an integer that a does not reach (1.0 // 0.1 is 9).
         rest = apply("rem_trunc", a, b)
-        quotient = apply("round", div(sub(a, rest), b))
+        quotient = apply("copysign", apply("round", div(sub(a, rest), b)), div(a, b))  # -0.0 // 3 is -0.0
         opposite = apply("xor", apply("lt", b, zero), apply("lt", rest, zero))
         below = apply("and", apply("ne", rest, zero), opposite)
         return select(apply("eq", b, zero), div(a, b), select(below, sub(quotient, const(1, t)), quotient))

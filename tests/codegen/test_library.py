@@ -112,6 +112,35 @@ def test_nms(center: str, scored: str) -> None:
         agree(exe, program, boxes, scores, np.int64(limit), np.float32(0.3), np.float32(0.25))
 
 
+@pytest.mark.parametrize("scores", ["f16", "f32", "f64"])
+def test_nms_compares_scores_in_the_wider_type(scores: str) -> None:
+    exe, program = native(
+        f"program p(boxes: f32[b, k, 4], scores: {scores}[b, c, k], limit: i64[], iou: f32[], score: f32[]) -> (i) "
+        "symbols (b in 0.., c in 0.., k in 0..) {\n"
+        "  (i: i64[n, 3]) = library nms(boxes, scores, limit, iou, score) {has_score = true} binds (n in 0..)\n}"
+    )
+    boxes = np.arange(24, dtype=np.float32).reshape(1, 6, 4)
+    values = np.array([[[0.7, 0.3, 0.9, 0.7, 0.2, 0.71]]]).astype(DTYPES[scores].numpy)
+    for limit in (0.7, 0.3, 0.2):
+        agree(exe, program, boxes, values, np.int64(9), np.float32(0.5), np.float32(limit))
+
+
+EMPTY = {
+    "sort": "(v: f32[2, 3, 0], i: i64[2, 3, 0]) = library sort(x) {axis = 1, descending = true, stable = true}",
+    "topk": "(v: f32[2, 1, 0], i: i64[2, 1, 0]) = library topk(x) {axis = 1, largest = true, sorted = true}",
+    "nonzero": "(v: i64[3, n]) = library nonzero(x) {} binds (n in 0..)",
+    "nms": "(v: i64[n, 3]) = library nms(y, z, l, t, t) {has_score = true} binds (n in 0..)",
+}
+
+
+@pytest.mark.parametrize("op", EMPTY)
+def test_static_extents_of_zero(op: str) -> None:
+    yields = "v, i" if " i: " in EMPTY[op] else "v"
+    params = "y: f32[2, 3, 4], z: f32[2, 0, 3], l: i64[], t: f32[]" if op == "nms" else "x: f32[2, 3, 0]"
+    exe, program = native(f"program p({params}) -> ({yields}) {{ {EMPTY[op]} }}")
+    agree(exe, program, *(np.zeros([e.const or 0 for e in p.type.shape], p.type.dtype.numpy) for p in program.params))
+
+
 def test_what_follows_has_the_extent() -> None:
     exe, program = native(
         """kernel over (j) double(i: i64[2, n]) -> (y) symbols (n in 0..) { y[d:2, j:n]: i64 = i[d, j] + i[d, j] }

@@ -55,6 +55,20 @@ def test_loads_of_every_slope(name: str, target: Target) -> None:
 
 
 @targets
+@pytest.mark.parametrize("guard", ["i < 2", "#j * i + j < 2 * #j"])
+def test_an_index_of_a_piece_not_taken_is_not_read(guard: str, target: Target) -> None:
+    """Also where all lanes share the index: the second and later rows of J lead outside of I."""
+    text = f"""
+    cascade f(X: f32[m, j], I: i64[k], J: i64[i]) -> (O) symbols (i in 1.., j in 1.., k in 1.., m in 1..) {{
+      O[i, j] = {{ X[I[J[i]], j] when {guard} | 0.5 }}
+    }}"""
+    rng = np.random.default_rng(0)
+    for j in (1, 15, 16, 37):
+        arrays = [sample(rng, F32, (5, j)), np.array([4, 3, 0]), np.array([2, 1, 99, -77])]
+        check(text, inputs=arrays, target=target, interpret=j in (15, 37))
+
+
+@targets
 def test_a_long_rank_is_shared_out_in_chunks(target: Target) -> None:
     text = "cascade f(X: f32[n], Y: f32[n]) -> (O) { O[n] = X[n] * Y[n] + 1.0 }"
     for n in (0, 1, 4095, 4096, 4097, 9000):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from tests.frontend.torch_case import check, data
+
+import dlc
+from dlc.frontend.torch_types import numpy_view
 
 NAN, INF = math.nan, math.inf
 SPECIAL = torch.tensor([NAN, INF, -INF, 0.0, -0.0, 1.0, -1.0, 2.5, -2.5, 0.5, 1.5, 80.0, -80.0, 1e-3])
@@ -148,6 +152,15 @@ def test_binary(name: str) -> None:
         return (*found, f(s, s.flip(0)))
 
     check(every, x, y, i, j, SPECIAL)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_floor_division_keeps_the_sign_of_zero(dtype: torch.dtype) -> None:
+    x = torch.tensor([-0.0, 0.0, -0.0, 0.0, 0.5, -0.5, 0.5, 6.0, -6.0, 1.0, -1.0], dtype=dtype)
+    y = torch.tensor([3.0, 3.0, -3.0, -3.0, 3.0, -3.0, -3.0, -3.0, -3.0, 0.1, torch.inf], dtype=dtype)
+    found = check(lambda x, y: (x // y, torch.signbit(x // y)), x, y)
+    compiled = dlc.compile(found.program, cache=False)(numpy_view(x), numpy_view(y))
+    np.testing.assert_array_equal(compiled[1], torch.signbit(x // y).numpy())
 
 
 @pytest.mark.parametrize("name", sorted(FLOATING))

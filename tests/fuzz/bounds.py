@@ -36,8 +36,9 @@ from dlc.ir.evaluate import (
     round_to,
 )
 from dlc.ir.expr import Expr
-from dlc.ir.extent import evaluate
-from dlc.ir.interpret import bind_symbols, check_symbol
+from dlc.ir.extent import evaluate, variables
+from dlc.ir.interpret import _bound_value, bind_symbols, check_symbol
+from dlc.ir.library import LIBRARY, order_along
 from dlc.ir.program import Bind, If, Library, Loop, Program, Region, Stmt, tensor_types
 from tests.fuzz.bounds_scalars import EPS, LARGEST, TINY, Array, Bounds, Held, computing, gap, stored_error
 
@@ -286,6 +287,54 @@ def _scatter_bound(
     return error
 
 
+# --- library operations ----------------------------------------------------------------------------------------------
+
+
+def library_bounds(
+    stmt: Library, args: Sequence[Array], errors: Sequence[Array], results: Sequence[Array]
+) -> list[Array]:
+    """Bounds of a library operation's results from those of its operands, which are read as they were stored.
+
+    `sort`, `topk`: the k-th value in order never falls when an element grows, so it lies between the k-th of the elements'
+    lower ends and the k-th of their upper ends. Which element is the k-th is sure where all before it end below it and all
+    after it begin above it, or where the whole line is exact (the index decides ties).
+    `nonzero`, `unique`, `nms`: the extent found hangs on what is counted, which must be sure.
+    """
+    attrs = dict(stmt.attrs)
+    match stmt.op:
+        case "sort" | "topk":
+            axis, down = int(attrs["axis"]), bool(attrs["descending" if stmt.op == "sort" else "largest"])
+            return _order_bounds(args[0], errors[0], axis, down, results[0].shape[axis])
+        case "nonzero":
+            x, e = hold64(args[0]), errors[0]
+            unsure = ~((e == 0) | (e < np.inf) & (np.isnan(x) | (np.abs(x) > e)))
+        case _:  # rows that are equal, boxes that overlap
+            unsure = np.concatenate([np.ravel(e > 0) for e in errors])
+    if np.any(unsure):
+        raise Undetermined(stmt.outs[0])
+    return [np.zeros(r.shape) for r in results]
+
+
+def _order_bounds(x: Array, e: Array, axis: int, descending: bool, kept: int) -> list[Array]:
+    """Bounds of the values and of the places, of the first `kept` in order."""
+    x, e = (np.moveaxis(a, axis, -1) for a in (x, e))
+    lost, exact = np.isinf(e).any(-1, keepdims=True), (e == 0).all(-1, keepdims=True)
+    near, order = np.where(lost, 0.0, e), order_along(x, -1, descending)
+    low, high = hold64(x) - near, hold64(x) + near
+    ends = [np.take_along_axis(a, order_along(a, -1, descending), -1) for a in (low, high)]
+    middle = np.take_along_axis(hold64(x), order, -1)
+    value = np.maximum(*(gap(end, middle) for end in ends))
+    until, since = (np.take_along_axis(a, order, -1) for a in ((-low, -high) if descending else (high, low)))
+    until, since = (np.where(np.isnan(a), -np.inf if descending else np.inf, a) for a in (until, since))
+    parted = (
+        np.maximum.accumulate(until, -1)[..., :-1] < np.minimum.accumulate(since[..., ::-1], -1)[..., ::-1][..., 1:]
+    )
+    edge = np.ones((*x.shape[:-1], min(1, x.shape[-1])), bool)
+    sure = exact | np.concatenate([edge, parted], -1) & np.concatenate([parted, edge], -1)
+    bounds = np.where(lost, np.inf, value), np.where(sure & ~lost, 0.0, np.inf)
+    return [np.moveaxis(b[..., :kept], -1, axis) for b in bounds]
+
+
 # --- programs --------------------------------------------------------------------------------------------------------
 
 
@@ -333,9 +382,26 @@ class _Run:
             case Loop():
                 self.loop(stmt)
             case Library():
-                raise NotImplementedError(stmt.op)
+                self.library(stmt)
             case _:
                 raise NotImplementedError(type(stmt).__name__)
+
+    def library(self, stmt: Library) -> None:
+        args = [self.env[a] for a in stmt.args]
+        known = self.symbols.keys()
+        shapes = [
+            tuple(int(evaluate(e, self.symbols)) if variables(e) <= known else None for e in t.shape)
+            for t in stmt.types
+        ]
+        made = LIBRARY[stmt.op].meaning(args, dict(stmt.attrs), shapes)
+        results = [np.asarray(v).astype(t.dtype.numpy, copy=False) for v, t in zip(made, stmt.types, strict=True)]
+        bounds = library_bounds(stmt, args, [self.stored[a] for a in stmt.args], results)
+        for symbol in stmt.binds:
+            count = _bound_value(symbol, stmt.types, results)
+            check_symbol(symbol, count, stmt.loc)
+            self.symbols["#" + symbol.name] = count
+        for name, value, bound in zip(stmt.outs, results, bounds, strict=True):
+            self.write(name, value, bound)
 
     def sure(self, name: str) -> Array:
         if np.any(self.errors[name]):

@@ -187,7 +187,7 @@ class Bounds:
         if dtype.is_float:
             error = error + own_error(op, value, parts[-1][2])
         if op in ("signbit", "copysign"):  # a NaN's sign means nothing
-            error = np.where(np.isnan(parts[-1][0]), np.inf if op == "signbit" else 2 * np.abs(value), error)
+            error = np.where(np.isnan(parts[-1][0]), np.inf if op == "signbit" else error + 2 * np.abs(value), error)
         return value, error, dtype
 
     def _cast(self, dtype: DType, arg: Expr, mode: str, block: Block, active: Array | None) -> Held:

@@ -172,7 +172,7 @@ def crossing(g: Gen) -> None:
 
 
 def cast(g: Gen) -> None:
-    t = g.some(ALL if g.chance(0.5) else None)
+    t = g.some((BOOL,) if g.chance(0.1) else ALL if g.chance(0.5) else None)
     for _ in range(g.rng.randint(1, 3)):
         to = g.any_type() if g.chance(0.5) else g.pick(ALL)
         same = [o for o in ALL if o.bits == t.dtype.bits and o != t.dtype and BOOL not in (o, t.dtype)]
@@ -587,20 +587,21 @@ def coordinates(g: Gen) -> None:
 
 def _late() -> list[tuple[str, float, Piece]]:
     from tests.fuzz.pieces_control import CONTROL
+    from tests.fuzz.pieces_library import LIBRARY
     from tests.fuzz.pieces_memory import MEMORY
     from tests.fuzz.pieces_products import PRODUCTS
 
-    return [*MEMORY, *PRODUCTS, *CONTROL]
+    return [*MEMORY, *PRODUCTS, *CONTROL, *LIBRARY]
 
 
 PIECES: list[tuple[str, float, Piece]] = [
     ("pointwise", 3.0, pointwise),
     ("operator", 3.2, each_operator),
-    ("cast", 1.8, cast),
+    ("cast", 1.9, cast),
     ("chain", 1.2, chain),
     ("crossing", 0.5, crossing),
     ("long", 0.35, long),
-    ("reduction", 2.5, reduction),
+    ("reduction", 2.8, reduction),
     ("pair", 0.9, pair_reduction),
     ("arg", 0.7, arg_reduction),
     ("welford", 0.4, welford),

@@ -189,7 +189,7 @@ def reducing_scatter(g: Gen) -> None:
 MEMORY: list[tuple[str, float, Piece]] = [
     ("gather", 1.2, gather),
     ("scatter", 1.0, scatter),
-    ("slice-update", 0.4, slice_update),
+    ("slice-update", 0.5, slice_update),
     ("window", 0.7, windowed),
     ("histogram", 0.4, reducing_scatter),
 ]

@@ -203,6 +203,34 @@ PLANTS: tuple[Plant, ...] = (
         'if write.op not in ("set", "max"):',
         ("scatter:max",),
     ),
+    Plant(
+        "descending order reverses ties",
+        "dlc.codegen.library:_sort",
+        "return less(b, x, y) if descending else less(b, y, x)",
+        'return b.op("not", less(b, y, x)) if descending else less(b, y, x)',
+        ("sort:descending", "library:topk"),
+    ),
+    Plant(
+        "NaN has no place in the order",
+        "dlc.codegen.library:less",
+        'return b.op("or", smaller, b.op("and", b.op("eq", x, x), b.op("ne", y, y)))',
+        "return smaller",
+        ("library:sort", "library:topk", "library:unique"),
+    ),
+    Plant(
+        "duplicates are not counted",
+        "dlc.codegen.library_sets:unique_write",
+        'b.op("add", b.load(_INDEX, "out3", at), one)',
+        'b.load(_INDEX, "out3", at)',
+        ("library:unique",),
+    ),
+    Plant(
+        "nonzero in column-major order",
+        "dlc.codegen.library:_nonzero_write",
+        "reversed(range(x.rank))",
+        "range(x.rank)",
+        ("library:nonzero",),
+    ),
 )
 
 
@@ -287,7 +315,7 @@ def apart(plant: Plant, end: int, most: int) -> dict[str, Any]:
     """`hunt` in a process of its own, for a fault may write anywhere; and whether the program found is sound without it."""
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-W", "ignore", "-m", "tests.fuzz.planted", plant.name, str(end), str(most)]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests"), str(root / "src")])}
     done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=1200, check=False)
     lines = [json.loads(x) for x in done.stdout.splitlines() if x.startswith("{")]
     if not lines:

@@ -224,6 +224,7 @@ _SOURCES = (
     "pieces_memory.py",
     "pieces_products.py",
     "pieces_control.py",
+    "pieces_library.py",
     "bounds.py",
     "bounds_scalars.py",
     "run.py",

@@ -16,7 +16,7 @@ from dlc.ir.dtype import DType
 from dlc.ir.einsum import Einsum, Scan
 from dlc.ir.expr import Apply, Cast, Expr, Piecewise, dtype_of
 from dlc.ir.extent import substitute
-from dlc.ir.program import Param, Program, Region, tensor_types
+from dlc.ir.program import Library, Param, Program, Region, Stmt, tensor_types
 from dlc.ir.verify import verify
 from dlc.passes.rewrite import drop_dead
 from tests.fuzz.generate import Case
@@ -61,7 +61,7 @@ def candidates(c: Case) -> Iterator[Case]:
     made = {o for s in p.body.body for o in s.outs}
     for k in reversed(range(len(p.body.body))):  # a step's results become inputs
         stmt = p.body.body[k]
-        if isinstance(stmt, (Einsum, Scan)) and not set(stmt.outs) & set(results):
+        if isinstance(stmt, (Einsum, Scan, Library)) and not set(stmt.outs) & set(results):
             yield from _cut(c, k)
         elif isinstance(stmt, Einsum) and len(stmt.outs) == 1:
             if not (set(stmt.reads) & made) and len(p.body.body) > 1:
@@ -112,7 +112,8 @@ def _cut(c: Case, k: int) -> Iterator[Case]:
         return
     params = p.params + tuple(Param(o, replace(types[o], order=None)) for o in stmt.outs)
     body = Region(p.body.body[:k] + p.body.body[k + 1 :], p.body.yields)
-    yield tidy(replace(c, inputs=c.inputs + values, again=None), replace(p, params=params, body=body))
+    symbols = p.symbols + (stmt.binds if isinstance(stmt, Library) else ())  # the inputs bind what it found
+    yield tidy(replace(c, inputs=c.inputs + values, again=None), replace(p, params=params, body=body, symbols=symbols))
 
 
 def _simpler(step: Einsum, tensors: Callable[[str], DType]) -> Iterator[Einsum]:
@@ -163,13 +164,17 @@ def _without_symbol(c: Case, name: str) -> Iterator[Case]:
     if value is None:
         return
     env = {"#" + name: value}
-    if any(not isinstance(s, Einsum) for s in p.body.body):
+    if any(not isinstance(s, (Einsum, Library)) for s in p.body.body):
         return
     params = tuple(
         replace(q, type=replace(q.type, shape=tuple(substitute(x, env) for x in q.type.shape))) for q in p.params
     )
-    body = []
+    body: list[Stmt] = []
     for s in p.body.body:
+        if isinstance(s, Library):
+            types = tuple(replace(t, shape=tuple(substitute(x, env) for x in t.shape)) for t in s.types)
+            body.append(replace(s, types=types))
+            continue
         assert isinstance(s, Einsum)
         reduce = s.reduce
         if reduce is not None:

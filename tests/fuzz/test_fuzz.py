@@ -7,12 +7,14 @@ from collections import Counter
 import numpy as np
 import pytest
 from ledger import Ledger
-from tests.fuzz.bounds import reference
+from tests.fuzz.bounds import _order_bounds, reference
+from tests.fuzz.bounds_scalars import gap
 from tests.fuzz.generate import ALL, Case, case
 from tests.fuzz.pieces import PIECES
 from tests.fuzz.run import Result, run, summary
 from tests.fuzz.shrink import shrink
 
+from dlc.ir.library import LIBRARY, order_along
 from dlc.ir.monoid import MONOIDS
 from dlc.ir.scalar import SCALAR_OPS
 
@@ -35,6 +37,8 @@ LEAST: dict[str, int] = {
     "contraction": 300, "contraction:constant": 60, "contraction:reshaped": 50, "contraction:permuted": 40, "contraction:cast": 40,
     "contraction:tiled": 150, "conv": 100, "conv:groups": 30, "conv:depthwise": 20, "conv:stride": 50, "conv:dilation": 25, "window": 120,
     "scan": 120, "scan:nested": 15, "scan:zero": 8, "scan:contraction": 50, "scan:swap": 15, "scan:stacked": 100,
+    **{f"library:{op}": 40 for op in LIBRARY}, "library:extent-read": 40, "library:region": 20, "topk:static": 10,
+    "topk:expression": 10, "topk:bound": 10, "sort:ascending": 20, "sort:descending": 20, "input:ties": 60,
     "if": 30, "loop": 40, "loop:while": 20, "loop:collect": 20, "bind": 30, "outputs:several": 400,
     "input:special-float": 100, "input:extreme-int": 50, "input:any-int": 100,
 }  # fmt: skip
@@ -85,6 +89,43 @@ def test_shrinking_keeps_the_fault() -> None:
     assert has_exp(small)
     assert len(small.program.body.body) <= 2
     assert len(str(small.program)) <= len(str(case(seed).program))
+
+
+@pytest.mark.parametrize("op", LIBRARY)
+def test_shrinking_goes_past_library_operations(op: str) -> None:
+    """Down to the one looked for; results of others become inputs, with the extents that they found."""
+
+    def has_op(c: Case) -> bool:
+        reference(c.program, c.inputs)
+        return f"library {op}" in str(c.program)
+
+    seeds = (s for s in range(2000) if f"library:{op}" in case(s).tags and len(case(s).program.body.body) > 2)
+    for seed in (next(seeds), next(seeds)):
+        small = shrink(case(seed), "host", "wrong", 10.0, has_op)
+        assert has_op(small)
+        assert len(small.program.body.body) <= 2, str(small.program)
+
+
+@pytest.mark.parametrize("descending", [False, True])
+def test_the_order_of_inexact_values_stays_within_its_bounds(descending: bool) -> None:
+    rng = np.random.default_rng(5)
+    told = 0
+    for n in (0, 1, 2, 7, 16):
+        x = np.round(rng.standard_normal((20, n)) * 3) / 2
+        x[rng.random(x.shape) < 0.1] = np.nan
+        x[rng.random(x.shape) < 0.1] = np.inf
+        e = rng.random((20, n)) * rng.choice([0.0, 0.0, 0.3, 1.0], (20, 1)) * (rng.random((20, n)) < 0.5)
+        kept = max(0, n - 1)
+        value, place = _order_bounds(x, e, 1, descending, kept)
+        order = order_along(x, 1, descending)
+        told += int((place == 0).sum())
+        for _ in range(20):
+            moved = x + rng.uniform(-1, 1, x.shape) * e
+            found = order_along(moved, 1, descending)
+            apart = gap(np.take_along_axis(moved, found, 1), np.take_along_axis(x, order, 1))[:, :kept]
+            assert (apart <= value * (1 + 1e-9)).all()
+            assert ((found == order)[:, :kept] | (place > 0)).all()
+    assert told > 100
 
 
 @pytest.mark.parametrize("seed", [0, 3, 7])
