@@ -14,7 +14,7 @@ PYTEST := $(ONE_THREAD) $(BIN)/pytest -n $(TEST_WORKERS) --dist=worksteal
 # A log wants the outcome, a terminal also the way there.
 PROGRESS := $$(if [ -t 1 ]; then echo progress; else echo classic; fi)
 
-.PHONY: help venv demo test test-all format lint types browser bench docs clean
+.PHONY: help venv demo test test-all format lint types browser bench bench-peers docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -55,6 +55,9 @@ browser:
 
 bench: $(STAMP)  ## time dlc beside its peers; results go to benchmarks/results
 	@$(BIN)/python -m benchmarks.run
+
+bench-peers: $(STAMP)  ## install IREE and TVM as well, which the benchmarks otherwise report as absent
+	@$(PIP) install -c constraints.txt -c constraints-peers.txt -e '.[peers]'
 
 docs: $(STAMP)  ## write the generated pages of docs/ again (error codes, operator tables)
 	@COLUMNS=100 NO_COLOR=1 $(BIN)/python docs/generate.py

@@ -1,4 +1,4 @@
-"""Compile one model of the zoo in this process and print how long it took, as JSON.
+"""Compile one model of the suite in this process and print how long it took, as JSON.
 
     DLC_CACHE_DIR=folder python -m benchmarks.compile_once NAME [--save FILE]
 
@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.sources import source
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -20,16 +22,9 @@ def main() -> int:
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
     import torch
-    from tests.models.recurrence import symbolic_recurrence
-    from tests.models.zoo import ZOO
-
-    import dlc
 
     torch.set_num_threads(2)
-    entry = ZOO[options.name]
-    model = entry.make()
-    with torch.no_grad(), symbolic_recurrence():
-        executable = dlc.compile(model, entry.example(), dynamic_shapes=entry.dynamic_shapes)
+    executable = source(options.name).compile()
     result = executable.compile_report.to_json()
     if options.save:
         began = time.perf_counter()

@@ -5,31 +5,48 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-COLUMNS = ("dlc", "onnxruntime", "openvino", "inductor", "inductor+freezing", "eager")
+from dlc.paired import geometric_mean
+
+COLUMNS = ("dlc", "onnxruntime", "openvino", "inductor", "inductor+freezing", "iree", "tvm", "eager")
 PEAK_SHARE = 0.8
 """Kernels below this share of the multiply-add peak are listed."""
 
 INTRO = """\
 # Whole models beside their peers
 
-Written by `python -m benchmarks.run`. Median milliseconds per call, f32, batch 1, from torch tensors to torch tensors; in
-parentheses the lowest and the highest median of a turn. **Bold** is the fastest. dlc runs one saved `.dlc` with symbolic batch
-(and length, where the model has one) for all sizes; OpenVINO was given the static shapes, Inductor specialises by itself. Contenders
-take turns in processes of their own, with pauses between; a turn during which a probe kernel found the machine below its usual
-speed is repeated. Every contender's results were compared with eager's before it was timed. A dash: not part of that run.
+Written by `python -m benchmarks.run`. Median milliseconds per call, f32, from torch tensors to torch tensors; in
+parentheses the lowest and the highest median of a turn. **Bold** is the fastest. dlc runs one saved `.dlc` per model, with symbolic
+batch (and length, where the model has one), for all its rows; OpenVINO, IREE and TVM were given the static shapes, Inductor specialises by
+itself, and TVM was not tuned. Inputs come from a ring larger than the last-level cache, of 64 sets at most. Contenders take turns in
+processes of their own, with pauses between; a turn during which a probe kernel found the machine below its usual speed is repeated.
+Every contender's results were compared with eager's (onnxruntime's for Silero VAD) before it was timed. The ratio is dlc's time over that
+of the fastest peer (below 1 dlc is faster): the median of the ratios within each round, with a bootstrap 95 % interval; a tilde marks
+one that disturbed rounds are part of. Who takes more than five times as long as the fastest has one turn. A dash: not part of that run.
 """
 
 
 def page(results: Sequence[dict[str, Any]]) -> str:
     """The whole page as Markdown."""
     parts = [INTRO]
-    for threads in sorted({run["threads"] for r in results for run in r["runs"]}, reverse=True):
-        parts += [f"## {threads} thread{'s' * (threads > 1)}", latency_table(results, threads)]
+    counts = sorted({run["threads"] for r in results for run in r["runs"]}, reverse=True)
+    for threads in counts:
+        parts += [f"## {plural(threads)}", latency_table(results, threads), summary(results, threads)]
+    parts += ["## Memory", MEMORY_INTRO]
+    parts += [f"{plural(threads)}:\n\n{memory_table(results, threads)}" for threads in counts]
     parts += ["## Compiling and starting", COMPILE_INTRO, compile_table(results)]
     parts += ["## Where the time of dlc goes", PROFILE_INTRO.format(share=PEAK_SHARE)]
-    parts += [text for r in results for run in r["runs"] if run["profile"] for text in profile_text(r["model"], run)]
+    parts += [text for r in results for run in r["runs"] if run["profile"] for text in profile_text(label(r), run)]
     parts += ["## What was measured", *measured(results)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def plural(threads: int) -> str:
+    return f"{threads} thread{'s' * (threads > 1)}"
+
+
+def label(result: dict[str, Any]) -> str:
+    """The row's name."""
+    return str(result.get("row") or result["model"])
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -37,30 +54,86 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> 
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
 
 
-def latency_table(results: Sequence[dict[str, Any]], threads: int) -> str:
+Runs = list[tuple[dict[str, Any], dict[str, Any]]]
+
+
+def runs_with(results: Sequence[dict[str, Any]], threads: int) -> tuple[Runs, list[str]]:
+    """The results that have a run with so many threads, and who took part in any of them."""
     runs = [(r, run) for r in results for run in r["runs"] if run["threads"] == threads]
-    names = [n for n in COLUMNS if any(row["name"] == n for _, run in runs for row in run["rows"])]
+    return runs, [n for n in COLUMNS if any(row["name"] == n for _, run in runs for row in run["rows"])]
+
+
+def latency_table(results: Sequence[dict[str, Any]], threads: int) -> str:
+    runs, names = runs_with(results, threads)
     lines = []
     for result, run in runs:
         rows = {row["name"]: row for row in run["rows"]}
         fastest = min((row["median"] for row in rows.values() if "median" in row), default=0.0)
-        ratio = run["ratio_to_best"]
         error = rows["dlc"].get("error")
         lines.append(
             [
-                f"{result['model']} {' '.join(sizes(result))}",
+                label(result),
                 *(cell(rows.get(n), fastest) for n in names),
-                f"{ratio:.2f} ({run['best_peer']})" if ratio else "-",
+                ratio_cell(run, rows),
                 f"{error:.0e}" if error is not None else "-",
                 *([cpu_ratio(rows)] if threads == 1 else []),
             ]
         )
     notes = [
-        f"- {r['model']}, {row['name']}: {row['absent']}" for r, run in runs for row in run["rows"] if row.get("absent")
+        f"- {label(r)}, {row['name']}: {row['absent']}" for r, run in runs for row in run["rows"] if row.get("absent")
     ]
     last = ("processor time, dlc / best peer",) if threads == 1 else ()
     text = table(("model", *names, "dlc / best peer", "dlc's error", *last), lines)
     return text + ("\n\nNot timed:\n\n" + "\n".join(notes) if notes else "")
+
+
+def ratio_cell(run: dict[str, Any], rows: dict[str, dict[str, Any]]) -> str:
+    """`0.93 [0.92, 0.95] (openvino)`."""
+    if not run["ratio_to_best"]:
+        return "-"
+    interval = ""
+    if run.get("interval"):
+        low, high = run["interval"]
+        interval = f" [{low:.2f}, {high:.2f}]" + "~" * rows[run["best_peer"]]["paired"]["noisy"]
+    return f"{run['ratio_to_best']:.2f}{interval} ({run['best_peer']})"
+
+
+def summary(results: Sequence[dict[str, Any]], threads: int) -> str:
+    """The geometric mean of the ratios, the best and the worst of them."""
+    ratios = {label(r): run["ratio_to_best"] for r, run in runs_with(results, threads)[0] if run["ratio_to_best"]}
+    if not ratios:
+        return ""
+    first, last = (pick(ratios, key=lambda name: ratios[name]) for pick in (min, max))
+    mean = geometric_mean(ratios.values())
+    slower = sum(ratio > 1 / 0.97 for ratio in ratios.values())
+    return (
+        f"Over {len(ratios)} rows the geometric mean of dlc / best peer is {mean:.3f} (the best peer takes {1 / mean:.2f} times as "
+        f"long as dlc), from {ratios[first]:.2f} ({first}) to {ratios[last]:.2f} ({last}); in {slower} of them dlc has less than 0.97 "
+        f"of the best peer's speed."
+    )
+
+
+MEMORY_INTRO = """\
+Most megabytes that a contender's process had resident: while the model was loaded or compiled / while it ran, in each case less what the
+process with its libraries and inputs had before (that is given, rounded, as the last number: `loading / running + before`)."""
+
+
+def memory_table(results: Sequence[dict[str, Any]], threads: int) -> str:
+    runs, names = runs_with(results, threads)
+    lines = [
+        [label(r), *(memory_cell(next((row for row in run["rows"] if row["name"] == n), None)) for n in names)]
+        for r, run in runs
+    ]
+    return table(("model", *names), lines)
+
+
+def memory_cell(row: dict[str, Any] | None) -> str:
+    memory = (row or {}).get("memory", {})
+    if "run" not in memory:
+        return "-"
+    base = memory["base"]
+    prepare, run = (max(memory[key] - base, 0) / 1e6 for key in ("prepare", "run"))
+    return f"{prepare:.0f} / {run:.0f} + {base / 1e6:.0f}"
 
 
 def cpu_ratio(rows: dict[str, dict[str, Any]]) -> str:
@@ -72,11 +145,6 @@ def cpu_ratio(rows: dict[str, dict[str, Any]]) -> str:
         return "-"
     best = min(others, key=lambda name: others[name])
     return f"{own / others[best]:.2f} ({best})"
-
-
-def sizes(result: dict[str, Any]) -> list[str]:
-    first: str = result["inputs"][0]
-    return [first[first.index("[") + 1 : -1].replace(", ", "x")]
 
 
 def cell(row: dict[str, Any] | None, fastest: float) -> str:
@@ -97,7 +165,7 @@ on a `.dlc` file, where nothing but NumPy can be imported (median of 3)."""
 
 def compile_table(results: Sequence[dict[str, Any]]) -> str:
     lines = []
-    for r in results:
+    for r in {r["model"]: r for r in results}.values():
         cold, cached = r["compile"]["cold"], r["compile"]["cached"]
         lines.append(
             [
@@ -167,7 +235,7 @@ def measured(results: Sequence[dict[str, Any]]) -> list[str]:
         )
         versions = ", ".join(f"{k} {v}" for k, v in m["versions"].items())
         lines.append(
-            f"- {r['model']}: {r['date']} UTC, revision {r['revision'][:10]}{'+' * r['revision'].endswith('+')}, {m['cpu']}, "
+            f"- {label(r)}: {r['date']} UTC, revision {r['revision'][:10]}{'+' * r['revision'].endswith('+')}, {m['cpu']}, "
             f"{m['cores']} cores, load {r['load'][0]:.1f} before and {r['load'][1]:.1f} after; {versions}; "
             f"inputs {', '.join(r['inputs'])}; probe by threads: {probes}"
         )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from dlc.cli import main
-from dlc.contest import Contest, largest_error, ratio_to_best
+from dlc.contender import read_ring, save_ring
+from dlc.contest import Contest, Entrant, largest_error, ratio_to_best
 
 CASCADE = """\
 cascade scores(Q: f32[p, e], K: f32[m, e]) -> (S) {
@@ -92,3 +95,31 @@ def test_errors_are_relative_and_notice_nan_and_shapes() -> None:
     assert largest_error({"a": np.array([1.0, -4.0, 0.0, np.inf])}, want) > 1e300
     assert largest_error({"a": np.zeros(3)}, want) == np.inf
     assert largest_error({}, want) == np.inf
+
+
+def test_inputs_are_aligned(tmp_path: Path) -> None:
+    given = [[np.arange(n, dtype=np.float32), np.array(7), np.zeros((0, 3))] for n in (1, 5, 100)]
+    save_ring(tmp_path / "ring.npz", given)
+    back = read_ring(str(tmp_path / "ring.npz"))
+    for arrays, want in zip(back, given):
+        for a, b in zip(arrays, want):
+            assert np.array_equal(a, b) and a.dtype == b.dtype and a.ctypes.data % 64 == 0
+
+
+def test_a_hopeless_contender_has_one_turn(artifact: Path, tmp_path: Path) -> None:
+    with Contest(ring(), threads=1, folder=tmp_path) as contest:
+        for name in ("dlc", "same", "slow"):
+            contest.enter(name, "dlc", model=str(artifact))
+        contest.prepare()
+        for name, entrant in contest.entrants.items():
+            entrant.keep = slowed(entrant, 100.0 if name == "slow" else 1.0)  # type: ignore[method-assign]
+        rows = {r["name"]: r for r in contest.run(3, block_s=0.01)}
+    assert [len(rows[n]["rounds"]) for n in ("dlc", "same", "slow")] == [3, 3, 1]
+    assert rows["slow"]["paired"]["rounds"] == 1 and rows["same"]["paired"]["rounds"] >= 1
+    memory = rows["dlc"]["memory"]
+    assert 1 << 20 < memory["base"] <= memory["prepare"] and memory["run"] > 1 << 20
+
+
+def slowed(entrant: Entrant, factor: float) -> Callable[[int, Any, bool], None]:
+    keep = entrant.keep
+    return lambda number, answer, fine: keep(number, {**answer, "times": [factor * t for t in answer["times"]]}, fine)

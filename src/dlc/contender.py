@@ -4,13 +4,14 @@ Each line on stdin is a command, each line on stdout its answer, both JSON. Betw
 that just one contender runs at any time and its library's idle threads have gone to sleep when the next one's turn comes.
 What libraries print goes to stderr.
 
-    {"do": "prepare", "kind": "dlc", ...Plan}     -> {"seconds", "versions", "note"}, or {"absent": why}
-    {"do": "check", "path": FILE}                 -> {"outputs": N}; the results for all inputs, as FILE
-    {"do": "block", "seconds": S, "least": N, "most": N, "warm": S}   -> {"times": [seconds per call], "cpu": [...]}
+    {"do": "prepare", "kind": "dlc", ...Plan}     -> {"seconds", "versions", "note", "memory"}, or {"absent": why}
+    {"do": "check", "path": FILE, "sets": N}      -> {"outputs": N}; the results for the first sets of inputs, as FILE
+    {"do": "block", "seconds": S, "least": N, "most": N, "warm": S}
+                              -> {"times": [seconds per call], "cpu": [...], "peak_bytes": resident at most}
     {"do": "profile", "repeat": N}                -> a dlc profile, a row per kernel
 
-Kinds: dlc (a .dlc file), onnxruntime, openvino (an ONNX file), eager, inductor, inductor+freezing (a Python model, as
-`dlc.models` names one).
+Kinds: dlc (a .dlc file), onnxruntime, openvino, iree, tvm (an ONNX file), eager, inductor, inductor+freezing (a Python
+model, as `dlc.models` names one).
 """
 
 from __future__ import annotations
@@ -23,14 +24,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
+from dlc import memory
 from dlc.feeds import call_arguments, flat_outputs
 
+if TYPE_CHECKING:
+    from dlc.peers import StaticModel
+
 Call = Callable[[], Any]
-ONNX_KINDS = ("onnxruntime", "openvino")
+ONNX_KINDS = ("onnxruntime", "openvino", "iree", "tvm")
 TORCH_KINDS = ("eager", "inductor", "inductor+freezing")
 KINDS = ("dlc", *ONNX_KINDS, *TORCH_KINDS)
 
@@ -52,6 +57,7 @@ class Contender:
         self.executable: Any = None
         self.ring = read_ring(plan["inputs"])
         self.names = list(plan.get("names") or ())
+        self._turn = 0
         if self.as_torch or self.kind in TORCH_KINDS:
             import torch
 
@@ -61,22 +67,29 @@ class Contender:
             "dlc": self._dlc,
             "onnxruntime": self._onnxruntime,
             "openvino": self._openvino,
+            "iree": self._iree,
+            "tvm": self._tvm,
             "eager": self._torch,
             "inductor": self._torch,
             "inductor+freezing": self._torch,
         }[self.kind]
+        self.memory = {"base": memory.peak_bytes()}  # with this process's libraries and inputs, before the model
         self.calls: list[Call] = make(plan)
         self.calls[0]()
+        self.memory["prepare"] = memory.peak_bytes()
 
-    def block(self, seconds: float, least: int, most: int, warm: float) -> dict[str, list[float]]:
+    def block(self, seconds: float, least: int, most: int, warm: float) -> dict[str, Any]:
         """Seconds of each call for about `seconds`, after at least one call and `warm` seconds that do not count.
 
-        Beside the wall time the processor time of all threads, which for one thread is the same however busy the machine.
+        There are `least` calls unless they would take ten times as long as was asked for. Beside the wall time the
+        processor time of all threads, which for one thread is the same however busy the machine. The inputs go on
+        where the last block ended.
         """
         clock, process_time = time.perf_counter, time.process_time
         calls, count = self.calls, len(self.calls)
         gc.collect()
         gc.disable()
+        memory.reset_peak()
         try:
             end = clock() + warm
             calls[-1]()
@@ -84,20 +97,21 @@ class Contender:
                 calls[-1]()
             times: list[float] = []
             cpu: list[float] = []
-            end = clock() + seconds
-            while len(times) < least or (clock() < end and len(times) < most):
-                call = calls[len(times) % count]
+            end, last = clock() + seconds, clock() + 10 * seconds
+            while not times or (len(times) < least and clock() < last) or (clock() < end and len(times) < most):
+                call = calls[self._turn % count]
+                self._turn += 1
                 cpu_began, began = process_time(), clock()
                 call()
                 times.append(clock() - began)
                 cpu.append(process_time() - cpu_began)
         finally:
             gc.enable()
-        return {"times": times, "cpu": cpu}
+        return {"times": times, "cpu": cpu, "peak_bytes": memory.peak_bytes()}
 
-    def check(self, path: str) -> int:
-        """Write the results for every set of inputs; returns how many outputs there are."""
-        results = [flat_outputs(call()) for call in self.calls]
+    def check(self, path: str, sets: int = 3) -> int:
+        """Write the results for the first sets of inputs; returns how many outputs there are."""
+        results = [flat_outputs(call()) for call in self.calls[:sets]]
         save_ring(path, results)
         return len(results[0])
 
@@ -152,7 +166,7 @@ class Contender:
 
         model = ov.Core().read_model(plan["model"])
         wanted = [i.get_any_name() for i in model.inputs]
-        order = [list(self._named(wanted, list(range(len(self.ring[0])))).values())][0]
+        order = list(self._named(wanted, list(range(len(self.ring[0])))).values())
         model.reshape({i.get_any_name(): list(self.ring[0][k].shape) for i, k in zip(model.inputs, order)})
         self.note = "static shapes"
         settings = {
@@ -173,6 +187,32 @@ class Contender:
             return lambda: [back(o) for o in request.infer([t.numpy() for t in ordered], share_inputs=True).values()]
 
         return [one(self._given(arrays)) for arrays in self.ring]
+
+    def _iree(self, plan: Mapping[str, Any]) -> list[Call]:
+        from dlc.peers import iree_model
+
+        return self._static(plan, iree_model)
+
+    def _tvm(self, plan: Mapping[str, Any]) -> list[Call]:
+        from dlc.peers import tvm_model
+
+        return self._static(plan, tvm_model)
+
+    def _static(self, plan: Mapping[str, Any], build: Callable[..., StaticModel]) -> list[Call]:
+        """The model compiled for the ring's shapes, by a compiler that keeps its work in the plan's cache folder."""
+        model = build(Path(plan["model"]), self.ring[0], self.names, self.threads, Path(plan["cache"]))
+        self.note = model.note
+
+        def one(arrays: list[np.ndarray]) -> Call:
+            given = [arrays[k] for k in model.order]
+            if not self.as_torch:
+                return lambda: model.run(given)
+            import torch
+
+            tensors = [torch.from_numpy(a) for a in given]
+            return lambda: [torch.from_numpy(o) for o in model.run([t.numpy() for t in tensors])]
+
+        return [one(arrays) for arrays in self.ring]
 
     def _torch(self, plan: Mapping[str, Any]) -> list[Call]:
         import torch
@@ -207,18 +247,33 @@ def save_ring(path: str | Path, ring: Sequence[Sequence[np.ndarray]]) -> None:
 
 
 def read_ring(path: str) -> list[list[np.ndarray]]:
-    """Sets of inputs from an .npz file with arrays `set.position`."""
+    """Sets of inputs from an .npz file with arrays `set.position`; aligned to 64 bytes, as torch's own tensors are."""
     with np.load(path) as arrays:
         keys = sorted((int(s), int(i)) for s, _, i in (name.partition(".") for name in arrays.files))
         ring: list[list[np.ndarray]] = [[] for _ in range(1 + max(s for s, _ in keys))]
         for s, i in keys:
-            ring[s].append(arrays[f"{s}.{i}"])
+            ring[s].append(aligned(arrays[f"{s}.{i}"]))
     return ring
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A copy that begins at a multiple of 64 bytes."""
+    room = np.empty(array.nbytes + 63, np.uint8)
+    start = -room.ctypes.data % 64
+    copy: np.ndarray = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 def versions(kind: str) -> dict[str, str]:
     """Versions of the packages that this kind of contender is made of."""
-    packages = {"dlc": ("dlc",), "onnxruntime": ("onnxruntime",), "openvino": ("openvino",)}.get(kind, ("torch",))
+    packages = {
+        "dlc": ("dlc",),
+        "onnxruntime": ("onnxruntime",),
+        "openvino": ("openvino",),
+        "iree": ("iree-base-compiler", "iree-base-runtime"),
+        "tvm": ("apache-tvm",),
+    }.get(kind, ("torch",))
     found = {}
     for package in packages:
         try:
@@ -240,7 +295,7 @@ def serve(commands: TextIO, answers: TextIO) -> None:
                 contender = Contender(command)
                 seconds = time.perf_counter() - began
                 answer: dict[str, Any] = {"seconds": seconds, "versions": versions(contender.kind)}
-                answer["note"] = contender.note
+                answer |= {"note": contender.note, "memory": contender.memory}
             elif contender is None:
                 answer = {"error": "it was not prepared"}
             elif action == "check":

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dlc.contender import save_ring
+from dlc.paired import Turn, add_ratios
 
 if TYPE_CHECKING:
     from dlc.speed_probe import SpeedProbe
@@ -44,6 +45,9 @@ WAIT_S = 0.5
 
 TOLERANCE = 1e-3
 """A contender whose results depart further from the reference's, relative to the largest value, is not timed."""
+
+HOPELESS = 5.0
+"""A contender that takes so many times as long as the fastest has only one turn."""
 
 PREPARE_S = 300.0
 """Patience with a contender's own compilation."""
@@ -124,7 +128,10 @@ class Entrant:
         error: of its results against the reference's, relative to the largest value; None when it is the reference.
         blocks: seconds of each call, a list per turn; `slow`, those beside a slow moment of the machine.
         cpu: processor seconds of each call, of all threads.
-        facts: prepare seconds, versions, note.
+        turns: what each round came to.
+        peak_bytes: the most that was resident while it was timed.
+        resting: it is so slow that it is timed no more.
+        facts: prepare seconds, versions, note, memory.
     """
 
     name: str
@@ -135,6 +142,9 @@ class Entrant:
     blocks: list[list[float]] = field(default_factory=list)
     slow: list[list[float]] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
+    turns: dict[int, Turn] = field(default_factory=dict)
+    peak_bytes: int = 0
+    resting: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
 
     def out(self, why: str) -> None:
@@ -148,6 +158,8 @@ class Entrant:
         row: dict[str, Any] = {"name": self.name, **self.facts}
         if self.absent:
             return {**row, "absent": self.absent}
+        if self.peak_bytes:
+            row["memory"] = {**row.get("memory", {}), "run": self.peak_bytes}
         kept = self.blocks or self.slow
         calls = sorted(t for block in kept for t in block)
         medians = sorted(statistics.median(block) for block in kept)
@@ -159,8 +171,16 @@ class Entrant:
                 "least": calls[0],
                 "p90": calls[min(len(calls) - 1, int(len(calls) * 0.9))],
                 "block_medians": [medians[0], medians[-1]],
+                "rounds": [[n, turn.median, turn.fine] for n, turn in self.turns.items()],
             }
         return row
+
+    def keep(self, number: int, answer: Mapping[str, Any], fine: bool) -> None:
+        """Note a turn of a round; of several the last one counts for the round."""
+        (self.blocks if fine else self.slow).append(answer["times"])
+        self.cpu += answer["cpu"]
+        self.turns[number] = Turn(statistics.median(answer["times"]), fine)
+        self.peak_bytes = max(self.peak_bytes, answer["peak_bytes"])
 
 
 class Contest:
@@ -173,6 +193,7 @@ class Contest:
         names: of the model's inputs.
         manifest: of the compiled model; says how its inputs nest.
         torch: whether the caller has tensors of torch and wants such back, or NumPy arrays.
+        cache: where compilers keep what they made of the model, for the next contest; `folder` unless given.
         say: told what is being done.
     """
 
@@ -185,6 +206,7 @@ class Contest:
         names: Sequence[str] = (),
         manifest: Mapping[str, Any] | None = None,
         torch: bool = False,
+        cache: Path | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.threads, self.folder, self.say = threads, folder, say
@@ -199,6 +221,7 @@ class Contest:
             "names": list(names),
             "manifest": tree,
             "torch": torch,
+            "cache": str(cache or folder),
         }
 
     def __enter__(self) -> Contest:
@@ -224,18 +247,25 @@ class Contest:
             entrant.process = Process(self.threads, self.folder / f"{entrant.name}.log")
             answer = self._ask(entrant, patience_s, do="prepare", **entrant.plan)
             if answer is not None:
-                entrant.facts = {"prepare_s": answer["seconds"], "versions": answer["versions"], "note": answer["note"]}
+                entrant.facts = {
+                    "prepare_s": answer["seconds"],
+                    **{key: answer[key] for key in ("versions", "note", "memory")},
+                }
 
         with ThreadPoolExecutor(at_once) as team:
             for _ in team.map(one, self.entrants.values()):
                 pass
 
-    def check(self, order: Sequence[str] = ("eager", "onnxruntime", "openvino")) -> str:
-        """Compare everybody's results with those of the first of `order` that is here; returns who it was, or ''."""
+    def check(self, order: Sequence[str] = ("eager", "onnxruntime", "openvino"), sets: int = 3) -> str:
+        """Compare everybody's results for the first sets of inputs with those of the first of `order` that is here.
+
+        Returns:
+            Who it was, or ''.
+        """
         results = {}
         for name, entrant in self.entrants.items():
             path = self.folder / f"{name}.npz"
-            if self._ask(entrant, PREPARE_S, do="check", path=str(path)) is not None:
+            if self._ask(entrant, PREPARE_S, do="check", path=str(path), sets=sets) is not None:
                 results[name] = path
         judge = next((name for name in order if name in results), "")
         if judge:
@@ -262,21 +292,34 @@ class Contest:
             self.say(f"round {number + 1} of {rounds}")
             for entrant in self._in_turn(number):
                 for _ in range(TRIES):
-                    time.sleep(PAUSE_S)
-                    fine = self._wait_for_speed()
-                    answer = self._ask(
-                        entrant, PREPARE_S, do="block", seconds=block_s, least=least, most=most, warm=warm_s
-                    )
-                    if answer is None:
-                        break
-                    time.sleep(0.005)
-                    fine = fine and (self.probe is None or self.probe.undisturbed())
-                    (entrant.blocks if fine else entrant.slow).append(answer["times"])
-                    entrant.cpu += answer["cpu"]
+                    fine = self._turn(entrant, number, seconds=block_s, least=least, most=most, warm=warm_s)
                     if fine or spare <= 0:
                         break
                     spare -= 1
-        return [entrant.row() for entrant in self.entrants.values()]
+            self._rest_the_hopeless()
+        rows = [entrant.row() for entrant in self.entrants.values()]
+        add_ratios(rows, {e.name: e.turns for e in self.entrants.values()})
+        return rows
+
+    def _turn(self, entrant: Entrant, number: int, **block: float) -> bool:
+        """One block of calls; whether it need not be repeated."""
+        time.sleep(PAUSE_S)
+        fine = self._wait_for_speed()
+        answer = self._ask(entrant, PREPARE_S, do="block", **block)
+        if answer is None:
+            return True
+        time.sleep(0.005)
+        fine = fine and (self.probe is None or self.probe.undisturbed())
+        entrant.keep(number, answer, fine)
+        return fine
+
+    def _rest_the_hopeless(self) -> None:
+        """Who takes many times as long as the fastest is timed no more: its row would change nothing."""
+        here = [e for e in self.entrants.values() if e.turns and e.process is not None]
+        least = min((min(t.median for t in e.turns.values()) for e in here), default=0.0)
+        for entrant in here:
+            if min(t.median for t in entrant.turns.values()) > HOPELESS * least:
+                entrant.resting = True
 
     def profile(self, name: str = "dlc", repeat: int = 10) -> dict[str, Any] | None:
         """The profile of a dlc contender, of a few attempts the one that took least."""
@@ -301,7 +344,7 @@ class Contest:
 
     def _in_turn(self, number: int) -> Iterator[Entrant]:
         """Those who are here; each round begins with another one."""
-        here = [e for e in self.entrants.values() if e.process is not None]
+        here = [e for e in self.entrants.values() if e.process is not None and not e.resting]
         first = number % max(len(here), 1)
         yield from here[first:] + here[:first]
 
@@ -364,7 +407,7 @@ def machine() -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
     found = {}
-    for package in ("dlc", "numpy", "torch", "onnx", "onnxruntime", "openvino", "transformers"):
+    for package in ("dlc", "numpy", "torch", "onnx", "onnxruntime", "openvino", "transformers", "iree-base-compiler", "apache-tvm"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

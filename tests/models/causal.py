@@ -1,10 +1,12 @@
-"""Text generation: GPT-2, and SmolLM2-135M (Llama) as prefill and as one decoding step.
+"""Text generation: GPT-2 and SmolLM2-135M (Llama), each over a prompt and as one decoding step.
 
-The key and value cache are explicit tensors, `k0, v0, k1, v1, ...`, each f32[B, kv heads, T, head width]: prefill
-returns them, and decoding takes them and returns them one token longer.
+The key and value cache are explicit tensors, `k0, v0, k1, v1, ...`, each f32[B, kv heads, T, head width]: SmolLM2's
+prefill returns them, and decoding takes them and returns them one token longer.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from tests.models.entry import Entry, normal, randomise, token_ids
@@ -16,6 +18,8 @@ CACHED = Dim("cached", min=1, max=511)
 LAYERS = 30
 KV_HEADS = 3
 HEAD_WIDTH = 64
+GPT2_LAYERS = 12
+GPT2_HEADS = 12
 
 
 class GreedyScores(nn.Module):
@@ -88,8 +92,23 @@ def _grouped_attention(
     return result.transpose(1, 2).contiguous(), None
 
 
+def _register_grouped() -> None:
+    from transformers import AttentionInterface
+
+    AttentionInterface.register("grouped", _grouped_attention)
+
+
 def _flat(cache: object) -> tuple[torch.Tensor, ...]:
     return tuple(t for layer in cache.layers for t in (layer.keys, layer.values))  # type: ignore[attr-defined]
+
+
+def _gpt2(attention: str) -> nn.Module:
+    """GPT-2 small: 12 layers of width 768, 12 heads."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(attn_implementation=attention)).eval()
+    randomise(model, seed=4)
+    return model
 
 
 def _smollm2(attention: str) -> nn.Module:
@@ -115,12 +134,14 @@ def _smollm2(attention: str) -> nn.Module:
 
 
 def make_gpt2() -> nn.Module:
-    """GPT-2 small: 12 layers of width 768."""
-    from transformers import GPT2Config, GPT2LMHeadModel
+    """GPT-2 small over a prompt."""
+    return GreedyScores(_gpt2("sdpa")).eval()
 
-    model = GPT2LMHeadModel(GPT2Config(attn_implementation="sdpa")).eval()
-    randomise(model, seed=4)
-    return GreedyScores(model).eval()
+
+def make_gpt2_decode() -> nn.Module:
+    """GPT-2 small, one token at a time; the same weights as `make_gpt2`."""
+    _register_grouped()
+    return Decode(_gpt2("grouped")).eval()
 
 
 def make_smollm2_prefill() -> nn.Module:
@@ -130,9 +151,7 @@ def make_smollm2_prefill() -> nn.Module:
 
 def make_smollm2_decode() -> nn.Module:
     """SmolLM2-135M, one token at a time; the same weights as `make_smollm2_prefill`."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register("grouped", _grouped_attention)
+    _register_grouped()
     return Decode(_smollm2("grouped")).eval()
 
 
@@ -146,15 +165,39 @@ def prefill_inputs(batch: int, length: int, seed: int) -> tuple[torch.Tensor, ..
     return (token_ids(batch, length, 49152, seed),)
 
 
+def gpt2_decode_inputs(batch: int, length: int, seed: int) -> tuple[torch.Tensor, ...]:
+    """One token per sequence and a random cache of `length` tokens."""
+    cache = normal((2 * GPT2_LAYERS, batch, GPT2_HEADS, length, HEAD_WIDTH), seed)
+    return (token_ids(batch, 1, 50257, seed), *(t.clone() for t in cache.unbind(0)))
+
+
 def decode_inputs(batch: int, length: int, seed: int) -> tuple[torch.Tensor, ...]:
     """One token per sequence and a random cache of `length` tokens, of the scale that prefill gives."""
     cache = normal((2 * LAYERS, batch, KV_HEADS, length, HEAD_WIDTH), seed)
     return (token_ids(batch, 1, 49152, seed), *(t.clone() for t in cache.unbind(0)))
 
 
-CACHE_NAMES = tuple(f"{kind}{layer}" for layer in range(LAYERS) for kind in "kv")
+def _cache_names(layers: int) -> tuple[str, ...]:
+    return tuple(f"{kind}{layer}" for layer in range(layers) for kind in "kv")
+
+
+def _step_shapes(layers: int) -> tuple[Any, ...]:
+    """For one token and the keys and values of all layers."""
+    return {0: BATCH}, tuple({0: BATCH, 2: CACHED} for _ in range(2 * layers))
+
+
+CACHE_NAMES = _cache_names(LAYERS)
 ENTRIES = (
     Entry("gpt2", make_gpt2, gpt2_inputs, (TOKENS,), (32, 57), ("scores",), "text"),
+    Entry(
+        "gpt2_decode",
+        make_gpt2_decode,
+        gpt2_decode_inputs,
+        _step_shapes(GPT2_LAYERS),
+        (32, 57),
+        ("scores", *_cache_names(GPT2_LAYERS)),
+        "text",
+    ),
     Entry(
         "smollm2_prefill",
         make_smollm2_prefill,
@@ -168,7 +211,7 @@ ENTRIES = (
         "smollm2_decode",
         make_smollm2_decode,
         decode_inputs,
-        ({0: BATCH}, tuple({0: BATCH, 2: CACHED} for _ in range(2 * LAYERS))),
+        _step_shapes(LAYERS),
         (32, 57),
         ("scores", *CACHE_NAMES),
         "text",

@@ -30,7 +30,7 @@ class Entry:
         dynamic_shapes: for `torch.export.export` and `torch.onnx.export`; one spec per positional input.
         lengths: the lengths to compare at (tokens, frames); two where the length is symbolic, one where it is fixed.
         outputs: names of the outputs, in order, as a flat tuple.
-        family: "text", "vision" or "audio".
+        family: "text", "vision", "audio" or "dense".
     """
 
     name: str

@@ -1,4 +1,5 @@
-"""Vision models: ViT-base, ResNet-50, MobileNetV2, EfficientNet-b0, ConvNeXt-tiny at 224 x 224, and a U-Net.
+"""Vision models: ViT-base, ResNet-50, MobileNetV2, EfficientNet-b0, ConvNeXt-tiny and DenseNet-121 at 224 x 224,
+and a U-Net at two sizes.
 
 Images are f32[B, 3, H, W]; the batch is symbolic, the image size fixed.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from tests.models.densenet import densenet121
 from tests.models.entry import Entry, calibrate_batch_norm, images, randomise
 from tests.models.text import BATCH
 from torch import nn
@@ -140,6 +142,16 @@ def make_convnext_tiny() -> nn.Module:
     return _finish(Classes(ConvNextForImageClassification(ConvNextConfig(num_labels=1000))), seed=15)
 
 
+def make_densenet121() -> nn.Module:
+    """DenseNet-121 with 1000 classes."""
+    return _finish(densenet121(), seed=17)
+
+
+def make_unet_256() -> nn.Module:
+    """The U-Net above, for images of 256 x 256."""
+    return _finish(UNet(), seed=16, size=256)
+
+
 def make_unet() -> nn.Module:
     """The U-Net above, for images of 96 x 96."""
     return _finish(UNet(), seed=16, size=96)
@@ -163,5 +175,7 @@ ENTRIES = (
     _entry("mobilenet_v2", make_mobilenet_v2),
     _entry("efficientnet_b0", make_efficientnet_b0),
     _entry("convnext_tiny", make_convnext_tiny),
+    _entry("densenet121", make_densenet121),
     _entry("unet", make_unet, 96),
+    _entry("unet_256", make_unet_256, 256),
 )

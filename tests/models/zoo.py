@@ -12,12 +12,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tests.models import audio, causal, text, vision
+from tests.models import audio, causal, dense, text, vision
 from tests.models.entry import Entry
 from tests.models.recurrence import symbolic_recurrence
 
 ZOO: dict[str, Entry] = {
-    entry.name: entry for entry in (*text.ENTRIES, *causal.ENTRIES, *vision.ENTRIES, *audio.ENTRIES)
+    entry.name: entry
+    for entry in (*text.ENTRIES, *causal.ENTRIES, *vision.ENTRIES, *audio.ENTRIES, *dense.ENTRIES)
 }
 
 

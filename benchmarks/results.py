@@ -1,0 +1,27 @@
+"""The file of results: one entry per row of the suite, in its order, and the page beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.markdown import page
+from benchmarks.suite import SUITE
+
+
+def row_name(result: dict[str, Any]) -> str:
+    """Its row in the suite."""
+    name: str = result.get("row") or result["model"]
+    return name
+
+
+def keep(path: Path, result: dict[str, Any]) -> None:
+    """Put a row's result among the others, and write the page anew."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    results = {row_name(r): r for r in json.loads(path.read_text())} if path.exists() else {}
+    results[row_name(result)] = result
+    order = {row.name: k for k, row in enumerate(SUITE)}
+    rows = sorted(results.values(), key=lambda r: (order.get(row_name(r), len(order)), row_name(r)))
+    path.write_text(json.dumps(rows, indent=1) + "\n")
+    path.with_suffix(".md").write_text(page(rows))
