@@ -27,6 +27,7 @@ from dlc.codegen.target import Target
 from dlc.codegen.tile import Buffer, TileProgram
 from dlc.codegen.tile_build import Builder
 from dlc.codegen.unroll import unroll_block
+from dlc.codegen.window import Window, find_window, lower_window
 from dlc.ir.blocked import unrolls
 from dlc.ir.dtype import DType
 from dlc.ir.einsum import Einsum, TensorType
@@ -110,11 +111,22 @@ class KernelLowering:
 
     # --- points ---
 
-    def _points(self) -> Lowered:
+    def _merged(self) -> tuple[list[PointStep], dict[str, IntExpr], VectorRank]:
+        """The steps over ranks that were merged where they could be, and the rank of the lanes."""
         steps = [self.point_step(s, self.stored(s)) for s in self.steps]
         steps, ranks = merge_ranks(self.em, steps, self.outer_ranks())
-        vector = choose_vector(steps, ranks, self.em, self.target)
+        return steps, ranks, choose_vector(steps, ranks, self.em, self.target)
+
+    def sliding(self) -> Window | None:
+        """The window that a kernel of points slides, if it does."""
+        return find_window(*self._merged())
+
+    def _points(self) -> Lowered:
+        steps, ranks, vector = self._merged()
         free_vector = vector.name if not vector.reduced else None
+        window = find_window(steps, ranks, vector)
+        if window is not None and free_vector is not None:
+            return lower_window(self, steps, ranks, free_vector, window)
         others = {n: e for n, e in ranks.items() if n != free_vector}
         per_point = sum(_points_of(s) for s in steps)
         if free_vector is not None and _long(ranks[free_vector]) and not _many(others):

@@ -262,7 +262,7 @@ def _fold_loops(
 ) -> tuple[str, ...]:
     """Fold over all of `loops`, the last innermost, into `accs`."""
     if not loops:
-        return _accumulate(em, step, monoid, types, space, accs)
+        return accumulate(em, step, monoid, types, space, accs)
     name = next(iter(loops))
     rest = {n: e for n, e in loops.items() if n != name}
     extent = loops[name]
@@ -298,7 +298,7 @@ def _fold_lanes(
     def main(inner: Emitter, at: Space, acc: str) -> str:
         with inner.b.loop(along, 0, whole, width * lanes, carries=(acc,)) as loop:
             here = replace(at.at(along, loop.index), vector=along, lanes=lanes, slots=(*at.slots, Slot(along, width, lanes)))
-            loop.yields(*_accumulate(inner.scoped(), step, monoid, (dtype,), here, loop.carries))
+            loop.yields(*accumulate(inner.scoped(), step, monoid, (dtype,), here, loop.carries))
         return loop.results[0]
 
     def rest(inner: Emitter, at: Space, acc: str) -> str:
@@ -309,7 +309,7 @@ def _fold_lanes(
             scoped = inner.scoped()
             mask = None if left is not None and left % lanes == 0 else scoped.b.mask(lanes, extent - loop.index)
             here = replace(at.at(along, loop.index), vector=along, lanes=lanes, mask=mask)
-            loop.yields(*_accumulate(scoped, step, monoid, (dtype,), here, loop.carries))
+            loop.yields(*accumulate(scoped, step, monoid, (dtype,), here, loop.carries))
         return loop.results[0]
 
     def nested(inner: Emitter, at: Space, loops: dict[str, IntExpr], accs: tuple[str, str]) -> tuple[str, str]:
@@ -335,9 +335,10 @@ def _without_slots(em: Emitter, tile: str, axis: int) -> str:
     return em.b.slice(tile, *(0 for _ in type_.slots)) if type_.slots else tile
 
 
-def _accumulate(
+def accumulate(
     em: Emitter, step: PointStep, monoid: Monoid, types: tuple[DType, ...], space: Space, accs: tuple[str, ...]
 ) -> tuple[str, ...]:
+    """The partial results `accs` with the points of `space` folded in."""
     b = em.b
     where = em.value(step.where, space) if step.where is not None else None
     exists = where

@@ -108,11 +108,26 @@ class _Lowering(Memory):
         assert isinstance(result, TileType)
         scalars = Scalars(self.e, result.lanes)
         dtype = types[-1].dtype
-        registers = [
-            scalars.op(s.op, dtype, tuple(self._register(a, slot, result.lanes) for a in s.args))
-            for slot in slots(result)
-        ]
+        registers = []
+        for slot in slots(result):
+            args = tuple(self._register(a, slot, result.lanes) for a in s.args)
+            registers.append(self._known(s.op, result, args) or scalars.op(s.op, dtype, args))
         self._define(s.dst, result, registers)
+
+    def _known(self, op: str, result: TileType, args: tuple[str, ...]) -> str | None:
+        """The register that is the result because a condition among `args` is known; None when none is."""
+        truth = [self.e.literals.get(a) for a in args]
+        if op == "select" and truth[0] is not None:
+            return args[1] if truth[0] else args[2]
+        if result.dtype != BOOL:
+            return None
+        if op == "not" and truth[0] is not None:
+            return self.e.const(not truth[0], "i1", result.lanes)
+        if op == "and":
+            for own, other in ((0, 1), (1, 0)):
+                if truth[own] is not None:
+                    return args[other] if truth[own] else args[own]
+        return None
 
     def _cast(self, s: tile.Cast) -> None:
         value = self.tiles[s.src]
