@@ -9,7 +9,7 @@ scratch). A scatter is a kernel of its own.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dlc.codegen.contraction import find_contraction, lower_contraction
 from dlc.codegen.merge import merge_ranks
@@ -32,7 +32,7 @@ from dlc.ir.blocked import unrolls
 from dlc.ir.dtype import DType
 from dlc.ir.einsum import Einsum, TensorType
 from dlc.ir.expr import walk
-from dlc.ir.extent import IntExpr, int_expr, minimum, var, variables
+from dlc.ir.extent import IntExpr, int_expr, minimum, substitute, var, variables
 from dlc.ir.facts import Facts, SymbolFact
 from dlc.ir.program import Kernel, cascade_types
 
@@ -68,8 +68,11 @@ class KernelLowering:
         self.kernel, self.target = kernel, target
         self.cascade = kernel.cascade
         self.types = cascade_types(self.cascade)
-        self.steps = [s for s in self.cascade.steps if isinstance(s, Einsum)]
-        assert len(self.steps) == len(self.cascade.steps), "scans are split into launches before lowering"
+        steps = [s for s in self.cascade.steps if isinstance(s, Einsum)]
+        assert len(steps) == len(self.cascade.steps), "scans are split into launches before lowering"
+        self.units = {r.name for s in steps for r in s.ranks if r.extent.const == 1}  # no loops: their index is 0
+        self.steps = [_at_zero(s, self.units) for s in steps]
+        self.outer = set(kernel.outer) - self.units
         self.scratch: list[Buffer] = []
         memory = {p.name for p in self.cascade.params} | set(self.cascade.results)
         self.storage = {n: Storage(n, self.types[n], self.types[n].strides) for n in self.types if n in memory}
@@ -82,20 +85,27 @@ class KernelLowering:
         if any(s.write is not None for s in self.steps):
             assert len(self.steps) == 1, "a scatter is a kernel of its own"
             return lower_scatter(self, self.steps[0])
-        outer = set(self.kernel.outer)
-        if any(r.extent.const == 0 for s in self.steps for r in s.ranks if r.name in outer):
+        if any(r.extent.const == 0 for s in self.steps for r in s.ranks if r.name in self.outer):
             return self.finish(int_expr(0), int_expr(0))  # no points, and a task number cannot be divided by 0
-        if all({r.name for r in s.ranks} == outer for s in self.steps):
+        if all(self.moving(s) == self.outer for s in self.steps):
             roles = find_contraction(self)
             return lower_contraction(self, roles) if roles is not None else self._points()
-        if unrolls(self.steps, self.kernel.outer):
+        if unrolls(self.steps, self.outer):
             return self._blocks()
         return self._rows()
 
     # --- steps and ranks ---
 
+    def moving(self, step: Einsum) -> set[str]:
+        """The free ranks of `step` that have more than one index."""
+        return {r.name for r in step.ranks} - self.units
+
+    def own_index(self, step: Einsum) -> tuple[IntExpr, ...]:
+        """Where a step writes at its point."""
+        return tuple(int_expr(0) if r.name in self.units else var(r.name) for r in step.ranks)
+
     def point_step(self, step: Einsum, stored: tuple[bool, ...]) -> PointStep:
-        index = tuple(var(r.name) for r in step.ranks)
+        index = self.own_index(step)
         return PointStep(step.outs, step.exprs, step.dtypes, step.reduce, step.where, index, stored)
 
     def stored(self, step: Einsum) -> tuple[bool, ...]:
@@ -105,7 +115,7 @@ class KernelLowering:
         """The kernel's outer ranks with extents, in the storage order of what it writes."""
         last = next(s for s in reversed(self.steps) if any(self.stored(s)))
         order = last.order or tuple(range(len(last.ranks)))
-        names = [last.ranks[d].name for d in order if last.ranks[d].name in self.kernel.outer]
+        names = [last.ranks[d].name for d in order if last.ranks[d].name in self.outer]
         extents = last.extents
         return {n: extents[n] for n in names}
 
@@ -147,7 +157,7 @@ class KernelLowering:
 
     def _blocks(self) -> Lowered:
         """A block of points per task point, unrolled: `points` with as many steps as the block has points."""
-        steps = unroll_block(self.steps, self.kernel.outer, frozenset(self.cascade.results), self.em.facts)
+        steps = unroll_block(self.steps, self.outer, frozenset(self.cascade.results), self.em.facts)
         self.em.dtypes.update((o, d) for s in steps for o, d in zip(s.outs, s.dtypes, strict=True))
         self.em.facts = Facts(self.block_ranks(), self.em.facts.symbols)
         steps, ranks = merge_ranks(self.em, steps, self.block_ranks())
@@ -169,7 +179,7 @@ class KernelLowering:
         extents = {r.name: r.extent for s in self.steps for r in s.ranks}
         last = self.outer_ranks() if any(self.stored(s) for s in self.steps) else {}
         lanes = next(reversed(last), None)
-        names = [n for n in self.kernel.outer if n != lanes] + ([lanes] if lanes is not None else [])
+        names = [n for n in self.kernel.outer if n in self.outer and n != lanes] + ([lanes] if lanes is not None else [])
         return {n: extents[n] for n in names}
 
     def _chunked(
@@ -191,7 +201,7 @@ class KernelLowering:
         base = self.task_base(outer)
         work = int_expr(0)
         for group in groups:
-            loops = {r.name: r.extent for r in group[0].ranks if r.name not in self.kernel.outer}
+            loops = {r.name: r.extent for r in group[0].ranks if r.name in self.moving(group[0]) - self.outer}
             steps = [self.point_step(s, tuple(o in self.storage for o in s.outs)) for s in group]
             vector = choose_vector(steps, loops, self.em, self.target)
             emit_nest(self.em, steps, loops, vector, base, self.target)
@@ -214,12 +224,14 @@ class KernelLowering:
         return groups
 
     def _joins(self, group: list[Einsum], step: Einsum) -> bool:
-        names = {r.name for r in step.ranks}
-        if {r.name for r in group[0].ranks} != names or step.reduce is not None and names - set(self.kernel.outer):
+        names = self.moving(step)
+        if self.moving(group[0]) != names:
             return False
+        if step.reduce is not None and (names - self.outer or any(s.reduce is not None for s in group)):
+            return False  # one fold in a nest: its reduced rank may have the lanes
         made = {o: s for s in group for o in s.outs}
         for a in step.accesses():
-            if a.tensor in made and a.index != tuple(var(r.name) for r in made[a.tensor].ranks):
+            if a.tensor in made and a.index != self.own_index(made[a.tensor]):
                 return False
         return True
 
@@ -227,12 +239,12 @@ class KernelLowering:
         """Scratch for local tensors with inner ranks that another nest reads."""
         for n, group in enumerate(groups):
             for step in group:
-                inner = [r for r in step.ranks if r.name not in self.kernel.outer]
+                inner = self.moving(step) - self.outer
                 for out in step.outs:
                     if out in self.cascade.results or not inner:
                         continue
                     if any(a.tensor == out for g in groups[n + 1 :] for s in g for a in s.accesses()):
-                        self._add_scratch(out, step, inner_names={r.name for r in inner})
+                        self._add_scratch(out, step, inner)
 
     def _add_scratch(self, name: str, step: Einsum, inner_names: set[str]) -> None:
         strides: list[IntExpr] = []
@@ -277,6 +289,18 @@ class KernelLowering:
             self.cascade.name, tuple(buffers + self.scratch), tuple(sorted(symbols)), tasks, "task", body, self.cascade.loc
         )
         return Lowered(tile, work)
+
+
+def _at_zero(step: Einsum, units: set[str]) -> Einsum:
+    """The step with 0 for the index of its ranks of extent 1."""
+    env = {r.name: int_expr(0) for r in step.ranks if r.name in units}
+    if not env:
+        return step
+    where = step.where.substitute(env) if step.where is not None else None
+    write = step.write
+    if write is not None:
+        write = replace(write, index=tuple(substitute(i, env) for i in write.index))
+    return replace(step, exprs=tuple(e.substitute(env) for e in step.exprs), where=where, write=write)
 
 
 def _product(ranks: Mapping[str, IntExpr]) -> IntExpr:

@@ -15,7 +15,7 @@ from dlc.codegen.target import Target
 from dlc.codegen.tile import TileType
 from dlc.ir.dtype import DType
 from dlc.ir.einsum import Reduce
-from dlc.ir.expr import Access, Apply, Const, Expr, accesses
+from dlc.ir.expr import Access, Apply, Const, Expr, accesses, walk
 from dlc.ir.extent import IntExpr, int_expr, split_linear
 from dlc.ir.monoid import MONOIDS, Monoid
 
@@ -200,7 +200,7 @@ def emit_nest(
         space = Space(base)
         if vector.name is not None and not vector.reduced:
             lo, hi = bounds if bounds is not None else (int_expr(0), loops[vector.name])
-            unroll = most_unroll if all(_cheap(s) for s in steps) else 1
+            unroll = min(most_unroll, *(_unroll(s, target) for s in steps))
             for_vectors(
                 inner, space, vector.name, lo, hi, lanes, unroll, lambda e, s: _compute(e, steps, s, VectorRank(None), lanes)
             )
@@ -208,13 +208,19 @@ def emit_nest(
             _compute(inner, steps, space, vector, lanes)
 
 
-def _cheap(step: PointStep) -> bool:
-    """Whether several registers of it fit at once: a transcendental or a long expression takes many of its own."""
-    from dlc.ir.expr import walk
+_COSTLY = frozenset("exp exp2 tanh erf sigmoid".split())
+_VERY_COSTLY = frozenset("log log2 log1p expm1 sin cos tan pow atan atan2 sinh cosh asin acos asinh acosh atanh".split())
 
-    heavy = {"exp", "tanh", "erf", "log", "sin", "cos", "pow", "sigmoid", "tan", "lgamma", "log1p", "expm1"}
+
+def _unroll(step: PointStep, target: Target) -> int:
+    """How many registers of it fit at once: a function takes some of its own, a long expression many."""
     nodes = [n for e in step.scalars for n in walk(e)]
-    return len(nodes) <= 40 and not any(isinstance(n, Apply) and n.op in heavy for n in nodes)
+    ops = {n.op for n in nodes if isinstance(n, Apply)}
+    if len(nodes) > 40 or "lgamma" in ops:
+        return 1
+    if ops & _VERY_COSTLY:
+        return 2 if target.vector_registers >= 32 else 1
+    return UNROLL if target.vector_registers >= 32 or not ops & _COSTLY else 2
 
 
 def _compute(em: Emitter, steps: Sequence[PointStep], space: Space, vector: VectorRank, lanes: int) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from dlc.codegen.nest import PointStep, VectorRank, accumulate, for_vectors, keep, lanes_for
 from dlc.codegen.point import Emitter, Slot, Space, compute_type
 from dlc.codegen.tile import IndexCond
+from dlc.costmodel.tiles import MOST_TAPS
 from dlc.ir.expr import Access, Expr, accesses, transform
 from dlc.ir.extent import IntExpr, has_value, int_expr, maximum, minimum, split_linear, substitute, var, variables
 from dlc.ir.facts import Facts
@@ -26,8 +27,6 @@ from dlc.ir.monoid import MONOIDS
 if TYPE_CHECKING:
     from dlc.codegen.lower import KernelLowering, Lowered
 
-MOST_TAPS = 16
-"""Unrolled steps of the innermost loop."""
 WIDTH = 8
 """Points of a tile; with as many sums in registers the latency of an addition is hidden twice over."""
 MOST_EDGES = 6

@@ -124,6 +124,34 @@ class InputReader:
             raise UnusableInput(name=self.name, reason=f"{value} does not fit in {self.element.name}") from None
 
 
+class OutputWriter:
+    """Finds the memory of a place given for one output."""
+
+    __slots__ = ("_dtype", "_torch_dtype", "_torch_tensor", "element")
+
+    def __init__(self, element: ElementType) -> None:
+        self.element = element
+        self._dtype = result_dtype(element)
+        self._torch_dtype: Any = None
+        self._torch_tensor: Any = None
+
+    def __call__(self, place: Any, shape: tuple[int, ...] | None) -> int | None:
+        """Its address; None unless it is plainly fit: a contiguous, writable array or tensor of the type and shape."""
+        if type(place) is np.ndarray:
+            flags = place.flags
+            fit = place.dtype == self._dtype and place.shape == shape
+            return array_address(place) if fit and flags.c_contiguous and flags.aligned and flags.writeable else None
+        if self._torch_tensor is None and (torch := sys.modules.get("torch")) is not None:
+            self._torch_tensor = torch.Tensor
+            self._torch_dtype = getattr(torch, self.element.torch or "", None)
+        if type(place) is not self._torch_tensor or place.dtype is not self._torch_dtype or place.shape != shape:
+            return None
+        if not place.is_cpu or place.requires_grad or not place.is_contiguous():
+            return None
+        address = int(place.data_ptr())
+        return None if address % self.element.bytes else address
+
+
 def torch_name(dtype: Any) -> str:
     """The compiler's name of a torch type."""
     plain = str(dtype).removeprefix("torch.")

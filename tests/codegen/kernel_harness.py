@@ -63,8 +63,8 @@ def strategy(kernel: Kernel, program: Program, target: Target) -> str:
     low = KernelLowering(kernel, program.facts, target)
     if any(s.write is not None for s in low.steps):
         return "scatter"
-    if any({r.name for r in s.ranks} != set(kernel.outer) for s in low.steps):
-        return "blocks" if unrolls(low.steps, kernel.outer) else "rows"
+    if any(low.moving(s) != low.outer for s in low.steps):
+        return "blocks" if unrolls(low.steps, low.outer) else "rows"
     if find_contraction(low) is not None:
         return "contraction"
     return "window" if low.sliding() is not None else "points"

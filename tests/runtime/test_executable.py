@@ -117,6 +117,41 @@ def test_refusals_name_the_input_and_what_was_expected(exe):
     np.testing.assert_array_equal(exe(x=x), exe(x))  # a positional argument by name
 
 
+def test_plain_places_take_the_short_way(models, exe, monkeypatch):
+    """A fit array or tensor is written at once; whatever is out of the ordinary is looked at closely."""
+    torch = pytest.importorskip("torch")
+    close: list[object] = []
+    special = Executable._run_special
+
+    def look(self, *args):
+        close.append(args[-2])
+        return special(self, *args)
+
+    monkeypatch.setattr(Executable, "_run_special", look)
+    x = ramp(3, 4)
+    for place in (np.zeros((3, 4), np.float32), torch.zeros(3, 4)):
+        assert exe(x, out=place) is place
+        np.testing.assert_array_equal(np.asarray(place), expected(models, x))
+    assert not close
+    both = np.zeros(24, np.float32)
+    both[:12] = x.ravel()
+    odd = [
+        np.zeros((3, 8), np.float32)[:, ::2],
+        np.zeros((4, 3), np.float32),
+        np.zeros((3, 4), np.float64),
+        np.zeros(49, np.int8)[1:].view(np.float32).reshape(3, 4),
+        torch.zeros(3, 4, requires_grad=True),
+        torch.zeros(4, 3).T,
+    ]
+    for place in odd:
+        with pytest.raises(errors.BadOut):
+            exe(x, out=place)
+    given, place = both[:12].reshape(3, 4), both[4:16].reshape(3, 4)
+    exe(given, out=place)  # overlaps the input
+    np.testing.assert_array_equal(place, expected(models, x))
+    assert len(close) == len(odd) + 1
+
+
 def test_out(models, exe):
     torch = pytest.importorskip("torch")
     x = ramp(3, 4)
