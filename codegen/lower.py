@@ -24,7 +24,7 @@ from dlc.codegen.nest import (
 from dlc.codegen.point import Emitter, Storage
 from dlc.codegen.scatter import lower_scatter
 from dlc.codegen.target import Target
-from dlc.codegen.tile import Buffer, TileProgram
+from dlc.codegen.tile import Buffer, IndexCond, TileProgram
 from dlc.codegen.tile_build import Builder
 from dlc.codegen.unroll import unroll_block
 from dlc.codegen.window import Window, find_window, lower_window
@@ -32,7 +32,7 @@ from dlc.ir.blocked import unrolls
 from dlc.ir.dtype import DType
 from dlc.ir.einsum import Einsum, TensorType
 from dlc.ir.expr import walk
-from dlc.ir.extent import IntExpr, int_expr, minimum, substitute, var, variables
+from dlc.ir.extent import IntExpr, int_expr, maximum, minimum, substitute, var, variables
 from dlc.ir.facts import Facts, SymbolFact
 from dlc.ir.program import Kernel, cascade_types
 
@@ -187,10 +187,48 @@ class KernelLowering:
     ) -> Lowered:
         chunks = (extent + (CHUNK - 1)) // CHUNK
         base = self.task_base({**others, "chunk": chunks})
-        lo = base.pop("chunk") * CHUNK
-        bounds = (lo, minimum(lo + CHUNK, extent))
-        emit_nest(self.em, steps, {name: extent}, VectorRank(name), base, self.target, bounds)
+        first = base.pop("chunk") * CHUNK
+
+        def plain() -> None:
+            bounds = (first, minimum(first + CHUNK, extent))
+            emit_nest(self.em.scoped(), steps, {name: extent}, VectorRank(name), base, self.target, bounds)
+
+        large = self._exceeds_caches() if not others and all(s.reduce is None for s in steps) else False
+        if large is False:
+            plain()
+        elif large is True:
+            self._streamed(steps, name, extent, first, base)
+        else:
+            with self.builder.branch(large) as branch:
+                with branch.then():
+                    self._streamed(steps, name, extent, first, base)
+                with branch.orelse():
+                    plain()
         return self.finish(_product(others) * chunks, int_expr(per_point * CHUNK))
+
+    def _exceeds_caches(self) -> bool | IndexCond:
+        """Whether the results are larger than the last cache, so that their lines need not be fetched to be written."""
+        sizes = [self.types[r].elements * self.types[r].dtype.bytes for r in self.cascade.results]
+        total = int_expr(0)
+        for size in sizes:
+            total = total + size
+        if total.const is not None:
+            return total.const >= self.target.l3_bytes
+        return IndexCond(total, "ge", int_expr(self.target.l3_bytes))
+
+    def _streamed(
+        self, steps: list[PointStep], name: str, extent: IntExpr, first: IntExpr, base: dict[str, IntExpr]
+    ) -> None:
+        """A chunk written past the caches: moved up so that its stores are aligned; the first also does what lies before."""
+        em = self.em.scoped()
+        em.streaming = True
+        lead = self.builder.lead(self.cascade.results[0], self.target.line_bytes)
+        lo = first + lead
+        bounds = (lo, maximum(minimum(lo + CHUNK, extent), lo))
+        emit_nest(em, steps, {name: extent}, VectorRank(name), base, self.target, bounds)
+        with self.builder.branch(IndexCond(first, "eq", int_expr(0))) as branch, branch.then():
+            before = (int_expr(0), minimum(lead, extent))
+            emit_nest(self.em.scoped(), steps, {name: extent}, VectorRank(name), base, self.target, before)
 
     # --- rows ---
 

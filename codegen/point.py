@@ -112,6 +112,7 @@ class Emitter:
     Attributes:
         storage: tensors in memory.
         tiles: tensors of the current points held in registers, with the index they were computed at.
+        streaming: whether whole vectors are stored past the caches.
         assumed: pairs (index, extent), simplified, that are known to be within: what loop bounds and branches settle.
     """
 
@@ -122,11 +123,12 @@ class Emitter:
     dtypes: dict[str, DType] = field(default_factory=dict)
     memo: dict[object, str] = field(default_factory=dict)
     assumed: frozenset[tuple[IntExpr, IntExpr]] = frozenset()
+    streaming: bool = False
 
     def scoped(self) -> Emitter:
         """An emitter for a nested region: knows the tiles in scope, and keeps what it computes to itself."""
         tiles, memo = dict(self.tiles), dict(self.memo)
-        return Emitter(self.b, self.facts, self.storage, tiles, self.dtypes, memo, self.assumed)
+        return Emitter(self.b, self.facts, self.storage, tiles, self.dtypes, memo, self.assumed, self.streaming)
 
     def assuming(self, pairs: Iterable[tuple[IntExpr, IntExpr]]) -> Emitter:
         """As `scoped`, where the indices of `pairs` are within their extents."""
@@ -367,7 +369,8 @@ class Emitter:
             b.scatter(store.buffer, offsets, value, None if active is None else b.broadcast(active, space.tile(BOOL)))
             return
         start, lane_slope, slot_slopes = parts
-        b.store(store.buffer, start, value, slot_slopes, lane_slope, active)
+        past_caches = self.streaming and lane_slope.const == 1 and active is None
+        b.store(store.buffer, start, value, slot_slopes, lane_slope, active, past_caches)
 
     # --- indices as tiles ---
 

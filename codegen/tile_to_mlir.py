@@ -102,6 +102,12 @@ class _Lowering(Memory):
         value = self.tiles[s.src]
         self._bind(s.var, Scalars(self.e, 1).cast(value.registers[0], value.type.dtype, I64, "wrap"), nonneg=False)
 
+    def _lead(self, s: tile.Lead) -> None:
+        address = self.e.v(f"llvm.ptrtoint {self.pointers[s.buffer]} : !llvm.ptr to i64")
+        left = self._int("andi", self._int("subi", self._ci(0), address), self._ci(s.bytes - 1))
+        size = self.buffers[s.buffer].dtype.bytes
+        self._bind(s.var, self._int("shrui", left, self._ci(size.bit_length() - 1)), nonneg=True)
+
     def _op(self, s: tile.Op) -> None:
         types = tuple(self.tiles[a].type for a in s.args)
         result = tile.op_type(s.op, types)
