@@ -38,6 +38,7 @@ from dlc.runtime.pool import Pool, get_pool
 from dlc.runtime.profile import Profile, measure
 from dlc.runtime.tree import Flattener, flatten_out, unflattener
 from dlc.runtime.values import (
+    LENT_OUTPUT_BYTES,
     InputReader,
     OutputWriter,
     adopt,
@@ -46,6 +47,7 @@ from dlc.runtime.values import (
     copy_bytes,
     fresh_array,
     fresh_tensor,
+    lent_tensor,
 )
 
 MAX_PLANS: Final = 256
@@ -94,6 +96,7 @@ class Executable:
         self._planner = Planner(manifest, self.threads)
         self._plans: dict[Any, Plan] = {}
         self._slabs = SlabPool()
+        self._lent = SlabPool()
         self._lock = threading.Lock()
         _all.add(self)
         self._flatten = Flattener(manifest.in_tree, manifest.arg_names, len(manifest.inputs))
@@ -220,7 +223,11 @@ class Executable:
         results, targets = [], []
         for spec, planned in zip(self._spec.outputs, plan.outputs):
             assert planned.shape is not None
-            result, address = make(spec.element, planned.shape, planned.size_bytes)
+            if planned.size_bytes >= LENT_OUTPUT_BYTES:
+                kept = self._lent
+                result, address = lent_tensor(kept, spec.element, planned.shape, planned.size_bytes, torch=torch)
+            else:
+                result, address = make(spec.element, planned.shape, planned.size_bytes)
             results.append(result)
             targets.append(address)
         return results, targets

@@ -12,6 +12,7 @@ import pytest
 
 from dlc.runtime import errors
 from dlc.runtime.executable import Executable, load
+from dlc.runtime.values import array_address
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +151,27 @@ def test_plain_places_take_the_short_way(models, exe, monkeypatch):
     exe(given, out=place)  # overlaps the input
     np.testing.assert_array_equal(place, expected(models, x))
     assert len(close) == len(odd) + 1
+
+
+def test_large_results_lie_in_memory_of_earlier_ones(models, exe, monkeypatch):
+    """The memory comes back when the last array on it is gone, and not before."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr("dlc.runtime.executable.LENT_OUTPUT_BYTES", 40)
+    x = ramp(3, 4)
+    for given in (x, torch.from_numpy(x)):
+        first = exe(given)
+        part = first[1:]
+        where = array_address(np.asarray(first))
+        del first
+        second = exe(given)  # the view keeps the first one's memory
+        assert array_address(np.asarray(second)) != where
+        np.testing.assert_array_equal(np.asarray(part), expected(models, x)[1:])
+        del part
+        third = exe(given)
+        assert array_address(np.asarray(third)) == where
+        np.testing.assert_array_equal(np.asarray(third), expected(models, x))
+        np.testing.assert_array_equal(np.asarray(second), expected(models, x))
+        del second, third
 
 
 def test_out(models, exe):
