@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from dlc.codegen.host_code import PTR
 from dlc.codegen.host_launch import FIRST_WORD, FRAME, LAUNCH
 from dlc.codegen.host_memory import Check, Memory
+from dlc.codegen.pool import CALLERS
 from dlc.codegen.tile import TileProgram, arg_words
 from dlc.errors import Internal
 from dlc.ir.einsum import Einsum
@@ -176,6 +177,7 @@ class _Entry(Memory):
         ):
             entry.append(f"  {name}_at = llvm.getelementptr %frame[{word}] : ({PTR}) -> {PTR}, i64")
             entry.append(f"  {name} = llvm.load {name}_at : {PTR} -> {kind}")
+        entry.extend(_COUNT_IN)
         entry.append(f"  %error = llvm.getelementptr %frame[{FRAME['error']}] : ({PTR}) -> {PTR}, i64")
         for position, name in enumerate(self.frame_symbols[: self.static_symbols]):
             word = self.frame["symbols"] + position
@@ -191,6 +193,7 @@ class _Entry(Memory):
         code.store_word("%check", "%frame", FRAME["error"])
         code.jump("^exit")
         code.begin("^exit")
+        code.lines.append(_COUNT_OUT)
         code.emit(f"llvm.return {code.constant(0)} : i64")
         words = code.constant(self.max_words)
         entry.append(f"  %args = llvm.alloca {words} x i64 {{alignment = 64 : i64}} : (i64) -> {PTR}")
@@ -535,6 +538,24 @@ class _Entry(Memory):
                     block = self.malloc(of, code.constant(1), self.program.loc)
                     code.store_word(block, "%frame", word, PTR)
                     code.copy(block, self.address(output.tensor), self.bytes_of(of))
+
+
+# A call counts itself among those of its pool; without a pool, in a word of its own.
+_COUNT_IN = (
+    f"  %pool_at = llvm.getelementptr %frame[{FRAME['pool']}] : ({PTR}) -> {PTR}, i64",
+    f"  %pool = llvm.load %pool_at : {PTR} -> {PTR}",
+    f"  %no_pool = llvm.mlir.zero : {PTR}",
+    f'  %is_alone = llvm.icmp "eq" %pool, %no_pool : {PTR}',
+    "  %call_one = llvm.mlir.constant(1 : i32) : i32",
+    f"  %own_count = llvm.alloca %call_one x i32 : (i32) -> {PTR}",
+    f"  %pool_count = llvm.getelementptr %pool[{CALLERS}] : ({PTR}) -> {PTR}, i8",
+    f"  %callers = llvm.select %is_alone, %own_count, %pool_count : i1, {PTR}",
+    f"  %call_in = llvm.atomicrmw add %callers, %call_one seq_cst : {PTR}, i32",
+)
+_COUNT_OUT = (
+    "  %call_minus = llvm.mlir.constant(-1 : i32) : i32\n"
+    f"  %call_out = llvm.atomicrmw add %callers, %call_minus seq_cst : {PTR}, i32"
+)
 
 
 def library_name(stmt: Library, number: int) -> str:

@@ -9,7 +9,7 @@ scratch). A scatter is a kernel of its own.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dlc.codegen.contraction import find_contraction, lower_contraction
 from dlc.codegen.merge import merge_ranks
@@ -24,14 +24,15 @@ from dlc.codegen.nest import (
 from dlc.codegen.point import Emitter, Storage
 from dlc.codegen.scatter import lower_scatter
 from dlc.codegen.target import Target
-from dlc.codegen.tile import Buffer, TileProgram
+from dlc.codegen.tile import Buffer, IndexCond, TileProgram
 from dlc.codegen.tile_build import Builder
 from dlc.codegen.unroll import unroll_block
+from dlc.codegen.window import Window, find_window, lower_window
 from dlc.ir.blocked import unrolls
 from dlc.ir.dtype import DType
 from dlc.ir.einsum import Einsum, TensorType
 from dlc.ir.expr import walk
-from dlc.ir.extent import IntExpr, int_expr, minimum, var, variables
+from dlc.ir.extent import IntExpr, int_expr, maximum, minimum, substitute, var, variables
 from dlc.ir.facts import Facts, SymbolFact
 from dlc.ir.program import Kernel, cascade_types
 
@@ -67,8 +68,11 @@ class KernelLowering:
         self.kernel, self.target = kernel, target
         self.cascade = kernel.cascade
         self.types = cascade_types(self.cascade)
-        self.steps = [s for s in self.cascade.steps if isinstance(s, Einsum)]
-        assert len(self.steps) == len(self.cascade.steps), "scans are split into launches before lowering"
+        steps = [s for s in self.cascade.steps if isinstance(s, Einsum)]
+        assert len(steps) == len(self.cascade.steps), "scans are split into launches before lowering"
+        self.units = {r.name for s in steps for r in s.ranks if r.extent.const == 1}  # no loops: their index is 0
+        self.steps = [_at_zero(s, self.units) for s in steps]
+        self.outer = set(kernel.outer) - self.units
         self.scratch: list[Buffer] = []
         memory = {p.name for p in self.cascade.params} | set(self.cascade.results)
         self.storage = {n: Storage(n, self.types[n], self.types[n].strides) for n in self.types if n in memory}
@@ -81,20 +85,27 @@ class KernelLowering:
         if any(s.write is not None for s in self.steps):
             assert len(self.steps) == 1, "a scatter is a kernel of its own"
             return lower_scatter(self, self.steps[0])
-        outer = set(self.kernel.outer)
-        if any(r.extent.const == 0 for s in self.steps for r in s.ranks if r.name in outer):
+        if any(r.extent.const == 0 for s in self.steps for r in s.ranks if r.name in self.outer):
             return self.finish(int_expr(0), int_expr(0))  # no points, and a task number cannot be divided by 0
-        if all({r.name for r in s.ranks} == outer for s in self.steps):
+        if all(self.moving(s) == self.outer for s in self.steps):
             roles = find_contraction(self)
             return lower_contraction(self, roles) if roles is not None else self._points()
-        if unrolls(self.steps, self.kernel.outer):
+        if unrolls(self.steps, self.outer):
             return self._blocks()
         return self._rows()
 
     # --- steps and ranks ---
 
+    def moving(self, step: Einsum) -> set[str]:
+        """The free ranks of `step` that have more than one index."""
+        return {r.name for r in step.ranks} - self.units
+
+    def own_index(self, step: Einsum) -> tuple[IntExpr, ...]:
+        """Where a step writes at its point."""
+        return tuple(int_expr(0) if r.name in self.units else var(r.name) for r in step.ranks)
+
     def point_step(self, step: Einsum, stored: tuple[bool, ...]) -> PointStep:
-        index = tuple(var(r.name) for r in step.ranks)
+        index = self.own_index(step)
         return PointStep(step.outs, step.exprs, step.dtypes, step.reduce, step.where, index, stored)
 
     def stored(self, step: Einsum) -> tuple[bool, ...]:
@@ -104,17 +115,28 @@ class KernelLowering:
         """The kernel's outer ranks with extents, in the storage order of what it writes."""
         last = next(s for s in reversed(self.steps) if any(self.stored(s)))
         order = last.order or tuple(range(len(last.ranks)))
-        names = [last.ranks[d].name for d in order if last.ranks[d].name in self.kernel.outer]
+        names = [last.ranks[d].name for d in order if last.ranks[d].name in self.outer]
         extents = last.extents
         return {n: extents[n] for n in names}
 
     # --- points ---
 
-    def _points(self) -> Lowered:
+    def _merged(self) -> tuple[list[PointStep], dict[str, IntExpr], VectorRank]:
+        """The steps over ranks that were merged where they could be, and the rank of the lanes."""
         steps = [self.point_step(s, self.stored(s)) for s in self.steps]
         steps, ranks = merge_ranks(self.em, steps, self.outer_ranks())
-        vector = choose_vector(steps, ranks, self.em, self.target)
+        return steps, ranks, choose_vector(steps, ranks, self.em, self.target)
+
+    def sliding(self) -> Window | None:
+        """The window that a kernel of points slides, if it does."""
+        return find_window(*self._merged())
+
+    def _points(self) -> Lowered:
+        steps, ranks, vector = self._merged()
         free_vector = vector.name if not vector.reduced else None
+        window = find_window(steps, ranks, vector)
+        if window is not None and free_vector is not None:
+            return lower_window(self, steps, ranks, free_vector, window)
         others = {n: e for n, e in ranks.items() if n != free_vector}
         per_point = sum(_points_of(s) for s in steps)
         if free_vector is not None and _long(ranks[free_vector]) and not _many(others):
@@ -135,7 +157,7 @@ class KernelLowering:
 
     def _blocks(self) -> Lowered:
         """A block of points per task point, unrolled: `points` with as many steps as the block has points."""
-        steps = unroll_block(self.steps, self.kernel.outer, frozenset(self.cascade.results), self.em.facts)
+        steps = unroll_block(self.steps, self.outer, frozenset(self.cascade.results), self.em.facts)
         self.em.dtypes.update((o, d) for s in steps for o, d in zip(s.outs, s.dtypes, strict=True))
         self.em.facts = Facts(self.block_ranks(), self.em.facts.symbols)
         steps, ranks = merge_ranks(self.em, steps, self.block_ranks())
@@ -157,7 +179,7 @@ class KernelLowering:
         extents = {r.name: r.extent for s in self.steps for r in s.ranks}
         last = self.outer_ranks() if any(self.stored(s) for s in self.steps) else {}
         lanes = next(reversed(last), None)
-        names = [n for n in self.kernel.outer if n != lanes] + ([lanes] if lanes is not None else [])
+        names = [n for n in self.kernel.outer if n in self.outer and n != lanes] + ([lanes] if lanes is not None else [])
         return {n: extents[n] for n in names}
 
     def _chunked(
@@ -165,10 +187,48 @@ class KernelLowering:
     ) -> Lowered:
         chunks = (extent + (CHUNK - 1)) // CHUNK
         base = self.task_base({**others, "chunk": chunks})
-        lo = base.pop("chunk") * CHUNK
-        bounds = (lo, minimum(lo + CHUNK, extent))
-        emit_nest(self.em, steps, {name: extent}, VectorRank(name), base, self.target, bounds)
+        first = base.pop("chunk") * CHUNK
+
+        def plain() -> None:
+            bounds = (first, minimum(first + CHUNK, extent))
+            emit_nest(self.em.scoped(), steps, {name: extent}, VectorRank(name), base, self.target, bounds)
+
+        large = self._exceeds_caches() if not others and all(s.reduce is None for s in steps) else False
+        if large is False:
+            plain()
+        elif large is True:
+            self._streamed(steps, name, extent, first, base)
+        else:
+            with self.builder.branch(large) as branch:
+                with branch.then():
+                    self._streamed(steps, name, extent, first, base)
+                with branch.orelse():
+                    plain()
         return self.finish(_product(others) * chunks, int_expr(per_point * CHUNK))
+
+    def _exceeds_caches(self) -> bool | IndexCond:
+        """Whether the results are larger than the last cache, so that their lines need not be fetched to be written."""
+        sizes = [self.types[r].elements * self.types[r].dtype.bytes for r in self.cascade.results]
+        total = int_expr(0)
+        for size in sizes:
+            total = total + size
+        if total.const is not None:
+            return total.const >= self.target.l3_bytes
+        return IndexCond(total, "ge", int_expr(self.target.l3_bytes))
+
+    def _streamed(
+        self, steps: list[PointStep], name: str, extent: IntExpr, first: IntExpr, base: dict[str, IntExpr]
+    ) -> None:
+        """A chunk written past the caches: moved up so that its stores are aligned; the first also does what lies before."""
+        em = self.em.scoped()
+        em.streaming = True
+        lead = self.builder.lead(self.cascade.results[0], self.target.line_bytes)
+        lo = first + lead
+        bounds = (lo, maximum(minimum(lo + CHUNK, extent), lo))
+        emit_nest(em, steps, {name: extent}, VectorRank(name), base, self.target, bounds)
+        with self.builder.branch(IndexCond(first, "eq", int_expr(0))) as branch, branch.then():
+            before = (int_expr(0), minimum(lead, extent))
+            emit_nest(self.em.scoped(), steps, {name: extent}, VectorRank(name), base, self.target, before)
 
     # --- rows ---
 
@@ -179,7 +239,7 @@ class KernelLowering:
         base = self.task_base(outer)
         work = int_expr(0)
         for group in groups:
-            loops = {r.name: r.extent for r in group[0].ranks if r.name not in self.kernel.outer}
+            loops = {r.name: r.extent for r in group[0].ranks if r.name in self.moving(group[0]) - self.outer}
             steps = [self.point_step(s, tuple(o in self.storage for o in s.outs)) for s in group]
             vector = choose_vector(steps, loops, self.em, self.target)
             emit_nest(self.em, steps, loops, vector, base, self.target)
@@ -202,12 +262,14 @@ class KernelLowering:
         return groups
 
     def _joins(self, group: list[Einsum], step: Einsum) -> bool:
-        names = {r.name for r in step.ranks}
-        if {r.name for r in group[0].ranks} != names or step.reduce is not None and names - set(self.kernel.outer):
+        names = self.moving(step)
+        if self.moving(group[0]) != names:
             return False
+        if step.reduce is not None and (names - self.outer or any(s.reduce is not None for s in group)):
+            return False  # one fold in a nest: its reduced rank may have the lanes
         made = {o: s for s in group for o in s.outs}
         for a in step.accesses():
-            if a.tensor in made and a.index != tuple(var(r.name) for r in made[a.tensor].ranks):
+            if a.tensor in made and a.index != self.own_index(made[a.tensor]):
                 return False
         return True
 
@@ -215,12 +277,12 @@ class KernelLowering:
         """Scratch for local tensors with inner ranks that another nest reads."""
         for n, group in enumerate(groups):
             for step in group:
-                inner = [r for r in step.ranks if r.name not in self.kernel.outer]
+                inner = self.moving(step) - self.outer
                 for out in step.outs:
                     if out in self.cascade.results or not inner:
                         continue
                     if any(a.tensor == out for g in groups[n + 1 :] for s in g for a in s.accesses()):
-                        self._add_scratch(out, step, inner_names={r.name for r in inner})
+                        self._add_scratch(out, step, inner)
 
     def _add_scratch(self, name: str, step: Einsum, inner_names: set[str]) -> None:
         strides: list[IntExpr] = []
@@ -265,6 +327,18 @@ class KernelLowering:
             self.cascade.name, tuple(buffers + self.scratch), tuple(sorted(symbols)), tasks, "task", body, self.cascade.loc
         )
         return Lowered(tile, work)
+
+
+def _at_zero(step: Einsum, units: set[str]) -> Einsum:
+    """The step with 0 for the index of its ranks of extent 1."""
+    env = {r.name: int_expr(0) for r in step.ranks if r.name in units}
+    if not env:
+        return step
+    where = step.where.substitute(env) if step.where is not None else None
+    write = step.write
+    if write is not None:
+        write = replace(write, index=tuple(substitute(i, env) for i in write.index))
+    return replace(step, exprs=tuple(e.substitute(env) for e in step.exprs), where=where, write=write)
 
 
 def _product(ranks: Mapping[str, IntExpr]) -> IntExpr:

@@ -15,7 +15,7 @@ from dlc.codegen.target import Target
 from dlc.codegen.tile import TileType
 from dlc.ir.dtype import DType
 from dlc.ir.einsum import Reduce
-from dlc.ir.expr import Access, Apply, Const, Expr, accesses
+from dlc.ir.expr import Access, Apply, Const, Expr, accesses, walk
 from dlc.ir.extent import IntExpr, int_expr, split_linear
 from dlc.ir.monoid import MONOIDS, Monoid
 
@@ -200,7 +200,7 @@ def emit_nest(
         space = Space(base)
         if vector.name is not None and not vector.reduced:
             lo, hi = bounds if bounds is not None else (int_expr(0), loops[vector.name])
-            unroll = most_unroll if all(_cheap(s) for s in steps) else 1
+            unroll = min(most_unroll, *(_unroll(s, target) for s in steps))
             for_vectors(
                 inner, space, vector.name, lo, hi, lanes, unroll, lambda e, s: _compute(e, steps, s, VectorRank(None), lanes)
             )
@@ -208,13 +208,19 @@ def emit_nest(
             _compute(inner, steps, space, vector, lanes)
 
 
-def _cheap(step: PointStep) -> bool:
-    """Whether several registers of it fit at once: a transcendental or a long expression takes many of its own."""
-    from dlc.ir.expr import walk
+_COSTLY = frozenset("exp exp2 tanh erf sigmoid".split())
+_VERY_COSTLY = frozenset("log log2 log1p expm1 sin cos tan pow atan atan2 sinh cosh asin acos asinh acosh atanh".split())
 
-    heavy = {"exp", "tanh", "erf", "log", "sin", "cos", "pow", "sigmoid", "tan", "lgamma", "log1p", "expm1"}
+
+def _unroll(step: PointStep, target: Target) -> int:
+    """How many registers of it fit at once: a function takes some of its own, a long expression many."""
     nodes = [n for e in step.scalars for n in walk(e)]
-    return len(nodes) <= 40 and not any(isinstance(n, Apply) and n.op in heavy for n in nodes)
+    ops = {n.op for n in nodes if isinstance(n, Apply)}
+    if len(nodes) > 40 or "lgamma" in ops:
+        return 1
+    if ops & _VERY_COSTLY:
+        return 2 if target.vector_registers >= 32 else 1
+    return UNROLL if target.vector_registers >= 32 or not ops & _COSTLY else 2
 
 
 def _compute(em: Emitter, steps: Sequence[PointStep], space: Space, vector: VectorRank, lanes: int) -> None:
@@ -262,7 +268,7 @@ def _fold_loops(
 ) -> tuple[str, ...]:
     """Fold over all of `loops`, the last innermost, into `accs`."""
     if not loops:
-        return _accumulate(em, step, monoid, types, space, accs)
+        return accumulate(em, step, monoid, types, space, accs)
     name = next(iter(loops))
     rest = {n: e for n, e in loops.items() if n != name}
     extent = loops[name]
@@ -298,7 +304,7 @@ def _fold_lanes(
     def main(inner: Emitter, at: Space, acc: str) -> str:
         with inner.b.loop(along, 0, whole, width * lanes, carries=(acc,)) as loop:
             here = replace(at.at(along, loop.index), vector=along, lanes=lanes, slots=(*at.slots, Slot(along, width, lanes)))
-            loop.yields(*_accumulate(inner.scoped(), step, monoid, (dtype,), here, loop.carries))
+            loop.yields(*accumulate(inner.scoped(), step, monoid, (dtype,), here, loop.carries))
         return loop.results[0]
 
     def rest(inner: Emitter, at: Space, acc: str) -> str:
@@ -309,7 +315,7 @@ def _fold_lanes(
             scoped = inner.scoped()
             mask = None if left is not None and left % lanes == 0 else scoped.b.mask(lanes, extent - loop.index)
             here = replace(at.at(along, loop.index), vector=along, lanes=lanes, mask=mask)
-            loop.yields(*_accumulate(scoped, step, monoid, (dtype,), here, loop.carries))
+            loop.yields(*accumulate(scoped, step, monoid, (dtype,), here, loop.carries))
         return loop.results[0]
 
     def nested(inner: Emitter, at: Space, loops: dict[str, IntExpr], accs: tuple[str, str]) -> tuple[str, str]:
@@ -335,9 +341,10 @@ def _without_slots(em: Emitter, tile: str, axis: int) -> str:
     return em.b.slice(tile, *(0 for _ in type_.slots)) if type_.slots else tile
 
 
-def _accumulate(
+def accumulate(
     em: Emitter, step: PointStep, monoid: Monoid, types: tuple[DType, ...], space: Space, accs: tuple[str, ...]
 ) -> tuple[str, ...]:
+    """The partial results `accs` with the points of `space` folded in."""
     b = em.b
     where = em.value(step.where, space) if step.where is not None else None
     exists = where

@@ -7,7 +7,8 @@ broadcast, a contiguous, a strided or a gathered load, by the slope of its flat 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -111,7 +112,8 @@ class Emitter:
     Attributes:
         storage: tensors in memory.
         tiles: tensors of the current points held in registers, with the index they were computed at.
-        checks: check ids for out-of-range gathers are made from `check_prefix` and the tensor's name.
+        streaming: whether whole vectors are stored past the caches.
+        assumed: pairs (index, extent), simplified, that are known to be within: what loop bounds and branches settle.
     """
 
     b: Builder
@@ -120,10 +122,20 @@ class Emitter:
     tiles: dict[str, tuple[tuple[IntExpr, ...], str]] = field(default_factory=dict)
     dtypes: dict[str, DType] = field(default_factory=dict)
     memo: dict[object, str] = field(default_factory=dict)
+    assumed: frozenset[tuple[IntExpr, IntExpr]] = frozenset()
+    streaming: bool = False
 
     def scoped(self) -> Emitter:
         """An emitter for a nested region: knows the tiles in scope, and keeps what it computes to itself."""
-        return Emitter(self.b, self.facts, self.storage, dict(self.tiles), self.dtypes, dict(self.memo))
+        tiles, memo = dict(self.tiles), dict(self.memo)
+        return Emitter(self.b, self.facts, self.storage, tiles, self.dtypes, memo, self.assumed, self.streaming)
+
+    def assuming(self, pairs: Iterable[tuple[IntExpr, IntExpr]]) -> Emitter:
+        """As `scoped`, where the indices of `pairs` are within their extents."""
+        inner = self.scoped()
+        inner.assumed = self.assumed | set(pairs)
+        inner.memo = {}  # what was guarded is not any more
+        return inner
 
     def dtype(self, tensor: str) -> DType:
         return self.storage[tensor].type.dtype if tensor in self.storage else self.dtypes[tensor]
@@ -247,12 +259,12 @@ class Emitter:
             if trust_plain and not gathered:
                 continue
             inner = self.facts.simplify(i)
-            if not gathered and self.facts.within(inner, extent):
+            if not gathered and ((inner, extent) in self.assumed or self.facts.within(inner, extent)):
                 continue
             checked = checked or gathered
-            if gathered or not self.facts.nonneg(inner):
+            if gathered or not (self.facts.nonneg(inner) or self._always("ge", inner, space)):
                 guard = self._and(self._compare("ge", inner, int_expr(0), space, mask), guard)
-            if gathered or not self.facts.less(inner, extent):
+            if gathered or not (self.facts.less(inner, extent) or self._always("lt", inner - extent, space)):
                 guard = self._and(self._compare("lt", inner, extent, space, mask), guard)
         return guard, checked
 
@@ -260,8 +272,28 @@ class Emitter:
         names = variables(left) | variables(right)
         key = ("cmp", op, left, right, space.vector, space.lanes, space.slots, _base_key(space, names), mask)
         if key not in self.memo:
-            self.memo[key] = self.b.op(op, self.index(left, space, mask), self.index(right, space, mask))
+            known = self._decided(op, left - right, space)
+            self.memo[key] = known or self.b.op(op, self.index(left, space, mask), self.index(right, space, mask))
         return self.memo[key]
+
+    def _always(self, op: str, difference: IntExpr, space: Space) -> bool:
+        """Whether `difference op 0` is a known truth in every slot of the tile."""
+        numbers = _numbers(difference, space)
+        return numbers is not None and all(n < 0 if op == "lt" else n >= 0 for n in numbers[1].values())
+
+    def _decided(self, op: str, difference: IntExpr, space: Space) -> str | None:
+        """The tile of `difference op 0` (lt or ge) when it is a known number in every slot; else None."""
+        numbers = _numbers(difference, space)
+        if numbers is None:
+            return None
+        shape, known = numbers
+
+        def level(slot: tuple[int, ...]) -> str:
+            if len(slot) == len(shape):
+                return self.b.const(BOOL, known[slot] < 0 if op == "lt" else known[slot] >= 0)
+            return self.b.stack(*(level((*slot, k)) for k in range(shape[len(slot)])))
+
+        return level(())
 
     def flat(self, store: Storage, index: tuple[IntExpr, ...]) -> IntExpr:
         """Element offset of `index`, simplified under the ranks' bounds."""
@@ -353,7 +385,8 @@ class Emitter:
             b.scatter(store.buffer, offsets, value, None if active is None else b.broadcast(active, space.tile(BOOL)))
             return
         start, lane_slope, slot_slopes = parts
-        b.store(store.buffer, start, value, slot_slopes, lane_slope, active)
+        past_caches = self.streaming and lane_slope.const == 1 and active is None
+        b.store(store.buffer, start, value, slot_slopes, lane_slope, active, past_caches)
 
     # --- indices as tiles ---
 
@@ -452,6 +485,20 @@ def _moves(atom: Atom, moving: frozenset[str]) -> bool:
     if isinstance(atom, Value):
         return True  # read as a tile, whatever its shape
     return not variables(IntExpr((((atom,), 1),))).isdisjoint(moving) or has_value(IntExpr((((atom,), 1),)))
+
+
+def _numbers(e: IntExpr, space: Space) -> tuple[tuple[int, ...], dict[tuple[int, ...], int]] | None:
+    """The shape of the slots that `e` varies in, and its value in each; None when it is not known or varies in lanes."""
+    parts = affine_parts(e, space) if not has_value(e) else None
+    if parts is None or parts[0].const is None or parts[1].const != 0:
+        return None
+    steps = [s.const for s in parts[2]]
+    start, known = parts[0].const, [s or 0 for s in steps]
+    if None in steps:
+        return None
+    shape = tuple(s.count if step else 1 for s, step in zip(space.slots, known, strict=True))
+    slots = itertools.product(*map(range, shape))
+    return shape, {slot: start + sum(k * s for k, s in zip(slot, known, strict=True)) for slot in slots}
 
 
 def affine_parts(offset: IntExpr, space: Space) -> tuple[IntExpr, IntExpr, tuple[IntExpr, ...]] | None:

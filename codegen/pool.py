@@ -14,6 +14,7 @@ SPIN, and starts `threads - 1` threads that each call `worker_loop(state, id)` f
     byte   96  i64  CHUNKS
     byte  128  i64  DONE        chunks finished of this job
     byte  192  i32  BUSY        1 while a caller owns the pool
+    byte  196  i32  CALLERS     calls of executables under way
     byte  256  i64  THREADS     size of the team, the caller included; set once by the runtime
     byte  264  i64  SPIN        polls (a `pause` each) before a worker sleeps; set once by the runtime
     byte  320  i64  NEXT[t]     one cache line (64 bytes) per thread: generation << 32 | next chunk of its range
@@ -29,7 +30,8 @@ same data in every call; a thread that has finished its own range takes chunks f
 compare-and-swap on a word that holds the generation too. A worker that comes late can therefore never take a chunk of
 a job whose description it has not read: the caller first closes every range under the new generation, then writes the
 description, then opens the ranges. Nobody waits for sleeping workers; the caller waits only for chunks that somebody
-has taken. A caller that finds the pool busy runs its job alone, as thread 0 of its own scratch memory.
+has taken. A caller that finds the pool busy, or as many calls under way as there are threads, runs its job alone, as thread 0
+of its own scratch memory: callers that have a core each would only wait for workers that have none.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ GRAIN = 88
 CHUNKS = 96
 DONE = 128
 BUSY = 192
+CALLERS = 196
 THREADS = 256
 SPIN = 264
 NEXT = 320
@@ -163,7 +166,12 @@ llvm.func @parallel_for(%s: !llvm.ptr, %kernel: !llvm.ptr, %args: !llvm.ptr, %ta
   {_at("%threads_at", THREADS)}
   %threads = llvm.load %threads_at : !llvm.ptr -> i64
   %single = llvm.icmp "sle" %threads, %c1 : i64
-  llvm.cond_br %single, ^alone, ^acquire
+  {_at("%callers_at", CALLERS)}
+  %callers = llvm.load %callers_at atomic monotonic {{alignment = 4 : i64}} : !llvm.ptr -> i32
+  %calls = llvm.zext %callers : i32 to i64
+  %others = llvm.icmp "sge" %calls, %threads : i64
+  %crowded = llvm.or %single, %others : i1
+  llvm.cond_br %crowded, ^alone, ^acquire
 ^acquire:
   {_at("%busy_at", BUSY)}
   %pair = llvm.cmpxchg %busy_at, %free, %one acquire monotonic : !llvm.ptr, i32
@@ -231,7 +239,7 @@ llvm.func @parallel_for(%s: !llvm.ptr, %kernel: !llvm.ptr, %args: !llvm.ptr, %ta
   llvm.br ^work
 ^work:
   %mine = llvm.call @take_chunks(%s, %c0, %generation) : (!llvm.ptr, i64, i32) -> i64
-  %others = llvm.atomicrmw add %done_at, %mine acq_rel : !llvm.ptr, i64
+  %past = llvm.atomicrmw add %done_at, %mine acq_rel : !llvm.ptr, i64
   llvm.br ^wait(%c0 : i64)
 ^wait(%polls: i64):
   %done = llvm.load %done_at atomic acquire {{alignment = 8 : i64}} : !llvm.ptr -> i64

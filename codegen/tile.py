@@ -133,6 +133,18 @@ class IndexOf:
 
 
 @dataclass(frozen=True, slots=True)
+class Lead:
+    """Bind index variable `var` to the elements of `buffer` before the first whose address is a multiple of `bytes`.
+
+    It lies in 0 .. bytes / element size - 1; no result may depend on which. The interpreter, which has no addresses, says 0.
+    """
+
+    var: str
+    buffer: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """dst[s..., l] = buffer[offset + sum(s_i * slot_strides_i) + l * lane_stride], `pad` where the mask is false.
 
@@ -343,7 +355,7 @@ class Check:
 
 
 Stmt: TypeAlias = (
-    Const | Iota | FromIndex | IndexOf | Load | Gather | Store | Scatter | Op | Cast | Bitcast | Broadcast | Slice
+    Const | Iota | FromIndex | IndexOf | Lead | Load | Gather | Store | Scatter | Op | Cast | Bitcast | Broadcast | Slice
     | Stack | Reduce | Mask | For | If | While | Prefetch | Check
 )  # fmt: skip
 

@@ -128,6 +128,12 @@ class Builder:
         self.emit(tile.IndexOf(name, src))
         return var(name)
 
+    def lead(self, buffer: str, size_bytes: int) -> IntExpr:
+        """Elements of `buffer` before the first at a multiple of `size_bytes` in memory."""
+        name = self.fresh("v")
+        self.emit(tile.Lead(name, buffer, size_bytes))
+        return var(name)
+
     def load(
         self,
         type_: TileType,

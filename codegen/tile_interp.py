@@ -106,6 +106,9 @@ class _Machine:
     def _indexof(self, s: tile.IndexOf) -> None:
         self.env[s.var] = int(self.tiles[s.src].reshape(()).item())
 
+    def _lead(self, s: tile.Lead) -> None:
+        self.env[s.var] = 0
+
     def _op(self, s: tile.Op) -> None:
         args = [self.tiles[a] for a in s.args]
         result = tile.op_type(s.op, tuple(map(self.type_of, s.args)))

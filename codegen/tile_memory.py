@@ -64,6 +64,9 @@ class Memory(Values):
     def _is_true(self, mask: str | None) -> bool:
         return mask is None or self.e.literals.get(mask) == 1
 
+    def _is_false(self, mask: str | None) -> bool:
+        return mask is not None and self.e.literals.get(mask) == 0
+
     def _read(self, type_text: str, pointer: str, size: int) -> str:
         return self.e.result(f"llvm.load {pointer} {{alignment = {size} : i64}} : !llvm.ptr -> {type_text}")
 
@@ -82,7 +85,7 @@ class Memory(Values):
         return self.e.const(int(value), "i8", lanes) if dtype == BOOL else Scalars(self.e, lanes).constant(dtype, value)
 
     def _guarded(self, mask: str, type_text: str, pointer: str, size: int, pad: str) -> str:
-        """A scalar load under a scalar condition."""
+        """A load under a scalar condition; without it the memory is not touched at all."""
         e, name = self.e, self.e.name()
         e.do(f"{name} = scf.if {mask} -> ({type_text}) {{")
         with e.region():
@@ -98,9 +101,34 @@ class Memory(Values):
         registers = []
         for slot in slots(s.type):
             mask = self._register(s.mask, slot, lanes) if s.mask else None
+            if self._is_false(mask):
+                pad = self._storage_constant(dtype, s.pad, lanes)
+                registers.append(self._from_storage(pad, dtype, lanes))
+                continue
             pointer = self._address(s.buffer, self._slot_offset(s, slot))
+            if mask is not None and lanes > 1 and self.tiles[s.mask or ""].type.lanes == 1 and not self._is_true(mask):
+                registers.append(self._load_all_or_none(s, dtype, lanes, pointer, slot))
+                continue
             registers.append(self._load_register(s, dtype, lanes, pointer, mask))
         self._define(s.dst, s.type, registers)
+
+    def _load_all_or_none(
+        self, s: tile.Load, dtype: DType, lanes: int, pointer: str, slot: tuple[int, ...]
+    ) -> str:
+        """A vector under one condition: a branch. A masked load with no lane on would cost a fault that the processor
+        handles itself, over a thousand cycles, wherever its address is not mapped.
+        """
+        e, name = self.e, self.e.name()
+        text = Scalars(e, lanes).type(dtype)
+        pad = self._from_storage(self._storage_constant(dtype, s.pad, lanes), dtype, lanes)
+        e.do(f"{name} = scf.if {self._register(s.mask or '', slot, 1)} -> ({text}) {{")
+        with e.region():
+            e.do(f"scf.yield {self._load_register(s, dtype, lanes, pointer, None)} : {text}")
+        e.do("} else {")
+        with e.region():
+            e.do(f"scf.yield {pad} : {text}")
+        e.do("}")
+        return name
 
     def _load_register(self, s: tile.Load, dtype: DType, lanes: int, pointer: str, mask: str | None) -> str:
         e, size, element = self.e, dtype.bytes, storage_element(dtype)

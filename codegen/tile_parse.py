@@ -152,6 +152,9 @@ class _Build(Transformer[Token, Any]):
     def index_of(self, name: Token, src: Token) -> tile.IndexOf:
         return tile.IndexOf(str(name), str(src))
 
+    def lead(self, name: Token, buffer: Token, size: Token) -> tile.Lead:
+        return tile.Lead(str(name), str(buffer), int(size))
+
     def place(self, offset: IntExpr, *rest: IntExpr | None) -> tuple[IntExpr, tuple[IntExpr, ...], IntExpr]:
         *slots, lane = [r for r in rest if r is not None]
         return offset, tuple(slots), lane

@@ -17,6 +17,7 @@ from dlc.codegen.tile import (
     If,
     IndexOf,
     Iota,
+    Lead,
     Load,
     Mask,
     Op,
@@ -143,6 +144,8 @@ def show_stmt(stmt: Stmt) -> str:
             return f"{stmt.dst} = index {stmt.dtype} {stmt.expr}"
         case IndexOf():
             return f"let {stmt.var} = {stmt.src}"
+        case Lead():
+            return f"let {stmt.var} = lead {stmt.buffer} {stmt.bytes}"
         case Load():
             place = _show_place(stmt.offset, stmt.slot_strides, stmt.lane_stride)
             return f"{stmt.dst} = load {stmt.type} {stmt.buffer}{place}{_show_masked(stmt.mask, stmt.pad)}"

@@ -102,17 +102,38 @@ class _Lowering(Memory):
         value = self.tiles[s.src]
         self._bind(s.var, Scalars(self.e, 1).cast(value.registers[0], value.type.dtype, I64, "wrap"), nonneg=False)
 
+    def _lead(self, s: tile.Lead) -> None:
+        address = self.e.v(f"llvm.ptrtoint {self.pointers[s.buffer]} : !llvm.ptr to i64")
+        left = self._int("andi", self._int("subi", self._ci(0), address), self._ci(s.bytes - 1))
+        size = self.buffers[s.buffer].dtype.bytes
+        self._bind(s.var, self._int("shrui", left, self._ci(size.bit_length() - 1)), nonneg=True)
+
     def _op(self, s: tile.Op) -> None:
         types = tuple(self.tiles[a].type for a in s.args)
         result = tile.op_type(s.op, types)
         assert isinstance(result, TileType)
         scalars = Scalars(self.e, result.lanes)
         dtype = types[-1].dtype
-        registers = [
-            scalars.op(s.op, dtype, tuple(self._register(a, slot, result.lanes) for a in s.args))
-            for slot in slots(result)
-        ]
+        registers = []
+        for slot in slots(result):
+            args = tuple(self._register(a, slot, result.lanes) for a in s.args)
+            registers.append(self._known(s.op, result, args) or scalars.op(s.op, dtype, args))
         self._define(s.dst, result, registers)
+
+    def _known(self, op: str, result: TileType, args: tuple[str, ...]) -> str | None:
+        """The register that is the result because a condition among `args` is known; None when none is."""
+        truth = [self.e.literals.get(a) for a in args]
+        if op == "select" and truth[0] is not None:
+            return args[1] if truth[0] else args[2]
+        if result.dtype != BOOL:
+            return None
+        if op == "not" and truth[0] is not None:
+            return self.e.const(not truth[0], "i1", result.lanes)
+        if op == "and":
+            for own, other in ((0, 1), (1, 0)):
+                if truth[own] is not None:
+                    return args[other] if truth[own] else args[own]
+        return None
 
     def _cast(self, s: tile.Cast) -> None:
         value = self.tiles[s.src]

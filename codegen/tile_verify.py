@@ -19,7 +19,7 @@ MAX_LANES = 64
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.$]*")
 # words of the text form that can follow a statement or begin one: as a name there they could not be read back
 _RESERVED = frozenset(
-    "let store scatter for if when while prefetch check yield test and step carry unroll mask pad op nontemporal else do"
+    "let lead store scatter for if when while prefetch check yield test and step carry unroll mask pad op nontemporal else do"
     " loc min max from lanes slot below true false inf nan".split()
 )
 
@@ -172,6 +172,13 @@ class _Verifier:
                 src = self.type_of(s.src)
                 self.name(s.var)
                 self.need(src.is_scalar and src.dtype.is_int, f"'{s.src}' is {src}, not a scalar integer")
+                self.need(s.var not in self.indices and s.var not in self.tiles, f"'{s.var}' is already defined")
+                self.indices.add(s.var)
+            case tile.Lead():
+                size = self.buffer(s.buffer).dtype.bytes
+                self.name(s.var)
+                fine = s.bytes >= size and s.bytes & (s.bytes - 1) == 0
+                self.need(fine, f"{s.bytes} is no power of two that holds an element of {size} bytes")
                 self.need(s.var not in self.indices and s.var not in self.tiles, f"'{s.var}' is already defined")
                 self.indices.add(s.var)
             case tile.Load():

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from dlc.codegen.mlir_text import Emitter, vector_type
+from dlc.codegen.mlir_text import Emitter, float_text, vector_type
 
 # (exp(r) - 1 - r) / r^2 on |r| <= ln2/2
 _EXP_Q = (0.5, 0.16666576266288757, 0.04166655242443085, 0.008363292552530766, 0.0013926326064392924)
@@ -56,6 +56,45 @@ _ERF_LARGE = (
     0.00032044152612797916, -1.1302375793457031, -0.6318145394325256, -0.11009448021650314, 0.026431018486618996,
     -0.00476357527077198, 0.0005977434921078384, -4.6177912736311555e-05, 1.6435697034467012e-06,
 )  # fmt: skip
+# erf(k/4 + t) as a polynomial in t, |t| <= 1/8, for k = 0 .. 15: the coefficients of each power, by k
+_ERF_TABLE = (
+    (
+        0.0, 0.27632638812065125, 0.5204998850822449, 0.7111556529998779, 0.8427007794380188, 0.9229001402854919,
+        0.9661051630973816, 0.9866716861724854, 0.9953222870826721, 0.9985373020172119, 0.9995930194854736,
+        0.9998993873596191, 0.9999778866767883, 0.9999957084655762, 0.9999992847442627, 0.9999998807907104,
+    ),
+    (
+        1.128379225730896, 1.060014247894287, 0.8787826895713806, 0.6429311037063599, 0.41510748863220215,
+        0.23652112483978271, 0.11893028765916824, 0.05277499556541443, 0.02066698484122753, 0.00714231887832284,
+        0.002178284339606762, 0.0005862775142304599, 0.00013925321400165558, 2.918909740401432e-05,
+        5.3994517656974494e-06, 8.814390639599878e-07,
+    ),
+    (
+        2.0980307624540728e-07, -0.26499879360198975, -0.43938785791397095, -0.48220038414001465,
+        -0.41510453820228577, -0.2956567406654358, -0.17840175330638885, -0.09236103296279907, -0.04133967310190201,
+        -0.01607467234134674, -0.0054381173104047775, -0.0016144613036885858, -0.0004118364886380732,
+        -9.771470649866387e-05, -2.6017318305093795e-05, -1.8998837276740232e-06,
+    ),
+    (
+        -0.37613898515701294, -0.3091968894004822, -0.1464892327785492, 0.02677069418132305, 0.1383698284626007,
+        0.16753458976745605, 0.13875246047973633, 0.09015826135873795, 0.048223450779914856, 0.021724624559283257,
+        0.008350006304681301, 0.002760248025879264, 0.000789018755313009, 0.00019577307102736086,
+        4.228291072649881e-05, 7.966106750245672e-06,
+    ),
+    (
+        0.0002509452751837671, 0.12607741355895996, 0.18208521604537964, 0.1503531038761139, 0.06910689920186996,
+        -0.005538014229387045, -0.04395923390984535, -0.047709934413433075, -0.03414518013596535,
+        -0.01890270784497261, -0.009056999348104, -0.003172744996845722, -0.0013597813667729497,
+        -0.00014497451775241643, 0.00029550728504545987, -8.612122474005446e-05,
+    ),
+    (
+        0.11111534386873245, 0.0811241865158081, 0.008714073337614536, -0.05201493203639984, -0.06897009909152985,
+        -0.04705994203686714, -0.014967218041419983, 0.00647506071254611, 0.013008780777454376, 0.010642947629094124,
+        0.006130434572696686, 0.0027735934127122164, 0.0010271486826241016, 0.0003184687811881304,
+        8.372010779567063e-05, 1.8819231627276167e-05,
+    ),
+)  # fmt: skip
+_ERF_END = 3.874
 # (atan(x)/x - 1) / z on 0 .. 1 and (asin(x)/x - 1) / z on 0 .. 1/2, z = x^2
 _ATAN_P = (
     -0.3333333432674408, 0.19999989867210388, -0.14285318553447723, 0.11104706674814224, -0.09036742150783539,
@@ -231,6 +270,17 @@ class Vec:
         half = self.iop("shrsi", n, self.ci(1))
         first = self.mul(p, self.power_of_two(half))
         return self.mul(first, self.power_of_two(self.iop("subi", n, half)))
+
+    @property
+    def has_lookup(self) -> bool:
+        return self.element == "f32" and self.lanes == 16 and self.e.target.name == "avx512"
+
+    def lookup(self, table: tuple[float, ...], index: str) -> str:
+        """table[index mod 16], one instruction."""
+        entries = ", ".join(float_text(x, "f32") for x in table)
+        whole = self.e.head_value(f"arith.constant dense<[{entries}]> : {self.type}")
+        t = f"({self.type}, {self.int_type}) -> {self.type}"
+        return self.e.v(f'llvm.call_intrinsic "llvm.x86.avx512.permvar.sf.512"({whole}, {index}) : {t}')
 
     def log_parts(self, x: str) -> tuple[str, str]:
         """(f, e) with x = (1 + f) * 2^e and sqrt(1/2) <= 1 + f < sqrt(2), for positive finite x."""
@@ -515,11 +565,24 @@ def _acos(v: Vec, x: str) -> str:
 
 def _erf(v: Vec, x: str) -> str:
     a = v.abs(x)
+    if v.has_lookup:
+        return v.copysign(_erf_by_table(v, v.clamp(a, None, _ERF_END)), x)
     z = v.mul(x, x)
     small = v.fma(x, v.horner(_ERF_SMALL, v.clamp(z, None, 1.0)), x)
     b = v.clamp(a, None, 4.0)
     large = v.sub(v.c(1.0), _exp(v, v.horner(_ERF_LARGE, b)))
     return v.select(v.cmp("olt", a, v.c(0.925)), small, v.copysign(large, x))
+
+
+def _erf_by_table(v: Vec, a: str) -> str:
+    """For 0 <= a <= _ERF_END: half of what two polynomials and an exponential cost, and it needs no choice between them."""
+    magic = 1.5 * 2.0**v.mantissa
+    u = v.fma(a, v.c(4.0), v.c(magic))  # the low bits are the number of the nearest quarter
+    t = v.fma(v.sub(u, v.c(magic)), v.c(-0.25), a)
+    p = v.lookup(_ERF_TABLE[-1], v.bits(u))
+    for table in _ERF_TABLE[-2::-1]:
+        p = v.fma(p, t, v.lookup(table, v.bits(u)))
+    return p
 
 
 def _rsqrt(v: Vec, x: str) -> str:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dlc.ir.extent import IntExpr
 
+MOST_TAPS = 16
+"""Steps of a sliding window that a register tile has unrolled, at most."""
+
 
 def panel_columns(extent: IntExpr, lanes: int, registers: int) -> int:
     """Columns of a packed panel: the width of 3, 4, 2 or 1 vectors that wastes the fewest of `extent` columns.

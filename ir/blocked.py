@@ -96,7 +96,8 @@ def unrolls(steps: Sequence[Einsum], outer: Iterable[str]) -> bool:
             return False
         nodes += points * unrolled_nodes(step.expr)
         made |= dict.fromkeys(step.outs, step)
-    return any(r.name not in tasks for s in steps for r in s.ranks) and nodes <= MOST_NODES
+    inner = any(r.name not in tasks and r.extent.const != 1 for s in steps for r in s.ranks)
+    return inner and nodes <= MOST_NODES
 
 
 def _points(step: Einsum, tasks: set[str], blocks: Mapping[str, Block]) -> int | None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+from dlc.costmodel.tiles import MOST_TAPS
 from dlc.ir.blocked import block_of, blocked_ranks, told_apart, unrolls
 from dlc.ir.einsum import Einsum, Rank, Reduce, Scan, Step, TensorType, Write
 from dlc.ir.expr import Expr, index_value, rename_tensors
@@ -65,13 +66,14 @@ class _Group:
     """A kernel in the making.
 
     Attributes:
-        ranks: for each step, its own rank names renamed to the group's.
-        outer: the group's task ranks.
+        tiled: whether its first step computes several points at a time (a contraction, a window), so that only what is
+            point-wise over the same points may follow.
+        outer: the group's task ranks; ranks of one index are never among them.
         dims: for each tensor made here, the group's rank name of every dimension.
     """
 
     number: int
-    contraction: bool
+    tiled: bool
     alone: bool
     steps: list[Einsum] = field(default_factory=list)
     outer: dict[str, IntExpr] = field(default_factory=dict)
@@ -80,7 +82,7 @@ class _Group:
 
     @property
     def has_inner(self) -> bool:
-        return any(r.name not in self.outer for s in self.steps for r in s.ranks)
+        return any(r.name not in self.outer for s in self.steps for r in _moving(s))
 
 
 class _Fusion:
@@ -179,11 +181,11 @@ class _Fusion:
                     if number in g.depends:
                         g.depends |= group.depends
                 return group
-        contraction = is_contraction(step)
-        group = _Group(len(groups), contraction, step.write is not None, depends=closure)
+        tiled = is_contraction(step) or is_window(step)
+        group = _Group(len(groups), tiled, step.write is not None, depends=closure)
         renamed = _rename_ranks(step, {r.name: f"x{n}" for n, r in enumerate(step.ranks)}, f"_{len(groups)}_0")
         group.steps.append(renamed)
-        group.outer = {r.name: r.extent for r in renamed.ranks}
+        group.outer = {r.name: r.extent for r in _moving(renamed)}
         short = told_apart(renamed)
         if short and unrolls([renamed], group.outer.keys() - short):
             group.outer = {n: e for n, e in group.outer.items() if n not in short}
@@ -196,19 +198,19 @@ class _Fusion:
         """Whether `step` can run inside the group; adds it if so."""
         if group.alone or step.write is not None or is_contraction(step) or len(group.steps) >= self.options.max_steps:
             return False
-        if group.contraction and (step.reduce is not None or len(step.outs) > 1):
+        if group.tiled and (step.reduce is not None or len(step.outs) > 1):
             return False
         aligned = self._align(group, step)
         if aligned is None:
             return False
         outer, names = aligned
-        if not group.contraction and self._join_block(group, step, outer, names):
+        if not group.tiled and self._join_block(group, step, outer, names):
             return True
         if not outer.keys() <= set(names.values()):
             return False  # only a block follows a task without having its rank
         whole = set(outer) == set(group.outer)
-        extra = [r for r in step.ranks if names.get(r.name) not in outer]
-        if group.contraction and (not whole or extra):
+        extra = [r for r in _moving(step) if names.get(r.name) not in outer]
+        if group.tiled and (not whole or extra):
             return False
         rows = not whole or bool(extra) or group.has_inner
         if rows and not self._rows_pay(group, step, outer, names):
@@ -279,7 +281,7 @@ class _Fusion:
         return kept, names
 
     def _rows_pay(self, group: _Group, step: Einsum, outer: dict[str, IntExpr], names: dict[str, str]) -> bool:
-        if group.contraction:
+        if group.tiled:
             return False
         tasks = 1
         for e in outer.values():
@@ -287,11 +289,11 @@ class _Fusion:
         bytes_ = unknown = 0
         steps = [*group.steps, _rename_ranks(step, names, "_probe")]
         for s in steps:
-            inner = [r for r in s.ranks if r.name not in outer]
+            inner = [r for r in _moving(s) if r.name not in outer]
             if not inner:
                 continue
             order = s.order or tuple(range(len(s.ranks)))
-            if s.ranks[order[-1]].name in outer:
+            if [s.ranks[d] for d in order if s.ranks[d].extent.const != 1][-1].name in outer:
                 return False  # the rows are not contiguous
             size = s.dtype.bytes
             for r in inner:
@@ -339,6 +341,11 @@ class _Fusion:
         return tuple(Symbol(n[1:], f.lo, f.hi, f.divisor, f.below) for n, f in facts.items())
 
 
+def _moving(step: Einsum) -> list[Rank]:
+    """Free ranks of more than one index."""
+    return [r for r in step.ranks if r.extent.const != 1]
+
+
 def _rows_contiguous(step: Einsum, outer: dict[str, IntExpr], types: dict[str, TensorType]) -> bool:
     """Whether what a step with inner or reduced ranks reads from memory has one of them innermost."""
     inner = {r.name for r in step.all_ranks} - set(outer)
@@ -347,7 +354,8 @@ def _rows_contiguous(step: Einsum, outer: dict[str, IntExpr], types: dict[str, T
     wide = [a for a in step.accesses() if a.tensor in types and len(a.index) > 1 and a.variables & inner]
     for a in wide:
         type_ = types[a.tensor]
-        last = (type_.order or tuple(range(type_.rank)))[-1]
+        order = type_.order or tuple(range(type_.rank))
+        last = next((d for d in reversed(order) if type_.shape[d].const != 1), order[-1])
         if a.index[last].const is None and not variables(a.index[last]) & inner:
             return False
     return True
@@ -363,6 +371,17 @@ def is_contraction(step: Einsum) -> bool:
         return False
     free = {r.name for r in step.ranks if r.extent.const != 1}
     return bool(free & (a.variables ^ b.variables))
+
+
+def is_window(step: Einsum) -> bool:
+    """Whether the step slides a window: an index moves with a free rank and with a reduced one."""
+    if step.reduce is None or len(step.outs) != 1:
+        return False
+    free = {r.name for r in _moving(step)}
+    taps = {r.name for r in step.reduced if r.extent.const is not None and 1 < r.extent.const <= MOST_TAPS}
+    return any(
+        variables(i) & free and variables(i) & taps and not has_value(i) for a in step.accesses() for i in a.index
+    )
 
 
 def _reads_after(body: Sequence[Stmt], at_end: set[str]) -> list[set[str]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from dlc.ir.domain import unconditional_accesses
 from dlc.ir.dtype import I64
-from dlc.ir.einsum import Einsum, Scan, Step
+from dlc.ir.einsum import Einsum, Scan, Step, TensorType
 from dlc.ir.errors import NotInBounds
 from dlc.ir.expr import (
     Access,
@@ -120,7 +120,7 @@ class _Inliner:
                 return None
             if not self._worthwhile(producer, consumer, e) or not self._keeps_checks(e, producer, facts):
                 return None
-            return inline_access(e, producer, facts)
+            return inline_access(e, producer, facts, self.types)
 
         exprs = tuple(transform(e, visit) for e in consumer.exprs)
         where = transform(consumer.where, visit) if consumer.where is not None else None
@@ -235,12 +235,18 @@ def _inner_access(e: Expr) -> Access | None:
     return e if isinstance(e, Access) else None
 
 
-def inline_access(access: Access, producer: Einsum, facts: Facts) -> Expr:
-    """The producer's expression at the access's index; a default becomes a guarded piece unless the bounds are proven."""
+def inline_access(
+    access: Access, producer: Einsum, facts: Facts, types: Mapping[str, TensorType] | None = None
+) -> Expr:
+    """The producer's expression at the access's index; a default becomes a guarded piece unless the bounds are proven,
+    or the producer only moves dimensions about.
+    """
     env = {r.name: i for r, i in zip(producer.ranks, access.index, strict=True)}
     inner = producer.expr.substitute(env)
     if access.default is None:
         return inner
+    if isinstance(inner, Access) and inner.default is None and types and _same_bounds(producer, access, facts, types):
+        return Access(inner.tensor, inner.index, access.default)
     guards: list[Expr] = []
     for i, r in zip(access.index, producer.ranks, strict=True):
         if not facts.nonneg(i):
@@ -253,6 +259,22 @@ def inline_access(access: Access, producer: Einsum, facts: Facts) -> Expr:
     for g in guards[1:]:
         guard = apply("and", guard, g)
     return Piecewise(((guard, inner),), access.default)
+
+
+def _same_bounds(producer: Einsum, access: Access, facts: Facts, types: Mapping[str, TensorType]) -> bool:
+    """Whether the one access that the producer is leaves its tensor exactly where `access` leaves the producer."""
+    source = producer.expr
+    assert isinstance(source, Access)
+    extents = producer.extents
+    covered: set[str] = set()
+    for i, size in zip(source.index, types[source.tensor].shape, strict=True):
+        if i.const is not None:
+            continue
+        if not isinstance(i.atom, Var) or extents.get(i.atom.name) != size:
+            return False
+        covered.add(i.atom.name)
+    open_ = [r for i, r in zip(access.index, producer.ranks, strict=True) if not facts.within(i, r.extent)]
+    return all(r.name in covered for r in open_)
 
 
 def _transform_index(e: IntExpr, visit: Callable[[Expr], Expr | None]) -> IntExpr:

@@ -362,28 +362,34 @@ class _Preparation:
         return None if best == tuple(range(len(step.ranks))) else best
 
     def _followed_order(self, step: Einsum) -> tuple[int, ...] | None:
-        """The order of the widest operand read with the step's own free ranks."""
-        if len(step.ranks) < 2:
+        """The order of the widest operand read with the step's own free ranks.
+
+        Row-major operands whose dimensions are named in another order are followed too, where no copy has to put the result
+        right: by a reduction, and by a point-wise step that reads two of them and no other.
+        """
+        found = self._operand_orders(step)
+        laid_out = [(rank, order) for rank, order, plain in found.values() if not plain]
+        if not laid_out and step.out not in self.whole and (step.reduce is not None or len(found) > 1):
+            orders = {order for _, order, _ in found.values()}
+            laid_out = [(0, order) for order in orders if len(orders) == 1 or step.reduce is not None]
+        if not laid_out:
             return None
-        names = [r.name for r in step.ranks]
-        single = [r.name for r in step.ranks if r.extent.const == 1]  # an index of it is 0 after simplification
-        best: tuple[int, tuple[int, ...]] | None = None
-        for e in step.exprs:
-            for a in accesses(e):
-                type_ = self.types[a.tensor]
-                if type_.order is None:
-                    continue
-                dims = [_free_name(i, names) for i in a.index]
-                followed = [n for d in type_.order if (n := dims[d]) is not None]
-                followed = [n for n in single if n not in followed] + followed
-                if len(set(followed)) != len(names) or len(followed) != len(names):
-                    continue
-                order = tuple(names.index(n) for n in followed)
-                if best is None or type_.rank > best[0]:
-                    best = (type_.rank, order)
-        if best is None or best[1] == tuple(range(len(names))):
-            return None
-        return best[1]
+        best = max(laid_out, key=lambda found: found[0])[1]
+        return None if best == tuple(range(len(step.ranks))) else best
+
+    def _operand_orders(self, step: Einsum) -> dict[str, tuple[int, tuple[int, ...], bool]]:
+        """(rank, order of the step's ranks, whether it is row-major) of operands that all free ranks move, by tensor."""
+        names = [r.name for r in step.ranks if r.extent.const != 1]  # the others lie anywhere
+        units = tuple(d for d, r in enumerate(step.ranks) if r.extent.const == 1)
+        places = {r.name: d for d, r in enumerate(step.ranks)}
+        found: dict[str, tuple[int, tuple[int, ...], bool]] = {}
+        for a in (a for e in step.exprs for a in accesses(e) if len(names) > 1):
+            type_ = self.types[a.tensor]
+            dims = [_free_name(i, names) for i in a.index]
+            followed = [name for d in type_.order or range(type_.rank) if (name := dims[d]) is not None]
+            if sorted(followed) == sorted(names) and a.tensor not in found:
+                found[a.tensor] = (type_.rank, (*units, *(places[n] for n in followed)), type_.order is None)
+        return found
 
     def _with_order(self, step: Einsum, order: tuple[int, ...] | None) -> list[Step]:
         """The step storing its result in `order`; where something needs it row-major, a copy follows."""

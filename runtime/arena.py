@@ -102,7 +102,13 @@ class SlabPool:
 
     def take(self, size_bytes: int) -> Slab:
         """A slab of at least `size_bytes`; the caller owns it until `give`."""
-        small = []
+        try:
+            slab = self._idle.pop()
+        except IndexError:
+            return Slab(size_bytes)
+        if slab.size_bytes >= size_bytes:
+            return slab
+        small = [slab]
         found = None
         while True:
             try:
@@ -124,7 +130,7 @@ class SlabPool:
 
     def give(self, slab: Slab) -> None:
         """Hand `slab` back for the next call."""
-        idle = self.idle_bytes
+        idle = self.idle_bytes if self._idle else 0
         if idle + slab.size_bytes <= (KEEP_BYTES if idle else KEEP_ONE_BYTES):
             self._idle.append(slab)
 

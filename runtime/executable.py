@@ -38,13 +38,16 @@ from dlc.runtime.pool import Pool, get_pool
 from dlc.runtime.profile import Profile, measure
 from dlc.runtime.tree import Flattener, flatten_out, unflattener
 from dlc.runtime.values import (
+    LENT_OUTPUT_BYTES,
     InputReader,
+    OutputWriter,
     adopt,
     array_address,
     as_tensor,
     copy_bytes,
     fresh_array,
     fresh_tensor,
+    lent_tensor,
 )
 
 MAX_PLANS: Final = 256
@@ -93,11 +96,13 @@ class Executable:
         self._planner = Planner(manifest, self.threads)
         self._plans: dict[Any, Plan] = {}
         self._slabs = SlabPool()
+        self._lent = SlabPool()
         self._lock = threading.Lock()
         _all.add(self)
         self._flatten = Flattener(manifest.in_tree, manifest.arg_names, len(manifest.inputs))
         self._nest = unflattener(manifest.out_tree)
         self._readers = tuple(InputReader(spec) for spec in manifest.inputs)
+        self._writers = tuple(OutputWriter(spec.element) for spec in manifest.outputs)
         self._plain = not manifest.dynamic and all(s.alias is None and not s.dynamic for s in manifest.outputs)
         self._header = self._frame_header()
 
@@ -198,6 +203,12 @@ class Executable:
                 status = self._entry(context.address)
                 if status or frame[_ERROR]:
                     raise self._failure(status, frame[_ERROR])
+            elif self._plain and (direct := self._direct(plan, addresses, out)) is not None:
+                results, targets = direct
+                frame[spec.outputs : spec.outputs + len(targets)] = targets
+                status = self._entry(context.address)
+                if status or frame[_ERROR]:
+                    raise self._failure(status, frame[_ERROR])
             else:
                 results = self._run_special(plan, context, inputs, addresses, out, torch)
             if symbols is not None:
@@ -212,10 +223,33 @@ class Executable:
         results, targets = [], []
         for spec, planned in zip(self._spec.outputs, plan.outputs):
             assert planned.shape is not None
-            result, address = make(spec.element, planned.shape, planned.size_bytes)
+            if planned.size_bytes >= LENT_OUTPUT_BYTES:
+                kept = self._lent
+                result, address = lent_tensor(kept, spec.element, planned.shape, planned.size_bytes, torch=torch)
+            else:
+                result, address = make(spec.element, planned.shape, planned.size_bytes)
             results.append(result)
             targets.append(address)
         return results, targets
+
+    def _direct(self, plan: Plan, addresses: list[int], out: Any) -> tuple[list[Any], list[int]] | None:
+        """The places of out= and their addresses; None where anything is out of the ordinary, an error included."""
+        given: list[Any] = [None] * len(self._writers)
+        if not flatten_out(self._spec.out_tree, out, given):
+            return None
+        targets: list[int] = []
+        busy = [(a, a + size) for a, size in zip(addresses, plan.input_bytes)]
+        for place, write, planned in zip(given, self._writers, plan.outputs):
+            target = write(place, planned.shape)
+            if target is None:
+                return None
+            end = target + planned.size_bytes
+            for low, high in busy:
+                if target < high and low < end:
+                    return None
+            busy.append((target, end))
+            targets.append(target)
+        return given, targets
 
     def _run_special(
         self, plan: Plan, context: Context, inputs: Sequence[Any], addresses: list[int], out: Any, torch: bool

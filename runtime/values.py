@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from dlc.runtime.arena import SlabPool
 from dlc.runtime.dtypes import ELEMENT_TYPES, ElementType, accepts, name_of, result_dtype
 from dlc.runtime.elf import libc
 from dlc.runtime.errors import NotEnoughMemory, UnusableInput, WrongDtype
@@ -21,6 +22,8 @@ from dlc.runtime.manifest import TensorSpec
 _char_at: Any = ctypes.c_char.from_buffer
 _address_of = ctypes.addressof
 
+LENT_OUTPUT_BYTES: Final = 1 << 23
+"""Results from this size on lie in memory that is kept; smaller ones the C library keeps by itself."""
 ALIGNED_OUTPUT_BYTES: Final = 1 << 14
 """Results from this size on start at a cache line: stores of whole vectors are then never split."""
 
@@ -124,6 +127,34 @@ class InputReader:
             raise UnusableInput(name=self.name, reason=f"{value} does not fit in {self.element.name}") from None
 
 
+class OutputWriter:
+    """Finds the memory of a place given for one output."""
+
+    __slots__ = ("_dtype", "_torch_dtype", "_torch_tensor", "element")
+
+    def __init__(self, element: ElementType) -> None:
+        self.element = element
+        self._dtype = result_dtype(element)
+        self._torch_dtype: Any = None
+        self._torch_tensor: Any = None
+
+    def __call__(self, place: Any, shape: tuple[int, ...] | None) -> int | None:
+        """Its address; None unless it is plainly fit: a contiguous, writable array or tensor of the type and shape."""
+        if type(place) is np.ndarray:
+            flags = place.flags
+            fit = place.dtype == self._dtype and place.shape == shape
+            return array_address(place) if fit and flags.c_contiguous and flags.aligned and flags.writeable else None
+        if self._torch_tensor is None and (torch := sys.modules.get("torch")) is not None:
+            self._torch_tensor = torch.Tensor
+            self._torch_dtype = getattr(torch, self.element.torch or "", None)
+        if type(place) is not self._torch_tensor or place.dtype is not self._torch_dtype or place.shape != shape:
+            return None
+        if not place.is_cpu or place.requires_grad or not place.is_contiguous():
+            return None
+        address = int(place.data_ptr())
+        return None if address % self.element.bytes else address
+
+
 def torch_name(dtype: Any) -> str:
     """The compiler's name of a torch type."""
     plain = str(dtype).removeprefix("torch.")
@@ -153,6 +184,33 @@ def fresh_tensor(element: ElementType, shape: tuple[int, ...], size_bytes: int) 
     except (RuntimeError, MemoryError):
         raise NotEnoughMemory(needed=size_bytes, what="an output") from None
     return tensor, tensor.data_ptr()
+
+
+class _Lent:
+    """Memory of a pool of slabs, handed back with the last array on it."""
+
+    __slots__ = ("__array_interface__", "_pool", "_slab")
+
+    def __init__(self, pool: SlabPool, size_bytes: int) -> None:
+        self._pool, self._slab = pool, pool.take(size_bytes)
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": (size_bytes,),
+            "typestr": "|u1",
+            "data": (self._slab.base, False),
+        }
+
+    def __del__(self) -> None:
+        if (slab := getattr(self, "_slab", None)) is not None:
+            self._pool.give(slab)
+
+
+def lent_tensor(
+    pool: SlabPool, element: ElementType, shape: tuple[int, ...], size_bytes: int, *, torch: bool
+) -> tuple[Any, int]:
+    """A new array or tensor on memory of earlier results that are gone: the system need not map and clear it again."""
+    raw = np.asarray(_Lent(pool, size_bytes))
+    return as_tensor(raw, element, shape, torch=torch), array_address(raw)
 
 
 class _Owned:

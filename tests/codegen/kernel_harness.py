@@ -59,13 +59,15 @@ class Ran:
 
 
 def strategy(kernel: Kernel, program: Program, target: Target) -> str:
-    """'scatter', 'contraction', 'points', 'blocks' or 'rows', by the tests that `KernelLowering.run` makes."""
+    """'scatter', 'contraction', 'window', 'points', 'blocks' or 'rows', by the tests that `KernelLowering.run` makes."""
     low = KernelLowering(kernel, program.facts, target)
     if any(s.write is not None for s in low.steps):
         return "scatter"
-    if any({r.name for r in s.ranks} != set(kernel.outer) for s in low.steps):
-        return "blocks" if unrolls(low.steps, kernel.outer) else "rows"
-    return "contraction" if find_contraction(low) is not None else "points"
+    if any(low.moving(s) != low.outer for s in low.steps):
+        return "blocks" if unrolls(low.steps, low.outer) else "rows"
+    if find_contraction(low) is not None:
+        return "contraction"
+    return "window" if low.sliding() is not None else "points"
 
 
 def random_arrays(program: Program, sizes: Mapping[str, int], seed: int = 0) -> list[Array]:

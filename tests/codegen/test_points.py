@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,18 @@ def test_a_long_rank_is_shared_out_in_chunks(target: Target) -> None:
         ran = check(text, {"n": n}, target=target, interpret=n == 4097)
     (lowered,) = ran.lowered.values()
     assert str(lowered.tile.tasks) == "((#n + 4095) // 4096)"
+
+
+def test_results_larger_than_the_caches_are_written_past_them() -> None:
+    """Known sizes are decided when compiled, others in the call; either way the first stores lead up to a whole line."""
+    small = replace(AVX512, l3_bytes=40_000)
+    text = "cascade f(X: f32[n], Y: f32[n]) -> (O) { O[n] = X[n] * Y[n] + 1.0 }"
+    for n in (0, 1, 9999, 10_000, 10_001, 12_287, 12_288, 12_300):
+        (tile,) = check(text, {"n": n}, target=small, interpret=n > 12_000).tiles
+        assert "if 4*#n >= 40000" in tile and " nontemporal" in tile
+    for n, streams in ((9_000, False), (12_289, True)):
+        (tile,) = check(text.replace("[n]", f"[n:{n}]", 3).replace(f"f32[n:{n}]", f"f32[{n}]"), target=small).tiles
+        assert (" nontemporal" in tile, "if 4*" in tile) == (streams, False)
 
 
 def test_many_small_ranks_become_one() -> None:

@@ -114,6 +114,19 @@ def test_callers_at_once_and_sleeping_workers(team: Team) -> None:
     assert (counts == 200).all()
 
 
+def test_callers_that_have_a_core_each_work_alone(team: Team) -> None:
+    """With as many calls under way as threads, no job is shared: its generation stays what it was."""
+    generation, callers = (ctypes.c_int32.from_address(team.state + at) for at in (pool.GENERATION, pool.CALLERS))
+    threads = ctypes.c_int64.from_address(team.state + pool.THREADS).value
+    counts = np.zeros(64, np.int64)
+    args = np.array([counts.ctypes.data], np.int64)
+    for under_way, shared in ((threads - 1, threads > 1), (threads, False), (threads + 1, False), (0, threads > 1)):
+        before, callers.value = generation.value, under_way
+        team.repeat("count", args.ctypes.data, 64, 1, 10)
+        assert generation.value - before == 10 * shared, (under_way, threads)
+    assert (counts == 40).all()
+
+
 def test_a_chunk_number_fits_32_bits() -> None:
     team, workers = start(2)
     team.repeat("nothing", 0, 1 << 40, 1, 1)  # would be 2**40 chunks of one task

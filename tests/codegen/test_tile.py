@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from dlc.ir.extent import IntExpr, int_expr, maximum, minimum, sym, var
 from dlc.ir.loc import Loc
 
 sys.path.insert(0, str(Path(__file__).parent))
+from native_loader import load
 from tile_harness import compare
 
 T = var("t")
@@ -287,6 +289,24 @@ def test_nontemporal_stores_need_no_alignment() -> None:
     assert "movnt" in (compile_mlir(lower(p, AVX512), AVX512, want_asm=True).asm or "")
 
 
+def test_lead_is_the_way_to_the_next_line() -> None:
+    """Elements are skipped up to a multiple of 64 bytes, wherever the buffer lies: the stores after them are aligned."""
+    b = Builder({"A": F32, "R": F32, "L": I32})
+    lead = b.lead("R", 64)
+    b.store("L", T, b.from_index(lead, I32))
+    b.store("R", lead, b.load(V16, "A", 0))
+    p = program(b, {"A": ("in", 16), "R": ("out", 100), "L": ("out", 1)})
+    function = load(compile_mlir(lower(p, AVX512), AVX512).object)[p.name]
+    call = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(function)
+    for shift in range(0, 64, 4):
+        memory = np.zeros(1024, np.int8)
+        at = (shift - memory.ctypes.data) % 64
+        a, r, n = data(F32, 16), memory[at : at + 400].view(np.float32), np.zeros(1, np.int32)
+        call(np.array([x.ctypes.data for x in (a, r, n)]).ctypes.data, 0, 1, 0)
+        assert 4 * int(n[0]) == -r.ctypes.data % 64
+        np.testing.assert_array_equal(r[n[0] : n[0] + 16], a)
+
+
 # -- what the generated code looks like ------------------------------------------------------------------------------
 
 
@@ -404,6 +424,7 @@ FLAT = st.one_of(
     st.builds(tile.Iota, NAMES, DT, st.integers(1, 64), INDEX),
     st.builds(tile.FromIndex, NAMES, DT, INDEX),
     st.builds(tile.IndexOf, NAMES, NAMES),
+    st.builds(tile.Lead, NAMES, NAMES, st.sampled_from([16, 64])),
     st.builds(tile.Load, NAMES, TYPES, NAMES, INDEX, STRIDES, INDEX, MASKS, VALUES),
     st.builds(tile.Gather, NAMES, NAMES, NAMES, MASKS, VALUES),
     st.builds(tile.Store, NAMES, INDEX, NAMES, STRIDES, INDEX, MASKS, st.booleans()),

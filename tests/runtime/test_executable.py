@@ -12,6 +12,7 @@ import pytest
 
 from dlc.runtime import errors
 from dlc.runtime.executable import Executable, load
+from dlc.runtime.values import array_address
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,62 @@ def test_refusals_name_the_input_and_what_was_expected(exe):
             call()
         assert error.value.code.startswith("DLC05")
     np.testing.assert_array_equal(exe(x=x), exe(x))  # a positional argument by name
+
+
+def test_plain_places_take_the_short_way(models, exe, monkeypatch):
+    """A fit array or tensor is written at once; whatever is out of the ordinary is looked at closely."""
+    torch = pytest.importorskip("torch")
+    close: list[object] = []
+    special = Executable._run_special
+
+    def look(self, *args):
+        close.append(args[-2])
+        return special(self, *args)
+
+    monkeypatch.setattr(Executable, "_run_special", look)
+    x = ramp(3, 4)
+    for place in (np.zeros((3, 4), np.float32), torch.zeros(3, 4)):
+        assert exe(x, out=place) is place
+        np.testing.assert_array_equal(np.asarray(place), expected(models, x))
+    assert not close
+    both = np.zeros(24, np.float32)
+    both[:12] = x.ravel()
+    odd = [
+        np.zeros((3, 8), np.float32)[:, ::2],
+        np.zeros((4, 3), np.float32),
+        np.zeros((3, 4), np.float64),
+        np.zeros(49, np.int8)[1:].view(np.float32).reshape(3, 4),
+        torch.zeros(3, 4, requires_grad=True),
+        torch.zeros(4, 3).T,
+    ]
+    for place in odd:
+        with pytest.raises(errors.BadOut):
+            exe(x, out=place)
+    given, place = both[:12].reshape(3, 4), both[4:16].reshape(3, 4)
+    exe(given, out=place)  # overlaps the input
+    np.testing.assert_array_equal(place, expected(models, x))
+    assert len(close) == len(odd) + 1
+
+
+def test_large_results_lie_in_memory_of_earlier_ones(models, exe, monkeypatch):
+    """The memory comes back when the last array on it is gone, and not before."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr("dlc.runtime.executable.LENT_OUTPUT_BYTES", 40)
+    x = ramp(3, 4)
+    for given in (x, torch.from_numpy(x)):
+        first = exe(given)
+        part = first[1:]
+        where = array_address(np.asarray(first))
+        del first
+        second = exe(given)  # the view keeps the first one's memory
+        assert array_address(np.asarray(second)) != where
+        np.testing.assert_array_equal(np.asarray(part), expected(models, x)[1:])
+        del part
+        third = exe(given)
+        assert array_address(np.asarray(third)) == where
+        np.testing.assert_array_equal(np.asarray(third), expected(models, x))
+        np.testing.assert_array_equal(np.asarray(second), expected(models, x))
+        del second, third
 
 
 def test_out(models, exe):
