@@ -64,8 +64,8 @@ class _Products:
         return drop_dead(program) if program is not self.program else program
 
     def uniform(self, e: Expr) -> Expr | None:
-        """The literal that a constant of bytes holds everywhere: zero points are often one number, and that 0."""
-        if not isinstance(e, Access) or e.tensor not in self.consts or self.types[e.tensor].dtype not in BYTES:
+        """The literal that a constant of integers holds everywhere: zero points are often one number, and that 0."""
+        if not isinstance(e, Access) or e.tensor not in self.consts or not self.types[e.tensor].dtype.is_int:
             return None
         if e.tensor not in self.literals:
             array = np.asarray(self.program.data[e.tensor]) if e.tensor in self.program.data else np.empty(0)

@@ -60,7 +60,7 @@ def _integer(e: Expr, types: Mapping[str, TensorType]) -> Expr | None:
     match e:
         case Const(value, dtype) if dtype in _WIDE and float(value).is_integer() and abs(value) < 1 << 24:
             return const(int(value), I32)
-        case Cast(dtype, Const(value, source)) if dtype in _WIDE and source in BYTES:
+        case Cast(dtype, Const(value, source)) if dtype in _WIDE and source.is_int and abs(value) < 1 << 24:
             return const(int(value), I32)
         case Cast(dtype, Access() as read) if dtype in _WIDE and types[read.tensor].dtype in BYTES:
             return Cast(I32, read, "wrap")
