@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from dlc.ir.dtype import F32, F64, I8, I32, U8, DType
 from dlc.ir.einsum import Einsum, TensorType
 from dlc.ir.expr import Access, Apply, Cast, Const, Expr, apply, const
-from dlc.ir.extent import Var
+from dlc.ir.extent import Var, var
 
 BYTES = (I8, U8)
 _WIDE = (I32, F32, F64)
@@ -85,6 +85,7 @@ def through(read: Access, producer: Einsum, types: Mapping[str, TensorType]) -> 
     found = quantised(producer.expr, types)
     if found is None or found.byte.default is not None:
         return None
+    found = replace(found, byte=_with_unit_ranks(found.byte, producer, types[found.byte.tensor]))
     env = {r.name: i for r, i in zip(producer.ranks, read.index, strict=True)}
     moved = Quantised(*(None if e is None else e.substitute(env) for e in (found.byte, found.zero, found.scale)))  # type: ignore[arg-type]
     if read.default is None:
@@ -96,6 +97,16 @@ def through(read: Access, producer: Einsum, types: Mapping[str, TensorType]) -> 
     if not _same_elements(found.byte, producer, types[found.byte.tensor]):
         return None
     return replace(moved, byte=replace(moved.byte, default=const(zero, dtype)))
+
+
+def _with_unit_ranks(byte: Access, producer: Einsum, type_: TensorType) -> Access:
+    """The read with ranks of extent 1 back where simplification left 0, so that no index is lost."""
+    spare = [r.name for r in producer.ranks if r.extent.const == 1 and r.name not in byte.variables]
+    index = list(byte.index)
+    for d, (i, n) in enumerate(zip(byte.index, type_.shape, strict=True)):
+        if i.const == 0 and n.const == 1 and spare:
+            index[d] = var(spare.pop(0))
+    return replace(byte, index=tuple(index))
 
 
 def _same_elements(byte: Access, producer: Einsum, type_: TensorType) -> bool:
