@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from dlc.ir.blocked import block_of, blocked_ranks, told_apart, unrolls
 from dlc.ir.einsum import Einsum, Rank, Reduce, Scan, Step, TensorType, Write
-from dlc.ir.expr import Expr, index_value, rename_tensors
+from dlc.ir.expr import Access, Expr, index_value, rename_tensors, transform
 from dlc.ir.extent import IntExpr, Value, Var, has_value, rebuild, substitute, sym, var, variables
 from dlc.ir.facts import SymbolFact
 from dlc.ir.program import (
@@ -173,7 +173,7 @@ class _Fusion:
             others = sources - {number}
             if any(number in groups[h].depends for h in others):
                 continue  # joining would make a cycle
-            if self._join(group, step):
+            if self._join(group, _with_unit_ranks(step, group)):
                 group.depends |= closure - {number}
                 for g in groups:
                     if number in g.depends:
@@ -335,6 +335,30 @@ class _Fusion:
             used = more
         facts = {n: self.facts.get(n, SymbolFact()) for n in sorted(used)}
         return tuple(Symbol(n[1:], f.lo, f.hi, f.divisor, f.below) for n, f in facts.items())
+
+
+def _with_unit_ranks(step: Einsum, group: _Group) -> Einsum:
+    """The step reading what the group makes at its own ranks of extent 1, where simplification left 0."""
+    units = [r.name for r in step.ranks if r.extent.const == 1]
+    if not units:
+        return step
+    extents = {r.name: r.extent for s in group.steps for r in s.ranks}
+
+    def visit(e: Expr) -> Expr | None:
+        dims = group.dims.get(e.tensor) if isinstance(e, Access) and e.default is None else None
+        if dims is None or not isinstance(e, Access):
+            return None
+        spare = [n for n in units if n not in e.variables]
+        index = list(e.index)
+        for d, (c, i) in enumerate(zip(dims, e.index, strict=True)):
+            if i.const == 0 and extents[c].const == 1 and spare:
+                same = step.ranks[d].name if d < len(step.ranks) and step.ranks[d].name in spare else spare[0]
+                index[d] = var(same)
+                spare.remove(same)
+        return replace(e, index=tuple(index)) if tuple(index) != e.index else None
+
+    exprs = tuple(transform(e, visit) for e in step.exprs)
+    return step if exprs == step.exprs else replace(step, exprs=exprs)
 
 
 def _rows_contiguous(step: Einsum, outer: dict[str, IntExpr], types: dict[str, TensorType]) -> bool:
