@@ -22,7 +22,9 @@ def default_pipeline(lanes: int = 16, registers: int = 32, accuracy: str = "defa
     Args:
         accuracy: `strict` keeps to rewrites whose error is bounded by that of the sums as the model has them.
     """
-    options = "" if (lanes, registers) == (16, 32) else f"{{lanes={lanes} registers={registers}}}"
+    given = [] if (lanes, registers) == (16, 32) else [f"lanes={lanes}", f"registers={registers}"]
+    given += ["bf16_words=false"] if accuracy == "strict" else []
+    options = f"{{{' '.join(given)}}}" if given else ""
     winograd = "" if accuracy == "strict" else "winograd," if lanes == 16 else f"winograd{{lanes={lanes}}},"
     return _PIPELINE.format(options=options, winograd=winograd)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from dlc.ir.domain import unconditional_accesses
 from dlc.ir.dtype import I64
-from dlc.ir.einsum import Einsum, Scan, Step
+from dlc.ir.einsum import Einsum, Scan, Step, TensorType
 from dlc.ir.errors import NotInBounds
 from dlc.ir.expr import (
     Access,
@@ -118,7 +118,8 @@ class _Inliner:
             if not isinstance(e, Access) or e.tensor not in known:
                 return None
             producer = known[e.tensor]
-            if any(f is not None and e.tensor == f.tensor for f in factors) and (worded or not _plain_view(producer)):
+            operand = any(f is not None and e.tensor == f.tensor for f in factors)
+            if operand and (worded or not _plain_view(producer) or _narrows(producer, self.types)):
                 return None
             if not self._worthwhile(producer, consumer, e) or not self._keeps_checks(e, producer, facts):
                 return None
@@ -205,6 +206,11 @@ def _plain_view(step: Einsum) -> bool:
     while isinstance(e, Cast | Bitcast):
         e = e.arg
     return isinstance(e, Access) and e.default is None and not any(has_value(i) for i in e.index)
+
+
+def _narrows(step: Einsum, types: Mapping[str, TensorType]) -> bool:
+    """Whether the step rounds what it reads to a smaller type: a contraction is to read the smaller one, as often as it does."""
+    return any(step.dtype.bits < types[a.tensor].dtype.bits for a in step.accesses() if a.tensor in types)
 
 
 def cost(e: Expr) -> int:

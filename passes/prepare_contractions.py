@@ -45,7 +45,8 @@ class PrepareContractions(Pass):
     point-wise Einsums and window reductions follow the layout of what they read.
 
     Bytes are summed in i32 four products at a time, bf16 numbers in f32 two at a time: their columns are packed with the
-    terms that share a 32-bit word innermost, `Wp[p, i, j, k // 4, l, k % 4]`, and zeros fill up the last word (`words`).
+    terms that share a 32-bit word innermost, `Wp[p, i, j, k // 4, l, k % 4]`, and zeros fill up the last word. Processors that
+    multiply bf16 pairs take numbers below 2^-126 for 0; without `bf16_words` such sums stay in f32.
 
     Source: the packed operands of Goto and van de Geijn (TOMS 2008); channels-last direct convolution.
     """
@@ -54,7 +55,7 @@ class PrepareContractions(Pass):
     lanes: int = 16
     registers: int = 32
     least_work: int = 2048
-    words: bool = True
+    bf16_words: bool = True
 
     def __post_init__(self) -> None:
         for option in ("lanes", "registers"):
@@ -112,7 +113,7 @@ class _Preparation:
             return [step]
         found = self._columns(step)
         if found is not None:
-            made = in_words(self, step, *found) if self.options.words else None
+            made = in_words(self, step, *found)
             if made is not None:
                 return made
             if step.dtype in _FLOATS:
@@ -421,15 +422,16 @@ class _Preparation:
     # for words.py
     rows, rows_of, loop_order, slope = _rows, _rows_of, _loop_order, _slope
     constant, fresh, result_order, with_order = _constant, _fresh, _result_order, _with_order
+    by_ranks, step = _by_ranks, _step
 
 
-def contraction_factors(step: Einsum, types: Mapping[str, TensorType]) -> tuple[Expr, Expr] | None:
-    """The two factors of a sum of products of floating-point numbers or of bytes."""
+def contraction_factors(step: Einsum, types: Mapping[str, TensorType] | None = None) -> tuple[Expr, Expr] | None:
+    """The two factors of a sum of products of floating-point numbers, or, with the tensors' types, of bytes."""
     if step.reduce is None or step.reduce.op != "sum" or step.where is not None or len(step.exprs) != 1:
         return None
     if not isinstance(step.expr, Apply) or step.expr.op != "mul":
         return None
-    if step.dtype not in _FLOATS and not sums_bytes(step, types):
+    if step.dtype not in _FLOATS and (types is None or not sums_bytes(step, types)):
         return None
     return step.expr.args[0], step.expr.args[1]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dlc.costmodel.tiles import panel_columns, word_group
-from dlc.ir.dtype import F32, I8, I32, U8, DType
+from dlc.ir.dtype import BF16, F32, I8, I32, U8, DType
 from dlc.ir.einsum import Einsum, Rank, Reduce, Step, TensorType, einsum
 from dlc.ir.expr import Access, Apply, Cast, Expr, Index, Piecewise, apply, const
 from dlc.ir.extent import IntExpr, has_value, int_expr, split_linear, substitute, var
@@ -27,7 +27,9 @@ def sums_bytes(step: Einsum, types: Mapping[str, TensorType]) -> bool:
 
 
 def _stored(e: Expr, types: Mapping[str, TensorType]) -> DType | None:
-    """Type in memory of what a factor reads."""
+    """Type in memory of what a factor reads, or would read if it were rounded first."""
+    if isinstance(e, Cast) and e.dtype == BF16:
+        return BF16
     inner = e.arg if isinstance(e, Cast) else e
     return types[inner.tensor].dtype if isinstance(inner, Access) and inner.tensor in types else None
 
@@ -38,7 +40,7 @@ def words_of(step: Einsum, factors: tuple[Expr, Expr], types: Mapping[str, Tenso
     if left is None or right is None or step.reduce is None:
         return 1
     size = word_group(left, right)
-    if size == 2 and any(isinstance(f, Cast) and f.dtype != F32 for f in factors):
+    if size == 2 and any(isinstance(f, Cast) and f.dtype not in (F32, BF16) for f in factors):
         return 1
     if size == 2 and step.reduce.accumulator not in (None, F32):
         return 1
@@ -66,10 +68,14 @@ def in_words(prep: Preparation, step: Einsum, side: int, column: str) -> list[St
     factors = step.expr.args
     rows, cols = factors[1 - side], factors[side]
     size = words_of(step, (rows, cols), prep.types)
-    if size == 1 or not _to_be_packed(prep, step, rows, cols, column, size):
+    if size == 1 or (size == 2 and not prep.options.bf16_words):
         return None
+    if not _to_be_packed(prep, step, rows, cols, column, size):
+        return None
+    rows, rounding = _rounded(prep, step, rows)
     filled, rows = _filled(prep, step, rows, size)
     rows, made = prep.rows(filled, rows)
+    made = [*rounding, *made]
     order = prep.loop_order(filled, rows) if _plain(rows) is not None else ()
     if not order or not _contiguous(prep, filled, rows, order[-1]) or order[-1].name not in cols.variables:
         return None
@@ -102,6 +108,20 @@ def _to_be_packed(prep: Preparation, step: Einsum, rows: Expr, cols: Expr, colum
     if plain.tensor in prep.const_names:
         return True
     return (size == 4 or prep.slope(step, plain, column) != 1) and prep.rows_of(step, rows, cols) >= _LEAST_ROWS
+
+
+def _rounded(prep: Preparation, step: Einsum, rows: Expr) -> tuple[Expr, list[Step]]:
+    """Wider numbers that are to be rounded to bf16 first are so in a tensor of their own."""
+    if not isinstance(rows, Cast) or rows.dtype != BF16:
+        return rows, []
+    wide = rows.arg
+    if not isinstance(wide, Access) or wide.default is not None:
+        return prep.by_ranks(step, rows, "rows")
+    ranks = tuple(Rank(f"d{n}", e) for n, e in enumerate(prep.types[wide.tensor].shape))
+    whole = Cast(BF16, Access(wide.tensor, tuple(var(r.name) for r in ranks)), rows.mode)
+    made = einsum("", ranks, whole, BF16, loc=step.loc)
+    made = replace(made, outs=(prep.fresh(f"{wide.tensor}_bf16", made),))
+    return Access(made.out, wide.index), prep.step(made)
 
 
 def _filled(prep: Preparation, step: Einsum, rows: Expr, size: int) -> tuple[Einsum, Expr]:

@@ -16,6 +16,7 @@ from dlc.ir.dtype import BF16, F32, I8, I32, U8, DType
 from dlc.ir.expr import Cast, Expr, apply, const
 from dlc.ir.extent import IntExpr
 from dlc.ir.program import Program
+from dlc.passes.default import default_pipeline
 
 sys.path.insert(0, str(Path(__file__).parent))
 from kernel_harness import Ran, check
@@ -147,8 +148,6 @@ def test_strict_sums_keep_small_numbers() -> None:
     program = linear((BF16, BF16, F32), 64, 48)
     program.data["w"] = np.full((48, 64), 1e38).astype(BF16.numpy)
     x = np.full((6, 64), 1e-39).astype(BF16.numpy)
-    from dlc.passes.default import default_pipeline
-
-    passes = default_pipeline(16, 32).replace("prepare-contractions", "prepare-contractions{words=false}")
+    passes = default_pipeline(16, 32, "strict")
     ran = check(program, {"m": 6}, inputs=[x], target=DOT, passes=passes, interpret=False)
     assert "dot<" not in ran.tiles[0]
