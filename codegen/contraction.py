@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from dlc.codegen.grouped_dot import GroupedSum, find_grouping, rows_of_tile
 from dlc.codegen.merge import merge_ranks
 from dlc.codegen.nest import PointStep, keep
 from dlc.codegen.point import Emitter, Slot, Space, compute_type
@@ -40,12 +41,14 @@ class Roles:
     Attributes:
         rows: the operand read by scalar broadcast; cols: the operand read by vectors.
         row, col: the ranks that move only one of them (`row` may be None).
+        words: whether several terms of the sum share a 32-bit word of each operand.
     """
 
     rows: Expr
     cols: Expr
     row: str | None
     col: str
+    words: bool = False
 
 
 def find_contraction(low: KernelLowering) -> Roles | None:
@@ -53,13 +56,16 @@ def find_contraction(low: KernelLowering) -> Roles | None:
     first = low.steps[0]
     if first.reduce is None or first.reduce.op != "sum" or first.where is not None or len(first.exprs) != 1:
         return None
-    if any(s.reduce is not None for s in low.steps[1:]) or not compute_type(first.dtype).is_float:
+    if any(s.reduce is not None for s in low.steps[1:]):
         return None
     operands = product_operands(first.exprs[0])
     if operands is None:
         return None
     free = {r.name: r.extent for r in first.ranks}
-    return choose_roles(low.em, operands, free)
+    roles = choose_roles(low.em, operands, free, low.target.lanes)
+    if roles is None or not (roles.words or compute_type(first.dtype).is_float):
+        return None
+    return roles
 
 
 def product_operands(e: Expr) -> tuple[Expr, Expr] | None:
@@ -79,7 +85,7 @@ def _access(e: Expr) -> Access:
     return inner
 
 
-def choose_roles(em: Emitter, operands: tuple[Expr, Expr], free: dict[str, IntExpr]) -> Roles | None:
+def choose_roles(em: Emitter, operands: tuple[Expr, Expr], free: dict[str, IntExpr], lanes: int) -> Roles | None:
     """Pick the column rank (unit stride in one operand, absent from the other, long) and the row rank."""
     best: tuple[float, Roles] | None = None
     for cols, rows in (operands, operands[::-1]):
@@ -89,13 +95,13 @@ def choose_roles(em: Emitter, operands: tuple[Expr, Expr], free: dict[str, IntEx
         for name, extent in free.items():
             if name in a.variables or name not in b.variables or (extent.const or 16) < 2:
                 continue
-            slope = _panel_slope(em, b, name, extent)
-            if slope != 1:
+            words = find_grouping(em, a, b, name, lanes)
+            if _panel_slope(em, b, name, extent) != (1 if words is None else words.size):
                 continue
             row = _row_rank(em, a, b, free, name)
             score = float(min(extent.const or 64, 64)) + (32.0 if row is not None else 0.0)
             if best is None or score > best[0]:
-                best = (score, Roles(rows, cols, row, name))
+                best = (score, Roles(rows, cols, row, name, words is not None))
     return best[1] if best is not None else None
 
 
@@ -188,9 +194,10 @@ class _ContractionLowering:
         steps, rest = merge_ranks(self.em, steps, rest)
         operands = product_operands(steps[0].exprs[0])
         assert operands is not None
-        again = choose_roles(self.em, operands, {**rest, roles.col: ranks[roles.col]})
+        again = choose_roles(self.em, operands, {**rest, roles.col: ranks[roles.col]}, self.target.lanes)
         assert again is not None
         self.roles, self.rest = again, rest
+        self.rows_first = again.rows is operands[0]
         self.columns = {**rest, roles.col: ranks[roles.col]}[again.col]
         self.rest = {n: e for n, e in {**rest, roles.col: ranks[roles.col]}.items() if n != again.col}
         self.steps = self._in_panels(steps)
@@ -202,6 +209,10 @@ class _ContractionLowering:
         width = _panel_width(_access(self.roles.cols).index, col) or panel_columns(self.columns, lanes, self.target.vector_registers)
         width = width if width % lanes == 0 else lanes
         self.tile = choose_tile(width, lanes, self.rest.get(self.roles.row) if self.roles.row else None, self.target)
+        if self.roles.words:
+            floats = compute_type(steps[0].dtypes[0]).is_float
+            extent = self.rest.get(self.roles.row) if self.roles.row else None
+            self.tile = replace(self.tile, rows=rows_of_tile(self.tile.vectors, extent, self.target, floats=floats))
         self.panels = (self.columns + (width - 1)) // width
         ranks = {n: e for n, e in self.em.facts.ranks.items() if n != col}
         self.em.facts = Facts({**ranks, "panel": self.panels, "column": int_expr(width)}, self.em.facts.symbols)
@@ -298,11 +309,21 @@ class _ContractionLowering:
         space = self._space(base, rows, mask)
         kind = compute_type(step.reduce.accumulator or step.dtypes[0])
         acc = em.b.const(space.tile(kind), 0.0)
-        acc = self._reduce(em, step, space, kind, dict(step.reduced), acc)
+        if self.roles.words:
+            acc = self._grouped(em, step, space, acc)
+        else:
+            acc = self._reduce(em, step, space, kind, dict(step.reduced), acc)
         keep(em, step, [acc], space)
         for later in self.steps[1:]:
             where = em.value(later.where, space) if later.where is not None else None
             keep(em, later, [em.value(e, space, where) for e in later.exprs], space)
+
+    def _grouped(self, em: Emitter, step: PointStep, space: Space, acc: str) -> str:
+        factors = [_access(f) for f in _factors(step.exprs[0])]
+        rows, cols = factors if self.rows_first else reversed(factors)
+        grouping = find_grouping(em, rows, cols, "column", self.tile.lanes)
+        assert grouping is not None
+        return GroupedSum(em, rows, cols, grouping).run(space, step.reduced, acc)
 
     def _reduce(
         self, em: Emitter, step: PointStep, space: Space, kind: DType, loops: dict[str, IntExpr], acc: str

@@ -325,6 +325,10 @@ class Emitter:
             slots = tuple(max(a, c) for a, c in zip(slots, have, strict=True))
         return self.b.load(TileType(dtype, slots, lanes), store.buffer, start, slot_slopes, lane_slope, mask)
 
+    def raw(self, store: Storage, index: tuple[IntExpr, ...], space: Space) -> str:
+        """The tile in memory at `index`, as it is stored."""
+        return self._load(store, index, space, space.mask, None)
+
     def read(self, store: Storage, index: tuple[IntExpr, ...], space: Space, mask: str | None) -> str:
         """The tile in memory at `index`, in the compute type; not remembered, since it may be written again."""
         raw = self._load(store, index, space, self._and(space.mask, mask), mask)

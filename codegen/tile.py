@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from dlc.ir.dtype import BOOL, DTYPES, F32, I64, DType
+from dlc.ir.dtype import BF16, BOOL, DTYPES, F32, I8, I32, I64, U8, DType
 from dlc.ir.extent import IntExpr, int_expr
 from dlc.ir.loc import UNKNOWN, Loc
 from dlc.ir.scalar import SCALAR_OPS
@@ -241,6 +241,36 @@ class Bitcast:
 
 
 @dataclass(frozen=True, slots=True)
+class View:
+    """dst = the bits of src's registers as lanes of another width: `u8[2, 1 x 4]` as i32 is `i32[2, 1 x 1]`.
+
+    The first lane has the lowest bits, as in memory.
+    """
+
+    dst: str
+    src: str
+    dtype: DType
+
+
+@dataclass(frozen=True, slots=True)
+class Dot:
+    """dst = acc + the sum of the products of the elements that a lane of `a` and `b` holds; broadcasts as `fma` does.
+
+    `a` and `b` are i32 words that hold neighbouring elements of types `left` and `right`, the first in the lowest bits:
+
+        u8, i8      four products in i32, wrapping
+        bf16, bf16  two products in f32; each addition may round, and an element below 2^-126 may count as 0
+    """
+
+    dst: str
+    left: DType
+    right: DType
+    a: str
+    b: str
+    acc: str
+
+
+@dataclass(frozen=True, slots=True)
 class Broadcast:
     """dst = src, repeated to `type`'s slots and lanes."""
 
@@ -355,8 +385,8 @@ class Check:
 
 
 Stmt: TypeAlias = (
-    Const | Iota | FromIndex | IndexOf | Lead | Load | Gather | Store | Scatter | Op | Cast | Bitcast | Broadcast | Slice
-    | Stack | Reduce | Mask | For | If | While | Prefetch | Check
+    Const | Iota | FromIndex | IndexOf | Lead | Load | Gather | Store | Scatter | Op | Cast | Bitcast | View | Dot | Broadcast
+    | Slice | Stack | Reduce | Mask | For | If | While | Prefetch | Check
 )  # fmt: skip
 
 
@@ -453,6 +483,10 @@ def walk(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
 
 # -- types -----------------------------------------------------------------------------------------------------------
 
+DOTS: dict[tuple[DType, DType], DType] = {(U8, I8): I32, (BF16, BF16): F32}
+"""Element types that `Dot` multiplies, with the type it sums in."""
+
+
 
 def join_shapes(types: tuple[TileType, ...]) -> tuple[tuple[int, ...], int] | None:
     """(slots, lanes) that `types` broadcast to, or None when they do not."""
@@ -470,6 +504,25 @@ def join_shapes(types: tuple[TileType, ...]) -> tuple[tuple[int, ...], int] | No
                 return None
             lanes = t.lanes
     return tuple(slots), lanes
+
+
+def view_type(type_: TileType, dtype: DType) -> TileType | None:
+    """The type of a view as `dtype`; None where the lanes do not come out even."""
+    bits = type_.lanes * type_.dtype.bits
+    if BOOL in (type_.dtype, dtype) or bits % dtype.bits:
+        return None
+    return TileType(dtype, type_.slots, bits // dtype.bits)
+
+
+def dot_type(left: DType, right: DType, types: tuple[TileType, ...]) -> TileType | str:
+    """Type of a `Dot` of tiles (a, b, acc), or a sentence saying why it has none."""
+    total = DOTS.get((left, right))
+    if total is None:
+        return f"there is no dot product of {left} and {right}"
+    if [t.dtype for t in types] != [I32, I32, total]:
+        return f"'dot' of {left} and {right} needs words in i32 twice and a sum in {total}"
+    shape = join_shapes(types)
+    return TileType(total, *shape) if shape is not None else f"the shapes {', '.join(map(str, types))} do not broadcast"
 
 
 def op_type(op: str, types: tuple[TileType, ...]) -> TileType | str:
@@ -499,8 +552,8 @@ def op_type(op: str, types: tuple[TileType, ...]) -> TileType | str:
 
 
 __all__ = [
-    "BOOL", "DTYPES", "F32", "I64", "Bitcast", "Broadcast", "Buffer", "Cast", "Check", "Const", "For", "FromIndex",
-    "Gather", "If", "IndexCond", "IndexOf", "Iota", "Load", "Mask", "Op", "Prefetch", "Reduce", "Scatter", "Slice",
-    "Stack", "Stmt", "Store", "TileProgram", "TileType", "While", "Word", "arg_words", "check_ids", "join_shapes",
-    "op_type", "regions", "scratch_offsets", "walk",
+    "BOOL", "DOTS", "DTYPES", "F32", "I64", "Bitcast", "Broadcast", "Buffer", "Cast", "Check", "Const", "Dot", "For",
+    "FromIndex", "Gather", "If", "IndexCond", "IndexOf", "Iota", "Load", "Mask", "Op", "Prefetch", "Reduce", "Scatter", "Slice",
+    "Stack", "Stmt", "Store", "TileProgram", "TileType", "View", "While", "Word", "arg_words", "check_ids",
+    "dot_type", "join_shapes", "op_type", "regions", "scratch_offsets", "view_type", "walk",
 ]  # fmt: skip

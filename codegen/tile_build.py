@@ -173,6 +173,20 @@ class Builder:
         self.emit(tile.Bitcast(name, src, dtype))
         return name
 
+    def view(self, src: str, dtype: DType) -> str:
+        type_ = tile.view_type(self.types[src], dtype)
+        assert type_ is not None, (self.types[src], dtype)
+        name = self._new("w", type_)
+        self.emit(tile.View(name, src, dtype))
+        return name
+
+    def dot(self, left: DType, right: DType, a: str, b: str, acc: str) -> str:
+        type_ = tile.dot_type(left, right, (self.types[a], self.types[b], self.types[acc]))
+        assert isinstance(type_, TileType), type_
+        name = self._new("t", type_)
+        self.emit(tile.Dot(name, left, right, a, b, acc))
+        return name
+
     def broadcast(self, src: str, type_: TileType) -> str:
         if self.types[src] == type_:
             return src

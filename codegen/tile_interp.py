@@ -126,6 +126,20 @@ class _Machine:
     def _bitcast(self, s: tile.Bitcast) -> None:
         self.keep(s.dst, s.dtype, self.tiles[s.src].view(s.dtype.numpy))
 
+    def _view(self, s: tile.View) -> None:
+        self.keep(s.dst, s.dtype, np.ascontiguousarray(self.tiles[s.src]).view(s.dtype.numpy))
+
+    def _dot(self, s: tile.Dot) -> None:
+        wide = np.float64 if s.left.is_float else np.int64
+
+        def elements(name: str, dtype: DType) -> Array:
+            words = np.ascontiguousarray(self.tiles[name])
+            return words.view(dtype.numpy).reshape(*words.shape, -1).astype(wide)
+
+        acc = self.tiles[s.acc]
+        total = (elements(s.a, s.left) * elements(s.b, s.right)).sum(-1) + acc.astype(wide)
+        self.keep(s.dst, self.dtypes[s.acc], total.astype(acc.dtype))
+
     def _broadcast(self, s: tile.Broadcast) -> None:
         self.set(s.dst, s.type, self.tiles[s.src])
 

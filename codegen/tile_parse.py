@@ -187,6 +187,13 @@ class _Build(Transformer[Token, Any]):
     def bitcast(self, dst: Token, dtype: Token, src: Token) -> tile.Bitcast:
         return tile.Bitcast(str(dst), str(src), _dtype(dtype))
 
+    def view(self, dst: Token, dtype: Token, src: Token) -> tile.View:
+        return tile.View(str(dst), str(src), _dtype(dtype))
+
+    def dot(self, dst: Token, left: Token, right: Token, *operands: Token) -> tile.Dot:
+        a, b, acc = map(str, operands)
+        return tile.Dot(str(dst), _dtype(left), _dtype(right), a, b, acc)
+
     def broadcast(self, dst: Token, type_: TileType, src: Token) -> tile.Broadcast:
         return tile.Broadcast(str(dst), type_, str(src))
 

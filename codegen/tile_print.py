@@ -11,6 +11,7 @@ from dlc.codegen.tile import (
     Cast,
     Check,
     Const,
+    Dot,
     For,
     FromIndex,
     Gather,
@@ -30,6 +31,7 @@ from dlc.codegen.tile import (
     Store,
     TileProgram,
     TileType,
+    View,
     While,
 )
 from dlc.ir.extent import IntExpr
@@ -164,6 +166,10 @@ def show_stmt(stmt: Stmt) -> str:
             return f"{stmt.dst} = cast<{stmt.dtype}, {stmt.mode}>({stmt.src})"
         case Bitcast():
             return f"{stmt.dst} = bitcast<{stmt.dtype}>({stmt.src})"
+        case View():
+            return f"{stmt.dst} = view<{stmt.dtype}>({stmt.src})"
+        case Dot():
+            return f"{stmt.dst} = dot<{stmt.left}, {stmt.right}>({stmt.a}, {stmt.b}, {stmt.acc})"
         case Broadcast():
             return f"{stmt.dst} = broadcast {stmt.type} {stmt.src}"
         case Slice():

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dlc.codegen import tile
+from dlc.codegen.dot_to_mlir import emit_dot
 from dlc.codegen.mlir_text import vector_type
 from dlc.codegen.scalar_to_mlir import Scalars
 from dlc.codegen.target import Target
@@ -147,6 +148,23 @@ class _Lowering(Memory):
         old, new = scalars.type(value.type.dtype), scalars.type(s.dtype)
         registers = [r if old == new else self.e.v(f"arith.bitcast {r} : {old} to {new}") for r in value.registers]
         self._define(s.dst, value.type.with_dtype(s.dtype), registers)
+
+    def _view(self, s: tile.View) -> None:
+        source = self.tiles[s.src]
+        result = tile.view_type(source.type, s.dtype)
+        assert result is not None
+        old, new = (Scalars(self.e, t.lanes).type(t.dtype) for t in (source.type, result))
+        registers = [r if old == new else self.e.v(f"llvm.bitcast {r} : {old} to {new}") for r in source.registers]
+        self._define(s.dst, result, registers)
+
+    def _dot(self, s: tile.Dot) -> None:
+        result = tile.dot_type(s.left, s.right, tuple(self.tiles[x].type for x in (s.a, s.b, s.acc)))
+        assert isinstance(result, TileType)
+        registers = []
+        for slot in slots(result):
+            a, b, acc = (self._register(x, slot, result.lanes) for x in (s.a, s.b, s.acc))
+            registers.append(emit_dot(self.e, s.left, result.lanes, a, b, acc))
+        self._define(s.dst, result, registers)
 
     def _broadcast(self, s: tile.Broadcast) -> None:
         self._define(s.dst, s.type, [self._register(s.src, slot, s.type.lanes) for slot in slots(s.type)])

@@ -212,6 +212,17 @@ class _Verifier:
                 fits = src.dtype.bits == s.dtype.bits and BOOL not in (src.dtype, s.dtype)
                 self.need(fits, f"{src.dtype} and {s.dtype} have not the same bits")
                 self.define(s.dst, src.with_dtype(s.dtype))
+            case tile.View():
+                src = self.type_of(s.src)
+                viewed = tile.view_type(src, s.dtype)
+                if viewed is None:
+                    self.fail(f"the bits of a register of {src} are no whole number of {s.dtype}")
+                self.define(s.dst, viewed)
+            case tile.Dot():
+                result = tile.dot_type(s.left, s.right, tuple(self.type_of(x) for x in (s.a, s.b, s.acc)))
+                if isinstance(result, str):
+                    self.fail(result)
+                self.define(s.dst, result)
             case tile.Broadcast():
                 src = self.type_of(s.src)
                 self.need(src.dtype == s.type.dtype, f"'{s.src}' is {src}, not {s.type.dtype}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dlc.ir.dtype import BF16, I8, U8, DType
 from dlc.ir.extent import IntExpr
 
 MOST_TAPS = 16
@@ -21,3 +22,10 @@ def panel_columns(extent: IntExpr, lanes: int, registers: int) -> int:
         return widths[0] * lanes
     best = min(widths, key=lambda v: (-(-size // (v * lanes)) * v * lanes - size, widths.index(v)))
     return best * lanes
+
+
+def word_group(rows: DType, cols: DType) -> int:
+    """How many neighbouring terms of a sum share a 32-bit word: 4 for bytes (one u8, one i8), 2 for bf16, else 1."""
+    if {rows, cols} == {U8, I8}:
+        return 4
+    return 2 if (rows, cols) == (BF16, BF16) else 1

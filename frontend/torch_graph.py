@@ -27,6 +27,7 @@ from dlc.frontend import (
     torch_norm,
     torch_pointwise,
     torch_pool,
+    torch_quantised,
     torch_recurrent,
     torch_reduce,
     torch_views,
@@ -43,7 +44,7 @@ from dlc.ir.view import Val
 
 FAMILIES = (
     torch_attention, torch_binary, torch_contract, torch_control, torch_conv, torch_create, torch_index, torch_library, torch_norm,
-    torch_pointwise, torch_pool, torch_recurrent, torch_reduce, torch_views,
+    torch_pointwise, torch_pool, torch_quantised, torch_recurrent, torch_reduce, torch_views,
 )  # fmt: skip
 """The modules that fill the table."""
 

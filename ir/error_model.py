@@ -22,6 +22,9 @@ product's rounding is left out, which only makes the difference smaller. For a s
 is gamma_(n + k) times sum(|a||b|), which is computed as a contraction of absolute values. A product over n terms:
 prod(|t_i| + e_i) * (1 + gamma_n) - prod(|t_i|). Maxima: max(e_i).
 
+Processors that sum products of bf16 pairs take numbers below 2^-126 for 0, operands and results alike. A product loses at most
+2^-126 times its other factor, so n 2^-126 (max|a| + max|b| + 1) is added where both factors have bf16 values.
+
 At the end both sides round to the declared type. When the last operation is correctly rounded in that type and its operands are
 exact, both sides round the same real number: the bound is 0, so that a wrong rounding does not hide. Otherwise it is e + 2u|v|.
 In f64 the interpreter's own rounding is as large as the compiled code's: e is doubled.
@@ -40,7 +43,7 @@ import numpy as np
 
 from dlc.ir.contract import contraction, factors
 from dlc.ir.domain import Domain, add_domains, conjuncts, effective_where
-from dlc.ir.dtype import F32, F64, DType
+from dlc.ir.dtype import BF16, F32, F64, DType
 from dlc.ir.einsum import Einsum, Scan, Step
 from dlc.ir.evaluate import (
     Block,
@@ -71,6 +74,7 @@ _LEAST = {
     "f8e4m3": 2.0**-9,
     "f8e5m2": 2.0**-16,
 }
+_SMALLEST_NORMAL = 2.0**-126
 _GREATEST = {"f64": 1.797e308, "f32": 3.4028e38, "f16": 65504.0, "bf16": 3.389e38, "f8e4m3": 448.0, "f8e5m2": 57344.0}
 
 ULPS: dict[str, float] = {
@@ -409,6 +413,8 @@ def _folded(
         place = tuple(slice(l, h) for l, h in zip(lo, hi, strict=True))
         if step.reduce is not None:
             tracked = _reduce(step, tracked, block, active, len(free))
+            lost = flushed(step, tracker.reader.env, float(inner))
+            tracked = [replace(t, carried=t.carried + lost) for t in tracked] if lost else tracked
         yield place, tracked
 
 
@@ -484,9 +490,35 @@ def _contraction_bound(
         return None
     kind = computing_type(accumulator_types(step)[0])
     n = float(np.prod(reduced, dtype=np.float64)) + len(parts)
-    inside = gamma(n, unit_roundoff(kind)) * size + n * _LEAST[kind.name]
+    inside = gamma(n, unit_roundoff(kind)) * size + n * _LEAST[kind.name] + flushed(step, env, n)
     inside = np.where(size >= _GREATEST[kind.name], np.inf, inside)
     return _final(Tracked(size, kind, inside, _NONE), step.dtype)
+
+
+def flushed(step: Einsum, env: Mapping[str, Array], n: float) -> float:
+    """What a sum of `n` products of bf16 numbers may lose because subnormals count as 0; infinite where one meets an infinity."""
+    if (
+        step.reduce is None
+        or step.reduce.op != "sum"
+        or accumulator_types(step)[0] not in (F32, BF16)
+        or len(step.exprs) != 1
+    ):
+        return 0.0
+    reads = [p.arg if isinstance(p, Cast) else p for p in factors(step.expr)]
+    arrays = [np.asarray(env[p.tensor]) for p in reads if isinstance(p, Access) and p.tensor in env]
+    if len(arrays) != 2 or len(reads) != 2 or not all(map(_has_bf16_values, arrays)):
+        return 0.0
+    sizes = [np.abs(a.astype(np.float64)) for a in arrays]
+    small = [bool(((s > 0) & (s < _SMALLEST_NORMAL)).any()) for s in sizes]
+    if (small[0] and np.isinf(sizes[1]).any()) or (small[1] and np.isinf(sizes[0]).any()):
+        return np.inf
+    return n * _SMALLEST_NORMAL * (1 + sum(float(s[np.isfinite(s)].max(initial=0.0)) for s in sizes))
+
+
+def _has_bf16_values(a: Array) -> bool:
+    if a.dtype == BF16.numpy:
+        return True
+    return a.dtype == np.float32 and not (np.ascontiguousarray(a).view(np.uint32) & 0xFFFF).any()
 
 
 def _exactly_known(e: Expr, errors: Mapping[str, Array]) -> bool:

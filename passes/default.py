@@ -5,10 +5,12 @@ from __future__ import annotations
 # explicit-domains comes first: no other pass looks at what a tensor's readers inherit.
 # fold-constants comes before inline-pointwise, which would spread an Einsum of constants over its readers; what inlining
 # makes visible (an index of an index, a twin) is simplified after it.
+# integer-products comes before fold-constants, which dequantises weights for good, and before a quantisation moves into
+# the dequantisation that reads it.
 # winograd reads the convolution with its padding in the access, and its products are contractions to be prepared.
 # inline-pointwise runs again after prepare-contractions: the copies that it makes read through what precedes them.
 _PIPELINE = (
-    "explicit-domains,simplify-indices,fold-constants,algebra,common-einsums,dead-code,"
+    "explicit-domains,simplify-indices,integer-products,fold-constants,algebra,common-einsums,dead-code,"
     "inline-pointwise,simplify-indices,algebra,fold-constants,common-einsums,"
     "{winograd}prepare-contractions{options},inline-pointwise,simplify-indices,fuse"
 )
@@ -20,7 +22,9 @@ def default_pipeline(lanes: int = 16, registers: int = 32, accuracy: str = "defa
     Args:
         accuracy: `strict` keeps to rewrites whose error is bounded by that of the sums as the model has them.
     """
-    options = "" if (lanes, registers) == (16, 32) else f"{{lanes={lanes} registers={registers}}}"
+    given = [] if (lanes, registers) == (16, 32) else [f"lanes={lanes}", f"registers={registers}"]
+    given += ["bf16_words=false"] if accuracy == "strict" else []
+    options = f"{{{' '.join(given)}}}" if given else ""
     winograd = "" if accuracy == "strict" else "winograd," if lanes == 16 else f"winograd{{lanes={lanes}}},"
     return _PIPELINE.format(options=options, winograd=winograd)
 

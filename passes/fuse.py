@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -181,7 +181,7 @@ class _Fusion:
                     if number in g.depends:
                         g.depends |= group.depends
                 return group
-        tiled = is_contraction(step) or is_window(step)
+        tiled = is_contraction(step, self.types) or is_window(step)
         group = _Group(len(groups), tiled, step.write is not None, depends=closure)
         renamed = _rename_ranks(step, {r.name: f"x{n}" for n, r in enumerate(step.ranks)}, f"_{len(groups)}_0")
         group.steps.append(renamed)
@@ -196,7 +196,7 @@ class _Fusion:
 
     def _join(self, group: _Group, step: Einsum) -> bool:
         """Whether `step` can run inside the group; adds it if so."""
-        if group.alone or step.write is not None or is_contraction(step) or len(group.steps) >= self.options.max_steps:
+        if group.alone or step.write is not None or is_contraction(step, self.types) or len(group.steps) >= self.options.max_steps:
             return False
         if group.tiled and (step.reduce is not None or len(step.outs) > 1):
             return False
@@ -361,9 +361,9 @@ def _rows_contiguous(step: Einsum, outer: dict[str, IntExpr], types: dict[str, T
     return True
 
 
-def is_contraction(step: Einsum) -> bool:
+def is_contraction(step: Einsum, types: Mapping[str, TensorType]) -> bool:
     """Whether register tiles suit the step: a sum of products of plain accesses with a free rank of one factor alone."""
-    factors = contraction_factors(step)
+    factors = contraction_factors(step, types)
     if factors is None:
         return False
     a, b = plain_access(factors[0]), plain_access(factors[1])

@@ -33,6 +33,7 @@ from dlc.ir.verify_expr import Scope, StepVerifier
 from dlc.passes.explicit_domains import explicit_domains
 from dlc.passes.pipeline import Pass
 from dlc.passes.rewrite import access_counts, drop_dead
+from dlc.passes.words import packed_in_words
 
 _HEAVY = frozenset(
     "exp exp2 expm1 log log2 log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf sigmoid lgamma pow div"
@@ -111,12 +112,14 @@ class _Inliner:
     def _inline(self, consumer: Einsum, known: dict[str, Einsum]) -> Einsum:
         facts = Facts(consumer.extents, self.symbols)
         factors = _contraction_factors(consumer)
+        worded = packed_in_words(consumer, self.types)  # its rows were made contiguous
 
         def visit(e: Expr) -> Expr | None:
             if not isinstance(e, Access) or e.tensor not in known:
                 return None
             producer = known[e.tensor]
-            if any(f is not None and e.tensor == f.tensor for f in factors) and not _plain_view(producer):
+            operand = any(f is not None and e.tensor == f.tensor for f in factors)
+            if operand and (worded or not _plain_view(producer) or _narrows(producer, self.types)):
                 return None
             if not self._worthwhile(producer, consumer, e) or not self._keeps_checks(e, producer, facts):
                 return None
@@ -203,6 +206,11 @@ def _plain_view(step: Einsum) -> bool:
     while isinstance(e, Cast | Bitcast):
         e = e.arg
     return isinstance(e, Access) and e.default is None and not any(has_value(i) for i in e.index)
+
+
+def _narrows(step: Einsum, types: Mapping[str, TensorType]) -> bool:
+    """Whether the step rounds what it reads to a smaller type: a contraction is to read the smaller one, as often as it does."""
+    return any(step.dtype.bits < types[a.tensor].dtype.bits for a in step.accesses() if a.tensor in types)
 
 
 def cost(e: Expr) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -25,6 +26,7 @@ from dlc.passes.explicit_domains import explicit_domains
 from dlc.passes.pipeline import BadOption, Pass
 from dlc.passes.relayout import relayout
 from dlc.passes.rewrite import Names, all_einsums, drop_dead, map_regions, whole_reads
+from dlc.passes.words import in_words, sums_bytes
 
 _FLOATS = (F64, F32, F16, BF16)
 
@@ -42,6 +44,10 @@ class PrepareContractions(Pass):
     another one at run time unless its columns are contiguous already. Results are stored with the columns innermost, and
     point-wise Einsums and window reductions follow the layout of what they read.
 
+    Bytes are summed in i32 four products at a time, bf16 numbers in f32 two at a time: their columns are packed with the
+    terms that share a 32-bit word innermost, `Wp[p, i, j, k // 4, l, k % 4]`, and zeros fill up the last word. Processors that
+    multiply bf16 pairs take numbers below 2^-126 for 0; without `bf16_words` such sums stay in f32.
+
     Source: the packed operands of Goto and van de Geijn (TOMS 2008); channels-last direct convolution.
     """
 
@@ -49,6 +55,7 @@ class PrepareContractions(Pass):
     lanes: int = 16
     registers: int = 32
     least_work: int = 2048
+    bf16_words: bool = True
 
     def __post_init__(self) -> None:
         for option in ("lanes", "registers"):
@@ -106,7 +113,11 @@ class _Preparation:
             return [step]
         found = self._columns(step)
         if found is not None:
-            return self._contraction(step, *found)
+            made = in_words(self, step, *found)
+            if made is not None:
+                return made
+            if step.dtype in _FLOATS:
+                return self._contraction(step, *found)
         step = self._transposed_constants(step)
         return self._with_order(step, self._followed_order(step))
 
@@ -114,7 +125,7 @@ class _Preparation:
 
     def _columns(self, step: Einsum) -> tuple[int, str] | None:
         """(which factor is the columns' operand, their rank), None when register tiles do not suit the step."""
-        factors = contraction_factors(step)
+        factors = contraction_factors(step, self.types)
         if factors is None or self._work(step) < self.options.least_work:
             return None
         free = {r.name: r.extent for r in step.ranks}
@@ -165,7 +176,7 @@ class _Preparation:
     # --- rewriting a contraction ---
 
     def _contraction(self, step: Einsum, side: int, column: str) -> list[Step]:
-        factors = contraction_factors(step)
+        factors = contraction_factors(step, self.types)
         assert factors is not None and step.reduce is not None
         steps: list[Step] = []
         cols, rows = factors[side], factors[1 - side]
@@ -282,7 +293,7 @@ class _Preparation:
         )
         full = extent.const is not None and extent.const % width == 0
         if constant:
-            name = self._constant(plain.tensor, source, ranks, None if full else (whole, extent))
+            name = self._constant(plain.tensor, source, ranks, () if full else ((whole, extent),))
             packed: Expr = Access(name, index)
             return (Cast(factor.dtype, packed, factor.mode) if isinstance(factor, Cast) else packed), []
         dtype = self.types[plain.tensor].dtype
@@ -296,18 +307,18 @@ class _Preparation:
         return (Cast(factor.dtype, packed, factor.mode) if isinstance(factor, Cast) else packed), [made]
 
     def _constant(
-        self, tensor: str, source: Access, ranks: tuple[Rank, ...], guard: tuple[IntExpr, IntExpr] | None
+        self, tensor: str, source: Access, ranks: tuple[Rank, ...], guards: tuple[tuple[IntExpr, IntExpr], ...]
     ) -> str:
         """A relayout of a constant, evaluated now; the same relayout twice is one constant."""
-        key = (tensor, source, ranks, guard)
+        key = (tensor, source, ranks, guards)
         if key in self.packed:
             return self.packed[key]
         extents = [(r.name, r.extent.const) for r in ranks]
         shape = [(rank, extent) for rank, extent in extents if extent is not None]
         assert len(shape) == len(extents), "constants have static extents"
-        bound = (guard[0], int(guard[1].const or 0)) if guard is not None else None
+        bounds = tuple((e, int(n.const or 0)) for e, n in guards)
         name = self.names.fresh(f"{tensor}_packed")
-        self.data[name] = relayout(self.data[tensor], source.index, shape, bound)
+        self.data[name] = relayout(self.data[tensor], source.index, shape, bounds)
         type_ = TensorType(self.types[tensor].dtype, tuple(r.extent for r in ranks))
         self.consts.append(Param(name, type_))
         self.types[name] = type_
@@ -317,7 +328,7 @@ class _Preparation:
 
     def _transposed_constants(self, step: Einsum) -> Einsum:
         """A constant factor of a reduction that is no contraction (depthwise weights): the lanes' rank innermost."""
-        factors = contraction_factors(step)
+        factors = contraction_factors(step, self.types)
         order = self._followed_order(step)
         if factors is None or not step.ranks:
             return step
@@ -331,7 +342,7 @@ class _Preparation:
                 continue
             used = [r for r in (*step.reduced, *step.ranks) if r.name in plain.variables and r.name != lane]
             ranks = (*used, next(r for r in step.ranks if r.name == lane))
-            name = self._constant(plain.tensor, plain, ranks, None)
+            name = self._constant(plain.tensor, plain, ranks, ())
             made: Expr = Access(name, tuple(var(r.name) for r in ranks))
             changed[n] = Cast(factor.dtype, made, factor.mode) if isinstance(factor, Cast) else made
         if changed == list(factors):
@@ -414,12 +425,19 @@ class _Preparation:
         for out, dtype in zip(step.outs, step.dtypes, strict=True):
             self.types[out] = TensorType(dtype, shape, step.order)
 
+    # for words.py
+    rows, rows_of, loop_order, slope = _rows, _rows_of, _loop_order, _slope
+    constant, fresh, result_order, with_order = _constant, _fresh, _result_order, _with_order
+    by_ranks, step = _by_ranks, _step
 
-def contraction_factors(step: Einsum) -> tuple[Expr, Expr] | None:
-    """The two factors of a floating-point sum of products."""
+
+def contraction_factors(step: Einsum, types: Mapping[str, TensorType] | None = None) -> tuple[Expr, Expr] | None:
+    """The two factors of a sum of products of floating-point numbers, or, with the tensors' types, of bytes."""
     if step.reduce is None or step.reduce.op != "sum" or step.where is not None or len(step.exprs) != 1:
         return None
-    if step.dtype not in _FLOATS or not isinstance(step.expr, Apply) or step.expr.op != "mul":
+    if not isinstance(step.expr, Apply) or step.expr.op != "mul":
+        return None
+    if step.dtype not in _FLOATS and (types is None or not sums_bytes(step, types)):
         return None
     return step.expr.args[0], step.expr.args[1]
 

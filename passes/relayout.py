@@ -19,29 +19,29 @@ def relayout(
     array: Array,
     index: Sequence[IntExpr],
     ranks: Sequence[tuple[str, int]],
-    guard: tuple[IntExpr, int] | None = None,
+    guards: Sequence[tuple[IntExpr, int]] = (),
 ) -> Array:
-    """`out[ranks] = array[index(ranks)]`, 0 where `guard` (an expression and its bound, `e < n`) does not hold.
+    """`out[ranks] = array[index(ranks)]`, 0 where one of `guards` (an expression and its bound, `e < n`) does not hold.
 
     Args:
         array: the constant.
         index: one expression over the ranks for each dimension of `array`, in bounds where the guard holds.
         ranks: name and extent of each dimension of the result.
-        guard: at most one expression may run over its dimension, to fill up the last panel.
+        guards: these expressions may run over their dimensions, to fill up the last panel or word.
 
     Returns:
         A read-only array of the ranks' extents; a view of `array`, or of a padded copy, where the index map is affine.
     """
     extents = dict(ranks)
     if all(extents.values()) and array.size:
-        view = _strided(array, index, extents, guard)
+        view = _strided(array, index, extents, guards)
         if view is not None:
             return view
-    return _gathered(array, index, ranks, guard)
+    return _gathered(array, index, ranks, guards)
 
 
 def _strided(
-    array: Array, index: Sequence[IntExpr], extents: Mapping[str, int], guard: tuple[IntExpr, int] | None
+    array: Array, index: Sequence[IntExpr], extents: Mapping[str, int], guards: Sequence[tuple[IntExpr, int]]
 ) -> Array | None:
     maps = [_affine(e) for e in index]
     if any(m is None for m in maps):
@@ -52,10 +52,10 @@ def _strided(
         start, slopes = m
         last = start + sum(c * (extents[name] - 1) for name, c in slopes.items() if c > 0)
         first = start + sum(c * (extents[name] - 1) for name, c in slopes.items() if c < 0)
-        if first < 0 or (last >= n and (guard is None or guard[0] != e or guard[1] != n)):
+        if first < 0 or (last >= n and (e, n) not in guards):
             return None
         pads.append((0, max(last + 1 - n, 0)))
-    if guard is not None and not any(e == guard[0] and n == guard[1] for e, n in zip(index, array.shape, strict=True)):
+    if not set(guards) <= set(zip(index, array.shape, strict=True)):
         return None
     if any(after for _, after in pads):
         array = np.pad(array, pads)
@@ -86,16 +86,18 @@ def _affine(e: IntExpr) -> tuple[int, dict[str, int]] | None:
 
 
 def _gathered(
-    array: Array, index: Sequence[IntExpr], ranks: Sequence[tuple[str, int]], guard: tuple[IntExpr, int] | None
+    array: Array, index: Sequence[IntExpr], ranks: Sequence[tuple[str, int]], guards: Sequence[tuple[IntExpr, int]]
 ) -> Array:
     shape = tuple(extent for _, extent in ranks)
     grid = np.ogrid[tuple(slice(e) for e in shape)] if shape else []
     env = {name: g for (name, _), g in zip(ranks, grid, strict=True)}
     places = [np.asarray(evaluate(i, env)) for i in index]
-    if guard is None:
+    if not guards:
         values = array[tuple(places)]
     else:
-        exists = np.asarray(evaluate(guard[0], env)) < guard[1]
+        exists = np.asarray(True)
+        for e, n in guards:
+            exists = exists & (np.asarray(evaluate(e, env)) < n)
         clipped = [np.minimum(i, n - 1) for i, n in zip(places, array.shape, strict=True)]
         values = np.where(exists, array[tuple(clipped)], np.zeros((), array.dtype))
     return np.ascontiguousarray(np.broadcast_to(values, shape))

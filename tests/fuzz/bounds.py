@@ -5,6 +5,7 @@ The values are the interpreter's own. Beside each tensor runs an array of bounds
     an operator      the greatest change of its result while its operands stay within their bounds, plus what its own
                      rounding in the computing type can add (`vecmath.ULP` for elementary functions)
     a sum            the sum of its terms' bounds, plus n * eps * sum |terms|
+                     and, where both factors of the terms have bf16 values, what is lost when processors flush subnormals
     a comparison, a conversion to an integer, argmax ...: 0 when no value within the bounds decides otherwise, else infinity
     a stored result  the rounded results of both ends; readers may also see the value before it was rounded (fusion)
 
@@ -22,7 +23,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dlc.ir.domain import Domain, add_domains, conjuncts, effective_where, result_domain
-from dlc.ir.dtype import F16, DType
+from dlc.ir.dtype import BF16, F16, F32, DType
 from dlc.ir.einsum import Einsum, Scan, Step
 from dlc.ir.evaluate import (
     Block,
@@ -35,7 +36,7 @@ from dlc.ir.evaluate import (
     extents_of,
     round_to,
 )
-from dlc.ir.expr import Expr
+from dlc.ir.expr import Access, Apply, Cast, Expr
 from dlc.ir.extent import evaluate, variables
 from dlc.ir.interpret import _bound_value, bind_symbols, check_symbol
 from dlc.ir.library import LIBRARY, order_along
@@ -129,7 +130,30 @@ def _folded(
         errors.append(np.where(unsure, np.inf, error))
     axes = tuple(range(len(free), len(free) + len(reduced)))
     folded = list(fold.over(values, len(free)))
-    return folded, _fold_errors(step.reduce.op, accumulators, values, errors, folded, axes)
+    found = _fold_errors(step.reduce.op, accumulators, values, errors, folded, axes)
+    return folded, [e + _flushed(step, bounds.reader.env) for e in found]
+
+
+def _flushed(step: Einsum, env: Mapping[str, Array]) -> float:
+    """The terms of a sum of bf16 products vanish where a factor is subnormal: each is below 2^-126 times the other factor."""
+    assert step.reduce is not None
+    e = step.exprs[0]
+    if step.reduce.op != "sum" or not (isinstance(e, Apply) and e.op == "mul" and step.dtypes[0] in (F32, BF16)):
+        return 0.0
+    inner = [a.arg if isinstance(a, Cast) else a for a in e.args]
+    operands = [np.asarray(env[a.tensor], np.float64) for a in inner if isinstance(a, Access) and a.tensor in env]
+    if len(operands) != 2 or any((a.astype(BF16.numpy).astype(np.float64) != a)[~np.isnan(a)].any() for a in operands):
+        return 0.0
+    normal, terms = 2.0**-126, 1.0
+    for r in step.reduced:
+        terms *= max(float(r.extent.const or 4096), 1.0)
+    total = normal
+    for a, b in (operands, operands[::-1]):
+        subnormal = ((a != 0) & (np.abs(a) < normal)).any()
+        if subnormal and np.isinf(b).any():
+            return np.inf
+        total += normal * float(np.abs(b[np.isfinite(b)]).max(initial=0.0))
+    return terms * total
 
 
 def _fold_errors(

@@ -1,0 +1,110 @@
+"""Quantisation as `torch.export` writes it after PT2E: `quantized_decomposed.quantize_per_tensor`, `dequantize_per_channel` ...
+
+The meaning is that of the reference implementations in torch.ao.quantization.fx._decomposed: a product with the reciprocal
+scale, rounded half to even, and a difference from the zero point in f32, which is exact for bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dlc.frontend.torch_context import Ctx, Operand, op
+from dlc.ir.dtype import F32, DType
+from dlc.ir.expr import Cast, Expr, apply, const
+from dlc.ir.extent import IntExpr
+from dlc.ir.view import Val
+
+_OWN = "quantized_decomposed."
+
+
+def _overloads(name: str) -> tuple[str, ...]:
+    return tuple(f"{_OWN}{name}.{overload}" for overload in ("default", "tensor", "tensor2"))
+
+
+def _spread(c: Ctx, v: Operand | None, x: Val, axis: int | None, dtype: DType) -> Val | None:
+    """A scale or zero point at the places of `x`, in `dtype`: one number, or one per place of `axis`."""
+    if v is None or (isinstance(v, int) and v == 0):
+        return None
+    own = c.val(v)
+    if axis is None:
+        own = own.view((), lambda: [0] * own.rank)
+    else:
+        own = own.view(x.shape, lambda *i: [i[axis]])
+    wide = own.broadcast_to(x.shape)
+    return wide if wide.dtype == dtype else Val(dtype, x.shape, lambda i: Cast(dtype, wide.at(i), "wrap"))
+
+
+def _reciprocal(c: Ctx, scale: Operand) -> Operand:
+    """1 / scale, of a number in double precision as Python computes it."""
+    if isinstance(scale, float | int):
+        return 1.0 / scale
+    return c.b.map(f"{c.hint}_reciprocal", lambda s: apply("div", const(1.0, c.val(scale).dtype), s), c.val(scale))
+
+
+def _quantise(c: Ctx, x: Val, scale: Operand, zero: Operand, low: Any, high: Any, axis: int | None) -> Val:
+    factor = _spread(c, _reciprocal(c, scale), x, axis, F32)
+    offset = _spread(c, zero, x, axis, F32)
+    least, most = (const(float(c.number(v, "a bound of the quantised range")), F32) for v in (low, high))
+    assert factor is not None
+
+    def element(*i: IntExpr) -> Expr:
+        wide = x.at(i) if x.dtype == F32 else Cast(F32, x.at(i))
+        e = apply("round", apply("mul", wide, factor.at(i)))
+        if offset is not None:
+            e = apply("add", e, offset.at(i))
+        return Cast(c.dtype, apply("min", apply("max", e, least), most))
+
+    return c.b.compute(c.hint, x.shape, element, c.dtype)
+
+
+def _dequantise(c: Ctx, x: Val, scale: Operand, zero: Operand | None, axis: int | None) -> Val:
+    factor, offset = _spread(c, scale, x, axis, F32), _spread(c, zero, x, axis, F32)
+    assert factor is not None
+
+    def element(*i: IntExpr) -> Expr:
+        e: Expr = Cast(F32, x.at(i))
+        if offset is not None:
+            e = apply("sub", e, offset.at(i))
+        e = apply("mul", e, factor.at(i))
+        return e if c.dtype == F32 else Cast(c.dtype, e)
+
+    return c.b.compute(c.hint, x.shape, element, c.dtype)
+
+
+@op(*_overloads("quantize_per_tensor"))
+def quantize_per_tensor(c: Ctx, x: Val, scale: Operand, zero: Operand, low: Any, high: Any, dtype: Any) -> Val:
+    del dtype  # that of the traced result
+    return _quantise(c, x, scale, zero, low, high, None)
+
+
+@op(*_overloads("dequantize_per_tensor"))
+def dequantize_per_tensor(
+    c: Ctx, x: Val, scale: Operand, zero: Operand, low: Any, high: Any, dtype: Any, *, out_dtype: Any = None
+) -> Val:
+    del low, high, dtype, out_dtype
+    return _dequantise(c, x, scale, zero, None)
+
+
+@op(f"{_OWN}quantize_per_channel.default")
+def quantize_per_channel(
+    c: Ctx, x: Val, scales: Operand, zeros: Operand, axis: int, low: Any, high: Any, dtype: Any
+) -> Val:
+    del dtype
+    return _quantise(c, x, scales, zeros, low, high, c.dim(axis, x.rank))
+
+
+@op(f"{_OWN}dequantize_per_channel.default")
+def dequantize_per_channel(
+    c: Ctx,
+    x: Val,
+    scales: Operand,
+    zeros: Operand | None,
+    axis: int,
+    low: Any,
+    high: Any,
+    dtype: Any,
+    *,
+    out_dtype: Any = None,
+) -> Val:
+    del low, high, dtype, out_dtype
+    return _dequantise(c, x, scales, zeros, c.dim(axis, x.rank))
