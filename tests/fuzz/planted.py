@@ -187,7 +187,7 @@ PLANTS: tuple[Plant, ...] = (
         "dlc.passes.inline_pointwise:inline_access",
         "if not guards:",
         "if True:",
-        ("views", "convolution", "window"),
+        ("view:pad",),
     ),
     Plant(
         "row remainder skipped",
