@@ -22,7 +22,7 @@ def test_the_epilogue_of_a_batch_of_one() -> None:
     after = Fuse().apply(before)
     verify(after)
     (kernel,) = after.kernels
-    assert "t0[o0, o1, o2] + a2[o2]" in str(kernel)
+    assert len(kernel.cascade.steps) == 2
     rng = np.random.default_rng(0)
     inputs = [rng.standard_normal(s).astype(np.float32) for s in ((1, 3, 8), (8, 16), (16,))]
     np.testing.assert_array_equal(run_program(before, inputs)[0], run_program(after, inputs)[0])
@@ -34,4 +34,4 @@ def test_two_ranks_of_extent_1() -> None:
     after = Fuse().apply(parse_program(text))
     verify(after)
     (kernel,) = after.kernels
-    assert "t0[o0, o1, o2, o3] + a2[o3]" in str(kernel)
+    assert len(kernel.cascade.steps) == 2
