@@ -142,7 +142,9 @@ class _Preparation:
                 size = float(min(free[name].const or 64, 256))
                 constant = plain.tensor in self.const_names
                 unit = self._slope(step, plain, name) == 1
-                score = size + 1000 * constant + (500 if unit else 0) + (100 if name == innermost else 0)
+                score = size + 1000 * constant
+                if size >= self.options.lanes / 2:  # lanes that stay empty cost more than a copy
+                    score += (500 if unit and not constant else 0) + (100 if name == innermost else 0)
                 if not constant and not unit and self._rows_of(step, other, mine) < 4:
                     continue  # packing would cost as much as the contraction
                 if best is None or score > best[0]:
@@ -356,8 +358,11 @@ class _Preparation:
         rest = [d for d in range(len(step.ranks)) if d != last]
         natural = (*rest, last)
         choices = [natural]
-        if len(rest) <= 3:
-            choices += [(*p, last) for p in itertools.permutations(rest) if (*p, last) != natural]
+        single = [d for d in rest if step.ranks[d].extent.const == 1]  # lie anywhere
+        several = [d for d in rest if d not in single]
+        if len(several) <= 5:
+            orders = ((*single, *p, last) for p in itertools.permutations(several))
+            choices += [order for order in orders if order != natural]
         shape = tuple(r.extent for r in step.ranks)
         readers = self.readers.get(step.out, [])
 
@@ -369,7 +374,7 @@ class _Preparation:
                 count += all(split_linear(flat, r.name) is not None for r in reader.all_ranks)
             return count
 
-        best = max(choices, key=linear) if len(readers) and any(_folds(a) for _, a in readers) else natural
+        best = max(choices, key=linear) if any(_folds(a) for _, a in readers) else natural
         return None if best == tuple(range(len(step.ranks))) else best
 
     def _followed_order(self, step: Einsum) -> tuple[int, ...] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -287,3 +288,22 @@ def test_panels_waste_little() -> None:
             assert width // lanes <= (4 if registers == 32 else 2)
         assert panel_columns(sym("n"), lanes, registers) == (3 if registers == 32 else 2) * lanes
     assert panel_columns(int_expr(768), 16, 32) == 48 and panel_columns(int_expr(64), 16, 32) == 64
+
+
+def test_lanes_are_the_long_rank_of_constant_weights() -> None:
+    """A transposed convolution of stride 2: the 2 x 2 taps are tasks, and the result lies as its reader walks it."""
+    text = """
+    program p(X: f32[1, 8, 5, 5]) -> (Z) {
+      const W: f32[8, 32, 2, 2]
+      P[c:32, y:5, x:5, e:2, f:2]: f32 = sum(k:8) X[0, k, y, x] * W[k, c, e, f]
+      Y[c:32, y:10, x:10]: f32 = P[c, y // 2, x // 2, y % 2, x % 2] + 1.0
+      Z[c:32]: f32 = max(y:10, x:10) Y[c, y, x]
+    }"""
+    parsed = parse_program(text)
+    data = {"W": np.random.default_rng(0).standard_normal((8, 32, 2, 2)).astype(np.float32)}
+    before = replace(parsed, data=data)
+    after = PrepareContractions(least_work=1).apply(before)
+    assert_same_result(before, after, {})
+    product = next(s for s in after.body.body if isinstance(s, Einsum) and s.out == "P")
+    assert [product.ranks[d].name for d in product.order or ()] == ["y", "e", "x", "f", "c"]
+    assert next(c for c in after.consts if c.name == "W_packed").type.shape[-1].const == 32
