@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dlc.paired import geometric_mean
@@ -227,16 +227,21 @@ def profile_text(model: str, run: dict[str, Any]) -> list[str]:
 def measured(results: Sequence[dict[str, Any]]) -> list[str]:
     lines = []
     for r in results:
-        m = r["machine"]
         probes = ", ".join(
             f"{run['threads']}: {run['probe']['best_gflops']:.0f} GFLOP/s, {run['probe']['slow_looks']} slow looks"
             for run in r["runs"]
             if run["probe"]
         )
-        versions = ", ".join(f"{k} {v}" for k, v in m["versions"].items())
-        lines.append(
-            f"- {label(r)}: {r['date']} UTC, revision {r['revision'][:10]}{'+' * r['revision'].endswith('+')}, {m['cpu']}, "
-            f"{m['cores']} cores, load {r['load'][0]:.1f} before and {r['load'][1]:.1f} after; {versions}; "
-            f"inputs {', '.join(r['inputs'])}; probe by threads: {probes}"
-        )
+        ring = f", {r['ring']['sets']} sets of them, {r['ring']['bytes'] / 1e6:.1f} MB" if "ring" in r else ""
+        lines.append(f"- {label(r)}: {machine_text(r)}; inputs {', '.join(r['inputs'])}{ring}; probe by threads: {probes}")
     return ["\n".join(lines)]
+
+
+def machine_text(result: Mapping[str, Any]) -> str:
+    """When, of which revision, on what."""
+    m = result["machine"]
+    versions = ", ".join(f"{k} {v}" for k, v in m["versions"].items())
+    return (
+        f"{result['date']} UTC, revision {result['revision'][:10]}{'+' * result['revision'].endswith('+')}, {m['cpu']}, "
+        f"{m['cores']} cores, load {result['load'][0]:.1f} before and {result['load'][1]:.1f} after; {versions}"
+    )

@@ -125,7 +125,8 @@ def enter_peers(entrants: Contest, row: Row, given: Source, settings: Settings) 
     for peer in settings.peers:
         if peer in ONNX_PEERS:
             path, why = onnx_file(row.entry, settings.work)
-            entrants.enter(peer, model=str(path), absent=why)
+            plain = given.plain if peer != "onnxruntime" else ""
+            entrants.enter(peer, model=plain or str(path), absent=why)
             continue
         absent = "" if given.python else "it runs Python models, and this is none"
         entrants.enter(peer, model=given.python, absent=absent)
@@ -133,9 +134,10 @@ def enter_peers(entrants: Contest, row: Row, given: Source, settings: Settings) 
             entrants.enter("inductor+freezing", model=given.python, absent=absent)
 
 
-def best_peer(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The row of the fastest other contender; eager PyTorch counts only where it is alone."""
-    found = ratio_to_best([r for r in rows if r["name"] != "eager"]) or ratio_to_best(rows)
+def best_peer(rows: Sequence[dict[str, Any]], exclude: Sequence[str] = ("eager",)) -> dict[str, Any] | None:
+    """The row of the fastest other contender; those to exclude count only where nobody else is."""
+    fast = [r for r in rows if r["name"] not in exclude]
+    found = ratio_to_best(fast) or ratio_to_best(rows)
     return next((r for r in rows if found and r["name"] == found[1] and "paired" in r), None)
 
 

@@ -20,10 +20,12 @@ class Source(Protocol):
     Attributes:
         python: how a contender opens it as a Python model; empty if it is none.
         names: of its inputs, where a contender needs them to tell the order.
+        plain: a simpler ONNX file of the same model for peers that cannot read the usual one; empty if there is none.
     """
 
     python: str
     names: tuple[str, ...]
+    plain: str
 
     def inputs(self, row: Row, seed: int) -> list[np.ndarray]:
         """One set of inputs."""
@@ -39,6 +41,7 @@ class ZooSource:
     """A model of tests/models."""
 
     names: tuple[str, ...] = ()
+    plain = ""
 
     def __init__(self, name: str) -> None:
         from tests.models.zoo import ZOO
@@ -67,10 +70,13 @@ class ZooSource:
 
 
 class SileroSource:
-    """One step of Silero VAD at 16 kHz: 512 samples and 64 before them, and the state of an LSTM."""
+    """One step of Silero VAD at 16 kHz: 512 samples and 64 before them, and the state of an LSTM.
+
+    The wheel has the same model without conditionals, too; OpenVINO, IREE and TVM cannot read the other.
+    """
 
     python = ""
-    names = ("input", "state", "sr")
+    names: tuple[str, ...] = ("input", "state", "sr")
     RATE, SAMPLES = 16000, 576
 
     @property
@@ -79,6 +85,10 @@ class SileroSource:
         import silero_vad
 
         return Path(silero_vad.__file__).parent / "data" / "silero_vad.onnx"
+
+    @property
+    def plain(self) -> str:
+        return str(self.path.with_name("silero_vad_op18_ifless.onnx"))
 
     def inputs(self, row: Row, seed: int) -> list[np.ndarray]:
         generator = np.random.default_rng(seed)

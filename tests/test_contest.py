@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dlc.cli import main
-from dlc.contender import read_ring, save_ring
+from dlc.contender import read_ring, reason, save_ring
 from dlc.contest import Contest, Entrant, largest_error, ratio_to_best
 
 CASCADE = """\
@@ -103,7 +103,7 @@ def test_inputs_are_aligned(tmp_path: Path) -> None:
     back = read_ring(str(tmp_path / "ring.npz"))
     for arrays, want in zip(back, given):
         for a, b in zip(arrays, want):
-            assert np.array_equal(a, b) and a.dtype == b.dtype and a.ctypes.data % 64 == 0
+            assert np.array_equal(a, b) and a.dtype == b.dtype and (a.size == 0 or a.ctypes.data % 64 == 0)
 
 
 def test_a_hopeless_contender_has_one_turn(artifact: Path, tmp_path: Path) -> None:
@@ -123,3 +123,10 @@ def test_a_hopeless_contender_has_one_turn(artifact: Path, tmp_path: Path) -> No
 def slowed(entrant: Entrant, factor: float) -> Callable[[int, Any, bool], None]:
     keep = entrant.keep
     return lambda number, answer, fine: keep(number, {**answer, "times": [factor * t for t in answer["times"]]}, fine)
+
+
+def test_a_library_s_refusal_says_what_it_is_about() -> None:
+    assert reason(ValueError("bad\nmore")) == "bad"
+    telling = RuntimeError("Exception from core.cpp:84:\nCheck 'false' failed at x.cpp:1:\nnot converted\n\n-- Conv-16 failed")
+    assert reason(telling) == "not converted -- Conv-16 failed"
+    assert reason(ValueError("")) == ""

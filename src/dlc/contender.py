@@ -2,13 +2,14 @@
 
 Each line on stdin is a command, each line on stdout its answer, both JSON. Between commands the process only waits, so
 that just one contender runs at any time and its library's idle threads have gone to sleep when the next one's turn comes.
-What libraries print goes to stderr.
+What libraries print goes to stderr. A process can hold several models: each command may name one by its `slot`.
 
     {"do": "prepare", "kind": "dlc", ...Plan}     -> {"seconds", "versions", "note", "memory"}, or {"absent": why}
     {"do": "check", "path": FILE, "sets": N}      -> {"outputs": N}; the results for the first sets of inputs, as FILE
     {"do": "block", "seconds": S, "least": N, "most": N, "warm": S}
                               -> {"times": [seconds per call], "cpu": [...], "peak_bytes": resident at most}
     {"do": "profile", "repeat": N}                -> a dlc profile, a row per kernel
+    {"do": "forget"}                              -> {}; the model is gone
 
 Kinds: dlc (a .dlc file), onnxruntime, openvino, iree, tvm (an ONNX file), eager, inductor, inductor+freezing (a Python
 model, as `dlc.models` names one).
@@ -54,6 +55,7 @@ class Contender:
         self.threads = int(plan["threads"])
         self.as_torch = bool(plan.get("torch"))
         self.manifest: Mapping[str, Any] = plan.get("manifest") or {}
+        self.given_outputs = bool(plan.get("given_outputs"))
         self.executable: Any = None
         self.ring = read_ring(plan["inputs"])
         self.names = list(plan.get("names") or ())
@@ -75,13 +77,15 @@ class Contender:
         }[self.kind]
         self.memory = {"base": memory.peak_bytes()}  # with this process's libraries and inputs, before the model
         self.calls: list[Call] = make(plan)
+        began = time.perf_counter()
         self.calls[0]()
+        self.first_call_s = time.perf_counter() - began
         self.memory["prepare"] = memory.peak_bytes()
 
     def block(self, seconds: float, least: int, most: int, warm: float) -> dict[str, Any]:
         """Seconds of each call for about `seconds`, after at least one call and `warm` seconds that do not count.
 
-        There are `least` calls unless they would take ten times as long as was asked for. Beside the wall time the
+        There are `least` calls unless they take two and a half times as long as was asked for. Beside the wall time the
         processor time of all threads, which for one thread is the same however busy the machine. The inputs go on
         where the last block ended.
         """
@@ -97,7 +101,7 @@ class Contender:
                 calls[-1]()
             times: list[float] = []
             cpu: list[float] = []
-            end, last = clock() + seconds, clock() + 10 * seconds
+            end, last = clock() + seconds, clock() + 2.5 * seconds
             while not times or (len(times) < least and clock() < last) or (clock() < end and len(times) < most):
                 call = calls[self._turn % count]
                 self._turn += 1
@@ -139,6 +143,9 @@ class Contender:
 
         def one(given: list[Any]) -> Call:
             args, kwargs = call_arguments(executable.manifest, given)
+            if self.given_outputs:
+                result = executable(*args, **kwargs)
+                return lambda: executable(*args, out=result, **kwargs)
             return lambda: executable(*args, **kwargs)
 
         return [one(self._given(arrays)) for arrays in self.ring]
@@ -150,6 +157,8 @@ class Contender:
         wanted = [i.name for i in session.get_inputs()]
 
         def one(given: list[Any]) -> Call:
+            if self.given_outputs:
+                return self._bound(session, self._named(wanted, given))
             if not self.as_torch:
                 feeds = self._named(wanted, given)
                 return lambda: session.run(None, feeds)
@@ -160,6 +169,24 @@ class Contender:
             return lambda: [back(o) for o in session.run(None, {n: t.numpy() for n, t in tensors.items()})]
 
         return [one(self._given(arrays)) for arrays in self.ring]
+
+    def _bound(self, session: Any, feeds: Mapping[str, Any]) -> Call:
+        """onnxruntime on outputs that are given to it, by its I/O binding."""
+        import onnxruntime as ort
+
+        arrays = {n: np.asarray(t) for n, t in feeds.items()}
+        results = session.run(None, arrays)
+        binding = session.io_binding()
+        for name, array in arrays.items():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+        for output, result in zip(session.get_outputs(), results):
+            binding.bind_ortvalue_output(output.name, ort.OrtValue.ortvalue_from_numpy(result))
+
+        def call() -> Any:
+            session.run_with_iobinding(binding)
+            return results
+
+        return call
 
     def _openvino(self, plan: Mapping[str, Any]) -> list[Call]:
         import openvino as ov
@@ -176,6 +203,9 @@ class Contender:
             "INFERENCE_PRECISION_HINT": "f32",
         }
         request = ov.compile_model(model, "CPU", settings).create_infer_request()
+        if self.given_outputs:
+            for k, output in enumerate(request.model_outputs):
+                request.set_output_tensor(k, ov.Tensor(np.empty(output.shape, np.dtype(output.element_type.to_dtype()))))
 
         def one(given: list[Any]) -> Call:
             ordered = [given[k] for k in order]
@@ -215,6 +245,8 @@ class Contender:
         return [one(arrays) for arrays in self.ring]
 
     def _torch(self, plan: Mapping[str, Any]) -> list[Call]:
+        if self.given_outputs:
+            raise ValueError("it always makes its outputs anew")
         import torch
 
         from dlc.models import open_model
@@ -283,19 +315,30 @@ def versions(kind: str) -> dict[str, str]:
     return found
 
 
+def reason(error: Exception) -> str:
+    """What an error says in its first line; where that only tells a place in a library's source, all the others."""
+    lines = str(error).strip().split("\n")
+    telling = [line.strip() for line in lines if line.strip() and not line.startswith(("Exception from ", "Check "))]
+    return lines[0] if lines[:1] == telling[:1] else " ".join(telling) or lines[0]
+
+
 def serve(commands: TextIO, answers: TextIO) -> None:
     """Obey commands until there are no more."""
-    contender: Contender | None = None
+    contenders: dict[str, Contender] = {}
     for line in commands:
         command = json.loads(line)
-        action = command.pop("do")
+        action, slot = command.pop("do"), str(command.pop("slot", ""))
+        contender = contenders.get(slot)
         try:
             if action == "prepare":
                 began = time.perf_counter()
-                contender = Contender(command)
+                contender = contenders[slot] = Contender(command)
                 seconds = time.perf_counter() - began
                 answer: dict[str, Any] = {"seconds": seconds, "versions": versions(contender.kind)}
-                answer |= {"note": contender.note, "memory": contender.memory}
+                answer |= {"note": contender.note, "memory": contender.memory, "first_call_s": contender.first_call_s}
+            elif action == "forget":
+                contenders.pop(slot, None)
+                answer = {}
             elif contender is None:
                 answer = {"error": "it was not prepared"}
             elif action == "check":
@@ -307,7 +350,7 @@ def serve(commands: TextIO, answers: TextIO) -> None:
         except ImportError as error:
             answer = {"absent": f"{error.name or error} is not installed", "error": str(error)}
         except Exception as error:  # a library's refusal is a result of the contest, too
-            text = str(error).strip().split("\n")[0]
+            text = reason(error)
             answer = {"absent": f"{type(error).__name__}: {text[:300]}", "error": text}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()

@@ -49,6 +49,9 @@ TOLERANCE = 1e-3
 HOPELESS = 5.0
 """A contender that takes so many times as long as the fastest has only one turn."""
 
+SLOW_CALL_S = 20.0
+"""A contender whose first call takes longer has no turn at all."""
+
 PREPARE_S = 300.0
 """Patience with a contender's own compilation."""
 
@@ -77,6 +80,10 @@ class Process:
             stderr=self._log,
             env=environment,
         )
+
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
 
     def ask(self, patience_s: float, **command: Any) -> dict[str, Any]:
         """The answer to a command.
@@ -117,6 +124,28 @@ class Process:
         self._log.close()
 
 
+class Crew:
+    """Contenders' processes that several contests share, one for each name: each holds the models of all."""
+
+    def __init__(self, threads: int, folder: Path) -> None:
+        self.threads, self._folder = threads, folder
+        self._processes: dict[str, Process] = {}
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes.values():
+            process.close()
+
+    def of(self, name: str) -> Process:
+        """The contender's process; a new one if it has none, or if that has ended."""
+        found = self._processes.get(name)
+        if found is None or found.ended:
+            found = self._processes[name] = Process(self.threads, self._folder / f"{name}.log")
+        return found
+
+
 @dataclass
 class Entrant:
     """A contender and what is known of it.
@@ -131,6 +160,7 @@ class Entrant:
         turns: what each round came to.
         peak_bytes: the most that was resident while it was timed.
         resting: it is so slow that it is timed no more.
+        shared: whether its process is of a crew, and goes on without it.
         facts: prepare seconds, versions, note, memory.
     """
 
@@ -145,11 +175,12 @@ class Entrant:
     turns: dict[int, Turn] = field(default_factory=dict)
     peak_bytes: int = 0
     resting: bool = False
+    shared: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
 
     def out(self, why: str) -> None:
         self.absent = why
-        if self.process is not None:
+        if self.process is not None and not self.shared:
             self.process.close(at_once=True)
         self.process = None
 
@@ -194,6 +225,7 @@ class Contest:
         manifest: of the compiled model; says how its inputs nest.
         torch: whether the caller has tensors of torch and wants such back, or NumPy arrays.
         cache: where compilers keep what they made of the model, for the next contest; `folder` unless given.
+        crew: processes that are shared with other contests; this one's models have the slot named here.
         say: told what is being done.
     """
 
@@ -207,9 +239,12 @@ class Contest:
         manifest: Mapping[str, Any] | None = None,
         torch: bool = False,
         cache: Path | None = None,
+        crew: Crew | None = None,
+        slot: str = "",
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.threads, self.folder, self.say = threads, folder, say
+        self._crew, self._slot = crew, slot
         self.entrants: dict[str, Entrant] = {}
         self.probe: SpeedProbe | None = None
         self._inputs = folder / "ring.npz"
@@ -229,12 +264,14 @@ class Contest:
 
     def __exit__(self, *_: object) -> None:
         for entrant in self.entrants.values():
-            if entrant.process is not None:
+            if entrant.shared:
+                self._ask(entrant, PREPARE_S, do="forget")
+            elif entrant.process is not None:
                 entrant.process.close()
 
-    def enter(self, name: str, kind: str | None = None, *, model: str = "", absent: str = "") -> None:
-        """Add a contender, or a name that is missing because `absent`; `kind` and `model` as `dlc.contender` has them."""
-        plan = {"kind": kind or name, "model": model, **self._common}
+    def enter(self, name: str, kind: str | None = None, *, model: str = "", absent: str = "", **more: Any) -> None:
+        """Add a contender, or a name that is missing because `absent`; its plan is as `dlc.contender` has it."""
+        plan = {"kind": kind or name, "model": model, **self._common, **more}
         self.entrants[name] = Entrant(name, plan, absent=absent)
 
     def prepare(self, patience_s: float = PREPARE_S, at_once: int = 2) -> None:
@@ -244,9 +281,15 @@ class Contest:
             if entrant.absent:
                 return
             self.say(f"preparing {entrant.name}")
-            entrant.process = Process(self.threads, self.folder / f"{entrant.name}.log")
+            entrant.shared = self._crew is not None
+            if self._crew is not None:
+                entrant.process = self._crew.of(entrant.name)
+            else:
+                entrant.process = Process(self.threads, self.folder / f"{entrant.name}.log")
             answer = self._ask(entrant, patience_s, do="prepare", **entrant.plan)
-            if answer is not None:
+            if answer is not None and answer["first_call_s"] > SLOW_CALL_S:
+                entrant.out(f"one call takes {answer['first_call_s']:.0f} s")
+            elif answer is not None:
                 entrant.facts = {
                     "prepare_s": answer["seconds"],
                     **{key: answer[key] for key in ("versions", "note", "memory")},
@@ -353,7 +396,7 @@ class Contest:
         if entrant.process is None:
             return None
         try:
-            answer = entrant.process.ask(patience_s, **command)
+            answer = entrant.process.ask(patience_s, slot=self._slot, **command)
         except Gone as fault:
             entrant.out(str(fault))
             return None
@@ -422,4 +465,4 @@ def machine() -> dict[str, Any]:
     }
 
 
-__all__ = ["PAUSE_S", "TOLERANCE", "Contest", "largest_error", "machine", "ratio_to_best", "speed_probe"]
+__all__ = ["PAUSE_S", "TOLERANCE", "Contest", "Crew", "largest_error", "machine", "ratio_to_best", "speed_probe"]

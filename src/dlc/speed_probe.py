@@ -24,10 +24,10 @@ STEPS = 30_000
 USUAL = 0.82
 """Share of the best speed seen from which on the machine counts as undisturbed; half speed is 0.5."""
 
-_PARALLEL_FOR = ctypes.CFUNCTYPE(
+PARALLEL_FOR = ctypes.CFUNCTYPE(
     None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64
 )
-_KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
 
 class SpeedProbe:
@@ -72,9 +72,9 @@ class SpeedProbe:
     def _once(self) -> None:
         results = (ctypes.addressof(self._results) + 63) // 64 * 64
         if self.threads == 1:
-            _KERNEL(self._image["probe"])(results, 0, 1, 0)
+            KERNEL(self._image["probe"])(results, 0, 1, 0)
         else:
-            run = _PARALLEL_FOR(self._pool.parallel_for)
+            run = PARALLEL_FOR(self._pool.parallel_for)
             run(self._pool.state, self._image["probe"], results, self.threads, 1)
 
 

@@ -132,7 +132,10 @@ def make_efficientnet_b0() -> nn.Module:
         hidden_dim=1280,
         num_labels=1000,
     )
-    return _finish(Classes(EfficientNetForImageClassification(config)), seed=14)
+    model = EfficientNetForImageClassification(config)
+    # The pooling of transformers is a window of 1280 x 1280 that ends with the image. This is the same, and OpenVINO takes it.
+    model.efficientnet.pooler = nn.AdaptiveAvgPool2d(1)
+    return _finish(Classes(model), seed=14)
 
 
 def make_convnext_tiny() -> nn.Module:

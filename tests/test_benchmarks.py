@@ -1,0 +1,124 @@
+"""What the benchmarks time: the suite is whole, shapes are reproducible, all forms of a kernel agree, pages say what was found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from benchmarks.kernel_models import compiled, inputs, module, onnx_model
+from benchmarks.kernel_shapes import Kernel, families
+from benchmarks.markdown import page
+from benchmarks.results import keep
+from benchmarks.sources import RING_LEAST, RING_MOST, cache_bytes, ring, source
+from benchmarks.suite import SUITE, Row, chosen
+from tests.models.zoo import ZOO
+
+SMALL = [
+    Kernel("linear", (3, 7, 5)),
+    Kernel("conv", (2, 3, 9, 5, 3, 1, 1)),
+    Kernel("conv", (1, 4, 9, 6, 3, 2, 1)),
+    Kernel("conv", (1, 6, 5, 6, 3, 1, 6)),
+    Kernel("layer_norm", (3, 7)),
+    Kernel("softmax", (3, 7)),
+    Kernel("chain", (3, 7)),
+    Kernel("attention", (2, 2, 5, 4)),
+]
+
+
+def test_every_row_has_a_model_and_a_name_of_its_own() -> None:
+    assert len({row.name for row in SUITE}) == len(SUITE)
+    for row in SUITE:
+        assert row.entry == "silero_vad" or row.entry in ZOO
+        if row.entry in ZOO:
+            assert bool(row.length) == (ZOO[row.entry].symbolic_length or row.entry == "whisper_tiny_encoder")
+
+
+def test_rows_are_chosen_by_row_or_by_model() -> None:
+    assert [r.name for r in chosen(["resnet50-8", "minilm"])] == ["minilm-1x128", "resnet50-8"]
+    assert [r.name for r in chosen(["resnet50"])] == ["resnet50-1", "resnet50-8"]
+    with pytest.raises(ValueError, match="abacus"):
+        chosen(["abacus"])
+
+
+def test_the_ring_exceeds_the_cache_where_that_takes_few_sets() -> None:
+    row = Row("mlp", 128)
+    sets = ring(source("mlp"), row)
+    assert RING_LEAST <= len(sets) <= RING_MOST
+    assert len(sets) == RING_MOST or sum(a.nbytes for s in sets for a in s) > cache_bytes()
+    assert not np.array_equal(sets[0][0], sets[1][0])
+
+
+def test_kernels_are_reproducible_and_named() -> None:
+    found = families()
+    assert found == families()
+    kernels = [k for family in found for k in family.kernels]
+    assert all(Kernel.parse(k.name) == k for k in kernels)
+    linear = next(f for f in found if f.name == "linear").kernels
+    assert len(set(linear)) == 24 and all(k.dims[0] >= 128 for k in linear)
+    assert any(set(k.dims) & {131, 197, 257, 509, 769, 1021, 2053} for k in linear)
+
+
+@pytest.mark.parametrize("kernel", SMALL, ids=lambda k: k.name)
+def test_all_forms_of_a_kernel_agree(kernel: Kernel) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    given = inputs(kernel, 1)
+    with torch.no_grad():
+        expected = module(kernel)(*given)
+    assert tuple(expected.shape) == kernel.output
+    session = onnxruntime.InferenceSession(onnx_model(kernel).SerializeToString())
+    names = [i.name for i in session.get_inputs()]
+    (other,) = session.run(None, {n: t.numpy() for n, t in zip(names, given)})
+    ours = compiled(kernel)(*given)
+    for result in (torch.from_numpy(other), ours):
+        assert float((result - expected).abs().max()) < 2e-5
+
+
+def test_operations_are_counted() -> None:
+    assert Kernel("linear", (2, 3, 5)).flops == 60
+    assert Kernel("conv", (1, 8, 10, 16, 3, 2, 1)).flops == 2 * 25 * 16 * 8 * 9
+    assert Kernel("conv", (1, 8, 10, 16, 3, 1, 1)).flops == 4 * 2 * 100 * 16 * 8 * 9  # four layers in a row
+    assert Kernel("conv", (1, 8, 10, 8, 3, 1, 8)).flops == 4 * 2 * 100 * 8 * 9
+    assert Kernel("chain", (4, 5)).bytes == 4 * (20 + 20 + 10)
+
+
+def test_a_result_replaces_its_row_and_the_page_says_it(tmp_path: Path) -> None:
+    path = tmp_path / "latency.json"
+    keep(path, result("resnet50-8", 0.9))
+    keep(path, result("bert_base-1x128", 1.25))
+    keep(path, result("resnet50-8", 0.8))
+    assert [r["row"] for r in json.loads(path.read_text())] == ["bert_base-1x128", "resnet50-8"]
+    text = path.with_suffix(".md").read_text()
+    assert "0.80 [0.79, 0.81] (openvino)" in text and "0.90 [" not in text
+    assert "geometric mean of dlc / best peer is 1.000" in text and "in 1 of them" in text
+    assert "| resnet50-8 | 300 / 100 + 200 |" in text
+    assert "- resnet50-8, tvm: one call takes 66 s" in text
+    assert text == page(json.loads(path.read_text()))
+
+
+def result(row: str, ratio: float) -> dict[str, Any]:
+    """A result as `benchmarks.measure` makes it."""
+
+    def timed(name: str, median: float) -> dict[str, Any]:
+        memory = {"base": 200e6, "prepare": 500e6, "run": 300e6}
+        return {"name": name, "median": median, "block_medians": [median, median], "blocks": 5, "memory": memory}
+
+    paired = {"ratio": ratio, "low": ratio - 0.01, "high": ratio + 0.01, "rounds": 5, "noisy": False}
+    rows = [timed("dlc", ratio), timed("openvino", 1.0) | {"paired": paired}, {"name": "tvm", "absent": "one call takes 66 s"}]
+    once = {"own_seconds": 1.0, "seconds": {"export": 1.0}, "from_cache": True, "distinct": 2, "launches": 3, "artifact_bytes": 5}
+    run = {"threads": 2, "rows": rows, "ratio_to_best": ratio, "interval": [ratio - 0.01, ratio + 0.01], "best_peer": "openvino"}
+    return {
+        "row": row,
+        "model": row.rpartition("-")[0],
+        "inputs": ["float32[1, 3]"],
+        "runs": [run | {"rounds": 5, "probe": None, "profile": None}],
+        "compile": {"cold": once, "cached": once},
+        "first_result_s": [0.1, 0.2, 0.3],
+        "machine": {"cpu": "a CPU", "cores": 2, "versions": {}},
+        "revision": "0123456789abcdef",
+        "date": "2026-01-01 00:00",
+        "load": [0.0, 0.0],
+    }
