@@ -170,7 +170,8 @@ def compile(
         dynamic_shapes: which dimensions vary, as torch.export takes it.
         target: 'host', 'avx512', 'avx2' or 'baseline', with '+feature' appended for more.
         threads: of the executable; by default DLC_NUM_THREADS, OMP_NUM_THREADS, or the CPUs at hand.
-        accuracy: 'strict', 'default' or 'fast'.
+        accuracy: 'strict' leaves out rewrites that amplify rounding errors (`passes/winograd.py`); 'default'; 'fast' allows no
+            more than that yet.
         dump_dir: folder for everything the compilation does (see `dlc.dump`); also written when it fails.
         passes: pipeline to run instead of the default one.
         disable_passes: names of passes of the pipeline to leave out.

@@ -50,7 +50,7 @@ def add_compile(parser: argparse.ArgumentParser) -> None:
         "--accuracy",
         choices=("strict", "default", "fast"),
         default="default",
-        help="how exact exp, tanh and their like are",
+        help="strict leaves out rewrites that amplify rounding errors (Winograd); fast is default, for now",
     )
     group.add_argument(
         "--pass-pipeline",
