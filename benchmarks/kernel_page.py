@@ -29,7 +29,7 @@ def page(results: Sequence[Mapping[str, Any]]) -> str:
     parts = [INTRO]
     for threads in sorted({r["threads"] for r in results}, reverse=True):
         mine = [r for r in results if r["threads"] == threads and r["family"] in known]
-        parts += [f"## {plural(threads)}", overview(mine, known)]
+        parts += [f"## {plural(threads)}", overview(mine, known), f"![Roofline](kernels-{threads}.svg)"]
         parts += [text for r in mine for text in family_text(r, known[r["family"]])]
     parts += ["## What was measured", "\n".join(measured(r) for r in results)]
     return "\n\n".join(part.strip() for part in parts) + "\n"

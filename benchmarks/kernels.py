@@ -1,11 +1,12 @@
 """Single kernels beside their peers: `python -m benchmarks.kernels`, results to benchmarks/results/kernels.{json,md}.
 
     python -m benchmarks.kernels --families linear,conv1x1 --rounds 7
-    python -m benchmarks.kernels --list
+    python -m benchmarks.kernels --list         the families and their kernels
 
 The shapes are those of `benchmarks.kernel_shapes`. One process per contender holds the kernels of a family one after the
 other; contenders take turns (`dlc.contest`). The multiply-add peak, a plain read and a plain copy are measured in the same
-run. A family's results replace its earlier ones, the others stay.
+run. Results are kept kernel by kernel: a run that was cut off goes on where it ended, and `--again` measures anew what
+this revision has been measured for.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from benchmarks.artifacts import compiler_digest, default_work
 from benchmarks.kernel_page import page
 from benchmarks.kernel_shapes import Family, Kernel, families
 from benchmarks.measure import best_peer, revision, say
+from benchmarks.plots import draw
 from benchmarks.run import ROOT, counts
 from dlc.contest import Contest, Crew, machine
 from dlc.memory_probe import MemoryProbe
@@ -46,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     for threads in options.threads:
         for family in wanted:
             began = time.perf_counter()
-            keep(out / "kernels.json", measure(family, threads, options))
+            measure(family, threads, options, out / "kernels.json")
             print(f"{family.name}, {threads} threads: {time.perf_counter() - began:.0f} s", flush=True)
     return 0
 
@@ -54,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--families", default="", metavar="A,B", help="families of kernels (all)")
+    made.add_argument("--again", action="store_true", help="also what this revision has been measured for")
     made.add_argument("--list", action="store_true", help="print the families and their kernels")
     made.add_argument("--against", default=",".join(PEERS), metavar="A,B", help="onnxruntime, openvino, eager, inductor")
     made.add_argument("--threads", type=counts, default=(2,), metavar="N,N", help="of all contenders")
@@ -65,35 +68,34 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def measure(family: Family, threads: int, options: argparse.Namespace) -> dict[str, Any]:
-    """All kernels of a family."""
-    began_load = os.getloadavg()[0]
+def measure(family: Family, threads: int, options: argparse.Namespace, path: Path) -> None:
+    """All kernels of a family that have no result yet, each kept at once."""
+    have = set() if options.again else known_kernels(path, family, threads)
+    todo = [kernel for kernel in family.kernels if kernel.name not in have]
+    if not todo:
+        return
+    artifacts = {kernel.name: artifact(kernel, options.work) for kernel in todo}
+    facts = {"family": family.name, "threads": threads, "rounds": options.rounds, "revision": revision()}
     speed, memory = SpeedProbe(threads), MemoryProbe(threads)
-    kernels = []
-    with tempfile.TemporaryDirectory(prefix="dlc-kernels-") as temporary:
-        folder = Path(temporary)
-        artifacts = {kernel.name: artifact(kernel, options.work) for kernel in family.kernels}
-        with Crew(threads, folder) as crew:
-            for kernel in family.kernels:
-                say(kernel.name)
-                memory.look()
-                kernels.append(one(kernel, artifacts[kernel.name], crew, speed, folder, options))
-    memory.look()
-    limits = {"fma": speed.best, "read": middle(memory.reads), "copy": middle(memory.copies)}
-    for found in kernels:
-        add_share(found, family.limit, limits)
-    return {
-        "family": family.name,
-        "threads": threads,
-        "rounds": options.rounds,
-        "limits": {**limits, "reads": memory.reads, "copies": memory.copies},
-        "slow_looks": speed.slow,
-        "kernels": kernels,
-        "machine": machine(),
-        "revision": revision(),
-        "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
-        "load": [began_load, os.getloadavg()[0]],
-    }
+    with tempfile.TemporaryDirectory(prefix="dlc-kernels-") as temporary, Crew(threads, Path(temporary)) as crew:
+        for kernel in todo:
+            say(kernel.name)
+            load = os.getloadavg()[0]
+            memory.look()
+            found = one(kernel, artifacts[kernel.name], crew, speed, Path(temporary), options)
+            memory.look()
+            limits = {"fma": speed.best, "read": middle(memory.reads), "copy": middle(memory.copies)}
+            add_share(found, family.limit, limits)
+            now = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
+            more = {"limits": limits, "slow_looks": speed.slow, "machine": machine(), "date": now}
+            keep(path, {**facts, **more, "load": [load, os.getloadavg()[0]], "kernels": [found]})
+
+
+def known_kernels(path: Path, family: Family, threads: int) -> set[str]:
+    """Those of the family that this revision has a result for."""
+    results = json.loads(path.read_text()) if path.exists() else []
+    mine = [r for r in results if (r["family"], r["threads"], r["revision"]) == (family.name, threads, revision())]
+    return {kernel["name"] for r in mine for kernel in r["kernels"]}
 
 
 def middle(values: list[float]) -> float:
@@ -130,7 +132,7 @@ def one(
             contest.enter(peer, model=spec, given_outputs=kernel.given)
         contest.prepare(options.patience)
         judge = contest.check(sets=1)
-        rows = contest.run(options.rounds, block_s=options.block, most=2000, warm_s=0.01)
+        rows = contest.run(options.rounds, block_s=options.block, most=2000, warm_s=0.01, tries=2)
     best = best_peer(rows, exclude=())
     paired: dict[str, Any] = best["paired"] if best else {}
     return {
@@ -160,15 +162,21 @@ def add_share(found: dict[str, Any], limit: str, limits: dict[str, float]) -> No
 
 
 def keep(path: Path, result: dict[str, Any]) -> None:
-    """Put a family's results among the others, and write the page anew."""
+    """Put kernels' results among the others of their family and revision, and write the page anew."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    order = [family.name for family in families()]
+    order = {family.name: k for k, family in enumerate(families())}
     results = {(r["threads"], r["family"]): r for r in json.loads(path.read_text())} if path.exists() else {}
-    results[result["threads"], result["family"]] = result
-    rows = [r for r in results.values() if r["family"] in order]
-    rows.sort(key=lambda r: (-r["threads"], order.index(r["family"])))
+    key = result["threads"], result["family"]
+    before = results.get(key, {})
+    if before.get("revision") == result["revision"]:
+        new = {kernel["name"]: kernel for kernel in result["kernels"]}
+        kept = [new.pop(kernel["name"], kernel) for kernel in before["kernels"]]
+        result = {**result, "kernels": [*kept, *new.values()]}
+    results[key] = result
+    rows = sorted((r for r in results.values() if r["family"] in order), key=lambda r: (-r["threads"], order[r["family"]]))
     path.write_text(json.dumps(rows, indent=1) + "\n")
     path.with_suffix(".md").write_text(page(rows))
+    draw(path.parent)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ def page(results: Sequence[dict[str, Any]]) -> str:
     counts = sorted({run["threads"] for r in results for run in r["runs"]}, reverse=True)
     for threads in counts:
         parts += [f"## {plural(threads)}", latency_table(results, threads), summary(results, threads)]
+        parts += [f"![The best peer's time over dlc's](latency-{threads}.svg)"]
     parts += ["## Memory", MEMORY_INTRO]
     parts += [f"{plural(threads)}:\n\n{memory_table(results, threads)}" for threads in counts]
     parts += ["## Compiling and starting", COMPILE_INTRO, compile_table(results)]

@@ -1,4 +1,4 @@
-"""The file of results: one entry per row of the suite, in its order, and the page beside it."""
+"""The file of results: one entry per row of the suite, in its order, the page and the plots beside it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.markdown import page
+from benchmarks.plots import draw
 from benchmarks.suite import SUITE
 
 
@@ -25,3 +26,4 @@ def keep(path: Path, result: dict[str, Any]) -> None:
     rows = sorted(results.values(), key=lambda r: (order.get(row_name(r), len(order)), row_name(r)))
     path.write_text(json.dumps(rows, indent=1) + "\n")
     path.with_suffix(".md").write_text(page(rows))
+    draw(path.parent)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
 from benchmarks.kernel_models import compiled, inputs, module, onnx_model
 from benchmarks.kernel_shapes import Kernel, families
+from benchmarks.kernels import keep as keep_kernel
 from benchmarks.markdown import page
+from benchmarks.plots import draw, ratios_svg, roofline_svg
 from benchmarks.results import keep
 from benchmarks.sources import RING_LEAST, RING_MOST, cache_bytes, ring, source
 from benchmarks.suite import SUITE, Row, chosen
@@ -122,3 +125,46 @@ def result(row: str, ratio: float) -> dict[str, Any]:
         "date": "2026-01-01 00:00",
         "load": [0.0, 0.0],
     }
+
+
+def test_plots_are_xml_and_show_every_row(tmp_path: Path) -> None:
+    results = [result("resnet50-8", 0.8), result("bert_base-1x128", 1.25)]
+    drawn = ElementTree.fromstring(ratios_svg(results, 2))
+    words = [e.text for e in drawn.iter() if e.tag.endswith("text")]
+    assert {"resnet50-8", "bert_base-1x128", "1.25", "0.80"} <= set(words)
+    kernels = [{"flops": 100, "bytes": 10, "gflops": rate} for rate in (50.0, 400.0)]
+    limits = {"fma": 230.0, "read": 30.0, "copy": 40.0}
+    roof = ElementTree.fromstring(roofline_svg([{"family": "a & b", "threads": 2, "limits": limits, "kernels": kernels}], 2))
+    circles = [e for e in roof.iter() if e.tag.endswith("circle")]
+    assert len(circles) == 3  # two kernels, and the family in the legend
+    heights = [float(c.attrib["cy"]) for c in circles[:2]]
+    assert heights[1] < heights[0]
+    assert "a & b" in [e.text for e in roof.iter()]
+
+
+def test_plots_go_beside_their_results(tmp_path: Path) -> None:
+    (tmp_path / "latency.json").write_text(json.dumps([result("resnet50-8", 0.8)]))
+    assert [p.name for p in draw(tmp_path)] == ["latency-2.svg"]
+
+
+def test_kernels_are_kept_one_by_one_and_by_revision(tmp_path: Path) -> None:
+    path = tmp_path / "kernels.json"
+    for name, ratio, commit in (("chain_8_8", 0.5, "a"), ("chain_9_9", 0.25, "a"), ("chain_8_8", 0.125, "a")):
+        keep_kernel(path, kernel_result(name, ratio, commit))
+    (family,) = json.loads(path.read_text())
+    assert [(k["name"], k["ratio"]) for k in family["kernels"]] == [("chain_8_8", 0.125), ("chain_9_9", 0.25)]
+    assert "| 2 | 50.0% of copy | 90% | 5.66 |" in path.with_suffix(".md").read_text()
+    keep_kernel(path, kernel_result("chain_9_9", 0.5, "b"))  # what another revision reached is forgotten
+    (family,) = json.loads(path.read_text())
+    assert [k["name"] for k in family["kernels"]] == ["chain_9_9"]
+
+
+def kernel_result(name: str, ratio: float, commit: str) -> dict[str, Any]:
+    """A result as `benchmarks.kernels` makes it."""
+    paired = {"ratio": ratio, "interval": [ratio, ratio], "best_peer": "openvino", "noisy": False}
+    rows = [{"name": "dlc", "median": ratio, "error": 0.0}, {"name": "openvino", "median": 1.0}]
+    kernel = {"name": name, "flops": 0, "bytes": 80, "gbytes": 20.0, "share": 0.5, "rows": rows} | paired
+    facts = {"machine": {"cpu": "a CPU", "cores": 2, "versions": {}}, "date": "2026-01-01 00:00", "load": [0.0, 0.0]}
+    limits = {"fma": 230.0, "read": 30.0, "copy": 40.0}
+    more = {"family": "chain-given", "threads": 2, "rounds": 5, "revision": commit, "limits": limits, "slow_looks": 0}
+    return facts | more | {"kernels": [kernel]}

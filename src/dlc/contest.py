@@ -325,16 +325,23 @@ class Contest:
         return judge
 
     def run(
-        self, rounds: int = 5, *, block_s: float = 0.4, least: int = 3, most: int = 500, warm_s: float = 0.02
+        self,
+        rounds: int = 5,
+        *,
+        block_s: float = 0.4,
+        least: int = 3,
+        most: int = 500,
+        warm_s: float = 0.02,
+        tries: int = TRIES,
     ) -> list[dict[str, Any]]:
-        """Take turns; a row per contender, in the order of entry."""
+        """Take turns, of which one beside a slow moment has some tries; a row per contender, in the order of entry."""
         if self.probe is None:
             self.probe = speed_probe(self.threads)
         spare = 2 * rounds * len(self.entrants)  # turns that may be repeated in all, so that a busy machine ends, too
         for number in range(rounds):
             self.say(f"round {number + 1} of {rounds}")
             for entrant in self._in_turn(number):
-                for _ in range(TRIES):
+                for _ in range(tries):
                     fine = self._turn(entrant, number, seconds=block_s, least=least, most=most, warm=warm_s)
                     if fine or spare <= 0:
                         break

@@ -2,7 +2,7 @@
 
   dlc bench model.dlc
   dlc bench model.dlc --symbol b=1 --symbol s=128 --threads 2 --duration 5
-  dlc bench model.onnx --against onnxruntime,openvino
+  dlc bench model.onnx --against onnxruntime,openvino,iree,tvm
   dlc bench package.module:make --against inductor,eager
   dlc bench model.dlc --against onnxruntime --onnx model.onnx
   dlc bench model.dlc --format json
@@ -30,7 +30,8 @@ from dlc.errors import EXIT_MISMATCH, BadInput, Internal
 from dlc.feeds import random_inputs, symbol_values
 from dlc.models import Model
 
-PEERS = ("onnxruntime", "openvino", "inductor", "eager")
+ONNX_PEERS = ("onnxruntime", "openvino", "iree", "tvm")
+PEERS = (*ONNX_PEERS, "inductor", "eager")
 RING = 3
 """Sets of random inputs, used in turn."""
 
@@ -107,7 +108,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
 def enter(contest: Contest, peer: str, model: Model, options: argparse.Namespace, folder: Path) -> None:
     """Let a peer in, or say why it cannot take part."""
-    if peer in ("onnxruntime", "openvino"):
+    if peer in ONNX_PEERS:
         path, why = onnx_path(model, options.onnx, folder)
         contest.enter(peer, model=path, absent=why)
         return
