@@ -79,7 +79,7 @@ class KernelLowering:
         self.builder = Builder({n: self.types[n].dtype for n in self.types})
         ranks = {r.name: r.extent for s in self.steps for r in s.all_ranks}
         dtypes = {n: t.dtype for n, t in self.types.items()}
-        self.em = Emitter(self.builder, Facts(ranks, facts), self.storage, dtypes=dtypes)
+        self.em = Emitter(self.builder, Facts(ranks, facts), self.storage, dtypes=dtypes, fused=target.has_fma)
 
     def run(self) -> Lowered:
         if any(s.write is not None for s in self.steps):

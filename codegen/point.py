@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from dlc.codegen.quotient import before_conversion
 from dlc.codegen.tile import TileType
 from dlc.codegen.tile_build import Builder
 from dlc.ir.dtype import BF16, BOOL, F16, F32, I16, I64, DType
@@ -113,6 +114,7 @@ class Emitter:
         storage: tensors in memory.
         tiles: tensors of the current points held in registers, with the index they were computed at.
         streaming: whether whole vectors are stored past the caches.
+        fused: whether a multiply-add rounds once.
         assumed: pairs (index, extent), simplified, that are known to be within: what loop bounds and branches settle.
     """
 
@@ -124,11 +126,12 @@ class Emitter:
     memo: dict[object, str] = field(default_factory=dict)
     assumed: frozenset[tuple[IntExpr, IntExpr]] = frozenset()
     streaming: bool = False
+    fused: bool = False
 
     def scoped(self) -> Emitter:
         """An emitter for a nested region: knows the tiles in scope, and keeps what it computes to itself."""
         tiles, memo = dict(self.tiles), dict(self.memo)
-        return Emitter(self.b, self.facts, self.storage, tiles, self.dtypes, memo, self.assumed, self.streaming)
+        return Emitter(self.b, self.facts, self.storage, tiles, self.dtypes, memo, self.assumed, self.streaming, self.fused)
 
     def assuming(self, pairs: Iterable[tuple[IntExpr, IntExpr]]) -> Emitter:
         """As `scoped`, where the indices of `pairs` are within their extents."""
@@ -163,7 +166,7 @@ class Emitter:
             case Apply(op, args):
                 return b.op(op, *(self.value(a, space, mask) for a in args))
             case Cast(dtype, arg, mode):
-                source = self.value(arg, space, mask)
+                source = before_conversion(self, arg, space, mask) if dtype.is_int else self.value(arg, space, mask)
                 narrow = dtype in (F16, BF16)
                 done = b.cast(source, dtype, mode)
                 return b.cast(done, F32) if narrow else done

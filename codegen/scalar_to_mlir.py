@@ -18,6 +18,11 @@ _FLOAT_COMPARE = {"eq": "oeq", "ne": "une", "lt": "olt", "le": "ole", "gt": "ogt
 _INT_COMPARE = {"eq": "eq", "ne": "ne", "lt": "slt", "le": "sle", "gt": "sgt", "ge": "sge"}
 _FLOAT_UNARY = {"floor": "floor", "ceil": "ceil", "trunc": "trunc", "round": "roundeven", "sqrt": "sqrt"}
 _FLOAT_BINARY = {"add": "addf", "sub": "subf", "mul": "mulf", "div": "divf"}
+_CONVERSIONS = {  # truncating f32 to i32, by lanes: the feature and the intrinsic
+    4: ("sse2", "sse2.cvttps2dq"),
+    8: ("avx", "avx.cvtt.ps2dq.256"),
+    16: ("avx512f", "avx512.mask.cvttps2dq.512"),
+}
 _BITWISE = {"and": "andi", "or": "ori", "xor": "xori"}
 
 
@@ -329,6 +334,8 @@ class Scalars:
         v = Vec(e, source.name, self.lanes)
         if mode == "wrap":
             return self._float_wrap(v, x, to)
+        if source == F32 and to.bits < 32 and self.lanes in _CONVERSIONS and e.target.has(_CONVERSIONS[self.lanes][0]):
+            return self._clamped(v, x, to)
         # Only values that fit are converted; NaN fails the comparison too. Small types go through i32.
         low, high = float(to.lowest), float(to.highest + 1)
         inside = v.both(v.cmp("oge", x, v.c(low)), v.cmp("olt", x, v.c(high)))
@@ -341,6 +348,19 @@ class Scalars:
         u = self.type(to)
         result = self._select(v.cmp("oge", x, v.c(high)), self.constant(to, to.highest), result, u)
         return self._select(v.cmp("olt", x, v.c(low)), self.constant(to, to.lowest), result, u)
+
+    def _clamped(self, v: Vec, x: str, to: DType) -> str:
+        """Clamped, then converted by the instruction: it gives 2^31 for NaN, whose low bits are the 0 that is wanted."""
+        low, high = v.c(float(to.lowest)), v.c(float(to.highest))
+        x = v.select(v.cmp("olt", x, low), low, x)
+        x = v.select(v.cmp("ogt", x, high), high, x)
+        words, args, types = self._i(32), x, v.type
+        if self.lanes == 16:
+            every, current = self.e.const(-1, "i16"), self.e.const(4, "i32")
+            args, types = f"{x}, {self.e.const(0, 'i32', 16)}, {every}, {current}", f"{v.type}, {words}, i16, i32"
+        name = _CONVERSIONS[self.lanes][1]
+        whole = self.e.v(f'llvm.call_intrinsic "llvm.x86.{name}"({args}) : ({types}) -> {words}')
+        return self.e.v(f"arith.trunci {whole} : {words} to {self.type(to)}")
 
     def _float_wrap(self, v: Vec, x: str, to: DType) -> str:
         e = self.e

@@ -56,7 +56,7 @@ def _copy(low: KernelLowering, source: str, out: str) -> None:
     names = {f"c{d}": e for d, e in enumerate(type_.shape)}
     index = tuple(var(n) for n in names)
     step = PointStep((out,), (Access(source, index),), (type_.dtype,), None, None, index, (True,))
-    em = Emitter(low.builder, low.em.facts.with_ranks(names), low.em.storage, dtypes=low.em.dtypes)
+    em = Emitter(low.builder, low.em.facts.with_ranks(names), low.em.storage, dtypes=low.em.dtypes, fused=low.em.fused)
     steps, ranks = merge_ranks(em, [step], names)
     last = next(reversed(ranks), None)
     emit_nest(em, steps, ranks, VectorRank(last), {}, low.target)
