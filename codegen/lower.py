@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from dlc.codegen.contraction import find_contraction, lower_contraction
+from dlc.codegen.crossed import find_cross, lower_crossed
 from dlc.codegen.merge import merge_ranks
 from dlc.codegen.nest import (
     PointStep,
@@ -139,6 +140,9 @@ class KernelLowering:
             return lower_window(self, steps, ranks, free_vector, window)
         others = {n: e for n, e in ranks.items() if n != free_vector}
         per_point = sum(_points_of(s) for s in steps)
+        cross = find_cross(self.em, steps, ranks, vector)
+        if cross is not None and free_vector is not None:
+            return lower_crossed(self, steps, ranks, free_vector, cross, per_point)
         if free_vector is not None and _long(ranks[free_vector]) and not _many(others):
             return self._chunked(steps, others, free_vector, ranks[free_vector], per_point)
         row = (ranks[free_vector].const or 256) if free_vector is not None else 1

@@ -202,10 +202,10 @@ def emit_nest(
             lo, hi = bounds if bounds is not None else (int_expr(0), loops[vector.name])
             unroll = min(most_unroll, *(_unroll(s, target) for s in steps))
             for_vectors(
-                inner, space, vector.name, lo, hi, lanes, unroll, lambda e, s: _compute(e, steps, s, VectorRank(None), lanes)
+                inner, space, vector.name, lo, hi, lanes, unroll, lambda e, s: compute(e, steps, s, VectorRank(None), lanes)
             )
         else:
-            _compute(inner, steps, space, vector, lanes)
+            compute(inner, steps, space, vector, lanes)
 
 
 _COSTLY = frozenset("exp exp2 tanh erf sigmoid".split())
@@ -223,7 +223,8 @@ def _unroll(step: PointStep, target: Target) -> int:
     return UNROLL if target.vector_registers >= 32 or not ops & _COSTLY else 2
 
 
-def _compute(em: Emitter, steps: Sequence[PointStep], space: Space, vector: VectorRank, lanes: int) -> None:
+def compute(em: Emitter, steps: Sequence[PointStep], space: Space, vector: VectorRank, lanes: int) -> None:
+    """The steps at the points of `space`, in registers, and stored where they leave."""
     for step in steps:
         tiles = _fold(em, step, space, vector, lanes) if step.reduce is not None else _pointwise(em, step, space)
         keep(em, step, tiles, space)

@@ -98,7 +98,12 @@ class Memory(Values):
 
     def _load(self, s: tile.Load) -> None:
         dtype, lanes = s.type.dtype, s.type.lanes
-        registers = []
+        registers: list[str] = []
+        if self._is_square(s):
+            for row in itertools.product(*map(range, s.type.slots[:-1])):
+                registers += self._load_transposed(s, dtype, lanes, row)
+            self._define(s.dst, s.type, registers)
+            return
         for slot in slots(s.type):
             mask = self._register(s.mask, slot, lanes) if s.mask else None
             if self._is_false(mask):
@@ -111,6 +116,30 @@ class Memory(Values):
                 continue
             registers.append(self._load_register(s, dtype, lanes, pointer, mask))
         self._define(s.dst, s.type, registers)
+
+    def _is_square(self, s: tile.Load) -> bool:
+        """Whether the tile is contiguous along its last slots, of which there are as many as lanes."""
+        stride = self._resolve(s.lane_stride).const
+        square = s.mask is None and s.type.lanes > 1 and s.type.slots[-1:] == (s.type.lanes,) and s.type.dtype.bytes >= 4
+        return square and stride not in (0, 1) and self._resolve(s.slot_strides[-1]).const == 1
+
+    def _load_transposed(self, s: tile.Load, dtype: DType, lanes: int, row: tuple[int, ...]) -> list[str]:
+        """A square by vectors along its slots, exchanged half by half: n log n shuffles instead of n * n loads."""
+        element, size = storage_element(dtype), dtype.bytes
+        text = vector_type(element, lanes)
+        start = self._slot_offset(s, (*row, 0))
+        read = [self._read(text, self._address(s.buffer, start + s.lane_stride * k), size) for k in range(lanes)]
+        step = 1
+        while step < lanes:
+            low = [k if k & step == 0 else lanes + k - step for k in range(lanes)]
+            high = [k + step if k & step == 0 else lanes + k for k in range(lanes)]
+            for i in (i for i in range(lanes) if i & step == 0):
+                pair = f"{read[i]}, {read[i + step]}"
+                read[i], read[i + step] = (
+                    self.e.v(f"vector.shuffle {pair} {picks} : {text}, {text}") for picks in (low, high)
+                )
+            step *= 2
+        return read
 
     def _load_all_or_none(
         self, s: tile.Load, dtype: DType, lanes: int, pointer: str, slot: tuple[int, ...]

@@ -9,10 +9,11 @@ from __future__ import annotations
 # the dequantisation that reads it.
 # winograd reads the convolution with its padding in the access, and its products are contractions to be prepared.
 # inline-pointwise runs again after prepare-contractions: the copies that it makes read through what precedes them.
+# split-reductions comes when nothing else asks what a step reduces over.
 _PIPELINE = (
     "explicit-domains,simplify-indices,integer-products,fold-constants,algebra,common-einsums,dead-code,"
     "inline-pointwise,simplify-indices,algebra,fold-constants,common-einsums,"
-    "{winograd}prepare-contractions{options},inline-pointwise,simplify-indices,fuse"
+    "{winograd}prepare-contractions{options},inline-pointwise,simplify-indices,split-reductions,fuse"
 )
 
 
