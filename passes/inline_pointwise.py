@@ -32,7 +32,7 @@ from dlc.ir.program import For, If, Loop, Program, Region, Stmt, regions, tensor
 from dlc.ir.verify_expr import Scope, StepVerifier
 from dlc.passes.explicit_domains import explicit_domains
 from dlc.passes.pipeline import Pass
-from dlc.passes.rewrite import access_counts, drop_dead
+from dlc.passes.rewrite import access_counts, all_einsums, drop_dead
 from dlc.passes.words import packed_in_words
 
 _HEAVY = frozenset(
@@ -49,7 +49,8 @@ class InlinePointwise(Pass):
         O[i, k] = max(j) B[i, j]     ->
 
     Views, pads and constants always move. Arithmetic moves when it is evaluated no more often than before (one reader that
-    visits each element once), or is cheap. An operand of a contraction stays a plain access. The intermediate rounding
+    visits each element once), or is cheap. An operand of a contraction stays a plain access, and what rounds a sum to a
+    smaller type stays with the sum. The intermediate rounding
     to the producer's type disappears, so results can only be nearer to exact.
     """
 
@@ -70,6 +71,7 @@ class _Inliner:
         self.symbols: dict[str, SymbolFact] = dict.fromkeys(sorted(undeclared), SymbolFact()) | program.facts
         self.types = tensor_types(program)
         self.loops: dict[str, IntExpr] = {}
+        self.folded = {o for step in all_einsums(program) if step.reduce is not None for o in step.outs}
 
     def run(self) -> Program:
         body = self._region(self.program.body, {})
@@ -166,6 +168,8 @@ class _Inliner:
         return True
 
     def _worthwhile(self, producer: Einsum, consumer: Einsum, access: Access) -> bool:
+        if not self.folded.isdisjoint(producer.reads) and _narrows(producer, self.types):
+            return False  # the kernel that makes the sum is to store the smaller type
         if _plain_view(producer) or isinstance(producer.expr, (Const, Index)):
             return True
         uses = self.counts[producer.out]

@@ -56,7 +56,7 @@ def test_as_the_division(scale: float, out: DType, target: Target) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scale", [0.019999999552965164, 1.9999998807907104, 0.1])
+@pytest.mark.parametrize("scale", [0.019999999552965164, 1.9999996423721313, 0.1])
 def test_every_mantissa(scale: float) -> None:
     """With 2^24 numbers from 1 to 4: the three operations round as one division does."""
     x = np.arange(1 << 24, dtype=np.uint32) + np.uint32(0x3F800000)
@@ -70,8 +70,8 @@ def test_every_mantissa(scale: float) -> None:
     np.testing.assert_array_equal(exact, x / c)
 
 
-def code(target: Target) -> tuple[Ran, str]:
-    ran = check(quantise(0.02, 64), {}, target=target, interpret=False)
+def code(target: Target, scale: float = 0.02) -> tuple[Ran, str]:
+    ran = check(quantise(scale, 64), {}, target=target, interpret=False)
     (kernel,) = ran.lowered.values()
     return ran, compile_mlir(lower(kernel.tile, target), target, want_asm=True).asm or ""
 
@@ -79,4 +79,5 @@ def code(target: Target) -> tuple[Ran, str]:
 def test_there_is_no_division_where_multiply_adds_round_once() -> None:
     for target in (AVX512, AVX2):
         assert "vdivps" not in code(target)[1]
+        assert "vdivps" in code(target, 1.9999998807907104)[1], "two of its quotients would be wrong"
     assert "divps" in code(BASELINE)[1]
