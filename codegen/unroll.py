@@ -21,6 +21,7 @@ from dlc.ir.facts import Facts
 from dlc.ir.scalar import SCALAR_OPS
 
 Point = dict[str, IntExpr]
+_DECISIONS = ("compare", "logic", "test")
 
 
 def unroll_block(
@@ -109,9 +110,8 @@ def _settle(e: Expr, facts: Facts) -> Expr | None:
         case Index(expr):
             simple = facts.simplify(expr)
             return Index(simple) if simple != expr else None
-        case Apply(op, args) if all(_number(a) is not None for a in args):
-            result = SCALAR_OPS[op].meaning(*(_number(a) for a in args))
-            return Const(bool(result), BOOL) if SCALAR_OPS[op].typing in ("compare", "logic", "test") else None
+        case Apply(op, args) if SCALAR_OPS[op].typing in _DECISIONS and all(_number(a) is not None for a in args):
+            return Const(bool(SCALAR_OPS[op].meaning(*(_number(a) for a in args))), BOOL)
         case Piecewise(cases, otherwise):
             return _chosen(cases, otherwise, e)
         case _:

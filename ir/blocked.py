@@ -104,8 +104,9 @@ def _points(step: Einsum, tasks: set[str], blocks: Mapping[str, Block]) -> int |
     """Points of one task's block of `step`, None when the step cannot be unrolled."""
     if step.reduce is not None or step.where is not None or step.write is not None or len(step.outs) != 1:
         return None
-    names = {r.name for r in step.ranks}
-    if not tasks <= names | {blocks[n].outer for n in names if n in blocks}:
+    names = [r.name for r in step.ranks]
+    covered = [n for n in names if n in tasks] + [blocks[n].outer for n in names if n in blocks]
+    if sorted(covered) != sorted(tasks):  # each task rank once: with two, a task would do only the diagonal
         return None
     points = 1
     for r in step.ranks:
@@ -143,7 +144,7 @@ def _own_block(a: Access, producer: Einsum, step: Einsum, tasks: set[str], block
 
 
 def _known(index: IntExpr, blocks: Mapping[str, Block]) -> bool:
-    """Whether `index` is the same in every block: `y % 4` in blocks of 4 is, in blocks of 2 it is not."""
+    """Whether `index` is the same in every block, at both ends of it: `y % 4` in blocks of 4 is, in blocks of 2 it is not."""
     first = {n: blocks[n].size * var(blocks[n].outer) for n in variables(index) if n in blocks}
     rest = {n: 0 for n in variables(index) if n not in blocks}
     last = {n: e + (blocks[n].size - 1) for n, e in first.items()}

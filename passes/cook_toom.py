@@ -42,9 +42,9 @@ class CookToom:
 
     @property
     def amplification(self) -> float:
-        """How far rounding errors of the products can grow beside those of the direct sum, per dimension.
+        """How much larger a bound of the rounding errors is than the direct sum's, per dimension, when all terms may be alike.
 
-        max over outputs of sum |A^T| (|G| 1) (|B^T| 1) over the same for the direct form, which is r.
+        max over outputs of sum |A^T| (|G| 1) (|B^T| 1), inputs and taps of size 1, over the direct form's r.
         """
         a, g, b = (np.abs(np.asarray(x, dtype=float)) for x in (self.at, self.g, self.bt))
         return float((a @ (g.sum(1) * b.sum(1))).max()) / self.r

@@ -206,7 +206,7 @@ class _Fusion:
         outer, names = aligned
         if not group.tiled and self._join_block(group, step, outer, names):
             return True
-        if not outer.keys() <= set(names.values()):
+        if not outer.keys() <= set(names.values()) or _follows(group, step):
             return False  # only a block follows a task without having its rank
         whole = set(outer) == set(group.outer)
         extra = [r for r in _moving(step) if names.get(r.name) not in outer]
@@ -391,6 +391,17 @@ def _reads_after(body: Sequence[Stmt], at_end: set[str]) -> list[set[str]]:
         result.append(result[-1] | set(stmt.reads))
     result.reverse()
     return result
+
+
+def _follows(group: _Group, step: Einsum) -> bool:
+    """Whether the step reads what the group makes block by block, `X[y // 4]` along a task rank."""
+    extents = {r.name: r.extent for r in step.ranks}
+    return any(
+        c in group.outer and block_of(i, c, group.outer[c], extents) is not None
+        for a in step.accesses()
+        if a.tensor in group.dims
+        for c, i in zip(group.dims[a.tensor], a.index, strict=True)
+    )
 
 
 def _suffix(group: _Group) -> str:

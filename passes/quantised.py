@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from dlc.ir.dtype import F32, F64, I8, I32, U8, DType
 from dlc.ir.einsum import Einsum, TensorType
-from dlc.ir.expr import Access, Apply, Cast, Const, Expr, apply, const
+from dlc.ir.expr import Access, Apply, Cast, Const, Expr, apply, const, dtype_of
 from dlc.ir.extent import Var, var
 
 BYTES = (I8, U8)
@@ -50,7 +50,8 @@ def quantised(e: Expr, types: Mapping[str, TensorType]) -> Quantised | None:
         case Apply("mul", (left, right)):
             for value, scale in ((left, right), (right, left)):
                 inner = quantised(value, types)
-                if inner is not None and inner.scale is None and quantised(scale, types) is None:
+                real = dtype_of(scale, lambda t: types[t].dtype).is_float
+                if inner is not None and inner.scale is None and real and quantised(scale, types) is None:
                     return replace(inner, scale=scale)
     return None
 

@@ -39,9 +39,11 @@ class Winograd(Pass):
         O[b, c, y, x] = Y[b, y // m, x // m, y % m, x % m, c]
 
     F(4, 3) needs 4 times fewer products in two dimensions, F(2, 3) 2.25 times. The result is the same over the reals. In
-    f32 the products' rounding errors grow, by at most `CookToom.amplification` per dimension (16 and 2.7 in the worst case,
-    about 4 and 1.3 on random data), and an infinity or NaN reaches its whole tile of outputs: `accuracy="strict"` leaves this
-    pass out. It is done where the roofline of the parts is below `gain` times that of the direct form.
+    f32 the errors of a tile's outputs are relative to the largest input of the tile, not to the terms of each output: at
+    most `CookToom.amplification` per dimension (16 and 2.7) times what a direct sum of terms that large could lose. A
+    pixel a million times larger than its neighbours costs these their low bits, and one beyond 1e37, an infinity or NaN
+    reaches the whole tile: `accuracy="strict"` leaves this pass out. It is done where the roofline of the parts is below
+    `gain` times that of the direct form.
 
     Source: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (arXiv 1509.09308), algorithm 1.
     """
@@ -54,7 +56,8 @@ class Winograd(Pass):
         return _Rewrite(explicit_domains(program), self).run()
 
     def statistics(self, before: Program, after: Program) -> dict[str, int | float]:
-        return {"convolutions": len(after.consts) - len(before.consts)} if after is not before else {}
+        known = {c.name for c in before.consts}
+        return {"filters": sum(c.name not in known for c in after.consts)} if after is not before else {}
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,9 @@ def _rounded(prep: Preparation, step: Einsum, rows: Expr) -> tuple[Expr, list[St
 
 
 def _filled(prep: Preparation, step: Einsum, rows: Expr, size: int) -> tuple[Einsum, Expr]:
-    """Where the rows' operand is copied anyway, its contiguous rank runs to the end of the last word, over zeros."""
+    """Where the rows' operand is copied anyway, its contiguous rank runs to the end of the last word: over zeros, or over
+    integers that the packed columns have zeros for.
+    """
     assert step.reduce is not None
     mine = [r for r in step.reduced if r.name in rows.variables]
     longest = max(mine, key=lambda r: r.extent.const or 1 << 20, default=None)
@@ -133,6 +135,8 @@ def _filled(prep: Preparation, step: Einsum, rows: Expr, size: int) -> tuple[Ein
     if longest is None or _contiguous(prep, step, rows, longest) or not isinstance(inner, Access):
         return step, rows
     last = longest if var(longest.name) in inner.index else _innermost(inner, mine)
+    if size == 2 and last is not None and var(last.name) not in inner.index:
+        return step, rows  # past its end lies a neighbour: an integer times 0, but not an infinity
     if last is None or last.extent.const is None or last.extent.const % size == 0:
         return step, rows
     extent = int_expr(-(-last.extent.const // size) * size)

@@ -107,6 +107,8 @@ CONDITIONS = {
     "short lanes": (["S[t:3, e:4, c:4] = X[t, c]", "O[t:3, c:4] = S[t, 1, c]"], False),
     "a sum": (["S[t:3, e:4, c:16] = X[t, c]", "O[t:3, c:16] = sum(e:4) S[t, e, c]"], False),
     "too many points": (["S[t:3, e:65, c:16] = X[t, c]", "O[t:3, c:16] = S[t, 1, c]"], False),
+    "two ranks follow one task": (["S[t:3, e:4, c:16] = X[t, c]", "O[y:12, z:12, c:16] = S[y // 4, y % 4, c] + S[z // 4, z % 4, c]"], False),
+    "a rank beside the task it follows": (["S[t:3, e:4, c:16] = X[t, c]", "O[t:3, y:12, c:16] = S[y // 4, y % 4, c] + S[t, 0, c]"], False),
     "a step without the task": (["S[t:3, e:4, c:16] = X[t, c]", "O[e:4, c:16] = X[0, c]"], False),
 }
 
@@ -130,3 +132,24 @@ def test_the_host_runs_them() -> None:
         (want,) = run_program(before, [x], before.data)
         exe = dlc.compile(before, passes=default_pipeline().replace("winograd", "winograd{gain=1e9}"), target=str(AVX512))
         np.testing.assert_allclose(exe(x), want, atol=2e-5 * np.abs(want).max())
+
+
+def test_what_is_no_block_is_no_kernel() -> None:
+    """Every element is written where a step pairs all blocks, and rows of another task are not read."""
+    import dlc
+    from dlc.ir.interpret import run_program
+
+    head = "program p(X: f32[8, 64]) -> (O) {\n"
+    softmax = (
+        "G[t:8] = max(c:64) X[t, c]\nE[t:8, c:64] = exp(X[t, c] - G[t])\nD[t:8] = sum(c:64) E[t, c]\nS[t:8, c:64] = E[t, c] / D[t]\n"
+    )
+    bodies = (
+        "S[t:8, c:64] = exp(X[t, c])\nO[t:8, y:32, c:64] = S[t, c] * S[y // 4, c]",
+        "S[t:8, c:64] = exp(X[t, c])\nO[y:16, z:16, c:64] = S[y // 2, c] + S[z // 2, c]",
+        softmax + "O[t:8, y:32, c:64] = S[t, c] * S[y // 4, c]",
+    )
+    x = np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)
+    for body in bodies:
+        text = head + body + "\n}"
+        (want,) = run_program(parse_program(text), [x])
+        np.testing.assert_allclose(dlc.compile(text)(x), want, rtol=1e-5)

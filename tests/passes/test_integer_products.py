@@ -188,3 +188,18 @@ def test_integer_sums_wrap_alike() -> None:
     assert "_sums" in str(after)
     inputs = [np.full((1, terms), 255, np.uint8), np.full((2, terms), 254, np.uint8)]
     np.testing.assert_array_equal(run_program(before, inputs)[0], run_program(after, inputs)[0])
+
+
+def test_an_integer_factor_is_no_scale() -> None:
+    """It changes the sum itself, not what the sum is multiplied by afterwards."""
+    import dlc
+    from dlc.ir.interpret import run_program
+    from dlc.ir.parser import parse_program
+
+    text = """program p(A: i8[8, 40], W: i8[24, 40], T: i32[24]) -> (Y) {
+      Y[m:8, n:24]: i32 = sum(k:40) (cast<i32>(A[m, k]) * T[n]) * cast<i32>(W[n, k])
+    }"""
+    r = np.random.default_rng(0)
+    a, w = (r.integers(-128, 128, s).astype(np.int8) for s in ((8, 40), (24, 40)))
+    t = r.integers(1, 9, 24).astype(np.int32)
+    np.testing.assert_array_equal(dlc.compile(text)(a, w, t), run_program(parse_program(text), [a, w, t])[0])

@@ -52,3 +52,16 @@ def test_a_wider_operand_is_rounded_once() -> None:
 def test_strict_sums_of_bf16_stay_in_f32(accuracy: str, words: bool) -> None:
     text = "program f(y: bf16[16, 64], w: bf16[48, 64]) -> (o) { o[i:16, j:48]: f32 = sum(k:64) y[i, k] * w[j, k] }"
     assert ("% 2" in str(through(text, default_pipeline(accuracy=accuracy)))) == words
+
+
+def test_an_infinity_stays_where_the_filter_is() -> None:
+    """The last word of a filter's taps may not read the next pixel: an infinity times a zero weight is no zero."""
+    import dlc
+    import torch
+
+    with torch.no_grad():
+        layer = torch.nn.Conv1d(16, 64, 3, groups=2, padding=1, bias=False).bfloat16()
+        x = torch.randn(1, 16, 40).bfloat16()
+        x[:, :, 20] = float("inf")
+        got, want = dlc.compile(layer, (x,))(x), layer(x)
+    assert torch.equal(torch.isfinite(got), torch.isfinite(want))
