@@ -263,9 +263,9 @@ def _floordiv(a: IntExpr, b: IntExpr) -> IntExpr:
     if not rest.terms:
         return quotient
     divisor = b
+    if b.const is not None and rest.const is not None:  # what is left of a constant, whatever the divisor's sign
+        return quotient + rest.const // b.const
     if b.const is not None and b.const > 0:
-        if rest.const is not None:  # only reached when den divides nothing of the constant
-            return quotient + rest.const // b.const
         inner = rest.atom
         if isinstance(inner, FloorDiv) and inner.den.const is not None and inner.den.const > 0:
             return quotient + _floordiv(inner.num, inner.den * b)
