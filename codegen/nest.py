@@ -332,12 +332,11 @@ def _fold_lanes(
     axis = len(space.slots)
     folded = b.reduce(monoid.op, wide, axis=axis)
     folded = b.reduce(monoid.op, b.op(monoid.op, folded, tail))
-    return _without_slots(em, folded, axis)
+    return _without_slots(em, folded)
 
 
-def _without_slots(em: Emitter, tile: str, axis: int) -> str:
+def _without_slots(em: Emitter, tile: str) -> str:
     """Drop the unit slot dimensions a lane fold leaves."""
-    del axis
     type_ = em.b.types[tile]
     return em.b.slice(tile, *(0 for _ in type_.slots)) if type_.slots else tile
 
