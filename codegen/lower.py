@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from dlc.codegen.contraction import find_contraction, lower_contraction
 from dlc.codegen.crossed import find_cross, lower_crossed
@@ -24,6 +25,7 @@ from dlc.codegen.nest import (
 )
 from dlc.codegen.point import Emitter, Storage
 from dlc.codegen.scatter import lower_scatter
+from dlc.codegen.streamed import lower_streamed
 from dlc.codegen.target import Target
 from dlc.codegen.tile import Buffer, IndexCond, TileProgram
 from dlc.codegen.tile_build import Builder
@@ -31,12 +33,14 @@ from dlc.codegen.unroll import unroll_block
 from dlc.codegen.window import Window, find_window, lower_window
 from dlc.ir.blocked import unrolls
 from dlc.ir.dtype import DType
-from dlc.ir.einsum import Einsum, TensorType
+from dlc.ir.einsum import Einsum, Scan, TensorType
 from dlc.ir.expr import walk
 from dlc.ir.extent import IntExpr, int_expr, maximum, minimum, substitute, var, variables
 from dlc.ir.facts import Facts, SymbolFact
 from dlc.ir.program import Kernel, cascade_types
+from dlc.ir.streamed import flat, lane_rank
 
+T = TypeVar("T", Einsum, Scan)
 CHUNK = 4096  # elements of a long rank that make one task
 
 
@@ -69,10 +73,10 @@ class KernelLowering:
         self.kernel, self.target = kernel, target
         self.cascade = kernel.cascade
         self.types = cascade_types(self.cascade)
-        steps = [s for s in self.cascade.steps if isinstance(s, Einsum)]
-        assert len(steps) == len(self.cascade.steps), "scans are split into launches before lowering"
-        self.units = {r.name for s in steps for r in s.ranks if r.extent.const == 1}  # no loops: their index is 0
-        self.steps = [_at_zero(s, self.units) for s in steps]
+        # ranks of one index have no loops: their index is 0
+        self.units = {r.name for s in flat(self.cascade.steps) for r in s.ranks if r.extent.const == 1}
+        self.structure = tuple(_at_zero(s, self.units) for s in self.cascade.steps)
+        self.steps = list(flat(self.structure))
         self.outer = set(kernel.outer) - self.units
         self.scratch: list[Buffer] = []
         memory = {p.name for p in self.cascade.params} | set(self.cascade.results)
@@ -88,6 +92,10 @@ class KernelLowering:
             return lower_scatter(self, self.steps[0])
         if any(r.extent.const == 0 for s in self.steps for r in s.ranks if r.name in self.outer):
             return self.finish(int_expr(0), int_expr(0))  # no points, and a task number cannot be divided by 0
+        lane = lane_rank(self.structure, self.kernel.outer)
+        if lane is not None:
+            return lower_streamed(self, lane)
+        assert len(self.steps) == len(self.structure), "other scans are split into launches before lowering"
         if all(self.moving(s) == self.outer for s in self.steps):
             roles = find_contraction(self)
             return lower_contraction(self, roles) if roles is not None else self._points()
@@ -111,6 +119,11 @@ class KernelLowering:
 
     def stored(self, step: Einsum) -> tuple[bool, ...]:
         return tuple(o in self.cascade.results for o in step.outs)
+
+    def task_ranks(self) -> dict[str, IntExpr]:
+        """The kernel's outer ranks with extents, in the kernel's order."""
+        extents = {r.name: r.extent for s in self.steps for r in s.ranks}
+        return {n: extents[n] for n in self.kernel.outer if n in self.outer}
 
     def outer_ranks(self) -> dict[str, IntExpr]:
         """The kernel's outer ranks with extents, in the storage order of what it writes."""
@@ -259,13 +272,14 @@ class KernelLowering:
         """Consecutive pointwise steps over the same ranks that pass values on point by point share a nest."""
         groups: list[list[Einsum]] = []
         for step in self.steps:
-            if groups and self._joins(groups[-1], step):
+            if groups and self.joins(groups[-1], step):
                 groups[-1].append(step)
             else:
                 groups.append([step])
         return groups
 
-    def _joins(self, group: list[Einsum], step: Einsum) -> bool:
+    def joins(self, group: list[Einsum], step: Einsum) -> bool:
+        """Whether `step` can be computed in the nest of `group`, point by point."""
         names = self.moving(step)
         if self.moving(group[0]) != names:
             return False
@@ -333,8 +347,10 @@ class KernelLowering:
         return Lowered(tile, work)
 
 
-def _at_zero(step: Einsum, units: set[str]) -> Einsum:
+def _at_zero(step: T, units: set[str]) -> T:
     """The step with 0 for the index of its ranks of extent 1."""
+    if isinstance(step, Scan):
+        return replace(step, body=tuple(_at_zero(s, units) for s in step.body))
     env = {r.name: int_expr(0) for r in step.ranks if r.name in units}
     if not env:
         return step

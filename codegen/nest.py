@@ -31,6 +31,7 @@ class PointStep:
         where: points where it is false do not exist; nothing is read for them.
         partial: whether what does not exist may also not be written (the last block reaches over the end).
         stored: whether the result is written to memory (else it lives in registers).
+        guarded: whether points that do not exist may not even be read.
     """
 
     outs: tuple[str, ...]
@@ -41,6 +42,7 @@ class PointStep:
     index: tuple[IntExpr, ...]
     stored: tuple[bool, ...]
     partial: bool = False
+    guarded: bool = True
 
     @property
     def reduced(self) -> dict[str, IntExpr]:
@@ -346,15 +348,16 @@ def accumulate(
 ) -> tuple[str, ...]:
     """The partial results `accs` with the points of `space` folded in."""
     b = em.b
-    where = em.value(step.where, space) if step.where is not None else None
-    exists = where
+    exists = em.value(step.where, space) if step.where is not None else None
+    where = exists if step.guarded else None
     along_reduced = space.vector in step.reduced
     if space.mask is not None and along_reduced:
-        exists = space.mask if where is None else b.op("and", where, space.mask)
-    fused = monoid.op == "add" and exists is None and types[0].is_float
+        exists = space.mask if exists is None else b.op("and", exists, space.mask)
+    fused = monoid.op == "add" and types[0].is_float
     if fused and isinstance(step.exprs[0], Apply) and step.exprs[0].op == "mul":
         x, y = (b.cast(em.value(a, space, where), types[0]) for a in step.exprs[0].args)
-        return (b.op("fma", x, y, accs[0]),)
+        total = b.op("fma", x, y, accs[0])
+        return (total if exists is None else b.op("select", exists, total, accs[0]),)
     values = [b.cast(em.value(e, space, where), t) for e, t in zip(step.exprs, types, strict=True)]
     if exists is not None:
         identity = monoid.identity(types)

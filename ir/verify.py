@@ -50,6 +50,7 @@ from dlc.ir.program import (
     cascade_types,
 )
 from dlc.ir.read_scalars import suggestion
+from dlc.ir.streamed import dimensions, flat
 from dlc.ir.verify_expr import Scope, StepVerifier
 
 
@@ -90,10 +91,10 @@ def verify_cascade(cascade: Cascade, *, bounds: bool = True, kernel: bool = Fals
 def verify_kernel(kernel: Kernel, *, bounds: bool = True) -> None:
     """Check a kernel: its cascade, and that tasks along its outer ranks are independent."""
     verify_cascade(kernel.cascade, bounds=bounds, kernel=True)
-    if not kernel.outer or unrolls(list(_flat(kernel.cascade.steps)), kernel.outer):
+    if not kernel.outer or unrolls(list(flat(kernel.cascade.steps)), kernel.outer):
         return  # a kernel that works block by block keeps to its own block
-    made: dict[str, tuple[str, ...]] = {}
-    for step in _flat(kernel.cascade.steps):
+    made = dimensions(kernel.cascade.steps)
+    for step in flat(kernel.cascade.steps):
         free = [r.name for r in step.ranks]
         for name in kernel.outer:
             if name not in free:
@@ -104,16 +105,12 @@ def verify_kernel(kernel: Kernel, *, bounds: bool = True) -> None:
                 if rank in kernel.outer and str(access.index[position]) != rank:
                     reason = f"'{step.out}' reads '{access}' of another task along '{rank}'"
                     raise OuterRank(step.loc, kernel=kernel.name, reason=reason)
-        if step.write is None:
-            made.update(dict.fromkeys(step.outs, tuple(free)))
-
-
-def _flat(steps: Iterable[Step]) -> Iterable[Einsum]:
-    for step in steps:
-        if isinstance(step, Einsum):
-            yield step
-        else:
-            yield from _flat(step.body)
+    for scan in kernel.cascade.steps:
+        for carry in scan.carries if isinstance(scan, Scan) else ():
+            pairs = zip(made.get(carry.init, made[carry.name]), made[carry.name], strict=True)
+            if any(a != b and {a, b} & set(kernel.outer) for a, b in pairs):
+                reason = f"'{carry.name}' starts from another task's '{carry.init}'"
+                raise OuterRank(scan.loc, kernel=kernel.name, reason=reason)
 
 
 class _Verifier:

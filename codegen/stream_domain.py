@@ -1,0 +1,103 @@
+"""What `where` means to a loop: its bounds, the blocks that are inside as a whole, and those that are outside.
+
+`where 128*b + m < n & 128*b + m <= p` in a loop over `m`, for a block of `p` in the lanes: the first inequality is the
+loop's end; the second, relaxed to the largest `p` of the block, is another, and what it leaves is a mask. In a block where
+the smallest values hold all inequalities neither is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dlc.ir.domain import conjunction, conjuncts
+from dlc.ir.expr import Apply, Expr, Index
+from dlc.ir.extent import IntExpr, has_value, int_expr, maximum, minimum, split_linear, variables
+
+
+@dataclass(frozen=True)
+class StepDomain:
+    """The domain of one step.
+
+    Attributes:
+        inequalities: integer expressions that must not be negative.
+        opaque: the other conditions.
+        texts: each inequality as it was written.
+    """
+
+    inequalities: tuple[IntExpr, ...] = ()
+    opaque: tuple[Expr, ...] = ()
+    texts: tuple[Expr, ...] = ()
+
+    @property
+    def everywhere(self) -> bool:
+        return not self.inequalities and not self.opaque
+
+    def least(self, extents: Mapping[str, IntExpr]) -> list[IntExpr] | None:
+        """What each inequality is at least over `extents`; None when that is not known."""
+        if self.opaque:
+            return None
+        found = [extreme(e, extents, greatest=False) for e in self.inequalities]
+        return [e for e in found if e is not None] if None not in found else None
+
+    def greatest(self, extents: Mapping[str, IntExpr]) -> list[IntExpr]:
+        """What inequalities are at most over `extents`, as far as it is known."""
+        found = [extreme(e, extents, greatest=True) for e in self.inequalities]
+        return [e for e in found if e is not None]
+
+    def bounds(self, extents: Mapping[str, IntExpr], loops: Mapping[str, IntExpr]) -> dict[str, IntExpr]:
+        """For each of `loops` (name to extent), the end behind which no point of `extents` exists."""
+        ends = dict(loops)
+        for name, extent in loops.items():
+            for e in self.inequalities:
+                relaxed = extreme(e, {n: x for n, x in extents.items() if n != name}, greatest=True)
+                parts = split_linear(relaxed, name) if relaxed is not None else None
+                if parts is None or parts[0].const is None or parts[0].const >= 0:
+                    continue
+                ends[name] = minimum(ends[name], parts[1] // -parts[0].const + 1)
+            if ends[name] != extent:
+                ends[name] = maximum(ends[name], 0)
+        return ends
+
+    def mask(self, extents: Mapping[str, IntExpr], loops: Mapping[str, IntExpr]) -> Expr | None:
+        """What is left to ask at each point when loops over one rank each run to `bounds`."""
+        left = []
+        for e, text in zip(self.inequalities, self.texts, strict=True):
+            moving = variables(e) & extents.keys()
+            name = next(iter(moving)) if len(moving) == 1 else None
+            parts = split_linear(e, name) if name in loops and name is not None else None
+            if parts is None or parts[0].const is None or parts[0].const >= 0:
+                left.append(text)
+        return conjunction((*left, *self.opaque))
+
+
+def step_domain(where: Expr | None) -> StepDomain:
+    """The inequalities and other conditions of a `where`."""
+    inequalities: list[IntExpr] = []
+    texts: list[Expr] = []
+    opaque: list[Expr] = []
+    for part in conjuncts(where):
+        match part:
+            case Apply("le" | "lt" | "ge" | "gt" as op, (Index(a), Index(b))) if not has_value(a) and not has_value(b):
+                difference = b - a if op in ("le", "lt") else a - b
+                inequalities.append(difference - (1 if op in ("lt", "gt") else 0))
+                texts.append(part)
+            case _:
+                opaque.append(part)
+    return StepDomain(tuple(inequalities), tuple(opaque), tuple(texts))
+
+
+def extreme(e: IntExpr, extents: Mapping[str, IntExpr], *, greatest: bool) -> IntExpr | None:
+    """The greatest or least value of `e` over `0 <= name < extent`; None where it is not linear in them."""
+    for name, extent in extents.items():
+        if name not in variables(e):
+            continue
+        parts = split_linear(e, name)
+        if parts is None or parts[0].const is None:
+            return None
+        slope, rest = parts[0].const, parts[1]
+        e = rest + (extent - 1) * slope if (slope > 0) == greatest else rest
+    return e
+
+
+__all__ = ["StepDomain", "extreme", "int_expr", "step_domain"]

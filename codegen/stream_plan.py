@@ -1,0 +1,311 @@
+"""The parts of a streaming kernel, before code is made of them: which steps are one nest, what lies in scratch, what is turned.
+
+    stage   an operand that moves along the lanes, brought into scratch once (per step of a scan, if it moves with that)
+    tile    a contraction on register tiles, with the point-wise steps that follow on the tile
+    nest    point-wise steps and folds, lane by lane
+    rows    point-wise steps whose results leave the kernel
+    loop    a scan: its states lie in scratch; a next value that is computed point by point replaces its state in place
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypeAlias
+
+from dlc.codegen.point import compute_type
+from dlc.codegen.stream_idle import is_idle
+from dlc.ir.dtype import DType
+from dlc.ir.einsum import Einsum, Rank, Scan, Step, einsum
+from dlc.ir.expr import Access, Expr, accesses, rename_tensors, transform
+from dlc.ir.extent import IntExpr, int_expr, var
+from dlc.ir.program import fresh_name
+from dlc.ir.streamed import dimensions, factors, flat
+
+if TYPE_CHECKING:
+    from dlc.codegen.lower import KernelLowering
+
+
+@dataclass(frozen=True)
+class Local:
+    """A tensor in scratch (or, unless `stored`, in registers): the extents of its inner dimensions; the lanes are innermost.
+
+    Attributes:
+        kept: for each dimension of the tensor, whether it is an inner one.
+    """
+
+    dtype: DType
+    inner: tuple[IntExpr, ...]
+    kept: tuple[bool, ...]
+    stored: bool = True
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`name[ranks..., lane] = access`; `bounded` when its ranks run to the ends of `reader`'s."""
+
+    name: str
+    access: Access
+    ranks: dict[str, IntExpr]
+    reader: Einsum
+    bounded: bool
+
+
+@dataclass(frozen=True)
+class Group:
+    """Steps that run together: kind 'tile', 'nest' or 'rows'."""
+
+    kind: str
+    steps: tuple[Einsum, ...]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A scan inside a task.
+
+    Attributes:
+        copies: what moves next values into states that they could not replace in place.
+        idle: whether a step in which every reduction is over nothing leaves all states as they are.
+    """
+
+    scan: Scan
+    items: tuple[Item, ...]
+    copies: tuple[Einsum, ...]
+    idle: bool
+
+    @property
+    def einsums(self) -> Iterator[Einsum]:
+        return flat(self.scan.body)
+
+
+Item: TypeAlias = Stage | Group | Loop
+
+
+@dataclass
+class Plan:
+    """A streaming kernel in parts.
+
+    Attributes:
+        locals: tensors that the kernel makes for itself.
+        aliases: locals that lie in another one's buffer.
+        stages: what a read of an operand along the lanes becomes.
+    """
+
+    lane: str
+    items: tuple[Item, ...] = ()
+    locals: dict[str, Local] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    stages: dict[Access, Access] = field(default_factory=dict)
+
+    def loops(self) -> Iterator[Loop]:
+        return (i for i in self.items if isinstance(i, Loop))
+
+    def local_index(self, tensor: str, index: Sequence[IntExpr]) -> tuple[IntExpr, ...]:
+        """Where scratch has the element that `index` names."""
+        kept = self.locals[tensor].kept
+        return (*(i for i, k in zip(index, kept, strict=True) if k), var(self.lane))
+
+    def with_stages(self, e: Expr) -> Expr:
+        return transform(e, lambda node: self.stages.get(node) if isinstance(node, Access) else None)
+
+    def outside(self, e: Expr) -> list[Access]:
+        """The reads of `e` that go to memory the kernel did not make."""
+        return [a for a in accesses(e) if a.tensor not in self.locals and a not in self.stages]
+
+    def work(self) -> IntExpr:
+        """Points of all steps per lane."""
+        total = int_expr(0)
+        for item in self.items:
+            if isinstance(item, Group):
+                total = total + _points(item.steps)
+            elif isinstance(item, Loop):
+                total = total + _points(item.einsums) * item.scan.rank.extent
+        return total
+
+
+def _points(steps: Iterable[Einsum]) -> IntExpr:
+    total = int_expr(0)
+    for step in steps:
+        product = int_expr(2)
+        for r in step.all_ranks:
+            product = product * (r.extent if not r.name.startswith("o") else 1)
+        total = total + product
+    return total
+
+
+def make_plan(low: KernelLowering, lane_rank: str, lane: str) -> Plan:
+    """The parts of `low`'s kernel, whose lanes run along `lane_rank`."""
+    return _Planner(low, lane_rank, lane).run()
+
+
+class _Planner:
+    def __init__(self, low: KernelLowering, lane_rank: str, lane: str) -> None:
+        self.low, self.lane_rank = low, lane_rank
+        self.plan = Plan(lane)
+        self.tasks = low.outer | low.units
+        self.steps = self._with_copies(low.structure)
+        self.dims = dimensions(self.steps)
+        self.extents = {r.name: r.extent for s in flat(self.steps) for r in s.ranks}
+        self.readers: dict[str, list[Einsum]] = {}
+        for step in flat(self.steps):
+            for name in step.reads:
+                self.readers.setdefault(name, []).append(step)
+
+    def run(self) -> Plan:
+        results = set(self.low.cascade.results)
+        for name, dims in self.dims.items():
+            if name not in results:
+                kept = tuple(d not in self.tasks for d in dims)
+                inner = tuple(self.extents[d] for d in dims if d not in self.tasks)
+                self.plan.locals[name] = Local(self.low.types[name].dtype, inner, kept)
+        items, before = self._level(self.steps, None)
+        self.plan.items = (*before, *items)
+        return self.plan
+
+    def _with_copies(self, steps: Sequence[Step]) -> tuple[Step, ...]:
+        """A result that is more than what a point-wise step leaves is made here and copied out at the end."""
+        tail: list[Einsum] = []
+        names: dict[str, str] = {}
+        makers = {o: s for s in steps if isinstance(s, Einsum) for o in s.outs}
+        read = {r for s in flat(steps) for r in s.reads} | {r for s in steps if isinstance(s, Scan) for r in s.reads}
+        dims = dimensions(steps)
+        extents = {r.name: r.extent for s in flat(steps) for r in s.ranks}
+        for name in self.low.cascade.results:
+            maker = makers.get(name)
+            if maker is not None and maker.reduce is None and name not in read:
+                continue
+            inside = names[name] = fresh_name(f"{name}_inside", self.low.types)
+            self.low.types[inside] = self.low.types[name]
+            ranks = tuple(Rank(d, extents[d]) for d in dims[name])
+            index = tuple(int_expr(0) if d in self.low.units else var(d) for d in dims[name])
+            copy = einsum(name, ranks, Access(inside, index), self.low.types[name].dtype)
+            tail.append(replace(copy, order=self.low.types[name].order))
+        return (*(_renamed(s, names) for s in steps), *tail)
+
+    # --- a level: the kernel, or the body of a scan ---
+
+    def _level(self, steps: Sequence[Step], scan: Scan | None) -> tuple[list[Item], list[Stage]]:
+        """The items of `steps`, and the stages that belong before the scan whose body they are."""
+        items: list[Item] = []
+        hoisted: list[Stage] = []
+        for part in self._groups(steps, scan):
+            if isinstance(part, Scan):
+                loop, before = self._scan(part)
+                items += [*before, loop]
+                continue
+            if part.kind != "rows":
+                for stage in self._stages(part, scan):
+                    moves = scan is not None and scan.rank.name in stage.access.variables
+                    (items if scan is None or moves or stage.bounded else hoisted).append(stage)
+            items.append(part)
+        return items, hoisted
+
+    def _groups(self, steps: Sequence[Step], scan: Scan | None) -> list[Group | Scan]:
+        found: list[Group | Scan] = []
+        for step in steps:
+            last = found[-1] if found else None
+            if isinstance(step, Scan):
+                found.append(step)
+            elif isinstance(last, Group) and self._joins(last, step):
+                found[-1] = Group(last.kind, (*last.steps, step))
+            else:
+                found.append(Group(self._kind(step), (step,)))
+        for n, part in enumerate(found):
+            if isinstance(part, Group):
+                later = {r for other in (*found[:n], *found[n + 1 :]) for r in _reads(other)}
+                self._keep_in_registers(part, later | set(scan.yields if scan is not None else ()))
+        return found
+
+    def _kind(self, step: Einsum) -> str:
+        if any(o not in self.plan.locals for o in step.outs):
+            return "rows"
+        inner = any(r.name not in self.tasks for r in step.ranks)
+        return "tile" if factors(step) is not None and inner else "nest"
+
+    def _joins(self, group: Group, step: Einsum) -> bool:
+        kind = self._kind(step)
+        if kind == "tile" or (kind == "rows") != (group.kind == "rows"):
+            return False
+        if group.kind == "tile" and (step.reduce is not None or len(step.outs) > 1):
+            return False
+        if any(s.reduce is not None and s.where is not None for s in group.steps) and step.where is not None:
+            return False
+        return self.low.joins(list(group.steps), step)
+
+    def _keep_in_registers(self, group: Group, read: set[str]) -> None:
+        for step in group.steps:
+            for out in step.outs:
+                if out in self.plan.locals and out not in read:
+                    self.plan.locals[out] = replace(self.plan.locals[out], stored=False)
+
+    # --- scans ---
+
+    def _scan(self, scan: Scan) -> tuple[Loop, list[Stage]]:
+        copies: list[Einsum] = []
+        makers = {o: s for s in scan.body if isinstance(s, Einsum) for o in s.outs}
+        used = [*(c.init for c in scan.carries), *self.low.cascade.results]
+        for carry, after, final in zip(scan.carries, scan.yields, scan.finals, strict=True):
+            self.plan.aliases[final] = carry.name
+            maker = makers[after]
+            if used.count(carry.init) == 1 and carry.init in self.plan.locals and not self.readers.get(carry.init):
+                self.plan.aliases[carry.init] = carry.name
+            else:
+                raise AssertionError("a scan's first values are made for it alone")  # fuse sees to it
+            if self._replaces(scan, maker, carry.name, after):
+                self.plan.aliases[after] = carry.name
+                continue
+            index = self.low.own_index(maker)
+            copies.append(einsum(carry.name, maker.ranks, Access(after, index), self.low.types[after].dtype))
+        items, before = self._level(scan.body, scan)
+        return Loop(scan, tuple(items), tuple(copies), is_idle(scan)), before
+
+    def _replaces(self, scan: Scan, maker: Einsum, state: str, after: str) -> bool:
+        """Whether the next value may lie where its state does: the state is not read after it, nor elsewhere than at its point."""
+        steps = list(flat(scan.body))
+        later = steps[steps.index(maker) + 1 :]
+        if scan.yields.count(after) != 1 or any(state in s.reads for s in later):
+            return False
+        own = self.low.own_index(maker)
+        return maker.reduce is None and all(a.index == own for a in maker.accesses() if a.tensor == state)
+
+    # --- operands along the lanes ---
+
+    def _stages(self, group: Group, scan: Scan | None) -> Iterator[Stage]:
+        for step in group.steps:
+            bound = frozenset(step.where.variables) if step.where is not None else frozenset()
+            for a in dict.fromkeys(a for e in step.scalars for a in self.plan.outside(e)):
+                if self.lane_rank not in a.variables:
+                    continue
+                ranks = {r.name: r.extent for r in step.all_ranks if r.name not in self.tasks and r.name in a.variables}
+                name = fresh_name(f"{a.tensor}_turned", self.low.types | self.plan.locals)
+                dtype = compute_type(self.low.types[a.tensor].dtype)
+                self.plan.locals[name] = Local(dtype, tuple(ranks.values()), (True,) * len(ranks))
+                self.plan.stages[a] = Access(name, (*map(var, ranks), var(self.plan.lane)))
+                yield Stage(name, a, ranks, step, not bound.isdisjoint(ranks))
+
+
+def _reads(part: Group | Scan) -> Iterable[str]:
+    if isinstance(part, Scan):
+        return part.reads
+    return (r for s in part.steps for r in s.reads)
+
+
+def _renamed(step: Step, names: Mapping[str, str]) -> Step:
+    if not names:
+        return step
+    if isinstance(step, Scan):
+        return replace(
+            step,
+            body=tuple(_renamed(s, names) for s in step.body),
+            finals=tuple(names.get(f, f) for f in step.finals),
+            carries=tuple(replace(c, init=names.get(c.init, c.init)) for c in step.carries),
+        )
+    return replace(
+        step,
+        outs=tuple(names.get(o, o) for o in step.outs),
+        exprs=tuple(rename_tensors(e, names) for e in step.exprs),
+        where=rename_tensors(step.where, names) if step.where is not None else None,
+    )
+
+
+__all__ = ["Group", "Item", "Local", "Loop", "Plan", "Stage", "make_plan"]

@@ -1,0 +1,471 @@
+"""Kernels that stream: a block of points in the lanes, several contractions, and everything between them in the core's cache.
+
+A task holds a block of the lane rank (`dlc.ir.streamed`), a few registers wide. What the kernel makes lies in scratch with
+the lanes innermost; so a contraction is a register tile of rows by lanes whose other operand is read as scalars where it lies,
+and a reduction is lane by lane. Operands that move along the lanes are brought into that order once (`Q[p, e]` becomes
+`[e][p]`, in squares), results are turned back the same way when they leave. A scan is a loop; where its body has a `where`,
+there are two bodies: one for blocks that are inside as a whole, one with bounds and masks (`stream_domain`).
+
+Source: lanes along the queries after the recipe in KERNELS.md (attention); Dao, FlashAttention-2 (arXiv 2307.08691).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from dlc.codegen.nest import PointStep, VectorRank, accumulate, compute, emit_nest, for_vectors, keep
+from dlc.codegen.point import Emitter, Slot, Space, Storage, compute_type
+from dlc.codegen.stream_domain import StepDomain, step_domain
+from dlc.codegen.stream_plan import Group, Loop, Stage, make_plan
+from dlc.codegen.tile import IndexCond
+from dlc.ir.einsum import Einsum, Rank, TensorType
+from dlc.ir.expr import Access, Expr, transform
+from dlc.ir.extent import IntExpr, int_expr, minimum, split_linear, substitute, var, variables
+from dlc.ir.facts import Facts
+from dlc.ir.monoid import MONOIDS
+from dlc.ir.program import fresh_name
+
+if TYPE_CHECKING:
+    from dlc.codegen.lower import KernelLowering, Lowered
+
+
+def lower_streamed(low: KernelLowering, lane: str) -> Lowered:
+    """Lower the kernel with blocks of `lane` in the lanes."""
+    return _Streamed(low, lane).run()
+
+
+@dataclass(frozen=True)
+class _Block:
+    """The block a task is at.
+
+    Attributes:
+        base: index of every rank that has one.
+        vectors: registers side by side.
+        count: how many of the lanes exist; None when all do.
+        edge: whether conditions are looked at.
+    """
+
+    base: Mapping[str, IntExpr]
+    vectors: int
+    count: IntExpr | None = None
+    edge: bool = True
+
+    def at(self, name: str, index: IntExpr) -> _Block:
+        return replace(self, base={**self.base, name: index})
+
+
+class _Streamed:
+    def __init__(self, low: KernelLowering, lane: str) -> None:
+        self.low, self.b, self.target, self.lane_rank = low, low.builder, low.target, lane
+        self.lanes = low.target.lanes
+        ranks = {r.name: r.extent for s in low.steps for r in s.all_ranks}
+        self.extent = ranks[lane]
+        self.lane, self.start = fresh_name("lane", ranks), fresh_name("start", ranks)
+        self.plan = make_plan(low, lane, self.lane)
+        size = self.extent.const
+        most = 4 if self.target.vector_registers >= 32 else 2
+        self.vectors = most if size is None else min(most, -(-size // self.lanes))
+        self.width = self.vectors * self.lanes
+        self.em = low.em
+        facts = {n: e for n, e in self.em.facts.ranks.items() if n != lane}
+        facts |= {self.lane: int_expr(self.width), self.start: self.extent}
+        facts |= {loop.scan.rank.name: loop.scan.rank.extent for loop in self.plan.loops()}
+        self.em.facts = Facts(facts, self.em.facts.symbols)
+        self._place_locals()
+
+    def _place_locals(self) -> None:
+        for name, local in self.plan.locals.items():
+            strides, size = [], int_expr(self.width)
+            for extent in reversed(local.inner):
+                strides.append(size)
+                size = size * extent
+            buffer = self.plan.aliases.get(name, name)
+            type_ = TensorType(local.dtype, (*local.inner, int_expr(self.width)))
+            self.low.types[name] = type_
+            self.low.storage[name] = Storage(buffer, type_, (*reversed(strides), int_expr(1)))
+            self.em.dtypes[name] = local.dtype
+            if buffer == name:
+                self.low.local(name, local.dtype, size)
+                self.b.buffers = {**self.b.buffers, name: local.dtype}
+
+    # --- tasks ---
+
+    def run(self) -> Lowered:
+        others = {n: e for n, e in self.low.task_ranks().items() if n != self.lane_rank}
+        blocks = (self.extent + (self.width - 1)) // self.width
+        base = self.low.task_base({**others, "block": blocks})
+        start = self._named(base.pop("block") * self.width)
+        size = self.extent.const
+        if size is not None and size % self.width == 0:
+            self._block(_Block({**base, self.start: start}, self.vectors))
+        elif size is not None and size < self.width:
+            self._block(_Block({**base, self.start: start}, self.vectors, int_expr(size)))
+        else:
+            with self.b.branch(IndexCond(start + self.width, "le", self.extent)) as branch:
+                with branch.then():
+                    self._block(_Block({**base, self.start: start}, self.vectors))
+                with branch.orelse():
+                    self._last_block(base, start)
+        total = blocks
+        for e in others.values():
+            total = total * e
+        return self.low.finish(total, self.plan.work() * self.width)
+
+    def _last_block(self, base: Mapping[str, IntExpr], start: IntExpr) -> None:
+        """What is left of the lane rank, a register at a time."""
+        with self.b.loop(self.lane_rank, start, self.extent, self.lanes) as loop:
+            count = self._named(minimum(self.extent - loop.index, self.lanes))
+            self._block(_Block({**base, self.start: loop.index}, 1, count))
+
+    def _named(self, e: IntExpr) -> IntExpr:
+        """`e` computed once, under a name of its own."""
+        return e if e.const is not None or e.is_var else self.b.index_of(self.b.from_index(e))
+
+    def _block(self, block: _Block) -> None:
+        self._items(self.plan.items, block)
+
+    def _items(self, items: Sequence[Stage | Group | Loop], block: _Block) -> None:
+        for item in items:
+            match item:
+                case Stage():
+                    self._stage(item, block)
+                case Loop():
+                    self._loop(item, block)
+                case Group(kind="tile"):
+                    self._tile_group(item.steps, block)
+                case Group(kind="rows"):
+                    self._leave(item.steps, block)
+                case Group():
+                    self._nest(item.steps, block)
+
+    # --- scans ---
+
+    def _loop(self, item: Loop, block: _Block) -> None:
+        scan = item.scan
+        with self.b.loop(scan.rank.name, 0, scan.rank.extent) as loop:
+            here = block.at(scan.rank.name, loop.index)
+            self._body(item, here)
+        # what a state's next value lies in was copied to the state, which its last value shares
+
+    def _body(self, item: Loop, block: _Block) -> None:
+        whole, some = self._conditions(item, block)
+        if whole is not None and not whole:
+            self._step(item, replace(block, edge=False))
+            return
+
+        def edges() -> None:
+            if some:
+                with self.b.branch(some) as inner, inner.then():
+                    self._step(item, block)
+            else:
+                self._step(item, block)
+
+        if whole is None:
+            edges()
+            return
+        with self.b.branch(whole) as branch:
+            with branch.then():
+                self._step(item, replace(block, edge=False))
+            with branch.orelse():
+                edges()
+
+    def _step(self, item: Loop, block: _Block) -> None:
+        self._items(item.items, block)
+        for copy in item.copies:
+            self._nest((copy,), replace(block, edge=False))
+
+    def _conditions(
+        self, item: Loop, block: _Block
+    ) -> tuple[tuple[IndexCond, ...] | None, tuple[IndexCond, ...]]:
+        """(conditions that a block is inside as a whole, None if there are none such; that something of it is inside)."""
+        whole: dict[IntExpr, None] | None = {}
+        some: set[tuple[IntExpr, ...]] = set()
+        for step in item.einsums:
+            domain, extents = self._domain(step), self._extents(step, block)
+            least = domain.least(extents)
+            if least is None:
+                whole = None
+            elif whole is not None:
+                whole.update(dict.fromkeys(least))
+            if step.reduce is not None and step.where is not None:
+                some.add(tuple(dict.fromkeys(domain.greatest(extents))))
+        inside = some.pop() if item.idle and len(some) == 1 else ()
+        conditions = None if whole is None else self._nonnegative(whole, block)
+        return conditions, self._nonnegative(inside, block)
+
+    def _nonnegative(self, exprs: Sequence[IntExpr] | dict[IntExpr, None], block: _Block) -> tuple[IndexCond, ...]:
+        facts = self.em.facts
+        return tuple(
+            IndexCond(self._named(substitute(e, block.base)), "ge", int_expr(0)) for e in exprs if not facts.nonneg(e)
+        )
+
+    # --- steps as the emitter wants them ---
+
+    def _in_lanes(self, e: Expr) -> Expr:
+        """`e` with the kernel's own tensors read in scratch, and the lane rank as start + lane."""
+
+        def visit(node: Expr) -> Expr | None:
+            if isinstance(node, Access) and node.tensor in self.plan.locals:
+                return Access(node.tensor, self.plan.local_index(node.tensor, node.index))
+            return None
+
+        return self.plan.with_stages(transform(e, visit)).substitute({self.lane_rank: self._position})
+
+    @property
+    def _position(self) -> IntExpr:
+        return var(self.start) + var(self.lane)
+
+    def _domain(self, step: Einsum) -> StepDomain:
+        where = step.where
+        return step_domain(where.substitute({self.lane_rank: self._position}) if where is not None else None)
+
+    def _extents(self, step: Einsum, block: _Block) -> dict[str, IntExpr]:
+        """The ranks that move inside a block, with their extents."""
+        inner = {r.name: r.extent for r in step.all_ranks if r.name not in self.low.outer | self.low.units}
+        return {**inner, self.lane: int_expr(block.vectors * self.lanes) if block.count is None else block.count}
+
+    def _point_step(self, step: Einsum, block: _Block) -> tuple[PointStep, dict[str, IntExpr]]:
+        """The step over what exists of it in the block, and the ends of its free inner ranks."""
+        domain, extents = self._domain(step), self._extents(step, block)
+        inner = {n: e for n, e in extents.items() if n != self.lane}
+        ends, where = dict(inner), None
+        if block.edge and not domain.everywhere:
+            found = domain.bounds(extents, inner)
+            ends = {n: e if e == inner[n] else self._named(substitute(e, block.base)) for n, e in found.items()}
+            where = domain.mask(extents, inner)
+        reads = [a for e in step.exprs for a in self.plan.outside(e)]
+        guarded = not all(self._safe(a, domain) for a in reads)
+        if step.reduce is None and not guarded:
+            where = None  # what does not exist may be computed, since nothing that exists reads it
+        where = self._in_lanes(where) if where is not None else None
+        reduce = step.reduce
+        if reduce is not None:
+            reduce = replace(reduce, ranks=tuple(Rank(r.name, ends.get(r.name, r.extent)) for r in reduce.ranks))
+        local = [o in self.plan.locals for o in step.outs]
+        index = self.low.own_index(step)
+        here = self.plan.local_index(step.out, index) if local[0] else tuple(
+            substitute(i, {self.lane_rank: self._position}) for i in index
+        )
+        exprs = tuple(self._in_lanes(e) for e in step.exprs)
+        point = PointStep(
+            step.outs, exprs, step.dtypes, reduce, where, here, tuple(o in self.low.storage for o in step.outs), guarded=guarded
+        )
+        free = {r.name for r in step.ranks}
+        return point, {n: e for n, e in ends.items() if n in free}
+
+    def _safe(self, a: Access, domain: StepDomain) -> bool:
+        """Whether `a` is in bounds wherever the loops go, masks aside."""
+        if a.default is not None:
+            return True
+        if any(True for _ in a.children):
+            return False
+        facts = self.em.facts
+        moving = [e for e in domain.inequalities if self.lane in variables(e)]
+        exact = [e for e in domain.inequalities if self.lane not in variables(e)]
+        if len(moving) <= 1 and self.lane_rank not in a.variables and not domain.opaque:
+            return True
+        for i, extent in zip(a.index, self.low.types[a.tensor].shape, strict=True):
+            at = substitute(i, {self.lane_rank: self._position})
+            if facts.within(at, extent):
+                continue
+            ends = [(extent - 1 - at - e).const for e in exact]
+            if not (facts.nonneg(at) and any(n is not None and n >= 0 for n in ends)):
+                return False
+        return True
+
+    # --- contractions ---
+
+    def _tile_group(self, steps: Sequence[Einsum], block: _Block) -> None:
+        points = [self._point_step(s, block) for s in steps]
+        first, ends = points[0]
+        row = max(ends, key=lambda n: _size(ends[n])) if ends else None
+        with_loops = [n for n in ends if n != row]
+
+        def nest(names: Sequence[str], here: _Block) -> None:
+            if names:
+                with self.b.loop(names[0], 0, ends[names[0]]) as loop:
+                    nest(names[1:], here.at(names[0], loop.index))
+            elif row is None:
+                self._tile([p for p, _ in points], here, None, 1)
+            else:
+                self._rows([p for p, _ in points], here, row, ends[row])
+
+        nest(with_loops, block)
+
+    def _rows(self, steps: Sequence[PointStep], block: _Block, row: str, end: IntExpr) -> None:
+        """Full tiles of rows, then the rest in halves down to one row."""
+        rows = self._tile_rows(block.vectors, self.em.facts.ranks[row])
+        whole = self._named(end // rows * rows)
+        with self.b.loop(row, 0, whole, rows) as loop:
+            self._tile(steps, block.at(row, loop.index), row, rows)
+        if end.const is not None and end.const % rows == 0:
+            return
+        position = whole
+        while rows > 1:
+            rows = (rows + 1) // 2
+            with self.b.branch(IndexCond(end - position, "ge", int_expr(rows))) as branch, branch.then():
+                self._tile(steps, block.at(row, position), row, rows)
+            position = self._named(position + minimum((end - position) // rows, 1) * rows)
+
+    def _tile_rows(self, vectors: int, extent: IntExpr) -> int:
+        """Rows of a register tile: as many as registers allow, a divisor of the extent if one is at least half of that."""
+        registers = self.target.vector_registers
+        embedded = registers >= 32  # AVX-512 multiplies by a scalar in memory: no register for the broadcast
+        most = min(16, (registers - vectors - (0 if embedded else 1)) // vectors)
+        size = extent.const
+        if size is None or size < most:
+            return most if size is None else max(size, 1)
+        for rows in range(most, most // 2, -1):
+            if size % rows == 0:
+                return rows
+        return -(-size // -(-size // most))
+
+    def _tile(self, steps: Sequence[PointStep], block: _Block, row: str | None, rows: int) -> None:
+        first = steps[0]
+        assert first.reduce is not None
+        em = self.em.scoped()
+        slots = (Slot(row or "@none", rows, 1), Slot(self.lane, block.vectors, self.lanes))
+        space = Space({**block.base, self.lane: int_expr(0)}, self.lane, self.lanes, slots)
+        kind = compute_type(first.reduce.accumulator or first.dtypes[0])
+        acc = self._reduce(em, first, space, first.reduced, em.b.const(space.tile(kind), 0.0))
+        keep(em, first, [acc], space)
+        for later in steps[1:]:
+            keep(em, later, [em.value(e, space) for e in later.exprs], space)
+
+    def _reduce(self, em: Emitter, step: PointStep, space: Space, loops: Mapping[str, IntExpr], acc: str) -> str:
+        assert step.reduce is not None
+        if not loops:
+            kind = compute_type(step.reduce.accumulator or step.dtypes[0])
+            return accumulate(em, step, MONOIDS["sum"], (kind,), space, (acc,))[0]
+        name = next(iter(loops))
+        rest = {n: e for n, e in loops.items() if n != name}
+        with self.b.loop(name, 0, loops[name], carries=(acc,), unroll=1) as loop:
+            loop.yields(self._reduce(em.scoped(), step, space.at(name, loop.index), rest, loop.carries[0]))
+        return loop.results[0]
+
+    # --- nests ---
+
+    def _nest(self, steps: Sequence[Einsum], block: _Block) -> None:
+        points = [self._point_step(s, block) for s in steps]
+        width = int_expr(block.vectors * self.lanes)
+        stays = all(o in self.plan.locals for s in steps for o in s.outs)
+        loops = {**points[0][1], self.lane: width if stays or block.count is None else block.count}
+        emit_nest(self.em.scoped(), [p for p, _ in points], loops, VectorRank(self.lane), dict(block.base), self.target)
+
+    # --- into and out of the order of the lanes ---
+
+    def _stage(self, stage: Stage, block: _Block) -> None:
+        """An operand that moves along the lanes, brought into scratch."""
+        ends = self._point_step(stage.reader, block)[1] if stage.bounded else {}
+        loops = {n: ends.get(n, e) for n, e in stage.ranks.items()}
+        access = stage.access.substitute({self.lane_rank: self._position})
+        index = (*(var(n) for n in loops), var(self.lane))
+        step = PointStep((stage.name,), (access,), (self.plan.locals[stage.name].dtype,), None, None, index, (True,))
+        self._turned([step], loops, self._contiguous(stage.access, loops), block)
+
+    def _leave(self, steps: Sequence[Einsum], block: _Block) -> None:
+        """Point-wise steps whose results leave the kernel, with the lanes along the innermost rank in memory."""
+        points = [self._point_step(s, replace(block, edge=False)) for s in steps]
+        last = steps[-1]
+        order = last.order or tuple(range(len(last.ranks)))
+        inner = next((last.ranks[d].name for d in reversed(order) if last.ranks[d].name not in self.low.units), None)
+        loops = points[0][1]
+        if inner not in loops:
+            self._nest(steps, replace(block, edge=False))
+            return
+        b, em = self.b, self.em.scoped()
+        found = [p for p, _ in points]
+
+        def body(inner_em: Emitter, at: Space) -> None:
+            self._by_squares(found, at, block, at.lanes if at.lanes > 1 else self.lanes)
+
+        with_loops = [n for n in loops if n != inner]
+
+        def nest(names: Sequence[str], base: dict[str, IntExpr]) -> None:
+            if names:
+                with b.loop(names[0], 0, loops[names[0]]) as loop:
+                    nest(names[1:], {**base, names[0]: loop.index})
+            else:
+                for_vectors(em.scoped(), Space(base), str(inner), int_expr(0), loops[str(inner)], self.lanes, 1, body)
+
+        nest(with_loops, dict(block.base))
+
+    def _by_squares(self, steps: Sequence[PointStep], at: Space, block: _Block, square: int) -> None:
+        """The points of the lane rank as rows under the lanes of `at`: squares, then single ones."""
+        count = int_expr(block.vectors * self.lanes) if block.count is None else block.count
+        whole = self._named(count // square * square)
+        with self.b.loop(self.lane, 0, whole, square) as loop:
+            space = replace(at.at(self.lane, loop.index), slots=(Slot(self.lane, square, 1),))
+            compute(self.em.scoped(), steps, space, VectorRank(None), self.lanes)
+        if block.count is None or (count.const is not None and count.const % square == 0):
+            return
+        with self.b.loop(self.lane, whole, count) as loop:
+            compute(self.em.scoped(), steps, at.at(self.lane, loop.index), VectorRank(None), self.lanes)
+
+    def _contiguous(self, a: Access, ranks: Mapping[str, IntExpr]) -> str | None:
+        """The rank of `ranks` along which `a` is contiguous while it is strided along the lane rank."""
+        if a.default is not None or a.children:
+            return None
+        flat = self.em.flat(self.low.storage[a.tensor], a.index)
+        lane = split_linear(flat, self.lane_rank)
+        if lane is None or lane[0].const == 1 or self.low.types[a.tensor].dtype.bytes < 4:
+            return None
+        for name in ranks:
+            parts = split_linear(flat, name)
+            if parts is not None and parts[0].const == 1:
+                return name
+        return None
+
+    def _turned(
+        self, steps: Sequence[PointStep], loops: Mapping[str, IntExpr], along: str | None, block: _Block
+    ) -> None:
+        """Compute `steps` into scratch; squares of lanes by `along`, where the operand is contiguous."""
+        count = int_expr(block.vectors * self.lanes) if block.count is None else block.count
+        outer = [n for n in loops if n != along]
+
+        def nest(names: Sequence[str], base: dict[str, IntExpr]) -> None:
+            if names:
+                with self.b.loop(names[0], 0, loops[names[0]]) as loop:
+                    nest(names[1:], {**base, names[0]: loop.index})
+            elif along is None:
+                for_vectors(
+                    self.em.scoped(), Space(base), self.lane, int_expr(0), count, self.lanes, 1,
+                    lambda e, s: compute(e, steps, s, VectorRank(None), self.lanes),
+                )
+            else:
+                self._squares(steps, base, along, loops[along], count)
+
+        nest(outer, dict(block.base))
+
+    def _squares(
+        self, steps: Sequence[PointStep], base: dict[str, IntExpr], along: str, end: IntExpr, count: IntExpr
+    ) -> None:
+        square = self.lanes
+        whole, rows = self._named(count // square * square), self._named(end // square * square)
+
+        def at(lane: IntExpr, index: IntExpr, slots: tuple[Slot, ...]) -> None:
+            space = Space({**base, self.lane: lane, along: index}, self.lane, square, slots)
+            compute(self.em.scoped(), steps, space, VectorRank(None), self.lanes)
+
+        with self.b.loop(self.lane, 0, whole, square) as lane:
+            with self.b.loop(along, 0, rows, square) as row:
+                at(lane.index, row.index, (Slot(along, square, 1),))
+            with self.b.loop(along, rows, end) as row:
+                at(lane.index, row.index, ())
+        if count.const is not None and count.const % square == 0:
+            return
+        with self.b.loop(self.lane, whole, count) as lane:
+            single = Space({**base, self.lane: lane.index})
+            for_vectors(
+                self.em.scoped(), single, along, int_expr(0), end, self.lanes, 1,
+                lambda e, s: compute(e, steps, s, VectorRank(None), self.lanes),
+            )
+
+
+def _size(e: IntExpr) -> int:
+    return e.const if e.const is not None else 64
+
+
+__all__ = ["lower_streamed"]

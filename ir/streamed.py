@@ -1,0 +1,100 @@
+"""Kernels whose tasks hold a block of points in the lanes and stream everything else past it.
+
+    kernel over (h, p) {
+      S[h, p, m] = sum(e) Q[h, p, e] * K[h, m, e]
+      G[h, p]    = max(m) S[h, p, m]
+      ...
+      O[h, p, f] = sum(m) N[h, p, m] * V[h, m, f]
+    }
+
+Every step has all task ranks, several of them are contractions, and each contraction has one operand that moves along the
+*lane* rank (`p`) and one that does not. A task does a block of `p`: what the kernel makes for it lies in the core's own
+scratch with `p` innermost, so that every step is lane by lane, reductions included, and the other operands are read as
+scalars wherever they lie. A scan between the steps is a loop inside the task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from dlc.ir.einsum import Einsum, Scan, Step
+from dlc.ir.expr import Access, Apply, Cast, Expr
+from dlc.ir.extent import IntExpr, var
+
+
+def flat(steps: Iterable[Step]) -> Iterator[Einsum]:
+    """The Einsums of `steps` in order, those of scans included."""
+    for step in steps:
+        if isinstance(step, Einsum):
+            yield step
+        else:
+            yield from flat(step.body)
+
+
+def factors(step: Einsum) -> tuple[Access, Access] | None:
+    """The operands of a sum of products of two plain accesses (up to widening casts); None for another step."""
+    if step.reduce is None or step.reduce.op != "sum" or len(step.exprs) != 1:
+        return None
+    e = step.expr
+    if not (isinstance(e, Apply) and e.op == "mul"):
+        return None
+    first, second = (_plain(a) for a in e.args)
+    return (first, second) if first is not None and second is not None else None
+
+
+def _plain(e: Expr) -> Access | None:
+    inner = e.arg if isinstance(e, Cast) else e
+    return inner if isinstance(inner, Access) and inner.default is None and not inner.children else None
+
+
+def lane_rank(steps: Sequence[Step], outer: Iterable[str]) -> str | None:
+    """The task rank that the lanes run along; None when the kernel does not stream.
+
+    Args:
+        steps: of one kernel, equal rank names meaning the same.
+        outer: its task ranks; the last one that qualifies is taken.
+    """
+    tasks = [n for n in outer]
+    einsums = list(flat(steps))
+    sums = [f for s in einsums if (f := factors(s)) is not None and _has_inner(s, tasks)]
+    if not sums or not any(isinstance(s, Scan) for s in steps) and len(einsums) < 2:
+        return None
+    extents = {r.name: r.extent for s in einsums for r in s.ranks}
+    for name in reversed(tasks):
+        if extents[name].const != 1 and all((name in a.variables) != (name in b.variables) for a, b in sums):
+            return name
+    return None
+
+
+def _has_inner(step: Einsum, tasks: Sequence[str]) -> bool:
+    return any(r.name not in tasks and r.extent.const != 1 for r in step.ranks)
+
+
+def dimensions(steps: Sequence[Step]) -> dict[str, tuple[str, ...]]:
+    """The rank names along the dimensions of every tensor that `steps` make, states and their last values included."""
+    made: dict[str, tuple[str, ...]] = {}
+    for step in steps:
+        if isinstance(step, Einsum):
+            if step.write is None:
+                made.update(dict.fromkeys(step.outs, tuple(r.name for r in step.ranks)))
+            continue
+        inner = dimensions(step.body)
+        for carry, final, after in zip(step.carries, step.finals, step.yields, strict=True):
+            made[carry.name] = made[final] = inner.get(after) or made[carry.init]
+        made.update(inner)
+    return made
+
+
+def own_points(step: Einsum, made: dict[str, tuple[str, ...]], tasks: Iterable[str]) -> bool:
+    """Whether `step` reads what the kernel makes only at its own task: each task rank's dimension at that rank."""
+    names = set(tasks)
+    for a in step.accesses():
+        dims: Iterable[tuple[str, IntExpr]] = zip(made.get(a.tensor, ()), a.index, strict=False)
+        if a.tensor in made and a.default is not None:
+            return False
+        if any(d in names and i != var(d) for d, i in dims):
+            return False
+    return True
+
+
+__all__ = ["dimensions", "factors", "flat", "lane_rank", "own_points"]
