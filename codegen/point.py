@@ -163,6 +163,8 @@ class Emitter:
                 return self._access(e, space, mask)
             case Apply("nextafter", (x, y)) if dtype_of(e, self.dtype) in (F16, BF16):
                 return self._next_small(dtype_of(e, self.dtype), self.value(x, space, mask), self.value(y, space, mask))
+            case Apply("le" | "lt" | "ge" | "gt" as op, (Index(x), Index(y))) if (found := self._lane_mask(op, x, y, space)):
+                return found
             case Apply(op, args):
                 return b.op(op, *(self.value(a, space, mask) for a in args))
             case Cast(dtype, arg, mode):
@@ -278,6 +280,27 @@ class Emitter:
             known = self._decided(op, left - right, space)
             self.memo[key] = known or self.b.op(op, self.index(left, space, mask), self.index(right, space, mask))
         return self.memo[key]
+
+    def _lane_mask(self, op: str, x: IntExpr, y: IntExpr, space: Space) -> str | None:
+        """The tile of `x op y` where the lanes are on up to one of them or from one on, which is a mask of so many lanes."""
+        difference = y - x if op in ("le", "lt") else x - y
+        difference = difference - (1 if op in ("lt", "gt") else 0)  # it holds where this is not negative
+        parts = affine_parts(difference, space) if not has_value(difference) and space.lanes > 1 else None
+        if parts is None or parts[1].const not in (1, -1):
+            return None
+        start, falls = parts[0], parts[1].const == -1
+
+        def level(slot: tuple[int, ...]) -> str:
+            if len(slot) == len(space.slots):
+                here = start
+                for k, slope in zip(slot, parts[2], strict=True):
+                    here = here + slope * k
+                lanes = self.b.mask(space.lanes, here + 1 if falls else -here)
+                return lanes if falls else self.b.op("not", lanes)
+            moves = parts[2][len(slot)].const != 0
+            return self.b.stack(*(level((*slot, k)) for k in range(space.slots[len(slot)].count if moves else 1)))
+
+        return level(())
 
     def _always(self, op: str, difference: IntExpr, space: Space) -> bool:
         """Whether `difference op 0` is a known truth in every slot of the tile."""

@@ -45,12 +45,14 @@ class _Block:
         vectors: registers side by side.
         count: how many of the lanes exist; None when all do.
         edge: whether conditions are looked at.
+        first: the lane it begins with: at an edge that runs across the lanes the registers are done one by one.
     """
 
     base: Mapping[str, IntExpr]
     vectors: int
     count: IntExpr | None = None
     edge: bool = True
+    first: IntExpr = int_expr(0)  # noqa: RUF009 (a frozen value)
 
     def at(self, name: str, index: IntExpr) -> _Block:
         return replace(self, base={**self.base, name: index})
@@ -150,26 +152,40 @@ class _Streamed:
         # what a state's next value lies in was copied to the state, which its last value shares
 
     def _body(self, item: Loop, block: _Block) -> None:
-        whole, some = self._conditions(item, block)
-        if whole is not None and not whole:
-            self._step(item, replace(block, edge=False))
-            return
-
-        def edges() -> None:
-            if some:
-                with self.b.branch(some) as inner, inner.then():
-                    self._step(item, block)
-            else:
-                self._step(item, block)
-
+        whole, _ = self._conditions(item, block)
         if whole is None:
-            edges()
+            self._edges(item, block)
+            return
+        if not whole:
+            self._step(item, replace(block, edge=False))
             return
         with self.b.branch(whole) as branch:
             with branch.then():
                 self._step(item, replace(block, edge=False))
             with branch.orelse():
-                edges()
+                self._edges(item, block)
+
+    def _edges(self, item: Loop, block: _Block) -> None:
+        """A step that is not inside as a whole."""
+        if block.vectors > 1 and any(self._across(s) for s in item.einsums):
+            size = int_expr(block.vectors * self.lanes) if block.count is None else block.count
+            with self.b.loop(self.lane, 0, size, self.lanes) as loop:
+                left = None if block.count is None else self._named(minimum(block.count - loop.index, self.lanes))
+                self._edge(item, replace(block, vectors=1, first=loop.index, count=left))
+        else:
+            self._edge(item, block)
+
+    def _edge(self, item: Loop, block: _Block) -> None:
+        some = self._conditions(item, block)[1]
+        if not some:
+            self._step(item, block)
+            return
+        with self.b.branch(some) as branch, branch.then():
+            self._step(item, block)
+
+    def _across(self, step: Einsum) -> bool:
+        """Whether the domain ends at another place in each lane."""
+        return any(self.lane in variables(e) for e in self._domain(step).inequalities)
 
     def _step(self, item: Loop, block: _Block) -> None:
         self._items(item.items, block)
@@ -183,7 +199,7 @@ class _Streamed:
         whole: dict[IntExpr, None] | None = {}
         some: set[tuple[IntExpr, ...]] = set()
         for step in item.einsums:
-            domain, extents = self._domain(step), self._extents(step, block)
+            domain, extents = self._domain(step, block), self._extents(step, block)
             least = domain.least(extents)
             if least is None:
                 whole = None
@@ -217,9 +233,10 @@ class _Streamed:
     def _position(self) -> IntExpr:
         return var(self.start) + var(self.lane)
 
-    def _domain(self, step: Einsum) -> StepDomain:
-        where = step.where
-        return step_domain(where.substitute({self.lane_rank: self._position}) if where is not None else None)
+    def _domain(self, step: Einsum, block: _Block | None = None) -> StepDomain:
+        """The domain of `step`; in a block, its lanes are counted from the first."""
+        at = self._position + (block.first if block is not None else 0)
+        return step_domain(step.where.substitute({self.lane_rank: at}) if step.where is not None else None)
 
     def _extents(self, step: Einsum, block: _Block) -> dict[str, IntExpr]:
         """The ranks that move inside a block, with their extents."""
@@ -228,13 +245,13 @@ class _Streamed:
 
     def _point_step(self, step: Einsum, block: _Block) -> tuple[PointStep, dict[str, IntExpr]]:
         """The step over what exists of it in the block, and the ends of its free inner ranks."""
-        domain, extents = self._domain(step), self._extents(step, block)
+        domain, extents = self._domain(step, block), self._extents(step, block)
         inner = {n: e for n, e in extents.items() if n != self.lane}
         ends, where = dict(inner), None
         if block.edge and not domain.everywhere:
             found = domain.bounds(extents, inner)
             ends = {n: e if e == inner[n] else self._named(substitute(e, block.base)) for n, e in found.items()}
-            where = domain.mask(extents, inner)
+            where = self._domain(step).mask(extents, inner)
         reads = [a for e in step.exprs for a in self.plan.outside(e)]
         guarded = not all(self._safe(a, domain) for a in reads)
         if step.reduce is None and not guarded:
@@ -327,7 +344,7 @@ class _Streamed:
         assert first.reduce is not None
         em = self.em.scoped()
         slots = (Slot(row or "@none", rows, 1), Slot(self.lane, block.vectors, self.lanes))
-        space = Space({**block.base, self.lane: int_expr(0)}, self.lane, self.lanes, slots)
+        space = Space({**block.base, self.lane: block.first}, self.lane, self.lanes, slots)
         kind = compute_type(first.reduce.accumulator or first.dtypes[0])
         acc = self._reduce(em, first, space, first.reduced, em.b.const(space.tile(kind), 0.0))
         keep(em, first, [acc], space)
@@ -351,8 +368,11 @@ class _Streamed:
         points = [self._point_step(s, block) for s in steps]
         width = int_expr(block.vectors * self.lanes)
         stays = all(o in self.plan.locals for s in steps for o in s.outs)
-        loops = {**points[0][1], self.lane: width if stays or block.count is None else block.count}
-        emit_nest(self.em.scoped(), [p for p, _ in points], loops, VectorRank(self.lane), dict(block.base), self.target)
+        width = width if stays or block.count is None else block.count
+        loops, bounds = {**points[0][1], self.lane: width}, (block.first, block.first + width)
+        emit_nest(
+            self.em.scoped(), [p for p, _ in points], loops, VectorRank(self.lane), dict(block.base), self.target, bounds
+        )
 
     # --- into and out of the order of the lanes ---
 
@@ -431,16 +451,16 @@ class _Streamed:
                     nest(names[1:], {**base, names[0]: loop.index})
             elif along is None:
                 for_vectors(
-                    self.em.scoped(), Space(base), self.lane, int_expr(0), count, self.lanes, 1,
+                    self.em.scoped(), Space(base), self.lane, block.first, block.first + count, self.lanes, 1,
                     lambda e, s: compute(e, steps, s, VectorRank(None), self.lanes),
                 )
             else:
-                self._squares(steps, base, along, loops[along], count)
+                self._squares(steps, base, along, loops[along], block.first, count)
 
         nest(outer, dict(block.base))
 
     def _squares(
-        self, steps: Sequence[PointStep], base: dict[str, IntExpr], along: str, end: IntExpr, count: IntExpr
+        self, steps: Sequence[PointStep], base: dict[str, IntExpr], along: str, end: IntExpr, first: IntExpr, count: IntExpr
     ) -> None:
         square = self.lanes
         whole, rows = self._named(count // square * square), self._named(end // square * square)
@@ -449,14 +469,14 @@ class _Streamed:
             space = Space({**base, self.lane: lane, along: index}, self.lane, square, slots)
             compute(self.em.scoped(), steps, space, VectorRank(None), self.lanes)
 
-        with self.b.loop(self.lane, 0, whole, square) as lane:
+        with self.b.loop(self.lane, first, first + whole, square) as lane:
             with self.b.loop(along, 0, rows, square) as row:
                 at(lane.index, row.index, (Slot(along, square, 1),))
             with self.b.loop(along, rows, end) as row:
                 at(lane.index, row.index, ())
         if count.const is not None and count.const % square == 0:
             return
-        with self.b.loop(self.lane, whole, count) as lane:
+        with self.b.loop(self.lane, first + whole, first + count) as lane:
             single = Space({**base, self.lane: lane.index})
             for_vectors(
                 self.em.scoped(), single, along, int_expr(0), end, self.lanes, 1,
