@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from dlc.costmodel.tiles import MOST_TAPS
 from dlc.ir.blocked import block_of, blocked_ranks, told_apart, unrolls
-from dlc.ir.einsum import Einsum, Rank, Reduce, Scan, Step, TensorType, Write
-from dlc.ir.expr import Expr, index_value, rename_tensors
-from dlc.ir.extent import IntExpr, Value, Var, has_value, rebuild, substitute, sym, var, variables
-from dlc.ir.facts import SymbolFact
+from dlc.ir.einsum import Einsum, Rank, Scan, Step, TensorType
+from dlc.ir.extent import IntExpr, Var, has_value, substitute, sym, variables
 from dlc.ir.program import (
-    Cascade,
     For,
     If,
-    Kernel,
     Launch,
     Loop,
-    Param,
     Program,
     Region,
     Stmt,
     Symbol,
     fresh_name,
-    show_cascade,
     tensor_types,
 )
 from dlc.passes.explicit_domains import explicit_domains
+from dlc.passes.kernels import Kernels, rename_einsum
 from dlc.passes.pipeline import Pass
 from dlc.passes.prepare_contractions import contraction_factors, plain_access
 from dlc.passes.rewrite import drop_dead
@@ -92,11 +86,11 @@ class _Fusion:
         self.facts = dict(program.facts)
         shapes = (e for t in self.types.values() for e in t.shape)
         self.symbols = {n.removeprefix("#") for n in self.facts.keys() | {v for e in shapes for v in variables(e)}}
-        self.kernels: dict[str, Kernel] = program.kernel_table  # a program may have some already
+        self.kernels = Kernels(self.types, self.facts, program.kernel_table)  # a program may have some already
 
     def run(self) -> Program:
         body = self._region(self.program.body, set())
-        return drop_dead(replace(self.program, body=body, kernels=tuple(self.kernels.values())))
+        return drop_dead(replace(self.program, body=body, kernels=tuple(self.kernels.table.values())))
 
     def _region(self, region: Region, needed: set[str]) -> Region:
         """`needed`: tensors that statements outside the region read."""
@@ -308,37 +302,7 @@ class _Fusion:
     # --- kernels ---
 
     def _launch(self, group: _Group, results: tuple[str, ...]) -> Launch:
-        made = {o for s in group.steps for o in s.outs}
-        args = tuple(dict.fromkeys(r for s in group.steps for r in s.reads if r not in made))
-        tensors = {n: f"a{i}" for i, n in enumerate(args)}
-        tensors |= {n: f"t{i}" for i, n in enumerate(o for s in group.steps for o in s.outs)}
-        ranks = _canonical_ranks(group)
-        steps = tuple(_rename(s, ranks, tensors) for s in group.steps)
-        params = tuple(Param(tensors[n], self.types[n]) for n in args)
-        outer = tuple(sorted(ranks[n] for n in group.outer))
-        loc = next((s.loc for s in reversed(group.steps) if s.loc), group.steps[-1].loc)
-        cascade = Cascade("", params, steps, tuple(tensors[r] for r in results), self._symbols(params, steps), loc)
-        digest = hashlib.sha256((show_cascade(cascade) + repr(outer)).encode()).hexdigest()[:12]
-        name = f"k_{digest}"
-        kernel = Kernel(replace(cascade, name=name), outer)
-        if self.kernels.get(name, kernel) != kernel:  # in a dump that was edited
-            name = fresh_name(name, self.kernels)
-            kernel = replace(kernel, cascade=replace(cascade, name=name))
-        self.kernels.setdefault(name, kernel)
-        return Launch(name, args, results, loc)
-
-    def _symbols(self, params: Sequence[Param], steps: Sequence[Einsum]) -> tuple[Symbol, ...]:
-        """What the kernel may assume of the symbols it uses, and of those that their bounds mention."""
-        used: frozenset[str] = frozenset().union(*(s.symbols for s in steps))
-        used |= frozenset().union(*(variables(e) for p in params for e in p.type.shape))
-        while True:
-            known = [self.facts[n].below for n in used if n in self.facts]
-            more = used.union(*(variables(b) for b in known if b is not None))
-            if more == used:
-                break
-            used = more
-        facts = {n: self.facts.get(n, SymbolFact()) for n in sorted(used)}
-        return tuple(Symbol(n[1:], f.lo, f.hi, f.divisor, f.below) for n, f in facts.items())
+        return self.kernels.launch(group.steps, _canonical_ranks(group), tuple(group.outer), results)
 
 
 def _moving(step: Einsum) -> list[Rank]:
@@ -442,41 +406,7 @@ def _substitute_step(step: Step, env: dict[str, IntExpr]) -> Step:
 def _rename_ranks(step: Einsum, names: dict[str, str], suffix: str) -> Einsum:
     """The step with its free ranks renamed by `names`, all others made unique by `suffix`."""
     full = {r.name: names.get(r.name, f"{r.name}{suffix}") for r in step.all_ranks}
-    return _rename(step, full, {})
-
-
-def _rename(step: Einsum, ranks: dict[str, str], tensors: dict[str, str]) -> Einsum:
-    env = {old: var(new) for old, new in ranks.items()}
-
-    def index(i: IntExpr) -> IntExpr:
-        moved = substitute(i, env)
-        if not has_value(moved):
-            return moved
-
-        def leaf(atom: Var | Value) -> IntExpr:
-            return var(atom.name) if isinstance(atom, Var) else index_value(rename_tensors(atom.expr, tensors))
-
-        return rebuild(moved, leaf)
-
-    def expr(e: Expr) -> Expr:
-        return rename_tensors(e.substitute(env), tensors)
-
-    reduce = step.reduce
-    if reduce is not None:
-        reduce = Reduce(reduce.op, tuple(Rank(ranks[r.name], r.extent) for r in reduce.ranks), reduce.accumulator)
-    write = step.write
-    if write is not None:
-        onto = tensors.get(write.onto, write.onto)
-        write = Write(tuple(index(i) for i in write.index), onto, write.op, write.drop)
-    return replace(
-        step,
-        outs=tuple(tensors.get(o, o) for o in step.outs),
-        ranks=tuple(Rank(ranks[r.name], r.extent) for r in step.ranks),
-        exprs=tuple(expr(e) for e in step.exprs),
-        reduce=reduce,
-        where=expr(step.where) if step.where is not None else None,
-        write=write,
-    )
+    return rename_einsum(step, full, {})
 
 
 def _canonical_ranks(group: _Group) -> dict[str, str]:

@@ -1,0 +1,131 @@
+"""Making kernels of steps: canonical names, so that equal layers are one definition, and the launches that run them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from dlc.ir.einsum import Carry, Einsum, Rank, Reduce, Scan, Step, TensorType, Write
+from dlc.ir.expr import Expr, index_value, rename_tensors
+from dlc.ir.extent import IntExpr, Value, Var, has_value, rebuild, substitute, var, variables
+from dlc.ir.facts import SymbolFact
+from dlc.ir.program import Cascade, Kernel, Launch, Param, Symbol, fresh_name, show_cascade
+
+
+@dataclass
+class Kernels:
+    """The kernels of a program in the making.
+
+    Attributes:
+        types: of every tensor of the program.
+        facts: what is known of extent symbols, by name with `#`.
+        table: the kernels by name.
+    """
+
+    types: Mapping[str, TensorType]
+    facts: Mapping[str, SymbolFact]
+    table: dict[str, Kernel] = field(default_factory=dict)
+
+    def launch(self, steps: Sequence[Step], ranks: Mapping[str, str], outer: Sequence[str], results: Sequence[str]) -> Launch:
+        """A launch of a kernel of `steps`.
+
+        Args:
+            ranks: canonical names of the steps' ranks (of scans, too).
+            outer: the task ranks, by their names before.
+            results: tensors made by the steps that are read outside.
+        """
+        made = [o for s in steps for o in _made(s)]
+        args = tuple(dict.fromkeys(r for s in steps for r in s.reads if r not in made))
+        tensors = {n: f"a{i}" for i, n in enumerate(args)} | {n: f"t{i}" for i, n in enumerate(made)}
+        renamed_steps = tuple(renamed(s, ranks, tensors) for s in steps)
+        params = tuple(Param(tensors[n], self.types[n]) for n in args)
+        tasks = tuple(sorted(ranks[n] for n in outer))
+        loc = next((s.loc for s in reversed(steps) if s.loc), steps[-1].loc)
+        symbols = self._symbols(params, renamed_steps)
+        cascade = Cascade("", params, renamed_steps, tuple(tensors[r] for r in results), symbols, loc)
+        digest = hashlib.sha256((show_cascade(cascade) + repr(tasks)).encode()).hexdigest()[:12]
+        name = f"k_{digest}"
+        kernel = Kernel(replace(cascade, name=name), tasks)
+        if self.table.get(name, kernel) != kernel:  # in a dump that was edited
+            name = fresh_name(name, self.table)
+            kernel = replace(kernel, cascade=replace(cascade, name=name))
+        self.table.setdefault(name, kernel)
+        return Launch(name, args, tuple(results), loc)
+
+    def _symbols(self, params: Sequence[Param], steps: Sequence[Step]) -> tuple[Symbol, ...]:
+        """What the kernel may assume of the symbols it uses, and of those that their bounds mention."""
+        used: frozenset[str] = frozenset().union(*(s.symbols for s in steps))
+        used |= frozenset().union(*(variables(e) for p in params for e in p.type.shape))
+        while True:
+            known = [self.facts[n].below for n in used if n in self.facts]
+            more = used.union(*(variables(b) for b in known if b is not None))
+            if more == used:
+                break
+            used = more
+        facts = {n: self.facts.get(n, SymbolFact()) for n in sorted(used)}
+        return tuple(Symbol(n[1:], f.lo, f.hi, f.divisor, f.below) for n, f in facts.items())
+
+
+def _made(step: Step) -> tuple[str, ...]:
+    """Tensors that `step` gives names to, those inside a scan first."""
+    if isinstance(step, Einsum):
+        return step.outs
+    return (*(c.name for c in step.carries), *(o for s in step.body for o in _made(s)), *step.outs)
+
+
+def renamed(step: Step, ranks: Mapping[str, str], tensors: Mapping[str, str]) -> Step:
+    """The step with its ranks (all of them in `ranks`) and tensors renamed."""
+    if isinstance(step, Einsum):
+        return rename_einsum(step, ranks, tensors)
+
+    def name(tensor: str) -> str:
+        return tensors.get(tensor, tensor)
+
+    return Scan(
+        Rank(ranks[step.rank.name], step.rank.extent),
+        tuple(Carry(name(c.name), name(c.init)) for c in step.carries),
+        tuple(renamed(s, ranks, tensors) for s in step.body),
+        tuple(map(name, step.yields)),
+        tuple(map(name, step.finals)),
+        tuple((name(outer), name(inner)) for outer, inner in step.stacked),
+        step.loc,
+    )
+
+
+def rename_einsum(step: Einsum, ranks: Mapping[str, str], tensors: Mapping[str, str]) -> Einsum:
+    """The Einsum with its own ranks, and whatever else `ranks` has, renamed, and its tensors."""
+    env = {old: var(new) for old, new in ranks.items()}
+
+    def index(i: IntExpr) -> IntExpr:
+        moved = substitute(i, env)
+        if not has_value(moved):
+            return moved
+
+        def leaf(atom: Var | Value) -> IntExpr:
+            return var(atom.name) if isinstance(atom, Var) else index_value(rename_tensors(atom.expr, tensors))
+
+        return rebuild(moved, leaf)
+
+    def expr(e: Expr) -> Expr:
+        return rename_tensors(e.substitute(env), tensors)
+
+    reduce = step.reduce
+    if reduce is not None:
+        reduce = Reduce(reduce.op, tuple(Rank(ranks[r.name], r.extent) for r in reduce.ranks), reduce.accumulator)
+    write = step.write
+    if write is not None:
+        onto = tensors.get(write.onto, write.onto)
+        write = Write(tuple(index(i) for i in write.index), onto, write.op, write.drop)
+    return replace(
+        step,
+        outs=tuple(tensors.get(o, o) for o in step.outs),
+        ranks=tuple(Rank(ranks[r.name], r.extent) for r in step.ranks),
+        exprs=tuple(expr(e) for e in step.exprs),
+        reduce=reduce,
+        where=expr(step.where) if step.where is not None else None,
+        write=write,
+    )
+
+
+__all__ = ["Kernels", "rename_einsum", "renamed"]
