@@ -430,7 +430,7 @@ class _Streamed:
             return None
         flat = self.em.flat(self.low.storage[a.tensor], a.index)
         lane = split_linear(flat, self.lane_rank)
-        if lane is None or lane[0].const == 1 or self.low.types[a.tensor].dtype.bytes < 4:
+        if lane is None or lane[0].const == 1:
             return None
         for name in ranks:
             parts = split_linear(flat, name)

@@ -120,7 +120,7 @@ class Memory(Values):
     def _is_square(self, s: tile.Load) -> bool:
         """Whether the tile is contiguous along its last slots, of which there are as many as lanes."""
         stride = self._resolve(s.lane_stride).const
-        square = s.mask is None and s.type.lanes > 1 and s.type.slots[-1:] == (s.type.lanes,) and s.type.dtype.bytes >= 4
+        square = s.mask is None and s.type.lanes > 1 and s.type.slots[-1:] == (s.type.lanes,)
         return square and stride not in (0, 1) and self._resolve(s.slot_strides[-1]).const == 1
 
     def _load_transposed(self, s: tile.Load, dtype: DType, lanes: int, row: tuple[int, ...]) -> list[str]:
@@ -129,6 +129,20 @@ class Memory(Values):
         text = vector_type(element, lanes)
         start = self._slot_offset(s, (*row, 0))
         read = [self._read(text, self._address(s.buffer, start + s.lane_stride * k), size) for k in range(lanes)]
+        if size >= 4:
+            return self._exchanged(read, text, lanes)
+        # shuffles across a register are cheap for 32 bits: narrow elements are moved as such
+        bits, wide = vector_type(f"i{8 * size}", lanes), vector_type("i32", lanes)
+        if bits != text:
+            read = [self.e.v(f"llvm.bitcast {v} : {text} to {bits}") for v in read]
+        read = [self.e.v(f"arith.extui {v} : {bits} to {wide}") for v in read]
+        read = [self.e.v(f"arith.trunci {v} : {wide} to {bits}") for v in self._exchanged(read, wide, lanes)]
+        if bits != text:
+            read = [self.e.v(f"llvm.bitcast {v} : {bits} to {text}") for v in read]
+        return [self._from_storage(v, dtype, lanes) for v in read]
+
+    def _exchanged(self, read: list[str], text: str, lanes: int) -> list[str]:
+        """The square turned: lanes become registers, half by half."""
         step = 1
         while step < lanes:
             low = [k if k & step == 0 else lanes + k - step for k in range(lanes)]

@@ -13,7 +13,7 @@ from __future__ import annotations
 _PIPELINE = (
     "explicit-domains,simplify-indices,integer-products,fold-constants,algebra,common-einsums,dead-code,"
     "inline-pointwise,simplify-indices,algebra,fold-constants,common-einsums,"
-    "{winograd}prepare-contractions{options},inline-pointwise,simplify-indices,split-reductions,fuse"
+    "{winograd}reduce-passes,stream-kernels,prepare-contractions{options},inline-pointwise,simplify-indices,split-reductions,fuse"
 )
 
 

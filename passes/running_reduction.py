@@ -48,11 +48,11 @@ class RunningReduction(Pass):
             raise BadOption(option="block", name=self.name, wanted="at least 1", value=self.block)
 
     def apply(self, program: Program) -> Program:
-        return _Rewriter(explicit_domains(program), self.block).run()
+        return Rewriter(explicit_domains(program), self.block).run()
 
     def explain(self, program: Program) -> tuple[Refusal, ...]:
         """The reductions of dependent chains that stay as they are, and why."""
-        rewriter = _Rewriter(explicit_domains(program), self.block)
+        rewriter = Rewriter(explicit_domains(program), self.block)
         rewriter.run()
         return tuple(rewriter.refusals)
 
@@ -67,7 +67,7 @@ def _scans(program: Program) -> int:
 
 
 @dataclass
-class _Rewriter:
+class Rewriter:
     program: Program
     block: int
     refusals: list[Refusal] = field(default_factory=list)

@@ -39,12 +39,14 @@ class StreamKernels(Pass):
 
     def apply(self, program: Program) -> Program:
         program = explicit_domains(program)
-        streams = _Streams(program, self)
+        streams = Streams(program, self)
         body = map_regions(program, streams.region)
         return drop_dead(replace(body, kernels=tuple(streams.kernels.table.values())))
 
 
-class _Streams:
+class Streams:
+    """Finds streaming kernels in the regions of a program."""
+
     def __init__(self, program: Program, options: StreamKernels) -> None:
         self.options = options
         self.types = tensor_types(program)
@@ -55,7 +57,7 @@ class _Streams:
         body = list(region.body)
         position = 0
         while position < len(body):
-            found = self._from(body, position, set(region.yields))
+            found = self.kernel_at(body, position, set(region.yields))
             if found is not None:
                 members, launch = found
                 body[position] = launch
@@ -64,7 +66,7 @@ class _Streams:
         same = len(body) == len(region.body) and all(a is b for a, b in zip(body, region.body, strict=True))
         return region if same else Region(tuple(body), region.yields)
 
-    def _from(self, body: Sequence[Stmt], start: int, needed: set[str]) -> tuple[set[int], Launch] | None:
+    def kernel_at(self, body: Sequence[Stmt], start: int, needed: set[str]) -> tuple[set[int], Launch] | None:
         """(the statements that run as one kernel, its launch) when one begins at `start`."""
         stmt = body[start]
         if isinstance(stmt, Scan):
@@ -80,14 +82,12 @@ class _Streams:
             return None
         outside = needed | {r for n, s in enumerate(body) if n not in members for r in s.reads}
         made = [o for s in steps for o in s.outs]
-        results = [o for o in made if o in outside and not self._first_value(o, steps)]
+        firsts = {c.init for s in steps if isinstance(s, Scan) for c in s.carries}
+        results = [o for o in made if o in outside and o not in firsts]
         renamed_steps, outer = kernel
         ranks = {r.name: r.name for s in flat(renamed_steps) for r in s.all_ranks}
         ranks |= {s.rank.name: s.rank.name for s in renamed_steps if isinstance(s, Scan)}
         return members, self.kernels.launch(renamed_steps, ranks, outer, results)
-
-    def _first_value(self, name: str, steps: Sequence[Step]) -> bool:
-        return any(name == c.init for s in steps if isinstance(s, Scan) for c in s.carries)
 
     def _contracts_activations(self, step: Einsum) -> bool:
         operands = factors(step)
@@ -139,6 +139,9 @@ class _Streams:
         lane = lane_rank(renamed_steps, outer)
         if lane is None or not self._fits(renamed_steps, outer, lane):
             return None
+        sums = [f for s in flat(renamed_steps) if (f := factors(s)) is not None]
+        if any(a.tensor in self.constants for pair in sums for a in pair):
+            return None  # weights are packed, and their rows are worth more in the lanes
         scans = [s for s in renamed_steps if isinstance(s, Scan)]
         if not scans and sum(factors(s) is not None for s in flat(renamed_steps)) < 2:
             return None
@@ -149,7 +152,6 @@ class _Streams:
         if (extents[lane].const or self.options.least) < self.options.least:
             return False
         total = 0
-        types: dict[str, TensorType] = {}
         for step in flat(steps):
             if not all(t.is_float for t in step.dtypes) and factors(step) is not None:
                 return False
@@ -160,7 +162,6 @@ class _Streams:
                 if size.const is None:
                     return False
                 total += size.const
-        del types
         return total <= self.options.block_bytes
 
 
@@ -299,4 +300,4 @@ class Alignment:
         return [visit(s, {}) for s in self.steps], outer
 
 
-__all__ = ["StreamKernels"]
+__all__ = ["Alignment", "StreamKernels", "Streams"]

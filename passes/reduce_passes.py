@@ -1,0 +1,58 @@
+"""Pass reduction as a choice: the running form where a kernel can hold what it carries, the plain cascade elsewhere."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from dlc.ir.einsum import Scan
+from dlc.ir.facts import Facts
+from dlc.ir.program import Program, Stmt
+from dlc.passes.explicit_domains import explicit_domains
+from dlc.passes.pipeline import Pass
+from dlc.passes.reduction_chains import Chain
+from dlc.passes.running_form import RunningForm
+from dlc.passes.running_plan import Plan
+from dlc.passes.running_reduction import Rewriter
+from dlc.passes.stream_kernels import StreamKernels, Streams
+
+
+@dataclass(frozen=True)
+class ReducePasses(Pass):
+    """`running-reduction` where it pays: the derived scan runs inside the tasks of one kernel (`stream-kernels`).
+
+    A cascade of several passes over a rank keeps that rank's fibres, and contractions between the passes put them into
+    memory; the running form keeps a block. A chain without contractions gains nothing from it here: its fibres are rows that
+    lie in a core's cache anyway, and each block costs a correction. So it is derived for those scans alone that stream.
+
+    Source: Nayak et al., FuseMax, MICRO 2024 (arXiv 2406.10491).
+    """
+
+    name: ClassVar[str] = "reduce-passes"
+    block: int = 128
+
+    def apply(self, program: Program) -> Program:
+        return _Chosen(explicit_domains(program), self.block).run()
+
+
+class _Chosen(Rewriter):
+    def _plan(self, chain: Chain, body: Sequence[Stmt], outside: frozenset[str]) -> Plan | None:
+        plan = super()._plan(chain, body, outside)
+        if plan is None:
+            return None
+        names = copy.deepcopy(self.names)  # a trial: the names it takes are free again
+        form = RunningForm(plan, names, self.types, self.block, Facts({}, self.program.facts))
+        tried = form.rewritten(list(body))
+        before = {id(s) for s in body}
+        streams = Streams(self.program, StreamKernels())
+        fits = (
+            streams.kernel_at(tried, n, set(outside)) is not None
+            for n, s in enumerate(tried)
+            if isinstance(s, Scan) and id(s) not in before
+        )
+        return plan if all(fits) else None
+
+
+__all__ = ["ReducePasses"]
