@@ -79,6 +79,9 @@ class _Streamed:
 
     def _place_locals(self) -> None:
         for name, local in self.plan.locals.items():
+            self.em.dtypes[name] = local.dtype
+            if not local.stored:
+                continue
             strides, size = [], int_expr(self.width)
             for extent in reversed(local.inner):
                 strides.append(size)
@@ -87,7 +90,6 @@ class _Streamed:
             type_ = TensorType(local.dtype, (*local.inner, int_expr(self.width)))
             self.low.types[name] = type_
             self.low.storage[name] = Storage(buffer, type_, (*reversed(strides), int_expr(1)))
-            self.em.dtypes[name] = local.dtype
             if buffer == name:
                 self.low.local(name, local.dtype, size)
                 self.b.buffers = {**self.b.buffers, name: local.dtype}
