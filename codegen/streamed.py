@@ -21,7 +21,7 @@ from dlc.codegen.stream_domain import StepDomain, step_domain
 from dlc.codegen.stream_plan import Group, Loop, Stage, make_plan
 from dlc.codegen.tile import IndexCond
 from dlc.ir.einsum import Einsum, Rank, TensorType
-from dlc.ir.expr import Access, Expr, transform
+from dlc.ir.expr import Access, Expr, accesses, transform
 from dlc.ir.extent import IntExpr, int_expr, minimum, split_linear, substitute, var, variables
 from dlc.ir.facts import Facts
 from dlc.ir.monoid import MONOIDS
@@ -75,6 +75,7 @@ class _Streamed:
         facts |= {self.lane: int_expr(self.width), self.start: self.extent}
         facts |= {loop.scan.rank.name: loop.scan.rank.extent for loop in self.plan.loops()}
         self.em.facts = Facts(facts, self.em.facts.symbols)
+        self.scan: str | None = None  # the rank of the scan that is being made
         self._place_locals()
 
     def _place_locals(self) -> None:
@@ -147,10 +148,10 @@ class _Streamed:
     # --- scans ---
 
     def _loop(self, item: Loop, block: _Block) -> None:
-        scan = item.scan
-        with self.b.loop(scan.rank.name, 0, scan.rank.extent) as loop:
-            here = block.at(scan.rank.name, loop.index)
-            self._body(item, here)
+        self.scan = item.scan.rank.name
+        with self.b.loop(self.scan, 0, item.scan.rank.extent) as loop:
+            self._body(item, block.at(self.scan, loop.index))
+        self.scan = None
         # what a state's next value lies in was copied to the state, which its last value shares
 
     def _body(self, item: Loop, block: _Block) -> None:
@@ -318,6 +319,7 @@ class _Streamed:
         rows = self._tile_rows(block.vectors, self.em.facts.ranks[row])
         whole = self._named(end // rows * rows)
         with self.b.loop(row, 0, whole, rows) as loop:
+            self._ahead(steps[0], block, row, loop.index, rows)
             self._tile(steps, block.at(row, loop.index), row, rows)
         if end.const is not None and end.const % rows == 0:
             return
@@ -328,14 +330,55 @@ class _Streamed:
                 self._tile(steps, block.at(row, position), row, rows)
             position = self._named(position + minimum((end - position) // rows, 1) * rows)
 
+    def _ahead(self, step: PointStep, block: _Block, row: str, index: IntExpr, rows: int) -> None:
+        """Fetch what the next step of the scan reads as scalars, a share of it with each tile.
+
+        It lies further apart than the processor looks ahead by itself; without this a task waits for memory in each block.
+        """
+        if block.edge or self.scan is None:
+            return
+        for a in {a for e in step.exprs for a in accesses(e)}:
+            if self.lane in a.variables or self.scan not in a.variables or a.tensor in self.plan.locals:
+                continue
+            flat = self.em.flat(self.low.storage[a.tensor], a.index)
+            inner = {**step.reduced, row: self.em.facts.ranks[row]}
+            along = next((n for n in inner if (p := split_linear(flat, n)) is not None and p[0].const == 1), None)
+            across = [n for n in inner if n in a.variables and n != along]
+            if along is None or len(across) != 1:
+                continue
+            self._fetch(a.tensor, flat, block, across[0], along, self._share(inner[across[0]], inner[row], across[0] == row, index, rows))
+
+    def _share(
+        self, extent: IntExpr, row_extent: IntExpr, own: bool, index: IntExpr, rows: int
+    ) -> tuple[IntExpr, IntExpr]:
+        """The part of `extent` that goes with the tile at `index`."""
+        if own:
+            return index, minimum(index + rows, extent)
+        tiles = (row_extent + (rows - 1)) // rows
+        each = (extent + tiles - 1) // tiles
+        first = index // rows * each
+        return self._named(first), self._named(minimum(first + each, extent))
+
+    def _fetch(
+        self, tensor: str, flat: IntExpr, block: _Block, across: str, along: str, share: tuple[IntExpr, IntExpr]
+    ) -> None:
+        line = self.target.line_bytes // self.low.types[tensor].dtype.bytes
+        assert self.scan is not None
+        following = {**block.base, self.scan: block.base[self.scan] + 1}
+        with self.b.loop(across, *share) as outer, self.b.loop(along, 0, self.em.facts.ranks[along], line) as inner:
+            at = {**following, across: outer.index, along: inner.index}
+            self.b.prefetch(self.low.storage[tensor].buffer, substitute(flat, at), locality=2)
+
     def _tile_rows(self, vectors: int, extent: IntExpr) -> int:
         """Rows of a register tile: as many as registers allow, a divisor of the extent if one is at least half of that."""
         registers = self.target.vector_registers
         embedded = registers >= 32  # AVX-512 multiplies by a scalar in memory: no register for the broadcast
         most = min(16, (registers - vectors - (0 if embedded else 1)) // vectors)
         size = extent.const
-        if size is None or size < most:
-            return most if size is None else max(size, 1)
+        if size is None:
+            return 1 << (most.bit_length() - 1)  # widths are multiples of powers of two more often than not
+        if size < most:
+            return max(size, 1)
         for rows in range(most, most // 2, -1):
             if size % rows == 0:
                 return rows

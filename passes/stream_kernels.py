@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from dlc.ir.einsum import Einsum, Rank, Scan, Step, TensorType
-from dlc.ir.extent import IntExpr, Var, int_expr, variables
+from dlc.ir.einsum import Einsum, Rank, Scan, Step
+from dlc.ir.extent import IntExpr, Var
 from dlc.ir.program import Launch, Program, Region, Stmt, tensor_types
 from dlc.ir.streamed import dimensions, factors, flat, lane_rank
 from dlc.passes.explicit_domains import explicit_domains
@@ -152,16 +152,17 @@ class Streams:
         if (extents[lane].const or self.options.least) < self.options.least:
             return False
         total = 0
+        running = any(isinstance(s, Scan) for s in steps)
         for step in flat(steps):
             if not all(t.is_float for t in step.dtypes) and factors(step) is not None:
                 return False
-            for out, dtype in zip(step.outs, step.dtypes, strict=True):
-                size: IntExpr = int_expr(dtype.bytes * self.options.lanes)
+            for dtype in step.dtypes:
+                size = dtype.bytes * self.options.lanes
                 for r in step.ranks:
-                    size = size * (1 if r.name in outer else r.extent)
-                if size.const is None:
-                    return False
-                total += size.const
+                    if r.extent.const is None and r.name not in outer and not running:
+                        return False  # a fibre of any length; a running form keeps a block of it, and widths
+                    size *= 1 if r.name in outer else r.extent.const or self.options.lanes
+                total += size
         return total <= self.options.block_bytes
 
 
