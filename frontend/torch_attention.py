@@ -47,14 +47,14 @@ def attention(
 
     def element(*i: IntExpr) -> Expr:
         e = mul(scores.at(i), factor)
-        if causal:
-            e = select(index_cmp("le", i[-1], i[-2]), e, lowest)
         if bias is not None:
             m = bias.at(i)
             e = select(m, e, lowest) if bias.dtype == BOOL else add(e, m if bias.dtype == w else Cast(w, m))
         return e
 
-    masked = c.b.compute(f"{h}_masked", full, element, w)
+    # Keys after the query are no part of the sum: not terms of weight 0, which an infinite value would turn into NaN.
+    where = (lambda *i: index_cmp("le", i[-1], i[-2])) if causal else None
+    masked = c.b.compute(f"{h}_masked", full, element, w, where)
     weights = softmax_of(c, masked, n + 1, safe=bias is not None, hint=f"{h}_weights")
     # Stored with the heads inside the rows, [..., L, H, F]: most models join the heads next, which is then no copy.
     outer, heads = (letters[:1], letters[1:]) if n > 1 else (letters, "")

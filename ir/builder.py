@@ -157,13 +157,21 @@ class Builder:
             collect_step_types(stmt, self.types)
         self._blocks[-1].append(stmt)
 
-    def compute(self, hint: str, shape: Sequence[IntLike], element: Callable[..., Expr], dtype: DType) -> Val:
-        """A pointwise Einsum: the element at `i...` is `element(*i)`, rounded to `dtype`."""
+    def compute(
+        self,
+        hint: str,
+        shape: Sequence[IntLike],
+        element: Callable[..., Expr],
+        dtype: DType,
+        where: Callable[..., Expr] | None = None,
+    ) -> Val:
+        """A pointwise Einsum: the element at `i...` is `element(*i)`, rounded to `dtype`; it exists where `where(*i)` holds."""
         extents = as_shape(shape)
         ranks = _free_ranks(extents)
-        expr = element(*(var(r.name) for r in ranks))
+        index = [var(r.name) for r in ranks]
+        expr, domain = element(*index), where(*index) if where is not None else None
         name = self.fresh(hint)
-        self.emit(Einsum((name,), ranks, (expr,), (dtype,), loc=self.loc))
+        self.emit(Einsum((name,), ranks, (expr,), (dtype,), where=domain, loc=self.loc))
         return self.tensor(name)
 
     def map(self, hint: str, op: Callable[..., Expr], *args: Val, dtype: DType | None = None) -> Val:
