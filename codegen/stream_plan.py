@@ -2,7 +2,8 @@
 
     stage   an operand that moves along the lanes, brought into scratch once (per step of a scan, if it moves with that)
     tile    a contraction on register tiles, with the point-wise steps that follow on the tile
-    nest    point-wise steps and folds, lane by lane
+    sweep   point-wise steps and folds over one inner rank in one loop, then point-wise steps over the lanes alone
+    nest    any other point-wise steps and folds, lane by lane
     rows    point-wise steps whose results leave the kernel
     loop    a scan: its states lie in scratch; a next value that is computed point by point replaces its state in place
 """
@@ -53,7 +54,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Group:
-    """Steps that run together: kind 'tile', 'nest' or 'rows'."""
+    """Steps that run together: kind 'tile', 'sweep', 'nest' or 'rows'."""
 
     kind: str
     steps: tuple[Einsum, ...]
@@ -206,8 +207,8 @@ class _Planner:
             last = found[-1] if found else None
             if isinstance(step, Scan):
                 found.append(step)
-            elif isinstance(last, Group) and self._joins(last, step):
-                found[-1] = Group(last.kind, (*last.steps, step))
+            elif isinstance(last, Group) and (kind := self._joined(last, step)) is not None:
+                found[-1] = Group(kind, (*last.steps, step))
             else:
                 found.append(Group(self._kind(step), (step,)))
         for n, part in enumerate(found):
@@ -220,17 +221,41 @@ class _Planner:
         if any(o not in self.plan.locals for o in step.outs):
             return "rows"
         inner = any(r.name not in self.tasks for r in step.ranks)
-        return "tile" if factors(step) is not None and inner else "nest"
+        return "tile" if factors(step) is not None and inner else "sweep" if self._sweeps((step,)) else "nest"
 
-    def _joins(self, group: Group, step: Einsum) -> bool:
+    def _joined(self, group: Group, step: Einsum) -> str | None:
+        """The kind of `group` with `step` in it; None when it cannot be."""
         kind = self._kind(step)
         if kind == "tile" or (kind == "rows") != (group.kind == "rows"):
-            return False
-        if group.kind == "tile" and (step.reduce is not None or len(step.outs) > 1):
-            return False
-        if any(s.reduce is not None and s.where is not None for s in group.steps) and step.where is not None:
-            return False
-        return self.low.joins(list(group.steps), step)
+            return None
+        if group.kind in ("nest", "sweep") and self._sweeps((*group.steps, step)):
+            return "sweep"
+        if group.kind == "sweep" or group.kind == "tile" and (step.reduce is not None or len(step.outs) > 1):
+            return None
+        return group.kind if self.low.joins(list(group.steps), step) else None
+
+    def _sweeps(self, steps: Sequence[Einsum]) -> bool:
+        """Whether the steps are one loop over one inner rank: what is folded is not needed before the end of it."""
+        folded: dict[str, Einsum] = {}
+        swept: dict[str, Einsum] = {}
+        ranks: set[str] = set()
+        for step in steps:
+            inner = tuple(r.name for r in step.ranks if r.name not in self.tasks)
+            after = any(r in folded for r in step.reads)
+            if after or (not inner and step.reduce is None and not folded.keys() >= set(step.reads)):
+                if inner or step.reduce is not None or not folded:
+                    return False
+                folded |= dict.fromkeys(step.outs, step)
+                continue
+            over = tuple(r.name for r in step.reduced)
+            if len(inner) + len(over) != 1 or step.where != steps[0].where:
+                return False
+            ranks |= {*inner, *over}
+            (folded if over else swept).update(dict.fromkeys(step.outs, step))
+        own = all(
+            a.index == self.low.own_index(swept[a.tensor]) for s in steps for a in s.accesses() if a.tensor in swept
+        )
+        return own and len(ranks) == 1 and bool(folded)
 
     def _keep_in_registers(self, group: Group, read: set[str]) -> None:
         for step in group.steps:

@@ -21,7 +21,7 @@ from dlc.codegen.stream_domain import StepDomain, step_domain
 from dlc.codegen.stream_plan import Group, Loop, Stage, make_plan
 from dlc.codegen.tile import IndexCond
 from dlc.ir.einsum import Einsum, Rank, TensorType
-from dlc.ir.expr import Access, Expr, accesses, transform
+from dlc.ir.expr import Access, Apply, Cast, Expr, accesses, transform
 from dlc.ir.extent import IntExpr, int_expr, minimum, split_linear, substitute, var, variables
 from dlc.ir.facts import Facts
 from dlc.ir.monoid import MONOIDS
@@ -142,6 +142,8 @@ class _Streamed:
                     self._tile_group(item.steps, block)
                 case Group(kind="rows"):
                     self._leave(item.steps, block)
+                case Group(kind="sweep"):
+                    self._sweep(item.steps, block)
                 case Group():
                     self._nest(item.steps, block)
 
@@ -418,6 +420,75 @@ class _Streamed:
         emit_nest(
             self.em.scoped(), [p for p, _ in points], loops, VectorRank(self.lane), dict(block.base), self.target, bounds
         )
+
+    def _sweep(self, steps: Sequence[Einsum], block: _Block) -> None:
+        """One loop over an inner rank: what is computed at each of its points, and folds of it; then what needs the folds."""
+        points = [self._point_step(s, block)[0] for s in steps]
+        space = Space(
+            {**block.base, self.lane: block.first}, self.lane, self.lanes, (Slot(self.lane, block.vectors, self.lanes),)
+        )
+        em = self.em.scoped()
+        rank, end = self._swept(steps, block)
+        inside = [p for p, s in zip(points, steps, strict=True) if rank in {r.name for r in s.all_ranks}]
+        for point in inside:
+            self._settle(em, point, rank, space)
+        folds = [p for p in inside if p.reduce is not None]
+        firsts = [t for p in folds for t in self._identity(p, space)]
+        with self.b.loop(rank, 0, end, carries=tuple(firsts)) as loop:
+            loop.yields(*self._at_point(em.scoped(), inside, space.at(rank, loop.index), loop.carries))
+        results = list(loop.results)
+        for point in folds:
+            keep(em, point, results[: len(point.outs)], space)
+            del results[: len(point.outs)]
+        for point in points:
+            if point not in inside:
+                keep(em, point, [em.value(e, space) for e in point.exprs], space)
+
+    def _swept(self, steps: Sequence[Einsum], block: _Block) -> tuple[str, IntExpr]:
+        """The rank that the steps share, and where it ends in the block."""
+        for step in steps:
+            point, free = self._point_step(step, block)
+            for name, end in {**free, **point.reduced}.items():
+                return name, end
+        raise AssertionError("a sweep has a rank")
+
+    def _identity(self, step: PointStep, space: Space) -> list[str]:
+        assert step.reduce is not None
+        types = tuple(compute_type(step.reduce.accumulator or d) for d in step.dtypes)
+        values = MONOIDS[step.reduce.op].identity(types)
+        return [self.b.const(space.tile(t), v.value) for t, v in zip(types, values, strict=True)]
+
+    def _settle(self, em: Emitter, step: PointStep, rank: str, space: Space) -> None:
+        """Compute what does not move with the loop before it."""
+
+        def visit(e: Expr) -> None:
+            if rank not in e.variables:
+                em.value(e, space)
+            elif isinstance(e, (Apply, Cast)):
+                for child in e.children:
+                    visit(child)
+
+        if step.where is None or not step.guarded:
+            for e in step.exprs:
+                visit(e)
+
+    def _at_point(
+        self, em: Emitter, steps: Sequence[PointStep], space: Space, accs: Sequence[str]
+    ) -> list[str]:
+        """The steps at one point of the swept rank; the folds so far with it."""
+        left = list(accs)
+        done: list[str] = []
+        for step in steps:
+            if step.reduce is None:
+                keep(em, step, [em.value(e, space, self._reads_where(em, step, space)) for e in step.exprs], space)
+                continue
+            types = tuple(compute_type(step.reduce.accumulator or d) for d in step.dtypes)
+            own, left = left[: len(types)], left[len(types) :]
+            done += accumulate(em, step, MONOIDS[step.reduce.op], types, space, tuple(own))
+        return done
+
+    def _reads_where(self, em: Emitter, step: PointStep, space: Space) -> str | None:
+        return em.value(step.where, space) if step.where is not None else None
 
     # --- into and out of the order of the lanes ---
 
