@@ -54,7 +54,7 @@ def lane_rank(steps: Sequence[Step], outer: Iterable[str]) -> str | None:
         steps: of one kernel, equal rank names meaning the same.
         outer: its task ranks; the last one that qualifies is taken.
     """
-    tasks = [n for n in outer]
+    tasks = list(outer)
     einsums = list(flat(steps))
     sums = [f for s in einsums if (f := factors(s)) is not None and _has_inner(s, tasks)]
     if not sums or not any(isinstance(s, Scan) for s in steps) and len(einsums) < 2:

@@ -14,6 +14,7 @@ from dlc.passes.explicit_domains import explicit_domains
 from dlc.passes.kernels import Kernels, rename_einsum
 from dlc.passes.pipeline import Pass
 from dlc.passes.rewrite import drop_dead, map_regions
+from dlc.passes.shared_scale import share_scales
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class StreamKernels(Pass):
         QK[h, p, m] = sum(e) Q[h, p, e] * K[h, m, e]        kernel over (h, p): what is made for a block
         ...                                           ->    of p stays in the core's cache
         AV[h, p, f] = sum(m) A[h, p, m] * V[h, m, f]
+
+    A scale that all readers of a contraction share becomes a step that runs on its tile (`shared_scale`).
 
     Where it applies: a scan (a running reduction), or a straight run with two contractions of tensors that are no constants;
     each step has the task ranks, and reads what the kernel makes at its own task; one task rank moves only one
@@ -145,7 +148,7 @@ class Streams:
         scans = [s for s in renamed_steps if isinstance(s, Scan)]
         if not scans and sum(factors(s) is not None for s in flat(renamed_steps)) < 2:
             return None
-        return renamed_steps, (*(n for n in outer if n != lane), lane)
+        return share_scales(renamed_steps), (*(n for n in outer if n != lane), lane)
 
     def _fits(self, steps: Sequence[Step], outer: Sequence[str], lane: str) -> bool:
         extents = {r.name: r.extent for s in flat(steps) for r in s.ranks}
