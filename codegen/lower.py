@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 from dlc.codegen.contraction import find_contraction, lower_contraction
 from dlc.codegen.crossed import find_cross, lower_crossed
@@ -33,14 +32,13 @@ from dlc.codegen.unroll import unroll_block
 from dlc.codegen.window import Window, find_window, lower_window
 from dlc.ir.blocked import unrolls
 from dlc.ir.dtype import DType
-from dlc.ir.einsum import Einsum, Scan, TensorType
+from dlc.ir.einsum import Einsum, Scan, Step, TensorType
 from dlc.ir.expr import walk
 from dlc.ir.extent import IntExpr, int_expr, maximum, minimum, substitute, var, variables
 from dlc.ir.facts import Facts, SymbolFact
 from dlc.ir.program import Kernel, cascade_types
 from dlc.ir.streamed import flat, lane_rank
 
-T = TypeVar("T", Einsum, Scan)
 CHUNK = 4096  # elements of a long rank that make one task
 
 
@@ -347,7 +345,7 @@ class KernelLowering:
         return Lowered(tile, work)
 
 
-def _at_zero(step: T, units: set[str]) -> T:
+def _at_zero(step: Step, units: set[str]) -> Step:
     """The step with 0 for the index of its ranks of extent 1."""
     if isinstance(step, Scan):
         return replace(step, body=tuple(_at_zero(s, units) for s in step.body))

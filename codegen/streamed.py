@@ -20,6 +20,7 @@ from dlc.codegen.point import Emitter, Slot, Space, Storage, compute_type
 from dlc.codegen.stream_domain import StepDomain, step_domain
 from dlc.codegen.stream_plan import Group, Loop, Stage, make_plan
 from dlc.codegen.tile import IndexCond
+from dlc.costmodel.tiles import stream_vectors
 from dlc.ir.einsum import Einsum, Rank, TensorType
 from dlc.ir.expr import Access, Apply, Cast, Expr, accesses, transform
 from dlc.ir.extent import IntExpr, int_expr, minimum, split_linear, substitute, var, variables
@@ -67,7 +68,7 @@ class _Streamed:
         self.lane, self.start = fresh_name("lane", ranks), fresh_name("start", ranks)
         self.plan = make_plan(low, lane, self.lane)
         size = self.extent.const
-        most = 4 if self.target.vector_registers >= 32 else 2
+        most = stream_vectors(self.target.vector_registers)
         self.vectors = most if size is None else min(most, -(-size // self.lanes))
         self.width = self.vectors * self.lanes
         self.em = low.em

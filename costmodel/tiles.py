@@ -29,3 +29,13 @@ def word_group(rows: DType, cols: DType) -> int:
     if {rows, cols} == {U8, I8}:
         return 4
     return 2 if (rows, cols) == (BF16, BF16) else 1
+
+
+def stream_vectors(registers: int) -> int:
+    """Registers side by side that a streaming kernel's block has in the lanes, of `registers` in all."""
+    return 4 if registers >= 32 else 2
+
+
+def stream_block(lanes: int, registers: int, l1_bytes: int = 32 << 10) -> int:
+    """Points of the streamed rank per step: what they make for one block of lanes, in f32, fills the first cache."""
+    return l1_bytes // (4 * lanes * stream_vectors(registers))

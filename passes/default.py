@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dlc.costmodel.tiles import stream_block
+from dlc.passes.reduce_passes import ReducePasses
+
 # explicit-domains comes first: no other pass looks at what a tensor's readers inherit.
 # fold-constants comes before inline-pointwise, which would spread an Einsum of constants over its readers; what inlining
 # makes visible (an index of an index, a twin) is simplified after it.
@@ -9,11 +12,12 @@ from __future__ import annotations
 # the dequantisation that reads it.
 # winograd reads the convolution with its padding in the access, and its products are contractions to be prepared.
 # inline-pointwise runs again after prepare-contractions: the copies that it makes read through what precedes them.
+# reduce-passes and stream-kernels come before prepare-contractions, which would pack what they stream.
 # split-reductions comes when nothing else asks what a step reduces over.
 _PIPELINE = (
     "explicit-domains,simplify-indices,integer-products,fold-constants,algebra,common-einsums,dead-code,"
     "inline-pointwise,simplify-indices,algebra,fold-constants,common-einsums,"
-    "{winograd}reduce-passes,stream-kernels,prepare-contractions{options},inline-pointwise,simplify-indices,split-reductions,fuse"
+    "{winograd}reduce-passes{block},stream-kernels,prepare-contractions{options},inline-pointwise,simplify-indices,split-reductions,fuse"
 )
 
 
@@ -27,7 +31,9 @@ def default_pipeline(lanes: int = 16, registers: int = 32, accuracy: str = "defa
     given += ["bf16_words=false"] if accuracy == "strict" else []
     options = f"{{{' '.join(given)}}}" if given else ""
     winograd = "" if accuracy == "strict" else "winograd," if lanes == 16 else f"winograd{{lanes={lanes}}},"
-    return _PIPELINE.format(options=options, winograd=winograd)
+    size = stream_block(lanes, registers)
+    block = "" if size == ReducePasses.block else f"{{block={size}}}"
+    return _PIPELINE.format(options=options, winograd=winograd, block=block)
 
 
 DEFAULT_PIPELINE = default_pipeline()

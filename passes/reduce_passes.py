@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dlc.ir.einsum import Scan
-from dlc.ir.facts import Facts
+from dlc.ir.extent import IntExpr
 from dlc.ir.program import Program, Stmt
 from dlc.passes.explicit_domains import explicit_domains
 from dlc.passes.pipeline import Pass
 from dlc.passes.reduction_chains import Chain
-from dlc.passes.running_form import RunningForm
 from dlc.passes.running_plan import Plan
 from dlc.passes.running_reduction import Rewriter
 from dlc.passes.stream_kernels import StreamKernels, Streams
@@ -38,13 +37,18 @@ class ReducePasses(Pass):
 
 
 class _Chosen(Rewriter):
+    def block_of(self, extent: IntExpr) -> int:
+        """Blocks of a known extent are of nearly equal size, so that the last one is no remainder."""
+        if extent.const is None:
+            return self.block
+        return -(-extent.const // -(-extent.const // self.block))
+
     def _plan(self, chain: Chain, body: Sequence[Stmt], outside: frozenset[str]) -> Plan | None:
         plan = super()._plan(chain, body, outside)
         if plan is None:
             return None
         names = copy.deepcopy(self.names)  # a trial: the names it takes are free again
-        form = RunningForm(plan, names, self.types, self.block, Facts({}, self.program.facts))
-        tried = form.rewritten(list(body))
+        tried = self.form(plan, names).rewritten(list(body))
         before = {id(s) for s in body}
         streams = Streams(self.program, StreamKernels())
         fits = (

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from dlc.ir.einsum import Einsum, Scan
+from dlc.ir.extent import IntExpr
 from dlc.ir.facts import Facts
 from dlc.ir.program import Program, Region, Stmt, tensor_types, walk_statements
 from dlc.passes.explicit_domains import explicit_domains
@@ -97,8 +98,16 @@ class Rewriter:
             if plan is None:
                 done.update(id(m.step) for m in chain.folds)
                 continue
-            return RunningForm(plan, self.names, self.types, self.block, Facts({}, self.program.facts)).rewritten(body)
+            return self.form(plan, self.names).rewritten(body)
         return None
+
+    def form(self, plan: Plan, names: Names) -> RunningForm:
+        """The scan of `plan`, with new tensors named by `names`."""
+        return RunningForm(plan, names, self.types, self.block_of(plan.chain.extent), Facts({}, self.program.facts))
+
+    def block_of(self, extent: IntExpr) -> int:
+        """Points of a rank that one step of its scan takes."""
+        return self.block
 
     def _plan(self, chain: Chain, body: Sequence[Stmt], outside: frozenset[str]) -> Plan | None:
         facts = Facts({}, self.program.facts)

@@ -85,8 +85,8 @@ class Streams:
             return None
         outside = needed | {r for n, s in enumerate(body) if n not in members for r in s.reads}
         made = [o for s in steps for o in s.outs]
-        firsts = {c.init for s in steps if isinstance(s, Scan) for c in s.carries}
-        results = [o for o in made if o in outside and o not in firsts]
+        started = {c.init for s in steps if isinstance(s, Scan) for c in s.carries}
+        results = [o for o in made if o in outside and o not in started]
         renamed_steps, outer = kernel
         ranks = {r.name: r.name for s in flat(renamed_steps) for r in s.all_ranks}
         ranks |= {s.rank.name: s.rank.name for s in renamed_steps if isinstance(s, Scan)}
