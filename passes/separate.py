@@ -98,12 +98,14 @@ class Power:
         base: function of an exponent, `exp(E)`, `exp2(E)` or `pow(b, E)`.
         data: addends of the exponent that are local.
         rest: addends that are free of the rank and running.
+        written: the power alone, where the factor is a choice between it and 0.
     """
 
     factor: Factor
     base: Callable[[Expr], Expr]
     data: tuple[Addend, ...]
     rest: tuple[Addend, ...]
+    written: Expr
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ def terms(e: Expr, scope: Scope) -> tuple[Term, ...]:
 
 def _terms(e: Expr, scope: Scope) -> list[tuple[int, tuple[Factor, ...]]]:
     """Signed products; what is local or outer as a whole is left as it is written."""
-    if scope.is_local(e) and not scope.is_neutral(e) or scope.is_outer(e):
+    if scope.is_local(e) or scope.is_outer(e):
         return [(1, (Factor(e),))]
     match e:
         case Apply("neg", (a,)):
@@ -279,7 +281,7 @@ def _power(f: Factor, exponent: Expr, base: Callable[[Expr], Expr], scope: Scope
             raise Unseparable(a.body, "an exponent with a part that mixes data and running values")
     data = tuple(a for a in parts if not scope.is_outer(a.body))
     rest = tuple(a for a in parts if scope.is_outer(a.body))
-    return Power(f, base, data, rest)
+    return Power(f, base, data, rest, f.expr)
 
 
 def signed_sum(parts: tuple[Addend, ...], dtype: DType) -> Expr:

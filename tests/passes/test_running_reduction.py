@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tests.passes.samples import random_inputs
 
+from dlc.ir.einsum import Scan
 from dlc.ir.interpret import run_program
 from dlc.ir.parser import parse_program
 from dlc.ir.program import Program
@@ -16,7 +17,7 @@ from dlc.ir.verify import verify
 from dlc.passes.running_reduction import RunningReduction
 
 CASCADES = Path(__file__).parent / "cascades"
-SIZES = {"b": 2, "h": 2, "g": 3, "p": 5, "m": 11, "e": 4, "f": 3, "k": 4, "n": 6}
+SIZES = {"a": 3, "z": 10, "b": 2, "h": 2, "g": 3, "p": 5, "m": 11, "e": 4, "f": 3, "k": 4, "n": 6}
 
 
 def load(name: str) -> Program:
@@ -28,6 +29,7 @@ def test_cascade(name: str, golden: Callable[..., None]) -> None:
     before = load(name)
     after = RunningReduction(block=4).apply(before)
     verify(after)
+    assert any(isinstance(s, Scan) for s in after.body.body)
     golden(f"{before}\n\n{after}")
     for seed in range(3):
         inputs = random_inputs(before, SIZES, seed)
