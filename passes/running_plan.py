@@ -211,7 +211,7 @@ class _Planner:
         def dtype(e: Expr) -> DType:
             return dtype_of(e, lambda t: self.types[t].dtype)
 
-        return Scope(member.rank, self.chain.is_running, dtype)
+        return Scope(frozenset(r.name for r in member.step.reduced), self.chain.is_running, dtype)
 
     def fold(self, member: Member) -> FoldPlan:
         step, scope = member.step, self.scope(member)
