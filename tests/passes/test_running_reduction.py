@@ -41,11 +41,14 @@ def as_cascade(program: Program) -> Cascade:
     return Cascade(program.name, program.params, program.body.body, program.results, program.symbols)  # type: ignore[arg-type]
 
 
-def assert_within_bounds(before: Program, after: Program, inputs: list[Any]) -> None:
+def assert_within_bounds(before: Program, after: Program, inputs: list[Any], *, cautious: bool = True) -> None:
     """The two differ by no more than what compiled code of either may be off by (`dlc.ir.error_model`)."""
     with np.errstate(all="ignore"):
         a, b = bounded_cascade(as_cascade(before), inputs), bounded_cascade(as_cascade(after), inputs)
     for want, got, limit, own in zip(a.values, b.values, a.bounds, b.bounds, strict=True):
+        if cautious:  # no bound is known through a power of a sum
+            limit = np.where(np.isinf(limit + own), 1e-4 * np.abs(want) + 1e-5, limit)
+            own = np.where(np.isinf(own), 0.0, own)
         assert np.all(agrees(got, want, limit + own)), (want, got, limit + own)
 
 
@@ -342,4 +345,4 @@ def test_any_operand_keeps_its_meaning(operand: str, op: str, block: int, seed: 
     after = rule.apply(before)
     verify(after)
     inputs = [np.clip(x, -2, 2) for x in random_inputs(before, {"p": 2, "m": 7}, seed)]
-    assert_within_bounds(before, after, inputs)
+    assert_within_bounds(before, after, inputs, cautious=False)
