@@ -16,12 +16,12 @@ Source: Nayak et al., FuseMax, MICRO 2024 (arXiv 2406.10491), section III, for p
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from dlc.ir.einsum import Einsum
 from dlc.ir.expr import Access, Expr, transform
-from dlc.ir.extent import IntExpr, substitute, var, variables
+from dlc.ir.extent import IntExpr, Value, substitute, var, variables
 from dlc.ir.program import Bind, Library, Stmt
 from dlc.passes.refusals import Reason, Refused
 
@@ -108,7 +108,10 @@ def find_chains(body: Sequence[Stmt]) -> Iterator[Chain]:
             continue
         for rank in stmt.reduced:
             chain = _grown(body, place, stmt, rank.name)
-            if chain is not None and any(chain.depends(m.step) for m in chain.folds):
+            if chain is None:
+                continue
+            _keep_connected(chain, stmt)
+            if any(chain.depends(m.step) for m in chain.folds):
                 yield chain
 
 
@@ -128,6 +131,29 @@ def _grown(body: Sequence[Stmt], place: int, seed: Einsum, rank: str) -> Chain |
         if dependent:
             chain.tainted.update(dict.fromkeys(stmt.outs))
     return chain
+
+
+def _keep_connected(chain: Chain, seed: Einsum) -> None:
+    """Drop folds of the same data that have nothing to do with the first one: they are chains of their own, or none."""
+    kept = set(seed.outs)
+    size_of_seed = _width(seed)
+    while True:
+        size = len(kept)
+        for name, m in chain.members.items():
+            if m.kind is Kind.VALUE and _width(m.step) > size_of_seed:
+                continue  # a sum of two results, say, is no reason to compute them together
+            near = {name, *m.step.outs} | {t for t in m.step.reads if t in chain.members}
+            if not kept.isdisjoint(near):
+                kept |= near
+        if len(kept) == size:
+            break
+    for name in set(chain.members) - kept:
+        del chain.members[name]
+        chain.dims.pop(name, None)
+
+
+def _width(step: Einsum) -> int:
+    return sum(r.extent.const != 1 for r in step.ranks)
 
 
 def _join(chain: Chain, member: Member) -> None:
@@ -217,6 +243,28 @@ def add_locals(chain: Chain, body: Sequence[Stmt], outside: frozenset[str]) -> N
             _join(chain, local)
             chain.dims[a.tensor] = dim
             work.append(local)
+
+
+def inline_picks(chain: Chain, body: Sequence[Stmt]) -> list[Stmt]:
+    """`body` in which steps that read a mixed tensor at one place of the rank, not along it, compute that element.
+
+        L[n] = -LS[n, T[n]]     ->     L[n] = -(X[n, T[n]] - GM[n] - log(SD[n]))
+    """
+    inside = {id(m.step) for m in chain.members.values()}
+
+    def picked(step: Einsum) -> Einsum:
+        reads = [a for a in step.accesses() if a.tensor in chain.dims and chain.is_running(a.tensor)]
+        if not reads or step.write is not None or any(_traverses(chain, a) for a in reads):
+            return step
+        return replace(step, exprs=tuple(chain.inlined(e, Kind.MIXED) for e in step.exprs))
+
+    return [picked(s) if isinstance(s, Einsum) and id(s) not in inside else s for s in body]
+
+
+def _traverses(chain: Chain, a: Access) -> bool:
+    """Whether the access may run along the chain's rank, or outside of the tensor."""
+    place = a.index[chain.dims[a.tensor]]
+    return a.default is not None or not (place.const is not None or isinstance(place.atom, Value))
 
 
 def _dimension(chain: Chain, readers: Sequence[Einsum], tensor: str) -> int | None:

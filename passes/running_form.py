@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import frexp
+from math import comb, frexp
 
 from dlc.ir.domain import conjunction, conjuncts
 from dlc.ir.dtype import DType
 from dlc.ir.einsum import Carry, Einsum, Rank, Reduce, Scan, TensorType, einsum
-from dlc.ir.expr import Access, Apply, Const, Expr, Index, accesses, const, transform
-from dlc.ir.extent import int_expr, var, variables
+from dlc.ir.expr import Access, Apply, Cast, Const, Expr, Index, accesses, const, transform
+from dlc.ir.extent import int_expr, minimum, var, variables
 from dlc.ir.facts import Facts
 from dlc.ir.monoid import MONOIDS
 from dlc.ir.program import Stmt, fresh_name
 from dlc.passes.emptiness import nonempty
 from dlc.passes.reduction_chains import Kind, Member, ordered
 from dlc.passes.rewrite import Names
-from dlc.passes.running_plan import FoldPlan, Part, Plan, Reference, guarded_read
-from dlc.passes.separate import Factor, Power, numerators_first, product
+from dlc.passes.running_plan import Centre, FoldPlan, Part, Plan, Reference, guarded_read
+from dlc.passes.separate import Factor, Power, numerators_first, product, signed_sum
 
 LARGEST = {"f64": 1.7976931348623157e308, "f32": 3.4028234663852886e38, "f16": 65504.0, "bf16": 3.3895313892515355e38}
 _REFERENCE = "@reference"
@@ -62,6 +62,7 @@ class RunningForm:
         self.now: dict[str, str] = {}  # fold or value -> its value after the block
         self.fixes: dict[Expr, str] = {}
         self.terms: dict[tuple[Expr, Expr | None], str] = {}
+        self.centres: dict[Centre, tuple[str, str]] = {}
         self.pending: dict[str, tuple[FoldPlan, list[State]]] = {}
         self.before: dict[str, str] = {}  # direct fold -> its value before the block
 
@@ -163,18 +164,23 @@ class RunningForm:
         if plan.parts:
             self.corrected(plan)
         else:
-            self.plain(plan.member)
+            self.plain(plan)
 
-    def plain(self, member: Member) -> None:
+    def plain(self, plan: FoldPlan) -> None:
         """A fold of data alone: its monoid joins the blocks."""
-        step, rank = member.step, member.rank
+        step, rank = plan.member.step, plan.member.rank
         assert step.reduce is not None
-        states = [self.state(o, o, t) for o, t in zip(step.outs, step.dtypes, strict=True)]
+        if plan.is_direct:
+            states = [self.state(o, o, t) for o, t in zip(step.outs, step.dtypes, strict=True)]
+        else:
+            base = f"{step.out}_{step.reduce.op}"
+            states = [self.state(base, self.names.fresh(base), step.dtype)]
         monoid = MONOIDS[step.reduce.op]
         for state, zero in zip(states, monoid.identity(step.dtypes), strict=True):
             self.start(state, step, zero)
         reduce = Reduce(step.reduce.op, self.in_block(step.reduced, rank), step.reduce.accumulator)
-        exprs = tuple(self.here(e, rank) for e in step.exprs)
+        operands = step.exprs if plan.operand is None else (plan.operand,)
+        exprs = tuple(self.here(e, rank) for e in operands)
         outs = tuple(s.block for s in states)
         self.body.append(
             replace(step, outs=outs, exprs=exprs, where=self.where(step, rank), reduce=reduce, order=None)
@@ -184,68 +190,205 @@ class RunningForm:
         for state, joined in zip(states, monoid.combine(), strict=True):
             expr = transform(joined, lambda n: Access(sides[n.tensor], index) if isinstance(n, Access) else None)
             self.body.append(einsum(state.next, step.ranks, expr, state.dtype, loc=step.loc))
+        if not plan.is_direct:
+            self.later(plan, [states[0]])
+            return
         for out, state in zip(step.outs, states, strict=True):
             self.now[out], self.before[out] = state.next, state.run
 
+    def later(self, plan: FoldPlan, states: list[State]) -> None:
+        """The fold's value is made of its states: when it is asked for in the body, and after the scan."""
+        self.pending[plan.member.step.out] = (plan, states)
+        self.after[plan.member.step.out] = self.result(plan, states)
+
     def corrected(self, plan: FoldPlan) -> None:
-        """A sum of terms: each has its state, corrected when its references change."""
+        """A sum of terms: each has its states, corrected when its references change."""
         step = plan.member.step
         states = []
         for k, part in enumerate(plan.parts):
-            base = step.out if plan.is_direct else f"{step.out}_sum{k + 1 if len(plan.parts) > 1 else ''}"
-            state = self.state(base, step.out if plan.is_direct else self.names.fresh(base), step.dtype)
-            self.start(state, step, const(0, step.dtype))
-            self.sum_block(plan.member, part, state)
-            index = tuple(var(r.name) for r in step.ranks)
-            old: Expr = Access(state.run, index)
-            for reference, power in zip(part.references, part.term.powers, strict=True):
-                old = Apply("mul", (old, self.fix(reference, power)))
-            expr = Apply("add", (old, Access(state.block, index)))
-            self.body.append(einsum(state.next, step.ranks, expr, state.dtype, loc=step.loc))
-            states.append(state)
+            many = str(k + 1) if len(plan.parts) > 1 else ""
+            op = step.reduce.op if step.reduce is not None else ""
+            base = step.out if plan.is_direct else f"{step.out}_{op}{many}"
+            final = step.out if plan.is_direct else self.names.fresh(base)
+            if part.centre is not None and part.term.shift is not None:
+                states.append(self.moments(plan.member, part, base, final, part.term.shift.power))
+            else:
+                states.append(self.term(plan.member, part, base, final))
         if plan.is_direct:
             self.now[step.out] = states[0].next
-            return
-        self.pending[step.out] = (plan, states)
-        self.after[step.out] = self.result(plan, states)
+        else:
+            self.later(plan, states)
+
+    def term(self, member: Member, part: Part, base: str, final: str) -> State:
+        """The running sum (or product) of one term without a shift."""
+        step = member.step
+        assert step.reduce is not None
+        state = self.state(base, final, step.dtype)
+        self.start(state, step, MONOIDS[step.reduce.op].identity((step.dtype,))[0])
+        factors = self.factors(part, member)
+        self.fold_block(member, state, step.ranks, product(numerators_first(factors), const(1, step.dtype)))
+        index = tuple(var(r.name) for r in step.ranks)
+        old = self.fixed(Access(state.run, index), part, member)
+        joined = Apply("mul" if step.reduce.op == "prod" else "add", (old, Access(state.block, index)))
+        self.body.append(einsum(state.next, step.ranks, joined, state.dtype, loc=step.loc))
+        return state
+
+    def moments(self, member: Member, part: Part, base: str, final: str, power: int) -> State:
+        """`sum w (x - c)^k` for k up to `power`: when c moves by d, each gets `d^(k-i)` of the lower ones, binomially."""
+        step, dtype = member.step, member.step.dtype
+        assert part.centre is not None and part.term.shift is not None
+        new, moved = self.centre(part.centre, member)
+        move: Expr = moved if part.sign > 0 else Apply("neg", (moved,))
+        data = tuple(replace(a, sign=a.sign * part.sign) for a in part.term.shift.data)
+        x = self.here(signed_sum(data, dtype), member.rank)
+        deviation: Expr = self.shared(Apply("sub", (x, new)), member, self.where(step, member.rank), f"{step.out}_deviations")
+        if part.sign < 0:
+            deviation = Apply("neg", (deviation,))
+        factors = self.factors(part, member)
+        counted = not factors and step.where is None and len(step.reduced) == 1
+        runs: list[Expr] = []
+        for k in range(power + 1):
+            if k == 0 and counted:
+                runs.append(self.seen(member.step.dtype, before=True))
+                continue
+            name = base if k == power else f"{base}_moment{k}"
+            value = product(numerators_first((*factors, *[Factor(deviation)] * k)), const(1, dtype))
+            names = {n for f in (*part.term.local, *(p.factor for p in part.term.powers)) for n in f.expr.variables}
+            ranks = step.ranks if k or step.where is not None else tuple(r for r in step.ranks if r.name in names)
+            state = self.state(name, final if k == power else self.names.fresh(f"{name}_last"), dtype)
+            self.start(state, replace(step, ranks=ranks), const(0, dtype))
+            self.fold_block(member, state, ranks, value)
+            index = tuple(var(r.name) for r in ranks)
+            runs.append(Access(state.run, index))
+            old = self.fixed(_moved(runs, move, dtype), part, member)
+            joined = Apply("add", (old, Access(state.block, index)))
+            self.body.append(einsum(state.next, ranks, joined, dtype, loc=step.loc))
+        return state
+
+    def factors(self, part: Part, member: Member) -> tuple[Factor, ...]:
+        """A term's factors at the block's element, with its references as they are after the block."""
+        rank, one = member.rank, const(1, member.step.dtype)
+        factors = tuple(Factor(self.here(f.expr, rank), f.inverse) for f in part.term.local)
+        if not part.references:
+            return factors
+        pairs = zip(part.references, part.term.powers, strict=True)
+        powers = tuple(Factor(self.guarded(p.factor.expr, r, rank), p.factor.inverse) for r, p in pairs)
+        together = product(numerators_first(powers), one)
+        return (Factor(self.shared(together, member, self.where(member.step, rank), f"{member.step.out}_powers")), *factors)
+
+    def fold_block(self, member: Member, state: State, ranks: tuple[Rank, ...], expr: Expr) -> None:
+        """The block's own sum, or product."""
+        step = member.step
+        assert step.reduce is not None
+        reduce = replace(step.reduce, ranks=self.in_block(step.reduced, member.rank))
+        where = self.where(step, member.rank)
+        self.body.append(einsum(state.block, ranks, expr, state.dtype, reduce=reduce, where=where, loc=step.loc))
+
+    def fixed(self, old: Expr, part: Part, member: Member) -> Expr:
+        """The old value of a term, corrected for what its references changed; a product's, once for each element seen."""
+        step = member.step
+        for reference, power in zip(part.references, part.term.powers, strict=True):
+            fix: Expr = self.fix(reference, power)
+            if step.reduce is not None and step.reduce.op == "prod":
+                fix = Apply("pow", (fix, self.seen(step.dtype, before=True)))
+            old = Apply("mul", (old, fix))
+        return old
+
+    def seen(self, dtype: DType, *, before: bool) -> Expr:
+        """How many elements of the rank came before this block, or up to its end."""
+        start = self.block * var(self.outer.name)
+        if before:
+            return Cast(dtype, Index(start))
+        end = start + self.block
+        short = self.facts.simplify(self.plan.chain.extent % self.block).const != 0
+        return Cast(dtype, Index(minimum(end, self.plan.chain.extent) if short else end))
+
+    def centre(self, centre: Centre, member: Member) -> tuple[Access, Access]:
+        """(the centre after the block, what it moved by), each as read by the member."""
+        if centre not in self.centres:
+            name = centre.read.tensor
+            step = self.plan.chain.members[name].step
+            index = tuple(var(r.name) for r in step.ranks)
+            before, after = Access(self.before[name], index), Access(self.now[name], index)
+            old, new = self.centred(centre, before, step, True), self.centred(centre, after, step, False)
+            base = f"{name}_mean" if centre.mean else f"{name}_finite"
+            made = tuple(self.names.fresh(f"{base}_{s}") for s in ("next", "run", "move"))
+            difference = Apply("sub", (Access(made[1], index), Access(made[0], index)))
+            for out, expr in zip(made, (new, old, difference), strict=True):
+                self.body.append(einsum(out, step.ranks, expr, step.dtype, loc=step.loc))
+            self.centres[centre] = made[0], made[2]
+        new_name, move = self.centres[centre]
+        return Access(new_name, centre.read.index), Access(move, centre.read.index)
+
+    def centred(self, centre: Centre, value: Access, step: Einsum, before: bool) -> Expr:
+        """The centre from the state of its fold: finite where nothing has been seen."""
+        dtype, one, zero = step.dtype, const(1, step.dtype), const(0, step.dtype)
+        if not centre.mean:
+            sign = -1 if step.reduce is not None and "max" in step.reduce.op else 1
+            return _clamped(value, Reference(value, (), sign), dtype)
+        if centre.count is None:
+            count = self.seen(dtype, before=before)
+            return Apply("div", (value, Apply("max", (count, one)) if before else count))
+        weights = self.plan.chain.members[centre.count.tensor].step
+        name = (self.before if before else self.now)[centre.count.tensor]
+        place = dict(zip(centre.read.index, step.ranks, strict=True))
+        index = tuple(var(place[i].name) if i in place else i for i in centre.count.index)
+        assert len(weights.ranks) == len(index)
+        weight = Access(name, index)
+        some = Apply("select", (Apply("eq", (weight, zero)), one, weight))
+        return Apply("div", (value, some))
+
+    # --- results ---
 
     def result(self, plan: FoldPlan, states: Sequence[State]) -> list[Einsum]:
-        """The fold's result from its terms, after the scan."""
+        """The fold's result from its terms, after the scan; the identity where there was nothing to fold."""
         step = plan.member.step
+        assert step.reduce is not None
         total = self.total(plan, [s.final for s in states])
-        extra: tuple[Einsum, ...] = ()
-        if any(not isinstance(f.expr, Const) for p in plan.parts for f in p.term.outer):
-            condition, extra = nonempty(step, self.facts, self.names.fresh)
-            if condition is not None:
-                total = Apply("select", (condition, total, const(0, step.dtype)))
+        outer = [f.expr for p in plan.parts for f in p.term.outer] + [e for _, e in plan.outer]
+        moved = any(not isinstance(e, Const) for e in outer)
+        if not moved and not plan.exposed:
+            return [einsum(step.out, step.ranks, total, step.dtype, loc=step.loc)]
+        condition, extra = nonempty(step, self.facts, self.names.fresh)
+        if moved and condition is not None:
+            zero = MONOIDS[step.reduce.op].identity((step.dtype,))[0]
+            total = Apply("select", (condition, total, zero))
+        if plan.exposed:
+            total = Apply("select", (self.all_infinite(plan, condition), const(float("nan"), step.dtype), total))
         return [*extra, einsum(step.out, step.ranks, total, step.dtype, loc=step.loc)]
 
+    def all_infinite(self, plan: FoldPlan, some: Expr | None) -> Expr:
+        """Whether a row has data, and nothing but the identity of a reference."""
+        found: Expr | None = None
+        for reference in dict.fromkeys(r for p in plan.parts for r in p.references if r.unguarded):
+            bound = const(float("-inf") if reference.sign < 0 else float("inf"), plan.member.step.dtype)
+            here = Apply("eq", (reference.read, bound))
+            found = here if found is None else Apply("or", (found, here))
+        assert found is not None
+        return found if some is None else Apply("and", (found, some))
+
     def total(self, plan: FoldPlan, names: Sequence[str]) -> Expr:
+        """The fold's value from that of its states."""
         step = plan.member.step
         index = tuple(var(r.name) for r in step.ranks)
+        if plan.outer:
+            value: Expr = Access(names[0], index)
+            for op, e in plan.outer:
+                value = Apply(op, (value, e))
+            return value
         total: Expr | None = None
         for name, part in zip(names, plan.parts, strict=True):
-            value = product((Factor(Access(name, index)), *numerators_first(part.term.outer)), None)
+            outer = numerators_first(part.term.outer)
+            if step.reduce is not None and step.reduce.op == "prod":
+                count = Cast(step.dtype, Index(self.plan.chain.extent))
+                outer = tuple(Factor(Apply("pow", (f.expr, count)), f.inverse) for f in outer)
+            value = product((Factor(Access(name, index)), *outer), None)
             if total is None:
                 total = Apply("neg", (value,)) if part.term.sign < 0 else value
             else:
                 total = Apply("sub" if part.term.sign < 0 else "add", (total, value))
         assert total is not None
         return total
-
-    def sum_block(self, member: Member, part: Part, state: State) -> None:
-        """A term's sum over the block, with its references as they are after the block."""
-        step, rank = member.step, member.rank
-        assert step.reduce is not None
-        where, one = self.where(step, rank), const(1, step.dtype)
-        factors = tuple(Factor(self.here(f.expr, rank), f.inverse) for f in part.term.local)
-        if part.references:
-            pairs = zip(part.references, part.term.powers, strict=True)
-            powers = tuple(Factor(self.guarded(p.factor.expr, r, rank), p.factor.inverse) for r, p in pairs)
-            factors = (Factor(self.shared(product(numerators_first(powers), one), member, where)), *factors)
-        reduce = Reduce("sum", self.in_block(step.reduced, rank), step.reduce.accumulator)
-        expr = product(numerators_first(factors), one)
-        self.body.append(einsum(state.block, step.ranks, expr, step.dtype, reduce=reduce, where=where, loc=step.loc))
 
     def guarded(self, e: Expr, reference: Reference, rank: str) -> Expr:
         """A power at the block's element: its reference is finite, so that all -inf so far makes 0 and not NaN."""
@@ -261,20 +404,25 @@ class RunningForm:
 
         return self.here(transform(marked, visit), rank)
 
-    def shared(self, e: Expr, member: Member, where: Expr | None) -> Access:
-        """A step of the body for the powers `e`; the same for all sums that need it, whatever they name their ranks."""
+    def shared(self, e: Expr, member: Member, where: Expr | None, hint: str) -> Access:
+        """A step of the body for `e`; the same for all sums that need it, whatever they name their ranks."""
         extents = {**member.step.extents, self.inner.name: self.inner.extent}
         order = [n for n in _rank_names((e, *conjuncts(where))) if n in extents]
         env = {n: var(f"@{k}") for k, n in enumerate(order)}
         key = (e.substitute(env), None if where is None else where.substitute(env))
         if key not in self.terms:
-            mixed = [a.tensor for a in accesses(member.step.expr) if a.tensor in self.plan.chain.dims]
-            mixed = [t for t in mixed if self.plan.chain.is_running(t)]
-            name = self.names.fresh(f"{mixed[0]}_block" if mixed else f"{member.step.out}_terms")
+            alike = [m.step.out for m in self.plan.chain.of(Kind.MIXED) if self.origin(m, e)]
+            name = self.names.fresh(f"{alike[0]}_block" if alike else hint)
             ranks = tuple(Rank(n, extents[n]) for n in order)
             self.body.append(einsum(name, ranks, e, member.step.dtype, where=where, loc=member.step.loc))
             self.terms[key] = name
         return Access(self.terms[key], tuple(var(n) for n in order))
+
+    def origin(self, mixed: Member, e: Expr) -> bool:
+        """Whether the step of the body for `e` is what the mixed member was: it has the same operator, and is first to ask."""
+        expr = mixed.step.expr
+        used = {t for t in self.names.taken if t == f"{mixed.step.out}_block"}
+        return isinstance(expr, Apply) and isinstance(e, Apply) and expr.op == e.op and not used
 
     def fix(self, reference: Reference, power: Power) -> Access:
         """What a power changes by when its reference does: 1 where it does not, for infinities and NaN have no difference."""
@@ -305,6 +453,17 @@ class RunningForm:
 
     def start(self, state: State, step: Einsum, zero: Const) -> None:
         self.inits.append(einsum(state.init, step.ranks, zero, state.dtype, loc=step.loc))
+
+
+def _moved(moments: Sequence[Expr], move: Expr, dtype: DType) -> Expr:
+    """The last moment about a centre that moves by `move`: `M2 + d*(2*M1 + d*M0)`."""
+    k = len(moments) - 1
+    total = moments[0]
+    for i in range(1, k + 1):
+        share = comb(k, i)
+        term = moments[i] if share == 1 else Apply("mul", (const(share, dtype), moments[i]))
+        total = Apply("add", (term, Apply("mul", (move, total))))
+    return total
 
 
 def _marked(e: Expr, reference: Reference) -> Expr | None:

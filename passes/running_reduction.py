@@ -12,7 +12,7 @@ from dlc.ir.facts import Facts
 from dlc.ir.program import Program, Region, Stmt, tensor_types, walk_statements
 from dlc.passes.explicit_domains import explicit_domains
 from dlc.passes.pipeline import BadOption, Pass
-from dlc.passes.reduction_chains import Chain, add_locals, find_chains
+from dlc.passes.reduction_chains import Chain, add_locals, find_chains, inline_picks
 from dlc.passes.refusals import Reason, Refusal, Refused
 from dlc.passes.rewrite import Names, drop_dead, map_regions
 from dlc.passes.running_form import RunningForm
@@ -79,13 +79,13 @@ class Rewriter:
         return program if program is self.program else drop_dead(program)
 
     def _region(self, region: Region) -> Region:
-        body, done = list(region.body), set[int]()
+        body, done, changed = list(region.body), set[int](), False
         while True:
             found = self._first(body, region.yields, done)
             if found is None:
                 break
-            body = found
-        return region if len(body) == len(region.body) else Region(tuple(body), region.yields)
+            body, changed = found, True
+        return region if not changed else Region(tuple(body), region.yields)
 
     def _first(self, body: list[Stmt], yields: Sequence[str], done: set[int]) -> list[Stmt] | None:
         """The body with the first chain that can be rewritten replaced; `done` are first folds looked at before."""
@@ -94,11 +94,12 @@ class Rewriter:
             seed = chain.folds[0].step
             if id(seed) in done:
                 continue
-            plan = self._plan(chain, body, outside)
+            read_once = self._picks(chain, body)
+            plan = self._plan(chain, read_once, outside)
             if plan is None:
                 done.update(id(m.step) for m in chain.folds)
                 continue
-            return self.form(plan, self.names).rewritten(body)
+            return self.form(plan, self.names).rewritten(read_once)
         return None
 
     def form(self, plan: Plan, names: Names) -> RunningForm:
@@ -108,6 +109,13 @@ class Rewriter:
     def block_of(self, extent: IntExpr) -> int:
         """Points of a rank that one step of its scan takes."""
         return self.block
+
+    @staticmethod
+    def _picks(chain: Chain, body: list[Stmt]) -> list[Stmt]:
+        try:
+            return inline_picks(chain, body)
+        except Refused:
+            return body
 
     def _plan(self, chain: Chain, body: Sequence[Stmt], outside: frozenset[str]) -> Plan | None:
         facts = Facts({}, self.program.facts)

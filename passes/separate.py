@@ -1,12 +1,12 @@
 """Taking a reduction's operand apart: what the reduced rank needs, what it does not, and what joins the two.
 
-An operand is a sum of terms, a term a product of factors. With `rank` the reduced rank and *running* tensors the results of
-earlier reductions over it, a factor is
+An operand is a sum of terms, a term a product of factors. With *running* tensors the results of earlier reductions over the
+same rank, a factor is
 
     local     free of running tensors: an element of the data                                V[m, f]
-    outer     free of `rank`: it moves past the reduction, whatever it is                    1 / SD[p]
+    outer     free of the reduced ranks: it moves past the reduction, whatever it is         1 / SD[p]
     power     both, `base^(A - s*R)` with A local and R the running maximum of A/s           exp(QK[p, m] - GM[p])
-    shift     both, `(X - C)^k` with X local and C free of `rank`                            (X[p, m] - MU[p])^2
+    shift     both, `(X - C)^k` with X local and C free of the reduced ranks                 (X[p, m] - MU[p])^2
 
 Anything else is not separable, and `Unseparable` says which part of it is not.
 
@@ -38,12 +38,12 @@ class Scope:
     """What is known at an operand.
 
     Attributes:
-        rank: the reduced rank.
+        ranks: the reduced ranks.
         running: whether a tensor is (point-wise of) the result of a reduction in progress.
         dtype: element type of an expression.
     """
 
-    rank: str
+    ranks: frozenset[str]
     running: Callable[[str], bool]
     dtype: Callable[[Expr], DType]
 
@@ -51,7 +51,7 @@ class Scope:
         return not any(self.running(a.tensor) for a in accesses(e))
 
     def is_outer(self, e: Expr) -> bool:
-        return self.rank not in e.variables
+        return self.ranks.isdisjoint(e.variables)
 
     def is_mixed(self, e: Expr) -> bool:
         return not self.is_local(e) and not self.is_outer(e)
@@ -98,12 +98,14 @@ class Power:
         base: function of an exponent, `exp(E)`, `exp2(E)` or `pow(b, E)`.
         data: addends of the exponent that are local.
         rest: addends that are free of the rank and running.
+        written: the power alone, where the factor is a choice between it and 0.
     """
 
     factor: Factor
     base: Callable[[Expr], Expr]
     data: tuple[Addend, ...]
     rest: tuple[Addend, ...]
+    written: Expr
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ def terms(e: Expr, scope: Scope) -> tuple[Term, ...]:
 
 def _terms(e: Expr, scope: Scope) -> list[tuple[int, tuple[Factor, ...]]]:
     """Signed products; what is local or outer as a whole is left as it is written."""
-    if scope.is_local(e) and not scope.is_neutral(e) or scope.is_outer(e):
+    if scope.is_local(e) or scope.is_outer(e):
         return [(1, (Factor(e),))]
     match e:
         case Apply("neg", (a,)):
@@ -279,7 +281,7 @@ def _power(f: Factor, exponent: Expr, base: Callable[[Expr], Expr], scope: Scope
             raise Unseparable(a.body, "an exponent with a part that mixes data and running values")
     data = tuple(a for a in parts if not scope.is_outer(a.body))
     rest = tuple(a for a in parts if scope.is_outer(a.body))
-    return Power(f, base, data, rest)
+    return Power(f, base, data, rest, f.expr)
 
 
 def signed_sum(parts: tuple[Addend, ...], dtype: DType) -> Expr:
