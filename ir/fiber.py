@@ -13,6 +13,7 @@ Source: the definition of a pass in Nayak et al., FuseMax, MICRO 2024 (arXiv 240
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -64,12 +65,16 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Revisit:
-    """A barrier: `reader` visits the fiber again, through `tensor`, and needs `reduction`, which a whole pass has to end."""
+    """A barrier: `reader` visits the fiber again, through `tensor`, and needs `reduction`, which a whole pass has to end.
+
+    With `against`, it needs nothing of it, but steps the fiber in the other direction.
+    """
 
     level: int
     reduction: str
     reader: str
     tensor: str
+    against: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +97,10 @@ def dimension(n: int) -> str:
 
 def covering(at: IntExpr, extents: Mapping[str, IntExpr], facts: Facts) -> Covering:
     """Which ranks of `extents` enumerate `at`."""
-    at = rounded(at)
+    at = _without_divisions(at)
     names = sorted(variables(at) & extents.keys())
     atom = at.atom
-    if isinstance(atom, (FloorDiv, Mod)) and variables(atom.den).isdisjoint(extents):
+    if isinstance(atom, Mod) and variables(atom.den).isdisjoint(extents):
         return covering(atom.num, extents, facts)
     if len(names) < 2:
         return Covering(tuple(names))
@@ -155,6 +160,7 @@ class FiberWalk:
         revisits: the barriers, in order.
         blocks: ranks that were folded to make summaries, with their extents.
         repeats: ranks of scans each step of which traverses the same fiber anew, waiting for the step before.
+        along: for each pass that scans step, in which direction, and the first Einsum that does.
         moved: scan ranks that choose among the tensor's fibers, so that each step has its own.
     """
 
@@ -167,6 +173,7 @@ class FiberWalk:
     blocks: dict[str, IntExpr] = field(default_factory=dict)
     repeats: dict[str, IntExpr] = field(default_factory=dict)
     moved: set[str] = field(default_factory=set)
+    along: dict[int, tuple[int, str]] = field(default_factory=dict)
 
     def run(self, steps: Iterable[Step], around: Mapping[str, IntExpr] | None = None) -> None:
         """Follow the fiber through `steps`, inside scans over the ranks `around`."""
@@ -232,13 +239,13 @@ class FiberWalk:
         assert place is not None
         cover = covering(place, extents, self.facts)
         moving = _direction(place, cover, around)
-        opposed = {t.direction for _, t in reads if t.at is not None} >= {1, -1}
-        needed: list[tuple[str, Trace]] = []
-        for name, t in reads:
-            turned = t.direction == -moving if moving else opposed and t.direction > 0
-            elsewhere = bool(carriers) and not t.whole and not self._meets(t, place, extents)
-            needed.append((name, t.complete(name) if t.at is not None and (turned or elsewhere) else t))
+        needed = [
+            (n, t.complete(n) if carriers and not t.whole and not self._meets(t, place, extents) else t)
+            for n, t in reads
+        ]
         base = _latest(t for _, t in needed)
+        if carriers and moving:
+            base = self._in_one_direction(step, base, moving, reads)
         level = base.done + 1 if carriers else max(t.level for t in held)
         if carriers:
             self.visits.add(step.out)
@@ -253,6 +260,14 @@ class FiberWalk:
         if any(not self._meets(t, place, extents) for t in held):
             return result.complete(step.out)
         return self._folded(step, result, cover, extents)
+
+    def _in_one_direction(self, step: Einsum, base: Trace, moving: int, reads: list[tuple[str, Trace]]) -> Trace:
+        """`base`, or a later pass: one pass steps the fiber in one direction, that of the first scan in it."""
+        while (earlier := self.along.setdefault(base.done + 1, (moving, step.out)))[0] != moving:
+            again = next(n for n, t in reads if t.carries)
+            self.revisits[Revisit(base.done + 2, earlier[1], step.out, again, against=True)] = None
+            base = replace(base, done=base.done + 1, by=earlier[1])
+        return base
 
     def _meets(self, t: Trace, place: IntExpr, extents: Mapping[str, IntExpr]) -> bool:
         """Whether the element or block of `t` moves with `place`, at a fixed distance."""
@@ -307,9 +322,8 @@ class FiberWalk:
         rank = scan.rank.name
         if rank in self.moved or any(t.at is not None and rank in variables(t.at) for t in after.values()):
             return
-        ahead = replace(
-            self, traces={**self.traces, **after}, index={}, visits=set(), revisits={}, blocks={}, repeats={}
-        )
+        fresh = FiberWalk(self.facts, self.start)
+        ahead = replace(fresh, traces={**self.traces, **after}, along=dict(self.along))
         ahead.run(scan.body, inner)
         if any(ahead.index[v] > self.index[v] for v in ahead.visits):
             self.repeats[rank] = scan.rank.extent
@@ -341,6 +355,20 @@ def rounded(e: IntExpr) -> IntExpr:
             total = total + atom.num * (coefficient // size)
         else:
             total = total + IntExpr(((monomial, coefficient),))
+    return total
+
+
+def _without_divisions(e: IntExpr) -> IntExpr:
+    """A multiple of `e`, divisions by integers taken as exact: the same ranks with the same ratios of steps."""
+    divisors = [a.den.const for m, _ in e.terms for a in m if isinstance(a, FloorDiv) and len(m) == 1 and a.den.const]
+    scale = math.lcm(*divisors)
+    total = int_expr(0)
+    for monomial, coefficient in e.terms:
+        atom = monomial[0] if len(monomial) == 1 else None
+        if isinstance(atom, FloorDiv) and atom.den.const:
+            total = total + atom.num * (coefficient * scale // atom.den.const)
+        else:
+            total = total + IntExpr(((monomial, coefficient * scale),))
     return total
 
 

@@ -9,8 +9,8 @@ larger fiber (the local maxima of a partition), or one block of it, is a *partit
 cascade's, as its length is that of the blocks' number or size.
 
 Conservative (never fewer passes than needed): a gather visits whatever it might; a fold over a part of an index that is no
-nested sum of ranks counts as one of all; two ranks that meet in one Einsum on the same fiber (a Gram matrix) need its end.
-Not seen: two scans in opposite directions over one fiber whose results never meet.
+nested sum of ranks counts as one of all; two ranks that meet in one Einsum on the same fiber (a Gram matrix) need its end;
+scans in opposite directions are put in passes in the order of the text.
 
 Source: Nayak et al., FuseMax, MICRO 2024 (arXiv 2406.10491), section on passes of a cascade.
 """
@@ -20,17 +20,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeAlias
 
 from dlc.ir.einsum import Einsum, Scan, Step, TensorType
 from dlc.ir.errors import NoSuchFiber
-from dlc.ir.expr import Access, Apply
-from dlc.ir.extent import IntExpr, int_expr, show_extent, var, variables
+from dlc.ir.extent import IntExpr, int_expr, show_extent, var
 from dlc.ir.facts import Facts
 from dlc.ir.fiber import FiberWalk, Trace, covering, dimension
-from dlc.ir.monoid import MONOIDS
 from dlc.ir.program import Cascade, Program, Region, cascade_types, regions, tensor_types
 from dlc.ir.program import Param as ProgramParam
 from dlc.ir.rank_class import RankClass, name_of, rank_classes
+
+Splits: TypeAlias = tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Barrier:
         reader: the Einsum (its result) that visits the fiber again.
         through: the tensor by which it does: the fiber's own, or one that carries it.
         level: the pass that begins here, 2 for the first barrier.
+        against: the reason is the direction of a scan alone.
     """
 
     reduction: str
@@ -50,10 +52,13 @@ class Barrier:
     rank: str
     tensor: str
     level: int
+    against: bool = False
 
     @property
     def why(self) -> str:
         """One sentence."""
+        if self.against:
+            return f"{self.reader} steps {self.through} along {self.rank} against the direction of {self.reduction}"
         return (
             f"{self.reader} reads {self.through} along {self.rank} and needs {self.reduction}, which is known only after "
             f"every element along {self.rank} of {self.tensor} has been read"
@@ -109,19 +114,23 @@ class PassCount:
         return dict(self.index).get(einsum, 0)
 
 
-def count_passes(cascade: Cascade | Program, rank: str | RankClass, tensor: str) -> PassCount:
-    """The passes over `tensor`'s fibers along `rank` (a rank's name, an extent symbol, or a class).
+def count_passes(
+    cascade: Cascade | Program, rank: str | RankClass | tuple[str, ...], tensor: str, splits: Splits = ()
+) -> PassCount:
+    """The passes over `tensor`'s fibers along `rank` (a rank's name, an extent symbol, a class, or the names of a declared split).
 
     A program is taken cascade by cascade (`cascades_of`): the first that knows the tensor counts.
 
     Raises:
         NoSuchFiber: when the tensor has no dimension of that rank.
     """
+    if isinstance(rank, tuple):
+        splits, rank = (*splits, rank), rank[0]
     for part in cascades_of(cascade):
         types = cascade_types(part)
         if tensor in types:
             dims = _dims_of(part, types[tensor], rank, tensor)
-            rows = [row for row in all_passes(part) if row.tensor == tensor]
+            rows = [row for row in all_passes(part, splits) if row.tensor == tensor]
             for n in dims:
                 row = next((r for r in rows if n in r.dims), None)
                 if row is not None:
@@ -129,14 +138,19 @@ def count_passes(cascade: Cascade | Program, rank: str | RankClass, tensor: str)
     raise NoSuchFiber(cascade.loc, rank=str(rank), tensor=tensor, cascade=cascade.name)
 
 
-def all_passes(cascade: Cascade | Program) -> tuple[PassCount, ...]:
-    """The passes of every tensor along every rank with more than one point; fibers that nobody reads are left out."""
-    return tuple(row for part in cascades_of(cascade) for row in _cascade_passes(part))
+def all_passes(cascade: Cascade | Program, splits: Splits = ()) -> tuple[PassCount, ...]:
+    """The passes of every tensor along every rank with more than one point; fibers that nobody reads are left out.
+
+    Args:
+        splits: ranks that are parts of one, outer ones first, such as `(("m1", "m0"),)` for an input that comes in blocks,
+            `K[m1, m0, e]`. Splits that the accesses show (`K[128*m1 + m0, e]`) need not be told.
+    """
+    return tuple(row for part in cascades_of(cascade) for row in _cascade_passes(part, splits))
 
 
-def passes(cascade: Cascade | Program) -> int:
+def passes(cascade: Cascade | Program, splits: Splits = ()) -> int:
     """The greatest number of passes over any tensor and rank (partitions of a fiber do not count)."""
-    return max((row.passes for row in all_passes(cascade) if not row.partition), default=0)
+    return max((row.passes for row in all_passes(cascade, splits) if not row.partition), default=0)
 
 
 def most_passes(rows: Iterable[PassCount]) -> PassCount | None:
@@ -155,14 +169,14 @@ class _Fiber:
 
 
 @lru_cache(maxsize=256)
-def _cascade_passes(cascade: Cascade) -> tuple[PassCount, ...]:
+def _cascade_passes(cascade: Cascade, splits: Splits = ()) -> tuple[PassCount, ...]:
     types = cascade_types(cascade)
     facts = Facts({}, {"#" + s.name: s.fact for s in cascade.symbols})
     around = dict(_scans_around(cascade.steps, {}))
     single = [_Fiber(t, (n,)) for t, of in types.items() for n, e in enumerate(of.shape) if e.const != 1]
     walks = {f: _walk(cascade, types, facts, f) for f in single}
     joint = dict.fromkeys(_split_fibers(walks, types, around, facts))
-    joint.update(dict.fromkeys(_folded_in_two(cascade, walks, types)))
+    joint.update(dict.fromkeys(_declared(cascade, types, splits)))
     parts = _partitions(walks, types, around, facts)
     for fiber in joint:
         walk = _walk(cascade, types, facts, fiber)
@@ -248,60 +262,13 @@ def _partitions(
     return found
 
 
-def _folded_in_two(
-    cascade: Cascade, walks: Mapping[_Fiber, FiberWalk], types: Mapping[str, TensorType]
-) -> Iterator[_Fiber]:
-    """Dimensions that one fold takes in two steps: a maximum over `m1` of maxima over `m0` is one over both."""
-    for tensor, outer, inner in _two_step_folds(cascade):
-        for name in types:
-            placed = {}
-            for fiber, walk in walks.items():
-                trace = walk.traces.get(tensor)
-                if fiber.tensor == name and trace is not None and trace.carries and trace.at is not None:
-                    placed.update({rank: fiber.dims[0] for rank in (outer, inner) if trace.at == var(rank)})
-            if len(placed) == 2 and placed[outer] != placed[inner]:
-                yield _Fiber(name, (placed[outer], placed[inner]))
-
-
-def _two_step_folds(cascade: Cascade) -> Iterator[tuple[str, str, str]]:
-    """(tensor, outer rank, inner rank), each a dimension of the tensor or a scan rank around it."""
-    made = {out: s for s in _einsums(cascade.steps) for out in s.outs}
-    for step in made.values():
-        if step.reduce is not None and isinstance(step.expr, Access):
-            names = [v for i in step.expr.index for v in variables(i)]
-            kept = {n: k for k, i in enumerate(step.expr.index) for n in [_variable(i)] if n}
-            for r in step.reduced:
-                if names.count(r.name) == 1 and r.name in kept:
-                    yield from _inner_folds(made, step.expr.tensor, step.reduce.op, dimension(kept[r.name]))
-    for scan in _scans(cascade.steps):
-        for carry, y in zip(scan.carries, scan.yields, strict=True):
-            step_y = made.get(y)
-            match step_y.exprs if step_y is not None else ():
-                case (Apply(op, (Access(a), Access(b))),) if carry.name in (a, b):
-                    other = b if a == carry.name else a
-                    fold = next((m.name for m in MONOIDS.values() if m.op == op), "")
-                    yield from _inner_folds(made, other, fold, scan.rank.name)
-
-
-def _inner_folds(made: Mapping[str, Einsum], tensor: str, op: str, outer: str) -> Iterator[tuple[str, str, str]]:
-    """Folds by `op` of which `tensor` is the result, with what their operand calls the rank `outer` (of `tensor`)."""
-    step = made.get(tensor)
-    if step is None or step.reduce is None or step.reduce.op != op or not isinstance(step.expr, Access):
-        return
-    places = {n: k for k, i in enumerate(step.expr.index) for n in [_variable(i)] if n}
-    rank = outer
-    if outer.startswith("$"):
-        name = step.ranks[int(outer[1:])].name
-        if name not in places:
-            return
-        rank = dimension(places[name])
-    for r in step.reduced:
-        if r.name in places:
-            yield step.expr.tensor, rank, dimension(places[r.name])
-
-
-def _variable(e: IntExpr) -> str:
-    return next(iter(variables(e))) if e.is_var else ""
+def _declared(cascade: Cascade, types: Mapping[str, TensorType], splits: Splits) -> Iterator[_Fiber]:
+    """Tensors that have all ranks of a declared split."""
+    for tensor, of in types.items():
+        for names in splits:
+            dims = [_dims_of(cascade, of, name, tensor) for name in names]
+            if all(dims):
+                yield _Fiber(tensor, tuple(d[0] for d in dims))
 
 
 def _einsums(steps: Iterable[Step]) -> Iterator[Einsum]:
@@ -312,20 +279,15 @@ def _einsums(steps: Iterable[Step]) -> Iterator[Einsum]:
             yield from _einsums(step.body)
 
 
-def _scans(steps: Iterable[Step]) -> Iterator[Scan]:
-    for step in steps:
-        if isinstance(step, Scan):
-            yield step
-            yield from _scans(step.body)
-
-
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
 def _row(walk: FiberWalk, fiber: _Fiber, of: TensorType, classes: Iterable[RankClass], partition: bool) -> PassCount:
     rank = _rank_name(fiber, of, classes)
     count = max(walk.index[v] for v in walk.visits)
-    barriers = tuple(Barrier(r.reduction, r.reader, r.tensor, rank, fiber.tensor, r.level) for r in walk.revisits)
+    barriers = tuple(
+        Barrier(r.reduction, r.reader, r.tensor, rank, fiber.tensor, r.level, r.against) for r in walk.revisits
+    )
     return PassCount(
         fiber.tensor,
         rank,

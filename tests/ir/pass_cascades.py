@@ -53,16 +53,16 @@ cascade attention(Q: f32[p, e], K: f32[m1, m0, e], V: f32[m1, m0, f]) -> AV {
 """
 
 TWO_PASS_FLAT = """
-cascade attention(Q: f32[p, e], K: f32[m, e], V: f32[m, f]) -> AV symbols (m in 128.. by 128) {
-  QK[p, m] = sum(e) Q[p, e] * K[m, e]
-  LM[p, b: m//128] = max(i: 128) QK[p, 128*b + i]
-  SLN[p, m] = exp(QK[p, m] - LM[p, m//128])
-  SLD[p, b: m//128] = sum(i: 128) SLN[p, 128*b + i]
-  GM[p] = max(b: m//128) LM[p, b]
-  C[p, b: m//128] = exp(LM[p, b] - GM[p])
-  SD[p] = sum(b: m//128) C[p, b] * SLD[p, b]
-  A[p, m] = C[p, m//128] * SLN[p, m] / SD[p]
-  AV[p, f] = sum(m) A[p, m] * V[m, f]
+cascade attention(Q: f32[p, e], K: f32[128*n, e], V: f32[128*n, f]) -> AV {
+  QK[p, m: 128*n] = sum(e) Q[p, e] * K[m, e]
+  LM[p, b: n] = max(i: 128) QK[p, 128*b + i]
+  SLN[p, m: 128*n] = exp(QK[p, m] - LM[p, m//128])
+  SLD[p, b: n] = sum(i: 128) SLN[p, 128*b + i]
+  GM[p] = max(b: n) LM[p, b]
+  C[p, b: n] = exp(LM[p, b] - GM[p])
+  SD[p] = sum(b: n) C[p, b] * SLD[p, b]
+  A[p, m: 128*n] = C[p, m//128] * SLN[p, m] / SD[p]
+  AV[p, f] = sum(m: 128*n) A[p, m] * V[m, f]
 }
 """
 
