@@ -154,18 +154,21 @@ class FiberWalk:
     Attributes:
         facts: of the cascade's symbols.
         start: where the fiber is: its tensor and the coordinate over its dimensions.
+        own: symbols of the parameters' extents; another one in a coordinate is the step of a loop around the cascade. None: all are.
         traces: what is known of each tensor seen so far; tensors that have nothing of the fiber are not in it.
         index: the pass each Einsum is in, by the name of its first result; 0 before the first and off the fiber.
         visits: Einsums (by first result) that visit the fiber.
         revisits: the barriers, in order.
         blocks: ranks that were folded to make summaries, with their extents.
         repeats: ranks of scans each step of which traverses the same fiber anew, waiting for the step before.
+        window: ranks that enumerate what a step of a loop around the cascade sees of the fiber; empty when it sees all.
         along: for each pass that scans step, in which direction, and the first Einsum that does.
         moved: scan ranks that choose among the tensor's fibers, so that each step has its own.
     """
 
     facts: Facts
     start: tuple[str, IntExpr]
+    own: frozenset[str] | None = None
     traces: dict[str, Trace] = field(default_factory=dict)
     index: dict[str, int] = field(default_factory=dict)
     visits: set[str] = field(default_factory=set)
@@ -173,6 +176,7 @@ class FiberWalk:
     blocks: dict[str, IntExpr] = field(default_factory=dict)
     repeats: dict[str, IntExpr] = field(default_factory=dict)
     moved: set[str] = field(default_factory=set)
+    window: dict[str, IntExpr] = field(default_factory=dict)
     along: dict[int, tuple[int, str]] = field(default_factory=dict)
 
     def run(self, steps: Iterable[Step], around: Mapping[str, IntExpr] | None = None) -> None:
@@ -188,6 +192,10 @@ class FiberWalk:
         """Start where the tensor is written."""
         if self.start[0] in names:
             self.traces[self.start[0]] = Trace(self.start[1], level=1)
+
+    def steps_outside(self, at: IntExpr) -> frozenset[str]:
+        """Loop steps around the cascade that a coordinate moves with."""
+        return frozenset() if self.own is None else frozenset(n for n in variables(at) if n[0] == "#") - self.own
 
     # one Einsum
 
@@ -218,6 +226,8 @@ class FiberWalk:
                     trace = trace.complete(a.tensor) if needs_all else replace(trace, at=None, whole=True)
                 else:
                     trace = replace(trace, at=at)
+                    if self.steps_outside(at):
+                        self.window.update({r: extents[r] for r in covering(at, extents, self.facts).ranks})
             found[a.tensor, trace] = None
         if step.write is not None and step.write.onto in self.traces:
             trace = self.traces[step.write.onto]
@@ -322,7 +332,7 @@ class FiberWalk:
         rank = scan.rank.name
         if rank in self.moved or any(t.at is not None and rank in variables(t.at) for t in after.values()):
             return
-        fresh = FiberWalk(self.facts, self.start)
+        fresh = FiberWalk(self.facts, self.start, self.own)
         ahead = replace(fresh, traces={**self.traces, **after}, along=dict(self.along))
         ahead.run(scan.body, inner)
         if any(ahead.index[v] > self.index[v] for v in ahead.visits):

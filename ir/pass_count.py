@@ -24,7 +24,7 @@ from typing import TypeAlias
 
 from dlc.ir.einsum import Einsum, Scan, Step, TensorType
 from dlc.ir.errors import NoSuchFiber
-from dlc.ir.extent import IntExpr, int_expr, show_extent, var
+from dlc.ir.extent import IntExpr, int_expr, show_extent, var, variables
 from dlc.ir.facts import Facts
 from dlc.ir.fiber import FiberWalk, Trace, covering, dimension
 from dlc.ir.program import Cascade, Program, Region, cascade_types, regions, tensor_types
@@ -202,7 +202,8 @@ def _walk(cascade: Cascade, types: Mapping[str, TensorType], facts: Facts, fiber
     place = int_expr(0)
     for n in fiber.dims:
         place = place * types[fiber.tensor].shape[n] + var(dimension(n))
-    walk = FiberWalk(facts, (fiber.tensor, place))
+    own = frozenset().union(*(variables(e) for p in cascade.params for e in p.type.shape))
+    walk = FiberWalk(facts, (fiber.tensor, place), own)
     walk.seed(p.name for p in cascade.params)
     walk.run(cascade.steps)
     return walk
@@ -226,14 +227,15 @@ def _places(
     around: Mapping[str, dict[str, IntExpr]],
     facts: Facts,
 ) -> Iterator[tuple[str, Trace, list[int], bool]]:
-    """For each tensor with a coordinate: its trace, its dimensions in the coordinate, and whether a scan rank is in it too."""
+    """For each tensor with a coordinate: its trace, its dimensions in the coordinate, and whether a scan's or loop's step is in it too."""
     for walk in walks.values():
         for tensor, trace in walk.traces.items():
             if trace.at is None:
                 continue
             extents = {dimension(n): e for n, e in enumerate(types[tensor].shape)}
             ranks = covering(trace.at, {**around.get(tensor, {}), **extents}, facts).ranks
-            yield tensor, trace, [int(r[1:]) for r in ranks if r in extents], any(r not in extents for r in ranks)
+            scanned = any(r not in extents for r in ranks) or bool(walk.steps_outside(trace.at))
+            yield tensor, trace, [int(r[1:]) for r in ranks if r in extents], scanned
 
 
 def _split_fibers(
@@ -259,6 +261,7 @@ def _partitions(
     for tensor, trace, dims, scanned in _places(walks, types, around, facts):
         if not trace.whole or len(dims) > 1 or scanned:
             found.update((tensor, n) for n in dims)
+    found.update((f.tensor, n) for f, walk in walks.items() if walk.window for n in f.dims)
     return found
 
 
@@ -314,7 +317,8 @@ def _rank_name(fiber: _Fiber, of: TensorType, classes: Iterable[RankClass]) -> s
 
 def _footprint(walk: FiberWalk, fiber: _Fiber, of: TensorType, count: int) -> Footprint:
     elements = int_expr(1)
-    parts = [of.shape[n] for n in fiber.dims] if count > 1 else list(walk.blocks.values())
+    whole = list(walk.window.values()) or [of.shape[n] for n in fiber.dims]
+    parts = whole if count > 1 else list(walk.blocks.values())
     for extent in parts:
         elements = elements * extent
     return Footprint(elements, elements * of.dtype.bytes, count > 1)
@@ -344,13 +348,27 @@ def cascades_of(program: Cascade | Program) -> tuple[Cascade, ...]:
         return (program,)
     found = [k.cascade for k in program.kernels]
     types = tensor_types(program)
-    for number, run in enumerate(_runs(program.body)):
+    runs = list(_runs(program.body))
+    wanted = set(_read_by_control(program.body))
+    for number, run in enumerate(runs):
         made = [o for s in run for o in s.outs]
+        elsewhere = wanted.union(r for other in runs if other is not run for s in other for r in s.reads)
         reads = dict.fromkeys(r for s in run for r in s.reads if r not in made)
         params = tuple(ProgramParam(r, types[r]) for r in reads)
         name = program.name if number == 0 else f"{program.name}_{number + 1}"
-        found.append(Cascade(name, params, run, tuple(made), program.symbols, loc=program.loc))
+        results = tuple(o for o in made if o in elsewhere)
+        found.append(Cascade(name, params, run, results, program.symbols, loc=program.loc))
     return tuple(found)
+
+
+def _read_by_control(region: Region) -> Iterator[str]:
+    """What regions yield and statements other than Einsums and scans read."""
+    yield from region.yields
+    for stmt in region.body:
+        if not isinstance(stmt, (Einsum, Scan)):
+            yield from stmt.reads
+        for inner in regions(stmt):
+            yield from _read_by_control(inner)
 
 
 def _runs(region: Region) -> Iterator[tuple[Step, ...]]:

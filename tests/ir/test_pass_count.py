@@ -321,10 +321,34 @@ program p(A: f32[t, d], G: bool[]) -> (R) {
 }
 """
     program = parse_program(text)
-    assert [c.name for c in cascades_of(program)] == ["k0", "p"]
+    assert [(c.name, c.results) for c in cascades_of(program)] == [("k0", ("Y",)), ("p", ("U",))]
     assert passes(program) == 3
     assert count_passes(program, "d", "X").passes == 2
     assert count_passes(program, "d", "Z").passes == 3
+
+
+def test_a_kernel_inside_a_loop_sees_a_block_and_does_not_count_it() -> None:
+    """The body of a scan as a kernel: the step is a symbol, and the block is read twice while it is live."""
+    text = """
+kernel over (p) k0(S: f32[p, m], R: f32[p]) -> (T) symbols (t in 0..) {
+  B[p, i: 128] = S[p, 128*#t + i] where 128*#t + i < m
+  L[p] = max(i: 128) B[p, i]
+  N[p, i: 128] = exp(B[p, i] - L[p])
+  D[p] = sum(i: 128) N[p, i]
+  T[p] = D[p] + R[p]
+}
+
+program p(S: f32[p, m], R0: f32[p]) -> (RT) {
+  for t in 0.. < (m + 127)//128 carry (R = R0) {
+    (R1) = launch k0(S, R)
+    yield (R1)
+  } -> (RT)
+}
+"""
+    program = parse_program(text)
+    row = count_passes(program, "m", "S")
+    assert (row.passes, row.partition, row.footprint.elements) == (2, True, int_expr(128))
+    assert passes(program) == 1
 
 
 def test_a_tensor_without_the_rank_is_an_error() -> None:
