@@ -207,7 +207,7 @@ function fiberPicture(cascade, row) {        // Einsums in columns by pass, data
   };
   for (const e of cascade.einsums) (columns[row.index[e.name] ?? 0] ??= []).push(e);
   const used = Object.keys(columns).map(Number).sort((a, b) => a - b), first = used[0] ?? 0, last = Math.max(row.passes, used.at(-1) ?? 0);
-  const x = p => 10 + (p - first) * (W + GX), height = TOP + Math.max(1, ...used.map(p => columns[p].length)) * (H + GY) + 10, width = x(last) + W + 10;
+  const x = p => 30 + (p - first) * (W + GX), height = TOP + Math.max(1, ...used.map(p => columns[p].length)) * (H + GY) + 10, width = x(last) + W + 10;
   const svg = document.createElementNS(ns, "svg"); svg.setAttribute("viewBox", `0 0 ${width} ${height}`); svg.setAttribute("width", width); svg.setAttribute("role", "img");
   for (let p = first; p <= last; p++) add(svg, "text", {x: x(p), y: 16}).textContent = p ? `pass ${p}` : "elsewhere";
   used.forEach(p => columns[p].forEach((e, n) => { at[e.name] = {p, x: x(p), y: TOP + n * (H + GY)}; }));
