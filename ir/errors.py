@@ -1,4 +1,4 @@
-"""The IR's errors: text form (DLC0100-0119), verifier (DLC0120-0149), interpreter (DLC0150-0169)."""
+"""The IR's errors: text form (DLC0100-0119), verifier (DLC0120-0149), interpreter and analyses (DLC0150-0169)."""
 
 from __future__ import annotations
 
@@ -236,3 +236,14 @@ class UnknownLibraryOp(IrError):
     code = "DLC0155"
     template = "'{op}' is not a library operation"
     hint = "known: {known}"
+
+
+# --- analyses --------------------------------------------------------------------------------------------------------
+
+
+class NoSuchFiber(IrError):
+    """Passes were asked for along a rank that a tensor does not have."""
+
+    code = "DLC0156"
+    template = "'{tensor}' of '{cascade}' has no dimension along rank '{rank}'"
+    hint = "name a rank of its index, or the symbol of its extent"

@@ -83,6 +83,44 @@ def test_bench_profile_and_explain(folder: Path, capsys: pytest.CaptureFixture[s
     assert f" {kernel}(" in capsys.readouterr().out
 
 
+THREE_PASSES = """\
+cascade attention(Q: f32[4, 3], K: f32[6, 3], V: f32[6, 2]) -> AV {
+  QK[p, m] = sum(e) Q[p, e] * K[m, e]
+  GM[p] = max(m) QK[p, m]
+  SN[p, m] = exp(QK[p, m] - GM[p])
+  SD[p] = sum(m) SN[p, m]
+  A[p, m] = SN[p, m] / SD[p]
+  AV[p, f] = sum(m) A[p, m] * V[m, f]
+}
+"""
+
+
+def test_explain_counts_passes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = folder / "attention.ein"
+    path.write_text(THREE_PASSES)
+    assert main(["explain", str(path), "--format", "json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["passes"] == 3
+    row = next(r for r in facts["pass_analysis"] if (r["tensor"], r["rank"], r["level"]) == ("K", "m", "input"))
+    assert (row["cascade"], row["passes"], row["ratio"]) == ("attention", 3, 1.0)
+    assert [(b["pass"], b["reduction"], b["reader"]) for b in row["barriers"]] == [(2, "GM", "SN"), (3, "SD", "A")]
+    assert row["footprint"] == {"elements": "6", "bytes": "24", "whole": True}
+    assert row["bound_bytes"] == row["moved_bytes"] == 4 * (4 * 3 + 6 * 3 + 6 * 2 + 4 * 2)
+    assert main(["explain", str(path)]) == 0
+    told = capsys.readouterr().out
+    section = told[told.index("\npasses (cache of ") :]
+    assert "input attention: 3 passes" in section
+    assert "      pass 2: SN, SD\n      barrier: A reads SN along m and needs SD, which is known only after" in section
+    assert "200 B, at least 200 B: 1.00 times the bound" in section
+
+
+def test_explain_prints_formulas_where_extents_are_symbols(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", str(folder / "scores.ein")]) == 0
+    told = capsys.readouterr().out
+    assert "input scores: 1 pass\n" in told
+    assert "traffic: at least max(4*e*m + 4*e*p + 4*m*p, " in told
+
+
 def test_verify_a_cascade(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(folder / "scores.ein")]) == 0
     assert "equal to the interpreter" in capsys.readouterr().out

@@ -17,9 +17,17 @@ from dlc.dump import CannotDump, Dump, load_constants
 from dlc.errors import Unsupported
 from dlc.ir.dtype import F32
 from dlc.ir.einsum import TensorType, identity
+from dlc.ir.parser import parse_cascade
 from dlc.ir.program import Param, Program, Region, shape_of
+from dlc.pass_report import analyse_cascade
 from dlc.passes.pipeline import Pass, Pipeline
 
+SOFTMAX = """
+cascade s(X: f32[t, d]) -> Y {
+  S[t] = sum(d) X[t, d]
+  Y[t, d] = X[t, d] / S[t]
+}
+"""
 TYPE = TensorType(F32, shape_of(4))
 
 
@@ -74,6 +82,7 @@ def dump_it(folder: Path, fail: bool = False) -> None:
             {"name": "A", "bytes": 64, "offset": 0, "first": 0, "last": 1},
             {"name": "B", "bytes": 64, "offset": 64, "first": 1, "last": 2},
         ]
+        dump.json("pass_analysis", {"cascades": [analyse_cascade(parse_cascade(SOFTMAX), "input", 1 << 20)]})
         dump.json("memory", {"arena_bytes": 128, "steps": 3, "buffers": buffers})
 
 
@@ -89,6 +98,7 @@ def test_writes_what_changed(tmp_path: Path) -> None:
         "kernels/k0.s",
         "manifest.json",
         "memory.json",
+        "pass_analysis.json",
         "passes.jsonl",
     ]
     rows = [json.loads(line) for line in (tmp_path / "d/passes.jsonl").read_text().splitlines()]
@@ -161,7 +171,7 @@ def test_constants_over_the_limit_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tab", ["passes", "programs", "kernels", "memory", "manifest", "error"])
+@pytest.mark.parametrize("tab", ["passes", "programs", "kernels", "fibers", "memory", "manifest", "error"])
 def test_report_in_a_browser(tmp_path: Path, tab: str) -> None:
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
@@ -181,6 +191,7 @@ def test_report_in_a_browser(tmp_path: Path, tab: str) -> None:
         "passes": "drop-copy",
         "programs": 'class="del"',
         "kernels": "vfmadd231ps",
+        "fibers": "Y reads X along d and needs S",
         "memory": "<rect",
         "manifest": "test.onnx",
         "error": "not supported: Foo",

@@ -243,6 +243,10 @@ def compile(
             verify_each,
         )
         report.seconds["passes"] = time.perf_counter() - start
+        if dump is not None:
+            from dlc.pass_report import analyse
+
+            dump.json("pass_analysis", analyse(assumed, program, wanted.l2_bytes))
         executable = compile_program(
             program,
             wanted,

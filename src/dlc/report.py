@@ -1,7 +1,7 @@
 """index.html of a dump directory: every text side by side, with diffs, in one file that needs no network.
 
 The texts lie in the page as JSON; a few lines of script choose two of them and compute the difference (by lines, Myers'
-O(ND) algorithm), draw the arena over time and sort the passes.  The page has no dependency and no storage.
+O(ND) algorithm), draw the arena over time and the passes over each fiber, and sort the compiler's passes.  The page has no dependency and no storage.
 
 Source of the diff: E. Myers, An O(ND) Difference Algorithm and Its Variations, Algorithmica 1986.
 """
@@ -25,7 +25,7 @@ def write_report(folder: str | Path) -> Path:
 
 
 def collect(folder: Path) -> dict[str, Any]:
-    """What the page shows: {programs, kernels, passes, memory, schedule, manifest, error}."""
+    """What the page shows: {programs, kernels, passes, memory, schedule, pass_analysis, manifest, error}."""
     kernels: dict[str, dict[str, str]] = {}
     for path in sorted(folder.glob("kernels/*")):
         name, _, level = path.name.partition(".")
@@ -36,6 +36,7 @@ def collect(folder: Path) -> dict[str, Any]:
         "passes": [json.loads(line) for line in _read(folder / "passes.jsonl").splitlines() if line.strip()],
         "memory": _read_json(folder / "memory.json"),
         "schedule": _read_json(folder / "schedule.json"),
+        "pass_analysis": _read_json(folder / "pass_analysis.json"),
         "manifest": _read_json(folder / "manifest.json"),
         "error": _read(folder / "error.txt"),
     }
@@ -197,6 +198,56 @@ tab("kernels", s => {
   const pick = choose(names, 0, draw), boxes = {}, have = new Set(names.flatMap(n => Object.keys(data.kernels[n])));
   const labels = order.filter(l => have.has(l)).map(l => { const b = boxes[l] = make("input", {type: "checkbox", onchange: draw}); b.checked = ["ein", "tile", "mlir", "s"].includes(l); return make("label", {}, b, " " + l); });
   s.append(make("div", {class: "tools"}, pick, ...labels), area); draw();
+});
+function fiberPicture(cascade, row) {        // Einsums in columns by pass, data flow between them, a line for each barrier
+  const ns = "http://www.w3.org/2000/svg", W = 150, H = 24, GX = 60, GY = 12, TOP = 30, columns = {}, at = {};
+  const add = (parent, tag, attributes, title) => {
+    const e = document.createElementNS(ns, tag); Object.entries(attributes).forEach(([k, v]) => e.setAttribute(k, v));
+    if (title) { const t = document.createElementNS(ns, "title"); t.textContent = title; e.append(t); } parent.append(e); return e;
+  };
+  for (const e of cascade.einsums) (columns[row.index[e.name] ?? 0] ??= []).push(e);
+  const used = Object.keys(columns).map(Number).sort((a, b) => a - b), first = used[0] ?? 0, last = Math.max(row.passes, used.at(-1) ?? 0);
+  const x = p => 30 + (p - first) * (W + GX), height = TOP + Math.max(1, ...used.map(p => columns[p].length)) * (H + GY) + 10, width = x(last) + W + 10;
+  const svg = document.createElementNS(ns, "svg"); svg.setAttribute("viewBox", `0 0 ${width} ${height}`); svg.setAttribute("width", width); svg.setAttribute("role", "img");
+  for (let p = first; p <= last; p++) add(svg, "text", {x: x(p), y: 16}).textContent = p ? `pass ${p}` : "elsewhere";
+  used.forEach(p => columns[p].forEach((e, n) => { at[e.name] = {p, x: x(p), y: TOP + n * (H + GY)}; }));
+  for (const e of cascade.einsums) for (const r of e.reads) {
+    const a = at[r], b = at[e.name]; if (!a || a === b) continue;
+    const d = a.p === b.p ? `M${a.x} ${a.y + H / 2} C${a.x - 22} ${a.y + H / 2} ${b.x - 22} ${b.y + H / 2} ${b.x} ${b.y + H / 2}`
+      : `M${a.x + W} ${a.y + H / 2} C${a.x + W + 30} ${a.y + H / 2} ${b.x - 30} ${b.y + H / 2} ${b.x} ${b.y + H / 2}`;
+    add(svg, "path", {d, fill: "none", stroke: "currentColor", "stroke-opacity": .35}, `${r} → ${e.name}`);
+  }
+  for (const p of new Set(row.barriers.map(b => b.pass))) {
+    const why = row.barriers.filter(b => b.pass === p).map(b => b.why).join("\n"), at = x(p) - GX / 2;
+    add(svg, "line", {x1: at, x2: at, y1: 4, y2: height - 4, stroke: "#cf222e", "stroke-width": 2, "stroke-dasharray": "6 3"});
+    add(svg, "rect", {x: at - 8, y: 0, width: 16, height, fill: "#cf222e", "fill-opacity": 0, class: "barrier"}, why);
+  }
+  for (const e of cascade.einsums) {
+    const b = at[e.name];
+    add(svg, "rect", {x: b.x, y: b.y, width: W, height: H, rx: 4, fill: b.p ? `hsl(${210 + 60 * (b.p - 1)} 60% 60% / .35)` : "#8882", stroke: "currentColor", "stroke-opacity": .5}, `${e.name} reads ${e.reads.join(", ") || "nothing"}`);
+    add(svg, "text", {x: b.x + 8, y: b.y + 16}).textContent = e.name.length > 22 ? e.name.slice(0, 21) + "…" : e.name;
+  }
+  return svg;
+}
+if (data.pass_analysis && data.pass_analysis.cascades.length) tab("fibers", s => {
+  const all = data.pass_analysis.cascades, area = make("div"), label = r => `${r.tensor} along ${r.rank}: ${r.passes}${r.partition ? " (in a block)" : ""}`;
+  const tools = make("div", {class: "tools"}); let rows;
+  const draw = () => {
+    const c = all[which.value], r = c.rows[rows.value]; area.textContent = "";
+    const t = c.traffic, facts = [`${c.level} ${c.cascade}: ${c.passes} passes`];
+    if (r) facts.push(`live: ${r.footprint.elements} elements of ${r.tensor}, ${r.footprint.bytes} bytes`, ...Object.entries(r.repeats).map(([k, n]) => `again in each of the ${n} steps of ${k}`));
+    facts.push(t.ratio === null ? `traffic at least ${t.bound} bytes, S words of cache` : `traffic ${t.moved_bytes.toLocaleString()} bytes, at least ${t.bound_bytes.toLocaleString()}: ${t.ratio} times the bound`);
+    area.append(...facts.map(f => make("div", {}, f))); if (!r) return;
+    const picture = make("div", {style: "overflow-x: auto; margin: .7rem 0"}); picture.append(fiberPicture(c, r));
+    area.append(picture, make("ul", {}, ...r.barriers.map(b => make("li", {}, `pass ${b.pass}: ${b.why}`))));
+  };
+  const pickCascade = () => {
+    const c = all[which.value], best = c.rows.reduce((m, r, i) => !r.partition && r.passes > (c.rows[m]?.passes ?? 0) ? i : m, 0), next = choose(c.rows.map(label), c.rows.length ? best : "", draw);
+    if (rows) rows.replaceWith(next); else tools.append(next);
+    rows = next; draw();
+  };
+  const which = choose(all.map(c => `${c.level} ${c.cascade}: ${c.passes}`), all.reduce((m, c, i) => c.passes > all[m].passes ? i : m, 0), pickCascade);
+  tools.prepend(which); s.append(tools, area); pickCascade();
 });
 tab("memory", s => {
   const m = data.memory; if (!m || !m.buffers || !m.buffers.length) { s.append("no plan"); return; }

@@ -1,7 +1,7 @@
 """What the compiler made of a model: symbols, kernels, memory; or what an error code means.
 
 dlc explain model.dlc             inputs, outputs, symbols, kernels by size, memory, constants, target
-dlc explain model.onnx            compile it first, and tell what was fused into each kernel
+dlc explain model.onnx            compile it first, and tell what was fused into each kernel, its passes and traffic
 dlc explain model.onnx --kernel k3    one kernel, as the Einsums that are in it
 dlc explain DLC0102               an error code: what it says and the way out
 """
@@ -9,8 +9,10 @@ dlc explain DLC0102               an error code: what it says and the way out
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +57,20 @@ def run(options: argparse.Namespace, console: Console) -> int:
         if shared.dump_dir(options) is None:
             options.dump_dir = folder
         executable = shared.compile_model(model, options, console)
-        kernels = _kernel_texts(Path(str(shared.dump_dir(options))))
+        dumped = Path(str(shared.dump_dir(options)))
+        kernels = _kernel_texts(dumped)
+        analysis = json.loads((dumped / "pass_analysis.json").read_text())
     if options.kernel:
         if options.kernel not in kernels:
             raise NoSuchKernel(wanted=options.kernel, known=", ".join(kernels) or "unknown")
         console.emit({"kernel": options.kernel, "program": kernels[options.kernel]})
         console.say(kernels[options.kernel])
         return 0
-    return explain_manifest(executable.manifest, kernels, console)
+    from dlc.pass_report import facts_of, say_passes  # not for .dlc files: an artifact runs where no compiler is
+
+    explain_manifest(executable.manifest, kernels, console, facts_of(analysis, model.kind == "ein"))
+    say_passes(analysis, console)
+    return 0
 
 
 def explain_code(code: str, console: Console) -> int:
@@ -106,8 +114,10 @@ def all_errors() -> dict[str, Any]:
     return dict(sorted(REGISTRY.items()))
 
 
-def explain_manifest(manifest: dict[str, Any], kernels: dict[str, str], console: Console) -> int:
-    """Print what an artifact's manifest says."""
+def explain_manifest(
+    manifest: dict[str, Any], kernels: dict[str, str], console: Console, more: Mapping[str, Any] | None = None
+) -> int:
+    """Print what an artifact's manifest says; scripts get the facts of `more`, too."""
     calls = manifest.get("kernels", ())
     grouped: dict[str, list[dict[str, Any]]] = {}
     for call in calls:
@@ -122,6 +132,7 @@ def explain_manifest(manifest: dict[str, Any], kernels: dict[str, str], console:
         "buffers": arena,
         "kernel_calls": len(calls),
         "kernels": len(grouped),
+        **(more or {}),
     }
     rows = [
         {"kernel": c["name"], "flops": c.get("flops", 0), "bytes": c.get("bytes", 0), "loc": c.get("loc", "")}
