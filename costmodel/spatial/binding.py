@@ -88,12 +88,14 @@ class Plan:
         rank = self.roles.stream if role == "stream" else self.roles.parallel
         return min(self.target.arrays[array].shape[nest.space.index(role)], self.extent(rank))
 
-    def block(self) -> int:
-        """Elements of the stream that go by in one step: as many as an array has side by side."""
-        return max(self.lanes(array, "stream") for array in self.target.arrays)
+    def block(self, array: str) -> int:
+        """Elements of the stream that go by in one step: as many as lie over the array, or over the one beside it."""
+        if "stream" in self.nest(array).space:
+            return self.lanes(array, "stream")
+        return max(self.lanes(a, "stream") for a in self.target.arrays)
 
-    def steps(self) -> int:
-        return -(-self.extent(self.roles.stream) // self.block())
+    def steps(self, array: str) -> int:
+        return -(-self.extent(self.roles.stream) // self.block(array))
 
     def pieces(self, array: str) -> int:
         """How often the parallel rank fills the array."""
@@ -183,7 +185,7 @@ class Plan:
                 words *= min(self.lanes(b.array, "parallel") * held, self.extent(r))
             elif r == self.roles.stream:
                 whole = self.crosses_passes(tensor.name, b.phase) and tensor.name not in self.spilled
-                words *= self.extent(r) if whole else self.block()
+                words *= self.extent(r) if whole else self.block(b.array)
             elif r not in self.roles.batch:
                 words *= self.extent(r)
         return words
@@ -254,6 +256,10 @@ def _tile(plan: Plan, phase: int) -> int:
 
 def _check_covered(normal: Normal, roles: Roles, passes: dict[str, int], target: Target) -> None:
     most = target.mapping.passes
+    if normal.streamed is not None and target.mapping.phases == "arrays":
+        reason = "it runs each array's part by itself, and the body of a scan is one loop nest"
+        way_out = "give the cascade as it is without a scan, in several passes"
+        raise UnmappableCascade(normal.operations[0].loc, target=target.name, reason=reason, way_out=way_out)
     for op in normal.operations:
         if most is not None and passes[op.out] >= most:
             reason = f"'{op.out}' is in pass {passes[op.out] + 1} over '{roles.stream}', and it covers {most}"

@@ -48,7 +48,7 @@ def loops_of(plan: Plan, b: Bound, part: Literal["above", "all"]) -> list[Loop]:
         if roles.stream in ranks and "stream" not in nest.space:
             result.append((roles.stream, 0))
         result += [(r, 0) for r in roles.inner(ranks)]
-    return result
+    return [loop for loop in result if size_of(plan, b, loop[0], (loop[1],)) > 1]  # one iteration moves nothing
 
 
 def laid(plan: Plan, b: Bound) -> list[str]:
@@ -67,8 +67,8 @@ def size_of(plan: Plan, b: Bound, rank: str, parts: Collection[int]) -> int:
     """How many combinations the given parts of a rank's loops have."""
     roles = plan.roles
     if rank == roles.stream:
-        block = plan.block()
-        whole, steps = plan.extent(rank), plan.steps()
+        block = plan.block(b.array)
+        whole, steps = plan.extent(rank), plan.steps(b.array)
         return {(): 1, (0,): block, (1,): steps, (0, 1): whole}[tuple(sorted(parts))]
     if rank == roles.parallel:
         held, pieces = plan.held(b), plan.pieces(b.array)
@@ -125,13 +125,13 @@ def points(plan: Plan, b: Bound) -> int:
     for rank in b.op.all_ranks:
         total *= plan.extent(rank)
     if plan.roles.stream not in b.op.all_ranks and not b.outside:
-        total *= plan.steps()
+        total *= plan.steps(b.array)
     return total
 
 
-def elements(plan: Plan, tensor: Tensor, stepped: bool) -> int:
+def elements(plan: Plan, b: Bound, tensor: Tensor, stepped: bool) -> int:
     """Elements of a tensor, of all steps."""
-    total = plan.steps() if stepped and plan.roles.stream not in tensor.ranks else 1
+    total = plan.steps(b.array) if stepped and plan.roles.stream not in tensor.ranks else 1
     for rank in tensor.ranks:
         total *= plan.extent(rank)
     return total
@@ -149,12 +149,12 @@ def compute_counts(plan: Plan, b: Bound, *, wrapping: bool) -> Counts:
     stepped = out.stepped and not plan.accumulates(b)
     at, home = points(plan, b), plan.home(b)
     folded = [r for r in laid(plan, b) if r in b.op.reduced]
-    alone = elements(plan, out, stepped)
+    alone = elements(plan, b, out, stepped)
     first = alone
     for rank in folded:
         first *= plan.lanes(b.array, "stream" if rank == plan.roles.stream else "parallel")
     if stepped and plan.roles.stream in folded:  # one element of the result per step, at every element of the array
-        first = alone // plan.steps() * plan.extent(plan.roles.stream)
+        first = alone // plan.steps(b.array) * plan.extent(plan.roles.stream)
     counts.reads[file] += at * len(b.op.reads) + at - first
     counts.writes[file] += at
     inside = visits(plan, b, out, stepped=stepped, everywhere=True)
@@ -176,7 +176,7 @@ def _add_wrapped(plan: Plan, b: Bound, out: Tensor, alone: int, home: str, count
         if rank == plan.roles.parallel:
             tile *= min(plan.lanes(b.array, "parallel") * plan.held(b), plan.extent(rank))
         elif rank == plan.roles.stream:
-            tile *= plan.block() if "stream1" in plan.nest(b.array).above else plan.extent(rank)
+            tile *= plan.block(b.array) if "stream1" in plan.nest(b.array).above else plan.extent(rank)
         elif rank not in plan.roles.batch:
             tile *= plan.extent(rank)
     lost = alone - (alone * tile) % 2**64 // tile
@@ -226,7 +226,7 @@ def memory_counts(plan: Plan, phase: int) -> Counts:
                 per_pass[name][b.pass_index] = max(old, (found, b), key=lambda pair: pair[0])
         ends = [s for s, after in plan.normal.next_of.items() if after == b.op.out and s in plan.normal.results]
         if plan.home(b) == "dram" or ends:
-            counts.writes["dram"] += elements(plan, plan.normal.tensors[b.op.out], False)
+            counts.writes["dram"] += elements(plan, b, plan.normal.tensors[b.op.out], False)
     for name, found_in in per_pass.items():
         amounts = [n for n, _ in found_in.values()]
         total = sum(amounts) if name in plan.spilled else max(amounts)

@@ -128,13 +128,13 @@ def cycles_of(plan: Plan, b: Bound) -> float:
     rounds = 1
     for rank in b.op.all_ranks:
         if rank == plan.roles.stream and "stream" in plan.nest(b.array).space:
-            rounds *= plan.steps()
+            rounds *= plan.steps(b.array)
         elif rank == plan.roles.parallel:
             rounds *= plan.pieces(b.array)
         else:
             rounds *= plan.extent(rank)
     if plan.roles.stream not in b.op.all_ranks and not b.outside:
-        rounds *= plan.steps()
+        rounds *= plan.steps(b.array)
     return rounds * sum(array.operations[op].cycles * n for op, n in b.op.work.items())
 
 
@@ -171,7 +171,7 @@ def _tiles_filled(plan: Plan, b: Bound) -> int:
     batch = 1
     for rank in plan.roles.batch:
         batch *= plan.extent(rank) if rank in b.op.all_ranks else 1
-    return batch * plan.steps() * plan.pieces(b.array)
+    return batch * plan.steps(b.array) * plan.pieces(b.array)
 
 
 def _einsum_cost(plan: Plan, b: Bound, stage: int, latency_s: float) -> EinsumCost:

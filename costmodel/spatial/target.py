@@ -254,17 +254,22 @@ class _Reader:
         rate = self.get(dram, "dram.bytes_per_s", float, positive=True)
         arrays = self.get(data, "arrays", dict)
         self.only(arrays, "arrays", ("2d", "1d"))
+        mapping = self.mapping(self.get(data, "mapping", dict))
+        read = {n: self.array(self.get(arrays, f"arrays.{n}", dict), n, data) for n in ("2d", "1d")}
+        along = {read[n].shape[nest.space.index("stream")] for n, nest in mapping.nests.items() if "stream" in nest.space}
+        if mapping.phases == "one" and len(along) != 1:
+            raise self.fault("mapping.nests", "arrays that step together have the stream over equally many elements")
         return Target(
             name=self.get(data, "name", str),
             source=self.get(data, "source", str),
             clock_hz=self.get(data, "clock_hz", float, positive=True),
             value_bytes=value_bytes,
-            arrays={n: self.array(self.get(arrays, f"arrays.{n}", dict), n, data) for n in ("2d", "1d")},
+            arrays=read,
             stage=None if data.get("stage") is None else self.memory(self.get(data, "stage", dict), "stage"),
             buffer=self.memory(self.get(data, "buffer", dict), "buffer", sized=True),
             dram=Memory(pj, pj, max(access // value_bytes, 1)),
             dram_bytes_per_s=rate,
-            mapping=self.mapping(self.get(data, "mapping", dict)),
+            mapping=mapping,
             published=self.published(data.get("published", {})),
         )
 
