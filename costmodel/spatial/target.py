@@ -256,7 +256,9 @@ class _Reader:
         self.only(arrays, "arrays", ("2d", "1d"))
         mapping = self.mapping(self.get(data, "mapping", dict))
         read = {n: self.array(self.get(arrays, f"arrays.{n}", dict), n, data) for n in ("2d", "1d")}
-        along = {read[n].shape[nest.space.index("stream")] for n, nest in mapping.nests.items() if "stream" in nest.space}
+        along = {
+            read[n].shape[nest.space.index("stream")] for n, nest in mapping.nests.items() if "stream" in nest.space
+        }
         if mapping.phases == "one" and len(along) != 1:
             raise self.fault("mapping.nests", "arrays that step together have the stream over equally many elements")
         return Target(

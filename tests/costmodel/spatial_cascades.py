@@ -57,7 +57,10 @@ ONE_PASS = (
 """As a running reduction is written."""
 
 CASCADE_5 = (
-    ONE_PASS.replace("RD1[h, p] = RD[h, p] * PRM[h, p] + SLD[h, p]", "SPD[h, p] = RD[h, p] * PRM[h, p]\n    RD1[h, p] = SPD[h, p] + SLD[h, p]")
+    ONE_PASS.replace(
+        "RD1[h, p] = RD[h, p] * PRM[h, p] + SLD[h, p]",
+        "SPD[h, p] = RD[h, p] * PRM[h, p]\n    RD1[h, p] = SPD[h, p] + SLD[h, p]",
+    )
     .replace(
         "RNV1[h, p, f] = RNV[h, p, f] * PRM[h, p] + SLNV[h, p, f]",
         "SPNV[h, p, f] = RNV[h, p, f] * PRM[h, p]\n    RNV1[h, p, f] = SPNV[h, p, f] + SLNV[h, p, f]",

@@ -111,7 +111,11 @@ def walk_operation(plan: Plan, b: Bound) -> tuple[Counts, dict[str, Registers]]:
     back = 0
     for outer in time_steps(plan, b, nest.above + nest.below):
         for inner in inner_steps(plan, b):
-            now = {n: at for n, place in enumerate(where) if (at := point(plan, b, {**outer, **inner, **place})) is not None}
+            now = {
+                n: at
+                for n, place in enumerate(where)
+                if (at := point(plan, b, {**outer, **inner, **place})) is not None
+            }
             for name, registers in operands.items():
                 registers.want({n: element(plan, name, at, is_stepped(plan, name, b)) for n, at in now.items()})
             leaves, comes = result.want({n: element(plan, b.op.out, at, stepped) for n, at in now.items()})

@@ -21,7 +21,7 @@ from tests.costmodel.spatial_walk import walk_phase
 def small(name: str, rows: int, columns: int, buffer_words: int) -> Target:
     """A target with a tiny array and buffer that can also take roots and divide anywhere."""
     target = load_target(name)
-    more = {op: target.arrays["1d"].operations["div"] for op in ("div", "rsqrt", "sqrt", "log")}
+    more = dict.fromkeys(("div", "rsqrt", "sqrt", "log"), target.arrays["1d"].operations["div"])
     arrays = {
         n: replace(a, shape=(rows, columns) if n == "2d" else (columns,), operations={**a.operations, **more})
         for n, a in target.arrays.items()
@@ -61,13 +61,17 @@ def test_counts_are_those_of_the_walked_loops(
     single = {plan.extent(plan.roles.stream) % plan.block(a) == 1 for a in ("2d", "1d") if plan.steps(a) > 1}
     for phase in plan.phases:
         found, walked = analytic(plan, phase), walk_phase(plan, phase)
-        if True in single:  # the count takes every block for a full one; in a last block of one element a register keeps its value
+        if (
+            True in single
+        ):  # the count takes every block for a full one; in a last block of one element a register keeps its value
             assert walked.reads <= found.reads and walked.writes <= found.writes, plan.tiles
         else:
             assert (+found.reads, +found.writes) == (+walked.reads, +walked.writes), plan.tiles
 
 
-@pytest.mark.parametrize(("cascade", "target"), [("one-pass", "fusemax"), ("three-pass", "unfused"), ("mlp", "fusemax")])
+@pytest.mark.parametrize(
+    ("cascade", "target"), [("one-pass", "fusemax"), ("three-pass", "unfused"), ("mlp", "fusemax")]
+)
 def test_the_walk_is_not_empty(cascade: str, target: str) -> None:
     """The property above does not hold for want of plans."""
     parsed = parse_cascade(CASCADES[cascade])
