@@ -30,8 +30,9 @@ def roles_of(normal: Normal, target: str) -> Roles:
     """The roles of a cascade's ranks.
 
     The stream is the scanned rank; without a scan the one over which the cascade makes the most passes; then one that an
-    intermediate result has and a later operation folds; then any free rank. The parallel rank is beside it in what is
-    made: first one that some streamed input lacks (that input is used again along it), then the longest.
+    intermediate result has and a later operation folds; then a free rank of the widest operation, or one that it folds.
+    The parallel rank is beside it in what is made: first one that some streamed input lacks (that input is used again along
+    it), then the longest.
 
     Raises:
         UnmappableCascade: it has no two such ranks.
@@ -75,6 +76,8 @@ def _stream_of(normal: Normal) -> str:
                 return r
         made[op.out] = op.ranks
     widest = max(normal.operations, key=lambda op: len(op.all_ranks))
+    if len(widest.ranks) < 2 and widest.reduced:
+        return widest.reduced[0]
     return min(widest.ranks, key=lambda r: (sum(r in t.ranks for t in normal.tensors.values()), -widest.ranks.index(r)))
 
 

@@ -75,6 +75,7 @@ CASCADES = {
     "three-pass": THREE_PASS,
     "deferred": DEFERRED,
     "product": "cascade product(A: f32[p, e], B: f32[e, m]) -> C {\nC[p, m] = sum(e) A[p, e] * B[e, m]\n}\n",
+    "row-sum": "cascade rows(X: f32[p, m]) -> S {\nS[p] = sum(m) X[p, m]\n}\n",
     "mlp": """\
 cascade mlp(X: f32[p, e], U: f32[e, m], D: f32[m, f]) -> Y {
   H[p, m] = sum(e) X[p, e] * U[e, m]

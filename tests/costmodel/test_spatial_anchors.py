@@ -17,7 +17,12 @@ from tests.costmodel.spatial_cascades import CASCADE_5, ONE_PASS, THREE_PASS
 ANCHORS = Path(__file__).parent / "anchors"
 BATCH = 64
 LENGTHS = {"1K": 2**10, "4K": 2**12, "16K": 2**14, "64K": 2**16, "256K": 2**18, "1M": 2**20}
-MODELS = {"BERT": (768, 12, 64, 3072), "TrXL": (1024, 16, 64, 4096), "T5": (512, 8, 64, 2048), "XLM": (2048, 16, 128, 8192)}
+MODELS = {
+    "BERT": (768, 12, 64, 3072),
+    "TrXL": (1024, 16, 64, 4096),
+    "T5": (512, 8, 64, 2048),
+    "XLM": (2048, 16, 128, 8192),
+}
 """Model width, heads, width of a head, width of the hidden layer."""
 
 Row = dict[str, str]
@@ -43,7 +48,9 @@ def cost(
 ) -> SpatialCost:
     _, heads, width, _ = MODELS[model]
     extents = {"h": BATCH * heads, "p": LENGTHS[length], "m": LENGTHS[length], "e": width, "f": width}
-    return predict_spatial(parse_cascade(text), load_target(target), extents, traffic_bytes=traffic, as_published=published)
+    return predict_spatial(
+        parse_cascade(text), load_target(target), extents, traffic_bytes=traffic, as_published=published
+    )
 
 
 def of_row(text: str, target: str, row: Row, traffic: float | None = None) -> SpatialCost:
