@@ -87,6 +87,9 @@ def test_refusals(arguments: list[str], code: int, words: str, three: str, capsy
 def test_only_a_cascade_has_a_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "model.onnx", "--target", "fusemax", "--extent", "p=1"]) == 1
     assert "error[DLC0643]: --extent and spatial targets are for a cascade's text" in capsys.readouterr().err
+    (tmp_path / "model.onnx").write_bytes(b"")
+    assert main(["explain", str(tmp_path / "model.onnx"), "--target", "fusemax"]) != 0
+    assert "unknown target 'fusemax'" in capsys.readouterr().err
     path = tmp_path / "program.ein"
     path.write_text("program p(X: f32[n]) -> (Y) {\n  Y[n] = X[n] * 2.0\n}\n")
     assert main(["explain", str(path), "--extent", "n=4"]) == 1

@@ -10,7 +10,10 @@ class UnknownTarget(BadInput):
 
     code = "DLC0700"
     template = "there is no target '{name}'"
-    hint = "the targets are: {known}; or give the path of a JSON file (docs/spatial-model.md has its fields)"
+    hint = (
+        "the spatial targets are: {known}; or give the path of a JSON file (docs/spatial-model.md has its fields), "
+        "or a CPU: host, avx512, avx2, baseline"
+    )
 
 
 class BadTarget(BadInput):

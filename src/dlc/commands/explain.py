@@ -77,7 +77,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, console: Console) -> int:
     if re.fullmatch(r"DLC\d{4}", options.model):
         return explain_code(options.model, console)
-    if options.extent or not _is_cpu(options.target):
+    if options.extent or (options.model.endswith(".ein") and not _is_cpu(options.target)):
         return explain_cost(options, console)
     model = open_model(options.model)
     if model.kind == "dlc":
