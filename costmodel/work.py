@@ -20,6 +20,11 @@ SPECIAL_OPS = frozenset(
 _FREE = frozenset("select and or xor not eq ne lt le gt ge isnan isinf signbit copysign".split())
 
 
+def is_free(op: str) -> bool:
+    """Whether a scalar operator only chooses or compares, which is not counted as arithmetic."""
+    return op in _FREE
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """Counts over extent symbols.
@@ -69,7 +74,7 @@ def _per_point(step: Einsum) -> tuple[int, int]:
 @lru_cache(maxsize=1 << 14)
 def _operations(e: Expr) -> tuple[int, int]:
     """(operations, special ones) of one evaluation; what only computes with indices is free."""
-    if isinstance(e, Apply) and e.op not in _FREE and not all(isinstance(n, (Apply, Index, Const)) for n in walk(e)):
+    if isinstance(e, Apply) and not is_free(e.op) and not all(isinstance(n, (Apply, Index, Const)) for n in walk(e)):
         own = (1, int(e.op in SPECIAL_OPS))
     else:
         own = (0, 0)

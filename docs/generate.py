@@ -22,6 +22,7 @@ AREAS = {
     "04": "Code generation",
     "05": "Artifact and runtime",
     "06": "Command line",
+    "07": "Cost models",
     "09": "Faults of dlc",
 }
 

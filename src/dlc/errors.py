@@ -19,8 +19,8 @@ which prints as
 
 Codes are unique: defining a second class with a code already taken fails at import.  By range:
 DLC01xx text form and verifier, DLC02xx front ends, DLC03xx passes and pipelines, DLC04xx code generation,
-DLC05xx artifact and runtime, DLC06xx command line, DLC09xx our own faults.  A code's hundreds say where, its
-class's family says how the process ends (`exit_code`).
+DLC05xx artifact and runtime, DLC06xx command line, DLC07xx cost models, DLC09xx our own faults.  A code's hundreds
+say where, its class's family says how the process ends (`exit_code`).
 """
 
 from __future__ import annotations

@@ -113,7 +113,9 @@ def silero(folder: Path, threads: int | None, console: Console) -> dict[str, Any
     source = Path(silero_vad.__file__).parent / "data" / "silero_vad.onnx"
     # the file has a branch for 8 kHz as well, for which 576 samples are no frame
     model = with_shapes(open_model(str(source)), {"input": ("batch", CONTEXT + CHUNK), "state": (2, "batch", 128)})
-    executable, seconds = _compile_saved(model.source, None, None, folder, "silero", threads, console, {"sr": np.array(RATE)})
+    executable, seconds = _compile_saved(
+        model.source, None, None, folder, "silero", threads, console, {"sr": np.array(RATE)}
+    )
     session = ort_session(str(source), executable.threads)
     outputs = [o.name for o in session.get_outputs()]
     names = [i["name"] for i in executable.manifest["inputs"]]

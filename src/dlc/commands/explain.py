@@ -1,8 +1,11 @@
-"""What the compiler made of a model: symbols, kernels, memory; or what an error code means.
+"""What the compiler made of a model: symbols, kernels, memory; what a cascade costs; or what an error code means.
 
 dlc explain model.dlc             inputs, outputs, symbols, kernels by size, memory, constants, target
 dlc explain model.onnx            compile it first, and tell what was fused into each kernel, its passes and traffic
 dlc explain model.onnx --kernel k3    one kernel, as the Einsums that are in it
+dlc explain attention.ein --target fusemax --extent h=768,p=4096,m=4096,e=64,f=64
+                                  time, traffic and energy of a cascade on a spatial accelerator, Einsum by Einsum
+dlc explain attention.ein --extent h=768,p=4096,m=4096,e=64,f=64      the same by the roofline of this CPU
 dlc explain DLC0102               an error code: what it says and the way out
 """
 
@@ -13,14 +16,19 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlc.commands import options as shared
-from dlc.console import Console, bytes_text
+from dlc.console import Console, bytes_text, seconds_text
 from dlc.errors import REGISTRY, BadInput, DlcError
 from dlc.feeds import signature
 from dlc.models import open_model
+
+if TYPE_CHECKING:
+    from dlc.costing import CpuCost
+    from dlc.costmodel.spatial.model import SpatialCost
 
 
 class NoSuchCode(BadInput):
@@ -39,9 +47,30 @@ class NoSuchKernel(BadInput):
     hint = "its kernels are: {known}"
 
 
+class NoCascade(BadInput):
+    """What only a cascade's text can be asked about was asked of another model."""
+
+    code = "DLC0643"
+    template = "--extent and spatial targets are for a cascade's text, and '{model}' is none"
+    hint = "give an .ein file with one cascade; `dlc opt MODEL` prints a model's program"
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL_OR_CODE", help="a .dlc file, a model, or an error code")
     parser.add_argument("--kernel", metavar="NAME", help="show this kernel's Einsums (of a model, not of a .dlc file)")
+    cost = parser.add_argument_group("cost of a cascade (--target also takes a spatial target's name or JSON file)")
+    cost.add_argument(
+        "--extent", action="append", default=[], type=shared.extents, metavar="NAME=N,...", help="values of its symbols"
+    )
+    cost.add_argument(
+        "--traffic-bytes",
+        type=float,
+        metavar="N",
+        help="memory traffic known from elsewhere, instead of the counted one",
+    )
+    cost.add_argument(
+        "--as-published", action="store_true", help="energy with the errors of the figures published for the target"
+    )
     shared.add_threads(parser)
     shared.add_compile(parser)
     shared.add_format(parser)
@@ -50,6 +79,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, console: Console) -> int:
     if re.fullmatch(r"DLC\d{4}", options.model):
         return explain_code(options.model, console)
+    if options.extent or (options.model.endswith(".ein") and not _is_cpu(options.target)):
+        return explain_cost(options, console)
     model = open_model(options.model)
     if model.kind == "dlc":
         return explain_manifest(shared.executable_of(options, console)[1].manifest, {}, console)
@@ -112,6 +143,63 @@ def all_errors() -> dict[str, Any]:
             except (ImportError, DlcError):
                 continue  # a part whose packages are not installed
     return dict(sorted(REGISTRY.items()))
+
+
+def _is_cpu(target: str) -> bool:
+    from dlc.costing import is_cpu
+
+    return is_cpu(target)
+
+
+def explain_cost(options: argparse.Namespace, console: Console) -> int:
+    """Print what a cascade costs at the extents that the options give."""
+    from dlc.codegen.target import parse_target
+    from dlc.costing import cpu_cost, spatial_cost
+    from dlc.costmodel.spatial.target import load_target
+    from dlc.ir.parser import parse_cascade
+
+    model = open_model(options.model) if options.model.endswith(".ein") else None
+    if model is None:
+        raise NoCascade(model=options.model)
+    cascade = parse_cascade(Path(options.model).read_text(), options.model)
+    extents = {name: size for given in options.extent for name, size in given.items()}
+    if _is_cpu(options.target):
+        _print_cpu_cost(cpu_cost(cascade, parse_target(options.target), extents, options.threads or 1), console)
+        return 0
+    target = load_target(options.target)
+    cost = spatial_cost(
+        cascade, target, extents, traffic_bytes=options.traffic_bytes, as_published=options.as_published
+    )
+    _print_spatial_cost(cost, console)
+    return 0
+
+
+def _print_spatial_cost(cost: SpatialCost, console: Console) -> None:
+    facts = asdict(cost)
+    console.emit(facts)
+    console.say(f"target:   {cost.target}")
+    console.say("ranks:    " + ", ".join(f"{role} {names}" for role, names in cost.ranks.items() if names))
+    console.say(f"passes:   {cost.passes} over {cost.ranks['stream']}")
+    console.say(
+        f"traffic:  {cost.traffic_bytes:.0f} bytes" + (f", spilled: {', '.join(cost.spilled)}" if cost.spilled else "")
+    )
+    console.say(f"latency:  {seconds_text(cost.latency_s)}, by {cost.bound}")
+    console.say(f"in use:   2-D array {cost.util_2d:.1%}, 1-D array {cost.util_1d:.1%}")
+    parts = ", ".join(f"{name} {joules:.3g}" for name, joules in cost.energy_parts_j.items())
+    console.say(f"energy:   {cost.energy_j:.4g} J ({parts})\n")
+    rows = [(e.stage, e.array, e.name, e.points, seconds_text(e.time_s), f"{e.share:.1%}") for e in cost.einsums]
+    console.table(("stage", "array", "Einsum", "points", "time", "of latency"), rows, "r  rrr")
+
+
+def _print_cpu_cost(cost: CpuCost, console: Console) -> None:
+    # a CPU has no arrays to keep busy, and its energy is not modelled
+    console.emit({**asdict(cost), "util_2d": None, "util_1d": None, "energy_j": None})
+    console.say(f"target:   {cost.target}, by its roofline")
+    console.say(f"passes:   {'not counted' if cost.passes is None else cost.passes}")
+    console.say(f"traffic:  {cost.traffic_bytes} bytes, {cost.flops} operations")
+    console.say(f"latency:  {seconds_text(cost.latency_s)} fused, {seconds_text(cost.unfused_s)} Einsum by Einsum\n")
+    rows = [(e.name, e.flops, e.bytes, seconds_text(e.time_s)) for e in cost.einsums]
+    console.table(("Einsum", "operations", "bytes", "time"), rows, " rrr")
 
 
 def explain_manifest(

@@ -127,6 +127,17 @@ def _shape(text: str) -> tuple[str, tuple[int | str, ...]]:
     return name, extents
 
 
+def extents(text: str) -> dict[str, int]:
+    """`h=768,p=262144` as values of symbols."""
+    found = {}
+    for part in text.split(","):
+        name, _, number = part.partition("=")
+        if not name.strip().isidentifier() or not number.strip().isdecimal():
+            raise argparse.ArgumentTypeError(f"write NAME=N,NAME=N with integers, not '{text}'")
+        found[name.strip()] = int(number)
+    return found
+
+
 def int_range(text: str) -> tuple[int, int]:
     low, colon, high = text.partition(":")
     try:

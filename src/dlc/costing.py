@@ -1,0 +1,128 @@
+"""What a cascade costs at given extents: on a spatial target (`dlc.costmodel.spatial`), or on a CPU by its roofline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from dlc.codegen.target import TARGETS
+from dlc.codegen.target import Target as CpuTarget
+from dlc.costmodel.interface import Costs, peaks_of_core
+from dlc.costmodel.spatial.cascade import normalise, symbol_values
+from dlc.costmodel.spatial.model import SpatialCost, predict_spatial
+from dlc.costmodel.spatial.roles import most_passes
+from dlc.costmodel.spatial.target import Target
+from dlc.costmodel.work import cascade_work
+from dlc.errors import Unsupported
+from dlc.ir.einsum import Einsum, Scan, Step, TensorType
+from dlc.ir.extent import IntExpr, evaluate, int_expr
+from dlc.ir.program import Cascade, Param, cascade_types
+
+
+@dataclass(frozen=True, slots=True)
+class CpuStep:
+    """One Einsum on a CPU: its own operations, and its own operands and result through memory."""
+
+    name: str
+    flops: int
+    bytes: int
+    time_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CpuCost:
+    """The roofline of a cascade.
+
+    Attributes:
+        passes: over the rank that has most of them; None where the cascade is not one of plain ranks.
+        traffic_bytes: parameters and results once, as a fused kernel needs at least.
+        latency_s: of the whole as one kernel that computes at the peak or moves `traffic_bytes`.
+        unfused_s: of the Einsums one by one.
+    """
+
+    target: str
+    passes: int | None
+    flops: int
+    traffic_bytes: int
+    latency_s: float
+    unfused_s: float
+    einsums: tuple[CpuStep, ...]
+
+
+def is_cpu(name: str) -> bool:
+    """Whether a --target names a CPU level, and not a spatial target."""
+    return name.partition("+")[0] in {"", "host", "native", *TARGETS}
+
+
+def unchanged(cascade: Cascade) -> Cascade:
+    """The derivation that derives nothing."""
+    return cascade
+
+
+def spatial_cost(
+    cascade: Cascade,
+    target: Target,
+    extents: Mapping[str, int],
+    *,
+    derive: Callable[[Cascade], Cascade] = unchanged,
+    traffic_bytes: float | None = None,
+    as_published: bool = False,
+) -> SpatialCost:
+    """The cost of a cascade on a spatial target; one of more passes than the mapping covers is derived from first.
+
+    Args:
+        derive: gives a cascade of fewer passes, or the same one.
+    """
+    covers = target.mapping.passes
+    if covers is not None and most_passes(normalise(cascade, extents, target.name)) > covers:
+        cascade = derive(cascade)
+    return predict_spatial(cascade, target, extents, traffic_bytes=traffic_bytes, as_published=as_published)
+
+
+def cpu_cost(cascade: Cascade, target: CpuTarget, extents: Mapping[str, int], cores: int = 1) -> CpuCost:
+    """The roofline of a cascade at values of its symbols, on `cores` cores.
+
+    Raises:
+        BadExtents: a symbol without a value, or a value without a symbol.
+    """
+    env = symbol_values(cascade, extents)
+    peaks = peaks_of_core(target.vector_bits, cores=cores)
+    types = cascade_types(cascade)
+    steps = []
+    for step, times in _einsums(cascade.steps, int_expr(1)):
+        work = cascade_work(_alone(cascade, step, types))
+        costs = Costs(work.flops * times, work.special * times, work.bytes * times, peaks)
+        flops, moved = int(evaluate(costs.flops, env)), int(evaluate(costs.bytes, env))
+        steps.append(CpuStep(step.out, flops, moved, costs.time_s(extents)))
+    work = cascade_work(cascade)
+    whole = Costs(work.flops, work.special, work.bytes, peaks)
+    return CpuCost(
+        target=target.name,
+        passes=_passes(cascade, extents),
+        flops=int(evaluate(work.flops, env)),
+        traffic_bytes=int(evaluate(work.bytes, env)),
+        latency_s=whole.time_s(extents),
+        unfused_s=sum(s.time_s for s in steps),
+        einsums=tuple(steps),
+    )
+
+
+def _passes(cascade: Cascade, extents: Mapping[str, int]) -> int | None:
+    try:
+        return most_passes(normalise(cascade, extents, "host"))
+    except Unsupported:
+        return None
+
+
+def _alone(cascade: Cascade, step: Einsum, types: Mapping[str, TensorType]) -> Cascade:
+    """A cascade of one Einsum, its operands as parameters."""
+    params = tuple(Param(name, types[name]) for name in step.reads)
+    return Cascade(step.out, params, (step,), step.outs, cascade.symbols)
+
+
+def _einsums(steps: tuple[Step, ...], times: IntExpr) -> Iterator[tuple[Einsum, IntExpr]]:
+    for step in steps:
+        if isinstance(step, Scan):
+            yield from _einsums(step.body, times * step.rank.extent)
+        else:
+            yield step, times

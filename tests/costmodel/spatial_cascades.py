@@ -1,0 +1,103 @@
+"""Cascades that the tests of the spatial model ask about."""
+
+from __future__ import annotations
+
+HEAD = "cascade attention(Q: f32[h, p, e], K: f32[h, m, e], V: f32[h, m, f]) -> {result} {{\n"
+
+THREE_PASS = (
+    HEAD.format(result="AV")
+    + """\
+  QK[h, p, m] = sum(e) Q[h, p, e] * K[h, m, e]
+  GM[h, p] = max(m) QK[h, p, m]
+  SN[h, p, m] = exp(QK[h, p, m] - GM[h, p])
+  SD[h, p] = sum(m) SN[h, p, m]
+  A[h, p, m] = SN[h, p, m] / SD[h, p]
+  AV[h, p, f] = sum(m) A[h, p, m] * V[h, m, f]
+}
+"""
+)
+"""FuseMax's three-pass cascade."""
+
+DEFERRED = (
+    HEAD.format(result="O")
+    + """\
+  QK[h, p, m] = sum(e) Q[h, p, e] * K[h, m, e]
+  GM[h, p] = max(m) QK[h, p, m]
+  SN[h, p, m] = exp(QK[h, p, m] - GM[h, p])
+  SD[h, p] = sum(m) SN[h, p, m]
+  AV[h, p, f] = sum(m) SN[h, p, m] * V[h, m, f]
+  O[h, p, f] = AV[h, p, f] / SD[h, p]
+}
+"""
+)
+"""The same with the division after the sum."""
+
+ONE_PASS = (
+    HEAD.format(result="O")
+    + """\
+  RM0[h, p]: f32 = -inf
+  RD0[h, p]: f32 = 0.0
+  RNV0[h, p, f]: f32 = 0.0
+  scan m1: (m + 127)//128 carry (RM = RM0, RD = RD0, RNV = RNV0) {
+    BQK[h, p, m0: 128] = sum(e) Q[h, p, e] * K[h, 128*m1 + m0, e] where 128*m1 + m0 < m
+    LM[h, p] = max(m0) BQK[h, p, m0]
+    RM1[h, p] = max(RM[h, p], LM[h, p])
+    SLN[h, p, m0] = exp(BQK[h, p, m0] - RM1[h, p])
+    SLD[h, p] = sum(m0) SLN[h, p, m0]
+    PRM[h, p] = select(RM1[h, p] > RM[h, p], exp(RM[h, p] - RM1[h, p]), 1.0)
+    RD1[h, p] = RD[h, p] * PRM[h, p] + SLD[h, p]
+    SLNV[h, p, f] = sum(m0) SLN[h, p, m0] * V[h, 128*m1 + m0, f]
+    RNV1[h, p, f] = RNV[h, p, f] * PRM[h, p] + SLNV[h, p, f]
+    yield (RM1, RD1, RNV1)
+  } -> (RMK, RDK, RNVK)
+  O[h, p, f] = RNVK[h, p, f] / RDK[h, p]
+}
+"""
+)
+"""As a running reduction is written."""
+
+CASCADE_5 = (
+    ONE_PASS.replace(
+        "RD1[h, p] = RD[h, p] * PRM[h, p] + SLD[h, p]",
+        "SPD[h, p] = RD[h, p] * PRM[h, p]\n    RD1[h, p] = SPD[h, p] + SLD[h, p]",
+    )
+    .replace(
+        "RNV1[h, p, f] = RNV[h, p, f] * PRM[h, p] + SLNV[h, p, f]",
+        "SPNV[h, p, f] = RNV[h, p, f] * PRM[h, p]\n    RNV1[h, p, f] = SPNV[h, p, f] + SLNV[h, p, f]",
+    )
+    .replace("select(RM1[h, p] > RM[h, p], exp(RM[h, p] - RM1[h, p]), 1.0)", "exp(RM[h, p] - RM1[h, p])")
+)
+"""FuseMax's Cascade 5, one Einsum per operation."""
+
+CASCADES = {
+    "one-pass": ONE_PASS,
+    "cascade-5": CASCADE_5,
+    "three-pass": THREE_PASS,
+    "deferred": DEFERRED,
+    "product": "cascade product(A: f32[p, e], B: f32[e, m]) -> C {\nC[p, m] = sum(e) A[p, e] * B[e, m]\n}\n",
+    "row-sum": "cascade rows(X: f32[p, m]) -> S {\nS[p] = sum(m) X[p, m]\n}\n",
+    "mlp": """\
+cascade mlp(X: f32[p, e], U: f32[e, m], D: f32[m, f]) -> Y {
+  H[p, m] = sum(e) X[p, e] * U[e, m]
+  R[p, m] = max(H[p, m], 0.0)
+  Y[p, f] = sum(m) R[p, m] * D[m, f]
+}
+""",
+    "layernorm": """\
+cascade layernorm(X: f32[h, p, m], G: f32[m]) -> Y {
+  S[h, p] = sum(m) X[h, p, m]
+  D[h, p, m] = X[h, p, m] - S[h, p] * 0.125
+  Q[h, p] = sum(m) D[h, p, m] * D[h, p, m]
+  R[h, p] = rsqrt(Q[h, p])
+  Y[h, p, m] = D[h, p, m] * R[h, p] * G[m]
+}
+""",
+    "softmax": """\
+cascade softmax(X: f32[h, p, m]) -> Y {
+  M[h, p] = max(m) X[h, p, m]
+  N[h, p, m] = exp(X[h, p, m] - M[h, p])
+  D[h, p] = sum(m) N[h, p, m]
+  Y[h, p, m] = N[h, p, m] / D[h, p]
+}
+""",
+}
