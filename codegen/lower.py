@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from dlc.codegen.contraction import find_contraction, lower_contraction
 from dlc.codegen.crossed import find_cross, lower_crossed
+from dlc.codegen.inner_product import find_inner_product, lower_inner_product
 from dlc.codegen.merge import merge_ranks
 from dlc.codegen.nest import (
     PointStep,
@@ -90,7 +91,10 @@ class KernelLowering:
             return self.finish(int_expr(0), int_expr(0))  # no points, and a task number cannot be divided by 0
         if all(self.moving(s) == self.outer for s in self.steps):
             roles = find_contraction(self)
-            return lower_contraction(self, roles) if roles is not None else self._points()
+            if roles is not None:
+                return lower_contraction(self, roles)
+            products = find_inner_product(self)
+            return lower_inner_product(self, products) if products is not None else self._points()
         if unrolls(self.steps, self.outer):
             return self._blocks()
         return self._rows()

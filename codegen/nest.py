@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 
 from dlc.codegen.point import Emitter, Slot, Space, compute_type
 from dlc.codegen.target import Target
-from dlc.codegen.tile import TileType
+from dlc.codegen.tile import IndexCond, TileType
+from dlc.codegen.tile_build import Builder
 from dlc.ir.dtype import DType
 from dlc.ir.einsum import Reduce
 from dlc.ir.expr import Access, Apply, Const, Expr, accesses, walk
-from dlc.ir.extent import IntExpr, int_expr, split_linear
+from dlc.ir.extent import IntExpr, int_expr, minimum, split_linear
 from dlc.ir.monoid import MONOIDS, Monoid
 
 UNROLL = 4  # independent vector chains in flight: hides the latency of an add or FMA
@@ -159,6 +160,35 @@ def for_vectors(
         inner = em.scoped()
         mask = None if left is not None and left % lanes == 0 else em.b.mask(lanes, hi - loop.index)
         body(inner, replace(space.at(name, loop.index), vector=name, lanes=lanes, mask=mask))
+
+
+def in_tiles(
+    b: Builder, name: str, lo: IntExpr, hi: IntExpr, size: int | None, count: int, body: Callable[[int, IntExpr], None]
+) -> None:
+    """Run `body(tile, index)` over `lo <= name < hi`: tiles of `count` indices, then the rest in halves down to one.
+
+    Args:
+        size: extent of the whole rank where it is known; `lo` is a multiple of `count`.
+    """
+    whole = (hi - lo) // count * count
+    position = lo
+    if size is None or size >= count:
+        with b.loop(name, lo, lo + whole, count) as loop:
+            body(count, loop.index)
+        position = _named(b, lo + whole)
+    if size is not None and size % count == 0:
+        return
+    while count > 1:
+        count = (count + 1) // 2
+        # one tile of `count`; a remainder below twice that is left to the smaller ones
+        with b.branch(IndexCond(hi - position, "ge", int_expr(count))) as branch, branch.then():
+            body(count, position)
+        position = _named(b, position + minimum((hi - position) // count, 1) * count)
+
+
+def _named(b: Builder, e: IntExpr) -> IntExpr:
+    """`e` computed once, under a name of its own."""
+    return e if e.const is not None else b.index_of(b.from_index(e))
 
 
 def _one_vector(
