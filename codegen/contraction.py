@@ -254,7 +254,7 @@ class _ContractionLowering:
         row_extent = self.rest[row] if row is not None else int_expr(1)
         block = max(tile.rows, ROW_BLOCK // tile.rows * tile.rows)
         blocks = (row_extent + (block - 1)) // block
-        if 1 < tile.rows == row_extent.const and self.steps[0].reduced:
+        if 1 < tile.rows == row_extent.const and tile.rows <= MOST_ROWS and self.steps[0].reduced:
             cols = _access(_factors(self.steps[0].exprs[0])[self.rows_first])
             self.ahead = find_stream(self.em, cols, next(reversed(self.steps[0].reduced)), self.target)
         # Tasks that follow each other share a panel of columns as long as the columns' operand does not move.

@@ -14,6 +14,7 @@ from dlc.codegen.point import Emitter, Space, affine_parts
 from dlc.codegen.target import Target
 from dlc.ir.expr import Access
 from dlc.ir.extent import split_linear
+from dlc.ir.interval import interval
 
 AHEAD_BYTES = 8192
 """How far ahead of the loads."""
@@ -36,7 +37,8 @@ class Stream:
         store = em.storage[self.access.tensor]
         later = replace(space, base={**space.base, self.rank: space.base[self.rank] + self.distance})
         parts = affine_parts(em.flat(store, self.access.index), later)
-        assert parts is not None, "`find_stream` saw to it"
+        if parts is None:
+            return  # a tile whose registers lie at places of their own
         start, _, slopes = parts
         counts = [s.count if slope.const != 0 else 1 for s, slope in zip(space.slots, slopes, strict=True)]
         for slot in itertools.product(*map(range, counts)):
@@ -49,11 +51,11 @@ class Stream:
 def find_stream(em: Emitter, access: Access, rank: str, target: Target) -> Stream | None:
     """How to ask for `access` ahead of time along `rank`; None when it may lie in the caches anyway."""
     store = em.storage[access.tensor]
-    size = store.type.elements * store.type.dtype.bytes
+    most = interval(store.type.elements, em.facts.ranks, em.facts.symbols)[1]
     along = split_linear(em.flat(store, access.index), rank)
     if along is None or along[0].const is None or along[0].const < 1:
         return None
-    if size.const is not None and size.const < 2 * target.l2_bytes:
+    if most is not None and most * store.type.dtype.bytes < 2 * target.l2_bytes:
         return None
     distance = -(-AHEAD_BYTES // (along[0].const * store.type.dtype.bytes))
     return Stream(access, rank, distance)
