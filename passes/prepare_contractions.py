@@ -45,7 +45,7 @@ class PrepareContractions(Pass):
     point-wise Einsums and window reductions follow the layout of what they read.
 
     With fewer than `few_rows` rows of a product of two tensors that have the reduced rank contiguous, packing costs more than it
-    saves: these are multiplied as they lie, lanes along that rank. Where bf16 numbers could be multiplied in pairs, a quarter.
+    saves: these are multiplied as they lie, lanes along that rank. Where bf16 numbers could be multiplied in pairs, a twelfth.
 
     Bytes are summed in i32 four products at a time, bf16 numbers in f32 two at a time: their columns are packed with the
     terms that share a 32-bit word innermost, `Wp[p, i, j, k // 4, l, k % 4]`, and zeros fill up the last word. Processors that
@@ -58,7 +58,7 @@ class PrepareContractions(Pass):
     lanes: int = 16
     registers: int = 32
     least_work: int = 2048
-    few_rows: int = 32
+    few_rows: int = 96
     bf16_words: bool = True
 
     def __post_init__(self) -> None:
@@ -166,8 +166,8 @@ class _Preparation:
             return False
         numbers = [{self._dtype(f), self.types[a.tensor].dtype} for f, a in zip(factors, plain, strict=True)]
         words = self.options.bf16_words and all(BF16 in n for n in numbers)  # pairs are worth the packing sooner
-        few = self.options.few_rows // 4 if words else self.options.few_rows
-        return min(self._rows_of(step, *pair) for pair in (factors, factors[::-1])) < few
+        few = self.options.few_rows // 12 if words else self.options.few_rows
+        return min(self._rows_of(step, *pair, unknown=few) for pair in (factors, factors[::-1])) < few
 
     def _work(self, step: Einsum) -> int:
         total = 1
@@ -175,11 +175,11 @@ class _Preparation:
             total *= r.extent.const if r.extent.const is not None else 64
         return total
 
-    def _rows_of(self, step: Einsum, rows: Expr, cols: Expr) -> int:
+    def _rows_of(self, step: Einsum, rows: Expr, cols: Expr, unknown: int = 64) -> int:
         total = 1
         for r in step.ranks:
             if r.name in rows.variables and r.name not in cols.variables:
-                total *= r.extent.const if r.extent.const is not None else 64
+                total *= r.extent.const if r.extent.const is not None else unknown
         return total
 
     def _slope(self, step: Einsum, a: Access, name: str) -> int | None:
