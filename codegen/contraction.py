@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 from dlc.codegen.grouped_dot import GroupedSum, find_grouping, rows_of_tile
 from dlc.codegen.merge import merge_ranks
-from dlc.codegen.nest import PointStep, keep
+from dlc.codegen.nest import PointStep, in_tiles, keep
 from dlc.codegen.point import Emitter, Slot, Space, compute_type
+from dlc.codegen.stream import MOST_ROWS, Stream, find_stream, streamed_vectors
 from dlc.codegen.target import Target
-from dlc.codegen.tile import IndexCond
 from dlc.costmodel.tiles import panel_columns
 from dlc.ir.dtype import DType
 from dlc.ir.expr import Access, Apply, Cast, Expr
@@ -201,12 +201,14 @@ class _ContractionLowering:
         self.columns = {**rest, roles.col: ranks[roles.col]}[again.col]
         self.rest = {n: e for n, e in {**rest, roles.col: ranks[roles.col]}.items() if n != again.col}
         self.steps = self._in_panels(steps)
+        self.ahead: Stream | None = None
 
     def _in_panels(self, steps: list[PointStep]) -> list[PointStep]:
         """Split the column rank into panel `panel` and column `column` of it, everywhere."""
         col = self.roles.col
         lanes = self._lanes(steps)
-        width = _panel_width(_access(self.roles.cols).index, col) or panel_columns(self.columns, lanes, self.target.vector_registers)
+        packed = _panel_width(_access(self.roles.cols).index, col)
+        width = packed or self._streamed(steps[0], lanes) or panel_columns(self.columns, lanes, self.target.vector_registers)
         width = width if width % lanes == 0 else lanes
         self.tile = choose_tile(width, lanes, self.rest.get(self.roles.row) if self.roles.row else None, self.target)
         if self.roles.words:
@@ -228,6 +230,19 @@ class _ContractionLowering:
             for s in steps
         ]
 
+    def _streamed(self, step: PointStep, lanes: int) -> int | None:
+        """Columns of a panel when few rows go through a large operand once, which lies as it came; else None."""
+        rows = self.rest[self.roles.row].const if self.roles.row is not None else 1
+        if rows is None or rows > MOST_ROWS or self.columns.const is None or not step.reduced:
+            return None
+        cols = _access(self.roles.cols)
+        if find_stream(self.em, cols, next(reversed(step.reduced)), self.target) is None:
+            return None
+        groups = 1
+        for name, extent in self.rest.items():
+            groups *= (extent.const or 1) if name in cols.variables else 1
+        return streamed_vectors(self.columns.const, rows, lanes, self.target, groups) * lanes
+
     def _lanes(self, steps: Sequence[PointStep]) -> int:
         kind = compute_type(steps[0].dtypes[0])
         return self.target.lanes if kind.bits <= 32 else self.target.lanes // 2
@@ -239,6 +254,9 @@ class _ContractionLowering:
         row_extent = self.rest[row] if row is not None else int_expr(1)
         block = max(tile.rows, ROW_BLOCK // tile.rows * tile.rows)
         blocks = (row_extent + (block - 1)) // block
+        if 1 < tile.rows == row_extent.const and tile.rows <= MOST_ROWS and self.steps[0].reduced:
+            cols = _access(_factors(self.steps[0].exprs[0])[self.rows_first])
+            self.ahead = find_stream(self.em, cols, next(reversed(self.steps[0].reduced)), self.target)
         # Tasks that follow each other share a panel of columns as long as the columns' operand does not move.
         moves = _access(self.roles.cols).variables
         tasks = {n: e for n, e in batch.items() if n in moves}
@@ -252,7 +270,10 @@ class _ContractionLowering:
         if row is None:
             self._tile(self.em.scoped(), base, tile.rows, mask)
         else:
-            self._rows(base, row, first, last, row_extent, mask)
+            in_tiles(
+                self.b, row, first, last, row_extent.const, tile.rows,
+                lambda rows, at: self._tile(self.em.scoped(), {**base, row: at}, rows, mask),
+            )  # fmt: skip
         work = int_expr(2 * tile.columns)
         work = work * (minimum(row_extent, block) if row_extent.const is None else min(row_extent.const, block))
         for e in self.steps[0].reduced.values():
@@ -271,32 +292,6 @@ class _ContractionLowering:
         count = self.columns - panel * width
         masks = [self.b.mask(self.tile.lanes, count - q * self.tile.lanes) for q in range(self.tile.vectors)]
         return self.b.stack(*masks)
-
-    def _rows(
-        self, base: dict[str, IntExpr], row: str, first: IntExpr, last: IntExpr, extent: IntExpr, mask: str | None
-    ) -> None:
-        """Full tiles of rows, then the rest in halves down to one row."""
-        size = extent.const
-        rows = self.tile.rows
-        whole = (last - first) // rows * rows
-        position = first
-        if size is None or size >= rows:
-            with self.b.loop(row, first, first + whole, rows) as loop:
-                self._tile(self.em.scoped(), {**base, row: loop.index}, rows, mask)
-            position = self._index(first + whole)
-        if size is not None and size % rows == 0:
-            return
-        while rows > 1:
-            rows = (rows + 1) // 2
-            condition = IndexCond(last - position, "ge", int_expr(rows))
-            # one tile of `rows`; a remainder below twice that is left to the smaller ones
-            with self.b.branch(condition) as branch, branch.then():
-                self._tile(self.em.scoped(), {**base, row: position}, rows, mask)
-            position = self._index(position + minimum((last - position) // rows, 1) * rows)
-
-    def _index(self, e: IntExpr) -> IntExpr:
-        """`e` computed once, under a name of its own."""
-        return e if e.const is not None else self.b.index_of(self.b.from_index(e))
 
     def _space(self, base: dict[str, IntExpr], rows: int, mask: str | None) -> Space:
         tile = self.tile
@@ -337,6 +332,8 @@ class _ContractionLowering:
             return self._reduce(em, step, space.at(name, int_expr(0)), kind, rest, acc)
         with em.b.loop(name, 0, loops[name], carries=(acc,), unroll=1) as loop:
             inner = em.scoped()
+            if not rest and self.ahead is not None:
+                self.ahead.ask(inner, space.at(name, loop.index))
             loop.yields(self._reduce(inner, step, space.at(name, loop.index), kind, rest, loop.carries[0]))
         return loop.results[0]
 

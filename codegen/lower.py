@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from dlc.codegen.contraction import find_contraction, lower_contraction
 from dlc.codegen.crossed import find_cross, lower_crossed
+from dlc.codegen.inner_product import find_inner_product, lower_inner_product
 from dlc.codegen.merge import merge_ranks
 from dlc.codegen.nest import (
     PointStep,
@@ -22,6 +23,7 @@ from dlc.codegen.nest import (
     emit_nest,
     split_tasks,
 )
+from dlc.codegen.pieces import parts_of
 from dlc.codegen.point import Emitter, Storage
 from dlc.codegen.scatter import lower_scatter
 from dlc.codegen.streamed import lower_streamed
@@ -96,7 +98,10 @@ class KernelLowering:
         assert len(self.steps) == len(self.structure), "other scans are split into launches before lowering"
         if all(self.moving(s) == self.outer for s in self.steps):
             roles = find_contraction(self)
-            return lower_contraction(self, roles) if roles is not None else self._points()
+            if roles is not None:
+                return lower_contraction(self, roles)
+            products = find_inner_product(self)
+            return lower_inner_product(self, products) if products is not None else self._points()
         if unrolls(self.steps, self.outer):
             return self._blocks()
         return self._rows()
@@ -150,7 +155,7 @@ class KernelLowering:
         if window is not None and free_vector is not None:
             return lower_window(self, steps, ranks, free_vector, window)
         others = {n: e for n, e in ranks.items() if n != free_vector}
-        per_point = sum(_points_of(s) for s in steps)
+        cut, per_point = self._cut(steps, ranks)
         cross = find_cross(self.em, steps, ranks, vector)
         if cross is not None and free_vector is not None:
             return lower_crossed(self, steps, ranks, free_vector, cross, per_point)
@@ -160,13 +165,27 @@ class KernelLowering:
         tasks, inside = split_tasks(others, row * max(per_point, 1))
         base = self.task_base(tasks)
         loops = dict(inside)
+        bounds = {}
+        if cut in tasks:  # a loop of one index, so that it can be cut
+            at = base.pop(cut)
+            loops, bounds = {cut: ranks[cut], **inside}, {cut: (at, at + 1)}
+            inside = {n: e for n, e in loops.items() if n != cut}
         if free_vector is not None:
-            loops[free_vector] = ranks[free_vector]
-        emit_nest(self.em, steps, loops, vector, base, self.target)
+            loops[free_vector] = inside[free_vector] = ranks[free_vector]
+        emit_nest(self.em, steps, loops, vector, base, self.target, bounds)
         work = int_expr(per_point)
-        for e in loops.values():
+        for e in inside.values():
             work = work * e
         return self.finish(_product(tasks), work)
+
+    def _cut(self, steps: list[PointStep], ranks: dict[str, IntExpr]) -> tuple[str | None, int]:
+        """The rank whose loop is cut into most parts, and the scalar operations per point of the costliest part."""
+        exprs = [e for s in steps for e in s.scalars]
+        parts = max((parts_of(exprs, n, e, self.em.facts) for n, e in ranks.items()), key=len, default=())
+        if len(parts) < 2:
+            return None, sum(_points_of(s) for s in steps)
+        chosen = ([replace(s, exprs=tuple(map(p.choose, s.exprs))) for s in steps] for p in parts)
+        return parts[0].rank, max(sum(_points_of(s) for s in mine) for mine in chosen)
 
     # --- blocks ---
 
@@ -206,7 +225,7 @@ class KernelLowering:
 
         def plain() -> None:
             bounds = (first, minimum(first + CHUNK, extent))
-            emit_nest(self.em.scoped(), steps, {name: extent}, VectorRank(name), base, self.target, bounds)
+            emit_nest(self.em.scoped(), steps, {name: extent}, VectorRank(name), base, self.target, {name: bounds})
 
         large = self._exceeds_caches() if not others and all(s.reduce is None for s in steps) else False
         if large is False:
@@ -240,10 +259,10 @@ class KernelLowering:
         lead = self.builder.lead(self.cascade.results[0], self.target.line_bytes)
         lo = first + lead
         bounds = (lo, maximum(minimum(lo + CHUNK, extent), lo))
-        emit_nest(em, steps, {name: extent}, VectorRank(name), base, self.target, bounds)
+        emit_nest(em, steps, {name: extent}, VectorRank(name), base, self.target, {name: bounds})
         with self.builder.branch(IndexCond(first, "eq", int_expr(0))) as branch, branch.then():
             before = (int_expr(0), minimum(lead, extent))
-            emit_nest(self.em.scoped(), steps, {name: extent}, VectorRank(name), base, self.target, before)
+            emit_nest(self.em.scoped(), steps, {name: extent}, VectorRank(name), base, self.target, {name: before})
 
     # --- rows ---
 

@@ -6,17 +6,19 @@ lie along a reduced rank, keeps one partial result per lane and folds them at th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
+from dlc.codegen.pieces import Part, parts_of
 from dlc.codegen.point import Emitter, Slot, Space, compute_type
 from dlc.codegen.target import Target
-from dlc.codegen.tile import TileType
+from dlc.codegen.tile import IndexCond, TileType
+from dlc.codegen.tile_build import Builder
 from dlc.ir.dtype import DType
 from dlc.ir.einsum import Reduce
 from dlc.ir.expr import Access, Apply, Const, Expr, accesses, walk
-from dlc.ir.extent import IntExpr, int_expr, split_linear
+from dlc.ir.extent import IntExpr, int_expr, maximum, minimum, split_linear
 from dlc.ir.monoid import MONOIDS, Monoid
 
 UNROLL = 4  # independent vector chains in flight: hides the latency of an add or FMA
@@ -163,6 +165,35 @@ def for_vectors(
         body(inner, replace(space.at(name, loop.index), vector=name, lanes=lanes, mask=mask))
 
 
+def in_tiles(
+    b: Builder, name: str, lo: IntExpr, hi: IntExpr, size: int | None, count: int, body: Callable[[int, IntExpr], None]
+) -> None:
+    """Run `body(tile, index)` over `lo <= name < hi`: tiles of `count` indices, then the rest in halves down to one.
+
+    Args:
+        size: extent of the whole rank where it is known; `lo` is a multiple of `count`.
+    """
+    whole = (hi - lo) // count * count
+    position = lo
+    if size is None or size >= count:
+        with b.loop(name, lo, lo + whole, count) as loop:
+            body(count, loop.index)
+        position = _named(b, lo + whole)
+    if size is not None and size % count == 0:
+        return
+    while count > 1:
+        count = (count + 1) // 2
+        # one tile of `count`; a remainder below twice that is left to the smaller ones
+        with b.branch(IndexCond(hi - position, "ge", int_expr(count))) as branch, branch.then():
+            body(count, position)
+        position = _named(b, position + minimum((hi - position) // count, 1) * count)
+
+
+def _named(b: Builder, e: IntExpr) -> IntExpr:
+    """`e` computed once, under a name of its own."""
+    return e if e.const is not None else b.index_of(b.from_index(e))
+
+
 def _one_vector(
     em: Emitter, space: Space, name: str, lo: IntExpr, size: int, lanes: int, body: Callable[[Emitter, Space], None]
 ) -> None:
@@ -177,6 +208,9 @@ def _one_vector(
 # --- the nest --------------------------------------------------------------------------------------------------------
 
 
+Bounds = Mapping[str, tuple[IntExpr, IntExpr]]
+
+
 def emit_nest(
     em: Emitter,
     steps: Sequence[PointStep],
@@ -184,30 +218,61 @@ def emit_nest(
     vector: VectorRank,
     base: dict[str, IntExpr],
     target: Target,
-    bounds: tuple[IntExpr, IntExpr] | None = None,
+    bounds: Bounds | None = None,
     most_unroll: int = UNROLL,
 ) -> None:
     """Compute `steps` over `loops` (name to extent), innermost last, inside the point `base` of the other ranks.
 
-    `bounds` is the part of the vector rank to do (the whole of it by default).
+    `bounds` is the part of a rank to do, where it is not the whole of it. Loops are cut where pieces change (`pieces.py`).
     """
-    lanes = lanes_for(steps, em, target)
-    order = [n for n in loops if n != vector.name]
-    with ExitStack() as stack:
-        # a tile over inner ranks is of this nest's points; one over the task's alone serves the next nest, too
-        inner = em.scoped() if loops else em
-        for name in order:
-            loop = stack.enter_context(em.b.loop(name, 0, loops[name]))
-            base = {**base, name: loop.index}
-        space = Space(base)
-        if vector.name is not None and not vector.reduced:
-            lo, hi = bounds if bounds is not None else (int_expr(0), loops[vector.name])
-            unroll = min(most_unroll, *(_unroll(s, target) for s in steps))
-            for_vectors(
-                inner, space, vector.name, lo, hi, lanes, unroll, lambda e, s: compute(e, steps, s, VectorRank(None), lanes)
-            )
+    # a tile over inner ranks is of this nest's points; one over the task's alone serves the next nest, too
+    inner = em.scoped() if loops else em
+    _Nest(loops, vector, target, bounds or {}, lanes_for(steps, em, target), most_unroll).run(inner, steps, base)
+
+
+@dataclass(frozen=True)
+class _Nest:
+    loops: dict[str, IntExpr]
+    vector: VectorRank
+    target: Target
+    bounds: Bounds
+    lanes: int
+    most_unroll: int
+
+    def run(self, em: Emitter, steps: Sequence[PointStep], base: dict[str, IntExpr]) -> None:
+        outer = [n for n in self.loops if n != self.vector.name and n not in base]
+        if outer:
+            for part, mine, inner in self._parts(em, steps, outer[0]):
+                with inner.b.loop(part.rank, part.lo, part.hi) as loop:
+                    self.run(inner, mine, {**base, part.rank: loop.index})
+        elif self.vector.name is None or self.vector.reduced:
+            compute(em, steps, Space(base), self.vector, self.lanes)
         else:
-            compute(inner, steps, space, vector, lanes)
+            for part, mine, inner in self._parts(em, steps, self.vector.name):
+                unroll = min(self.most_unroll, *(_unroll(s, self.target) for s in mine))
+                body = partial(_compute_lanes, mine, self.lanes)
+                for_vectors(inner, Space(base), part.rank, part.lo, part.hi, self.lanes, unroll, body)
+
+    def _parts(
+        self, em: Emitter, steps: Sequence[PointStep], rank: str
+    ) -> Iterator[tuple[Part, Sequence[PointStep], Emitter]]:
+        """The parts of a rank's range, each with the steps as they are there and an emitter for it."""
+        extent = self.loops[rank]
+        parts = parts_of((e for s in steps for e in s.scalars), rank, extent, em.facts)
+        if rank == self.vector.name and any((p.hi - p.lo).const is None or (p.hi - p.lo).const < self.lanes for p in parts):
+            parts = (Part(rank, int_expr(0), extent),)  # a part of less than a register would be a register all the same
+        for part in parts:
+            if rank in self.bounds:
+                lo, hi = self.bounds[rank]
+                whole = len(parts) == 1
+                part = replace(part, lo=lo if whole else maximum(part.lo, lo), hi=hi if whole else minimum(part.hi, hi))
+                part = part if whole else replace(part, hi=maximum(part.lo, part.hi))
+            mine = [replace(s, exprs=tuple(map(part.choose, s.exprs))) for s in steps] if len(parts) > 1 else steps
+            yield part, mine, em.scoped() if len(parts) > 1 else em
+
+
+def _compute_lanes(steps: Sequence[PointStep], lanes: int, em: Emitter, space: Space) -> None:
+    compute(em, steps, space, VectorRank(None), lanes)
 
 
 _COSTLY = frozenset("exp exp2 tanh erf sigmoid".split())

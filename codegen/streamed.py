@@ -417,7 +417,7 @@ class _Streamed:
         width = int_expr(block.vectors * self.lanes)
         stays = all(o in self.plan.locals for s in steps for o in s.outs)
         width = width if stays or block.count is None else block.count
-        loops, bounds = {**points[0][1], self.lane: width}, (block.first, block.first + width)
+        loops, bounds = {**points[0][1], self.lane: width}, {self.lane: (block.first, block.first + width)}
         emit_nest(
             self.em.scoped(), [p for p, _ in points], loops, VectorRank(self.lane), dict(block.base), self.target, bounds
         )

@@ -309,6 +309,17 @@ class Reduce:
 
 
 @dataclass(frozen=True, slots=True)
+class Fold:
+    """dst[s..., c] = the lanes of src[s..., c] folded with `op` (of REDUCE_OPS), in the order of `Reduce`: the last slot
+    dimension, a power of two and no more than there are lanes, becomes the lanes.
+    """
+
+    dst: str
+    op: str
+    src: str
+
+
+@dataclass(frozen=True, slots=True)
 class Mask:
     """dst[lane] = lane < count, a bool tile without slots."""
 
@@ -386,7 +397,7 @@ class Check:
 
 Stmt: TypeAlias = (
     Const | Iota | FromIndex | IndexOf | Lead | Load | Gather | Store | Scatter | Op | Cast | Bitcast | View | Dot | Broadcast
-    | Slice | Stack | Reduce | Mask | For | If | While | Prefetch | Check
+    | Slice | Stack | Reduce | Fold | Mask | For | If | While | Prefetch | Check
 )  # fmt: skip
 
 
@@ -525,6 +536,14 @@ def dot_type(left: DType, right: DType, types: tuple[TileType, ...]) -> TileType
     return TileType(total, *shape) if shape is not None else f"the shapes {', '.join(map(str, types))} do not broadcast"
 
 
+def fold_type(type_: TileType) -> TileType | None:
+    """The type of a `Fold` of `type_`; None where its last slots do not become lanes."""
+    count = type_.slots[-1] if type_.slots else 0
+    if count < 1 or count & (count - 1) or count > type_.lanes:
+        return None
+    return TileType(type_.dtype, type_.slots[:-1], count)
+
+
 def op_type(op: str, types: tuple[TileType, ...]) -> TileType | str:
     """Type of `op` applied to tiles of `types`, or a sentence saying why it has none."""
     if op == "fma":
@@ -552,8 +571,8 @@ def op_type(op: str, types: tuple[TileType, ...]) -> TileType | str:
 
 
 __all__ = [
-    "BOOL", "DOTS", "DTYPES", "F32", "I64", "Bitcast", "Broadcast", "Buffer", "Cast", "Check", "Const", "Dot", "For",
+    "BOOL", "DOTS", "DTYPES", "F32", "I64", "Bitcast", "Broadcast", "Buffer", "Cast", "Check", "Const", "Dot", "Fold", "For",
     "FromIndex", "Gather", "If", "IndexCond", "IndexOf", "Iota", "Load", "Mask", "Op", "Prefetch", "Reduce", "Scatter", "Slice",
     "Stack", "Stmt", "Store", "TileProgram", "TileType", "View", "While", "Word", "arg_words", "check_ids",
-    "dot_type", "join_shapes", "op_type", "regions", "scratch_offsets", "view_type", "walk",
+    "dot_type", "fold_type", "join_shapes", "op_type", "regions", "scratch_offsets", "view_type", "walk",
 ]  # fmt: skip

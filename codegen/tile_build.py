@@ -213,6 +213,13 @@ class Builder:
         self.emit(tile.Reduce(name, op, src, axis))
         return name
 
+    def fold(self, op: str, src: str) -> str:
+        type_ = tile.fold_type(self.types[src])
+        assert type_ is not None, self.types[src]
+        name = self._new("r", type_)
+        self.emit(tile.Fold(name, op, src))
+        return name
+
     def mask(self, lanes: int, count: IntLike) -> str:
         name = self._new("m", TileType(BOOL, (), lanes))
         self.emit(tile.Mask(name, lanes, int_expr(count)))

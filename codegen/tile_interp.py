@@ -154,16 +154,16 @@ class _Machine:
         source = self.tiles[s.src]
         combine = SCALAR_OPS[s.op].meaning
         if s.axis is None:
-            while source.shape[-1] > 1:
-                half = source.shape[-1] // 2
-                source = combine(source[..., :half], source[..., half:])
-            self.keep(s.dst, self.dtypes[s.src], source)
+            self.keep(s.dst, self.dtypes[s.src], _across_lanes(s.op, source))
             return
         parts = [np.take(source, [i], s.axis) for i in range(source.shape[s.axis])]
         while len(parts) > 1:
             paired = [combine(parts[i], parts[i + 1]) for i in range(0, len(parts) - 1, 2)]
             parts = paired + parts[len(parts) - len(parts) % 2 :]
         self.keep(s.dst, self.dtypes[s.src], parts[0])
+
+    def _fold(self, s: tile.Fold) -> None:
+        self.keep(s.dst, self.dtypes[s.src], _across_lanes(s.op, self.tiles[s.src])[..., 0])
 
     def _mask(self, s: tile.Mask) -> None:
         self.keep(s.dst, BOOL, np.arange(s.lanes) < self.index(s.count))
@@ -267,3 +267,11 @@ class _Machine:
             self.body(s.body)
             self.carry(names, s.yields)
         self.carry(s.results, names)
+
+
+def _across_lanes(op: str, source: Array) -> Array:
+    """The lanes folded into one, half by half."""
+    while source.shape[-1] > 1:
+        half = source.shape[-1] // 2
+        source = SCALAR_OPS[op].meaning(source[..., :half], source[..., half:])
+    return source

@@ -182,7 +182,7 @@ class Memory(Values):
             if mask is None:
                 value = self._read(element, pointer, size)
             else:
-                some = self._fold("or", TileType(BOOL, (), lanes), mask)
+                some = self._fold_lanes("or", TileType(BOOL, (), lanes), mask)
                 value = self._guarded(some, element, pointer, size, self._storage_constant(dtype, s.pad, 1))
             value = self._from_storage(value, dtype, 1)
             if lanes == 1:

@@ -206,6 +206,9 @@ class _Build(Transformer[Token, Any]):
     def reduce_slot(self, dst: Token, op: Token, axis: Token, src: Token) -> tile.Reduce:
         return tile.Reduce(str(dst), str(op), str(src), int(axis))
 
+    def fold(self, dst: Token, op: Token, src: Token) -> tile.Fold:
+        return tile.Fold(str(dst), str(op), str(src))
+
     def lane_mask(self, dst: Token, lanes: Token, count: IntExpr) -> tile.Mask:
         return tile.Mask(str(dst), int(lanes), count)
 

@@ -12,6 +12,7 @@ from dlc.codegen.tile import (
     Check,
     Const,
     Dot,
+    Fold,
     For,
     FromIndex,
     Gather,
@@ -179,6 +180,8 @@ def show_stmt(stmt: Stmt) -> str:
         case Reduce():
             axis = "lanes" if stmt.axis is None else f"slot {stmt.axis}"
             return f"{stmt.dst} = reduce {stmt.op} {axis} {stmt.src}"
+        case Fold():
+            return f"{stmt.dst} = fold {stmt.op} {stmt.src}"
         case Mask():
             return f"{stmt.dst} = mask {stmt.lanes} below {stmt.count}"
         case Prefetch():

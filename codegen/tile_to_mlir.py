@@ -197,7 +197,7 @@ class _Lowering(Memory):
         type_ = value.type
         if s.axis is None:
             self._define(
-                s.dst, TileType(type_.dtype, type_.slots, 1), [self._fold(s.op, type_, r) for r in value.registers]
+                s.dst, TileType(type_.dtype, type_.slots, 1), [self._fold_lanes(s.op, type_, r) for r in value.registers]
             )
             return
         result = TileType(type_.dtype, (*type_.slots[: s.axis], 1, *type_.slots[s.axis + 1 :]), type_.lanes)
@@ -211,10 +211,20 @@ class _Lowering(Memory):
             registers.append(tree(line, lambda a, b: scalars.op(s.op, type_.dtype, (a, b))))
         self._define(s.dst, result, registers)
 
+    def _fold(self, s: tile.Fold) -> None:
+        value = self.tiles[s.src]
+        result = tile.fold_type(value.type)
+        assert result is not None
+        registers = [
+            self._fold_together(s.op, value.type, value.registers[first : first + result.lanes])
+            for first in range(0, len(value.registers), result.lanes)
+        ]
+        self._define(s.dst, result, registers)
+
     def _check(self, s: tile.Check) -> None:
         e, value = self.e, self.tiles[s.cond]
         fine = tree(list(value.registers), lambda a, b: Scalars(e, value.type.lanes).op("and", BOOL, (a, b)))
-        fine = self._fold("and", value.type, fine)
+        fine = self._fold_lanes("and", value.type, fine)
         failed = e.v(f"arith.xori {fine}, {e.const(1, 'i1')} : i1")
         e.do(f"scf.if {failed} {{")
         with e.region():

@@ -214,7 +214,7 @@ class Values:
             return self.e.const(0, element)
         return self.e.head_value(f"arith.constant dense<{list(range(lanes))}> : {vector_type(element, lanes)}")
 
-    def _fold(self, op: str, type_: TileType, register: str) -> str:
+    def _fold_lanes(self, op: str, type_: TileType, register: str) -> str:
         """Fold the lanes as a balanced tree of half registers."""
         e, lanes, dtype = self.e, type_.lanes, type_.dtype
         if lanes == 1:
@@ -235,6 +235,39 @@ class Values:
             register = Scalars(e, half).op(op, dtype, (low, high))
             lanes = half
         return register
+
+
+    def _fold_together(self, op: str, type_: TileType, registers: Sequence[str]) -> str:
+        """Fold the lanes of several registers, as many as a power of two; the n-th result is lane n of the register returned.
+
+        A pair of registers becomes one that holds the halves' folds of both, so that n of them take n - 1 operators and twice
+        as many shuffles.
+        """
+        several, group = list(registers), type_.lanes  # lanes that are still to be folded into one
+        while len(several) > 1:
+            several = [
+                self._fold_halves(op, type_.dtype, type_.lanes, group, (a, b)) for a, b in zip(several[::2], several[1::2])
+            ]
+            group //= 2
+        register, lanes = several[0], len(registers) * group
+        while group > 1:
+            register = self._fold_halves(op, type_.dtype, lanes, group, (register,))
+            lanes, group = lanes // 2, group // 2
+        return register
+
+    def _fold_halves(self, op: str, dtype: DType, lanes: int, group: int, registers: tuple[str, ...]) -> str:
+        """The first half of every group of lanes of one or two registers, folded with its second half."""
+        e, element = self.e, Scalars(self.e, 1).type(dtype)
+        text, half, count = f"vector<{lanes}x{element}>", group // 2, lanes * len(registers) // 2
+        pair = f"{registers[0]}, {registers[-1]}"
+        starts = range(0, lanes * len(registers), group)
+        low, high = (
+            e.v(f"vector.shuffle {pair} {[s + at + i for s in starts for i in range(half)]} : {text}, {text}") for at in (0, half)
+        )
+        if count > 1:
+            return Scalars(e, count).op(op, dtype, (low, high))
+        low, high = (e.v(f"vector.extract {x}[0] : {element} from vector<1x{element}>") for x in (low, high))
+        return Scalars(e, 1).op(op, dtype, (low, high))
 
 
 def slots(type_: TileType) -> Iterator[tuple[int, ...]]:

@@ -240,6 +240,8 @@ class _Verifier:
                 self.define(s.dst, TileType(src.dtype, (len(s.srcs), *src.slots), src.lanes))
             case tile.Reduce():
                 self.reduce(s)
+            case tile.Fold():
+                self.fold(s)
             case tile.Mask():
                 self.index(s.count, "the count")
                 self.define(s.dst, TileType(BOOL, (), s.lanes))
@@ -286,11 +288,23 @@ class _Verifier:
             result = tile.op_type(s.op, (wide, wide))
             self.need(isinstance(result, TileType), str(result))
 
-    def reduce(self, s: tile.Reduce) -> None:
+    def combined(self, s: tile.Reduce | tile.Fold) -> TileType:
+        """The type of what is folded, which the operator must suit."""
         src = self.type_of(s.src)
         self.need(s.op in tile.REDUCE_OPS, f"there is no reduction '{s.op}'")
         result = tile.op_type(s.op, (src, src))
         self.need(isinstance(result, TileType), str(result))
+        return src
+
+    def fold(self, s: tile.Fold) -> None:
+        src = self.combined(s)
+        result = tile.fold_type(src)
+        if result is None:
+            self.fail(f"{src} has no last slots that become lanes: a power of two, {src.lanes} at most")
+        self.define(s.dst, result)
+
+    def reduce(self, s: tile.Reduce) -> None:
+        src = self.combined(s)
         if s.axis is None:
             self.define(s.dst, TileType(src.dtype, src.slots, 1))
         else:

@@ -9,19 +9,17 @@ What is passed on has a name per point and lives in registers; pieces that only 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from dlc.codegen.nest import PointStep
+from dlc.codegen.pieces import settle
 from dlc.ir.blocked import blocked_ranks
-from dlc.ir.dtype import BOOL
 from dlc.ir.einsum import Einsum
-from dlc.ir.expr import Access, Apply, Const, Expr, Index, Piecewise, apply, transform
+from dlc.ir.expr import Access, Expr, Index, apply, transform
 from dlc.ir.extent import IntExpr, int_expr, substitute, var
 from dlc.ir.facts import Facts
-from dlc.ir.scalar import SCALAR_OPS
 
 Point = dict[str, IntExpr]
-_DECISIONS = ("compare", "logic", "test")
 
 
 def unroll_block(
@@ -106,36 +104,10 @@ class _Unrolling:
 
 
 def _settle(e: Expr, facts: Facts) -> Expr | None:
-    match e:
-        case Index(expr):
-            simple = facts.simplify(expr)
-            return Index(simple) if simple != expr else None
-        case Apply(op, args) if SCALAR_OPS[op].typing in _DECISIONS and all(_number(a) is not None for a in args):
-            return Const(bool(SCALAR_OPS[op].meaning(*(_number(a) for a in args))), BOOL)
-        case Piecewise(cases, otherwise):
-            return _chosen(cases, otherwise, e)
-        case _:
-            return None
-
-
-def _number(e: Expr) -> int | bool | float | None:
     if isinstance(e, Index):
-        return e.expr.const
-    return e.value if isinstance(e, Const) else None
-
-
-def _chosen(cases: Iterable[tuple[Expr, Expr]], otherwise: Expr, e: Piecewise) -> Expr | None:
-    left: list[tuple[Expr, Expr]] = []
-    for guard, value in cases:
-        if isinstance(guard, Const):
-            if guard.value:
-                otherwise = value
-                break
-            continue
-        left.append((guard, value))
-    if not left:
-        return otherwise
-    return None if len(left) == len(e.cases) else Piecewise(tuple(left), otherwise)
+        simple = facts.simplify(e.expr)
+        return Index(simple) if simple != e.expr else None
+    return settle(e)
 
 
 __all__ = ["unroll_block"]

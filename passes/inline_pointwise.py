@@ -26,7 +26,7 @@ from dlc.ir.expr import (
     transform,
     walk,
 )
-from dlc.ir.extent import IntExpr, Value, Var, has_value, rebuild, var, variables
+from dlc.ir.extent import IntExpr, Mod, Value, Var, has_value, int_expr, rebuild, split_linear, var, variables
 from dlc.ir.facts import Facts, SymbolFact
 from dlc.ir.program import For, If, Loop, Program, Region, Stmt, regions, tensor_types
 from dlc.ir.verify_expr import Scope, StepVerifier
@@ -50,7 +50,7 @@ class InlinePointwise(Pass):
 
     Views, pads and constants always move. Arithmetic moves when it is evaluated no more often than before (one reader that
     visits each element once), or is cheap. An operand of a contraction stays a plain access, and what rounds a sum to a
-    smaller type stays with the sum. The intermediate rounding
+    smaller type stays with the sum; panels that were packed for one stay packed. The intermediate rounding
     to the producer's type disappears, so results can only be nearer to exact.
     """
 
@@ -123,6 +123,8 @@ class _Inliner:
             operand = any(f is not None and e.tensor == f.tensor for f in factors)
             if operand and (worded or not _plain_view(producer) or _narrows(producer, self.types)):
                 return None
+            if operand and _in_panels(e, consumer) and not self._streams(producer):
+                return None
             if not self._worthwhile(producer, consumer, e) or not self._keeps_checks(e, producer, facts):
                 return None
             return inline_access(e, producer, facts, self.types)
@@ -139,6 +141,15 @@ class _Inliner:
             return consumer
         inlined = replace(consumer, exprs=exprs, where=where, write=write)
         return inlined if self._proven(inlined) else consumer
+
+    def _streams(self, view: Einsum) -> bool:
+        """Whether the last rank of a plain view is contiguous in what it shows."""
+        (a,) = accesses(view.expr)
+        flat = int_expr(0)
+        for i, s in zip(a.index, self.types[a.tensor].strides, strict=True):
+            flat = flat + i * s
+        parts = split_linear(flat, view.ranks[-1].name)
+        return parts is not None and parts[0].const == 1
 
     def _proven(self, step: Einsum) -> bool:
         """Whether every read is still proven to be in bounds: a window over a window can be beyond the prover."""
@@ -210,6 +221,14 @@ def _plain_view(step: Einsum) -> bool:
     while isinstance(e, Cast | Bitcast):
         e = e.arg
     return isinstance(e, Access) and e.default is None and not any(has_value(i) for i in e.index)
+
+
+def _in_panels(a: Access, consumer: Einsum) -> bool:
+    """Whether a free rank of the consumer is taken apart into panels, `B[n // 48, k, n % 48]`: the operand was packed so."""
+    atom = a.index[-1].atom if a.index else None
+    if not isinstance(atom, Mod) or not isinstance(atom.num.atom, Var):
+        return False
+    return atom.num.atom.name in {r.name for r in consumer.ranks} and any(i == atom.num // atom.den for i in a.index)
 
 
 def _narrows(step: Einsum, types: Mapping[str, TensorType]) -> bool:

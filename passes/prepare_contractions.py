@@ -44,6 +44,9 @@ class PrepareContractions(Pass):
     another one at run time unless its columns are contiguous already. Results are stored with the columns innermost, and
     point-wise Einsums and window reductions follow the layout of what they read.
 
+    With fewer than `few_rows` rows of a product of two tensors that have the reduced rank contiguous, packing costs more than it
+    saves: these are multiplied as they lie, lanes along that rank. Where bf16 numbers could be multiplied in pairs, a twelfth.
+
     Bytes are summed in i32 four products at a time, bf16 numbers in f32 two at a time: their columns are packed with the
     terms that share a 32-bit word innermost, `Wp[p, i, j, k // 4, l, k % 4]`, and zeros fill up the last word. Processors that
     multiply bf16 pairs take numbers below 2^-126 for 0; without `bf16_words` such sums stay in f32.
@@ -55,6 +58,7 @@ class PrepareContractions(Pass):
     lanes: int = 16
     registers: int = 32
     least_work: int = 2048
+    few_rows: int = 96
     bf16_words: bool = True
 
     def __post_init__(self) -> None:
@@ -111,7 +115,7 @@ class _Preparation:
             return self._with_order(replace(step, order=None), step.order)
         if step.write is not None:
             return [step]
-        found = self._columns(step)
+        found = None if self._inner_product(step) else self._columns(step)
         if found is not None:
             made = in_words(self, step, *found)
             if made is not None:
@@ -151,17 +155,31 @@ class _Preparation:
                     best = (score, side, name)
         return None if best is None else (best[1], best[2])
 
+    def _inner_product(self, step: Einsum) -> bool:
+        """Whether both operands have the reduced rank contiguous and one of them few rows: nothing is worth packing then."""
+        factors = contraction_factors(step, self.types)
+        if factors is None or step.dtype not in _FLOATS:
+            return False
+        plain = [a for f in factors if (a := plain_access(f)) is not None and a.tensor not in self.const_names]
+        long = [r.name for r in step.reduced if r.extent.const is None or r.extent.const >= self.options.lanes]
+        if len(plain) < 2 or not any(all(self._slope(step, a, name) == 1 for a in plain) for name in long):
+            return False
+        numbers = [{self._dtype(f), self.types[a.tensor].dtype} for f, a in zip(factors, plain, strict=True)]
+        words = self.options.bf16_words and all(BF16 in n for n in numbers)  # pairs are worth the packing sooner
+        few = self.options.few_rows // 12 if words else self.options.few_rows
+        return min(self._rows_of(step, *pair, unknown=few) for pair in (factors, factors[::-1])) < few
+
     def _work(self, step: Einsum) -> int:
         total = 1
         for r in step.all_ranks:
             total *= r.extent.const if r.extent.const is not None else 64
         return total
 
-    def _rows_of(self, step: Einsum, rows: Expr, cols: Expr) -> int:
+    def _rows_of(self, step: Einsum, rows: Expr, cols: Expr, unknown: int = 64) -> int:
         total = 1
         for r in step.ranks:
             if r.name in rows.variables and r.name not in cols.variables:
-                total *= r.extent.const if r.extent.const is not None else 64
+                total *= r.extent.const if r.extent.const is not None else unknown
         return total
 
     def _slope(self, step: Einsum, a: Access, name: str) -> int | None:

@@ -19,6 +19,7 @@ import pytest
 
 from dlc.codegen import tile_interp
 from dlc.codegen.contraction import find_contraction
+from dlc.codegen.inner_product import find_inner_product
 from dlc.codegen.lower import KernelLowering, Lowered, lower_kernel
 from dlc.codegen.target import AVX2, AVX512, BASELINE, Target
 from dlc.codegen.tile_parse import parse as parse_tile
@@ -59,7 +60,7 @@ class Ran:
 
 
 def strategy(kernel: Kernel, program: Program, target: Target) -> str:
-    """'scatter', 'contraction', 'window', 'points', 'blocks' or 'rows', by the tests that `KernelLowering.run` makes."""
+    """'scatter', 'contraction', 'inner product', 'window', 'points', 'blocks' or 'rows', by the tests that `KernelLowering.run` makes."""
     low = KernelLowering(kernel, program.facts, target)
     if any(s.write is not None for s in low.steps):
         return "scatter"
@@ -67,6 +68,8 @@ def strategy(kernel: Kernel, program: Program, target: Target) -> str:
         return "blocks" if unrolls(low.steps, low.outer) else "rows"
     if find_contraction(low) is not None:
         return "contraction"
+    if find_inner_product(low) is not None:
+        return "inner product"
     return "window" if low.sliding() is not None else "points"
 
 

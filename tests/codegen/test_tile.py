@@ -145,6 +145,35 @@ def test_reduce_lanes_and_slots() -> None:
     compare(p, buffers)
 
 
+def test_fold_lanes_of_several_registers() -> None:
+    types = {f"A_{t}": t for t in {t for _, t in REDUCTIONS}}
+    b = Builder({**types, **{f"R{op}_{t}": t for op, t in REDUCTIONS}})
+    roles: dict[str, tuple[str, int | IntExpr]] = dict.fromkeys(types, ("in", 128))
+    shapes = [(count, lanes) for lanes in (1, 2, 4, 8, 16) for count in (1, 2, 4, 8, 16) if count <= lanes and count * lanes <= 64]
+    for op, t in REDUCTIONS:
+        r = f"R{op}_{t}"
+        roles[r] = ("out", 2 * sum(count for count, _ in shapes))
+        at = 0
+        for count, lanes in shapes:
+            x = b.load(TileType(t, (2, count), lanes), f"A_{t}", 0, (count * lanes, lanes))
+            b.store(r, at, b.fold(op, x), (count,))
+            at += 2 * count
+    p = program(b, roles)
+    buffers = {n: data(b.buffers[n], int(size), 4) for n, (_, size) in roles.items()}  # type: ignore[call-overload]
+    compare(p, buffers)
+
+
+def test_a_fold_is_the_reduction_of_each_register() -> None:
+    b = Builder({"A": F32, "R": F32, "S": F32})
+    x = b.load(TileType(F32, (2, 4), 16), "A", 0, (64, 16))
+    b.store("R", 0, b.fold("add", x), (4,))
+    b.store("S", 0, b.reduce("add", x), (4, 1))
+    out = compare(program(b, {"A": ("in", 128), "R": ("out", 8), "S": ("out", 8)}), {
+        "A": data(F32, 128), "R": np.zeros(8, np.float32), "S": np.zeros(8, np.float32),
+    })  # fmt: skip
+    assert (out["R"] == out["S"]).all()
+
+
 def test_a_reduction_keeps_nan() -> None:
     b = Builder({"A": F32, "R": F32})
     x = b.load(V16, "A", T * 16)
@@ -435,6 +464,7 @@ FLAT = st.one_of(
     st.builds(tile.Broadcast, NAMES, TYPES, NAMES),
     st.builds(tile.Slice, NAMES, NAMES, st.lists(st.integers(0, 9), max_size=3).map(tuple)),
     st.builds(tile.Stack, NAMES, MANY),
+    st.builds(tile.Fold, NAMES, st.sampled_from(tile.REDUCE_OPS), NAMES),
     st.builds(tile.Reduce, NAMES, st.sampled_from(tile.REDUCE_OPS), NAMES, st.none() | st.integers(0, 3)),
     st.builds(tile.Mask, NAMES, st.integers(1, 64), INDEX),
     st.builds(tile.Prefetch, NAMES, INDEX, st.integers(0, 3), st.booleans()),

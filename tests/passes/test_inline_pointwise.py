@@ -200,3 +200,21 @@ def test_inputs_may_hold_anything() -> None:
         arrays = random_inputs(before, {"n": n})
         for a, b in zip(run_program(before, arrays), run_program(after, arrays), strict=True):
             assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("view", "moves"), [("X[b, 32*p + l, k]", False), ("X[b, k, 32*p + l]", True)], ids=["packed", "streams as it is"]
+)
+def test_panels_of_an_operand_stay_packed(view: str, moves: bool) -> None:
+    """What was laid out for a contraction is not undone, unless the columns are contiguous without it."""
+    shape = "64, 20" if not moves else "20, 64"
+    before, after = rewrite(
+        f"""
+        cascade f(A: f32[b, 9, 20], X: f32[b, {shape}]) -> (O) {{
+          P[b, p:2, k:20, l:32] = {view}
+          O[b, m:9, n:64] = sum(k:20) A[b, m, k] * P[b, n // 32, k, n % 32]
+        }}""",
+        InlinePointwise(),
+    )
+    assert ("P[" not in str(after)) == moves
+    assert_same_result(before, after, {"b": 2})
