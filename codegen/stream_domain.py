@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dlc.ir.domain import conjunction, conjuncts
-from dlc.ir.expr import Apply, Expr, Index
-from dlc.ir.extent import IntExpr, has_value, int_expr, maximum, minimum, split_linear, variables
+from dlc.ir.expr import Expr
+from dlc.ir.extent import IntExpr, has_value, maximum, minimum, split_linear, variables
+from dlc.ir.prove import constraints
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,12 @@ def step_domain(where: Expr | None) -> StepDomain:
     texts: list[Expr] = []
     opaque: list[Expr] = []
     for part in conjuncts(where):
-        match part:
-            case Apply("le" | "lt" | "ge" | "gt" as op, (Index(a), Index(b))) if not has_value(a) and not has_value(b):
-                difference = b - a if op in ("le", "lt") else a - b
-                inequalities.append(difference - (1 if op in ("lt", "gt") else 0))
-                texts.append(part)
-            case _:
-                opaque.append(part)
+        found = constraints(part, None)
+        if found and not any(has_value(e) for e in found):
+            inequalities += found
+            texts += [part] * len(found)
+        else:
+            opaque.append(part)
     return StepDomain(tuple(inequalities), tuple(opaque), tuple(texts))
 
 
@@ -100,4 +100,4 @@ def extreme(e: IntExpr, extents: Mapping[str, IntExpr], *, greatest: bool) -> In
     return e
 
 
-__all__ = ["StepDomain", "extreme", "int_expr", "step_domain"]
+__all__ = ["StepDomain", "extreme", "step_domain"]

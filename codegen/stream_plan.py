@@ -285,13 +285,16 @@ class _Planner:
         return Loop(scan, tuple(items), tuple(copies), is_idle(scan)), before
 
     def _replaces(self, scan: Scan, maker: Einsum, state: str, after: str) -> bool:
-        """Whether the next value may lie where its state does: the state is not read after it, nor elsewhere than at its point."""
+        """Whether the next value may lie where its state does: the state is not read after it, nor elsewhere than at its point.
+
+        Steps before it may run in the same loops, so that they see what other points left.
+        """
         steps = list(flat(scan.body))
         later = steps[steps.index(maker) + 1 :]
         if scan.yields.count(after) != 1 or any(state in s.reads for s in later):
             return False
         own = self.low.own_index(maker)
-        return maker.reduce is None and all(a.index == own for a in maker.accesses() if a.tensor == state)
+        return maker.reduce is None and all(a.index == own for s in steps for a in s.accesses() if a.tensor == state)
 
     # --- operands along the lanes ---
 
