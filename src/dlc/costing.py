@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dlc.codegen.target import TARGETS
 from dlc.codegen.target import Target as CpuTarget
@@ -15,8 +16,13 @@ from dlc.costmodel.spatial.target import Target
 from dlc.costmodel.work import cascade_work
 from dlc.errors import Unsupported
 from dlc.ir.einsum import Einsum, Scan, Step, TensorType
+from dlc.ir.expr import Apply, Const, Expr, transform
 from dlc.ir.extent import IntExpr, evaluate, int_expr
-from dlc.ir.program import Cascade, Param, cascade_types
+from dlc.ir.program import Cascade, Param, cascade_types, program_of
+from dlc.passes.pipeline import Pipeline
+from dlc.passes.registry import passes
+from dlc.passes.rewrite import map_steps
+from dlc.passes.running_form import LARGEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +60,21 @@ def is_cpu(name: str) -> bool:
     return name.partition("+")[0] in {"", "host", "native", *TARGETS}
 
 
-def unchanged(cascade: Cascade) -> Cascade:
-    """The derivation that derives nothing."""
-    return cascade
+def fewer_passes(cascade: Cascade) -> Cascade:
+    """The cascade in its running form, where algebra finds one; a target's mapping has its own blocks, so it takes any."""
+    done = Pipeline.parse("defer-factors,running-reduction{block=1}", passes()).run(program_of(cascade))
+    plain = map_steps(done, lambda step: replace(step, exprs=tuple(transform(e, _unguarded) for e in step.exprs)))
+    steps = tuple(s for s in plain.body.body if isinstance(s, (Einsum, Scan)))
+    return replace(cascade, steps=steps, results=done.results)
+
+
+def _unguarded(e: Expr) -> Expr | None:
+    """`x` for `max(x, the least finite number)`, which only matters for infinities: an accelerator's unit answers them."""
+    match e:
+        case Apply("max", (x, Const(value, dtype))) if value == -LARGEST.get(str(dtype), math.inf):
+            return x
+        case _:
+            return None
 
 
 def spatial_cost(
@@ -64,7 +82,7 @@ def spatial_cost(
     target: Target,
     extents: Mapping[str, int],
     *,
-    derive: Callable[[Cascade], Cascade] = unchanged,
+    derive: Callable[[Cascade], Cascade] = fewer_passes,
     traffic_bytes: float | None = None,
     as_published: bool = False,
 ) -> SpatialCost:
