@@ -27,10 +27,15 @@ class Chain(nn.Module):
 
 
 class Attention(nn.Module):
-    """softmax(Q K^T / sqrt(D)) V, over f32[B, H, S, D]."""
+    """softmax(Q K^T / sqrt(D)) V, over f32[B, H, P, D] and f32[B, H / n, M, D]."""
+
+    def __init__(self, causal: bool) -> None:
+        super().__init__()
+        self.causal = causal
 
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return nn.functional.scaled_dot_product_attention(q, k, v)
+        grouped = q.shape[1] != k.shape[1]
+        return nn.functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal, enable_gqa=grouped)
 
 
 def module(kernel: Kernel) -> nn.Module:
@@ -61,7 +66,7 @@ def _module(kernel: Kernel) -> nn.Module:
         case "chain":
             return Chain(kernel.dims[1])
         case _:
-            return Attention()
+            return Attention(kernel.kind == "causal")
 
 
 def _convolution(kernel: Kernel, layer: int) -> nn.Conv2d:
@@ -96,7 +101,7 @@ def onnx_model(kernel: Kernel) -> Any:
 
     weights = {name.replace(".", "_"): p.detach().numpy() for name, p in module(kernel).named_parameters()}
     nodes, constants = _nodes(kernel, weights)
-    names = ["q", "k", "v"] if kernel.kind == "attention" else ["x"]
+    names = ["q", "k", "v"] if len(kernel.shapes) == 3 else ["x"]
     given = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in zip(names, kernel.shapes)]
     result = helper.make_tensor_value_info("y", TensorProto.FLOAT, kernel.output)
     stored = [numpy_helper.from_array(np.ascontiguousarray(a), n) for n, a in constants.items()]
@@ -125,14 +130,42 @@ def _nodes(kernel: Kernel, weights: Arrays) -> tuple[Sequence[Node], Arrays]:
         case "chain":
             return [("Mul", ["x", "a"], "p", {}), ("Add", ["p", "b"], "s", {}), ("Relu", ["s"], "y", {})], weights
         case _:
-            scale = np.array(kernel.dims[3] ** -0.5, np.float32)
-            return [
-                ("Transpose", ["k"], "t", {"perm": [0, 1, 3, 2]}),
-                ("MatMul", ["q", "t"], "s", {}),
-                ("Mul", ["s", "scale"], "n", {}),
-                ("Softmax", ["n"], "w", {"axis": -1}),
-                ("MatMul", ["w", "v"], "y", {}),
-            ], {"scale": scale}
+            return _attention(kernel)
+
+
+def _attention(kernel: Kernel) -> tuple[Sequence[Node], Arrays]:
+    """As exporters write it; the heads that share keys are a dimension of the queries."""
+    b, h, shared, p, m, d = kernel.dims
+    mask = np.where(np.arange(m) <= np.arange(p)[:, None], 0, -np.inf).astype(np.float32)
+    constants = {
+        "scale": np.array(d**-0.5, np.float32),
+        "grouped": np.array([b, shared, h // shared * p, d], np.int64),
+        "rows": np.array([b, shared, h // shared, p, m], np.int64),
+        "scores": np.array([b, shared, h // shared * p, m], np.int64),
+        "heads": np.array([b, h, p, d], np.int64),
+        "mask": mask,
+    }
+    together = h == shared
+    nodes: list[Node] = [
+        ("Transpose", ["k"], "t", {"perm": [0, 1, 3, 2]}),
+        *([] if together else [("Reshape", ["q", "grouped"], "g", {})]),
+        ("MatMul", ["q" if together else "g", "t"], "s", {}),
+        ("Mul", ["s", "scale"], "n", {}),
+    ]
+    last = "n"
+    if kernel.kind == "causal":
+        own = [] if together else [("Reshape", ["n", "rows"], "r", {})]
+        nodes += [*own, ("Add", ["n" if together else "r", "mask"], "a", {})]
+        last = "a"
+        if not together:
+            nodes.append(("Reshape", ["a", "scores"], "f", {}))
+            last = "f"
+    nodes.append(("Softmax", [last], "w", {"axis": -1}))
+    nodes.append(("MatMul", ["w", "v"], "y" if together else "o", {}))
+    if not together:
+        nodes.append(("Reshape", ["o", "heads"], "y", {}))
+    read = {name for _, names, _, _ in nodes for name in names}
+    return nodes, {name: array for name, array in constants.items() if name in read}
 
 
 def _convolutions(kernel: Kernel) -> list[Node]:

@@ -25,7 +25,7 @@ class Kernel:
 
     Attributes:
         kind: linear (M, K, N), conv (B, C, pixels, F, window, stride, groups), layer_norm (rows, width),
-            softmax (rows, width), chain (rows, width), attention (B, H, S, D).
+            softmax (rows, width), chain (rows, width), attention and causal (B, H, key heads, queries, keys, D).
         dims: the numbers that the kind takes.
         given: whether results go into given outputs.
     """
@@ -60,8 +60,9 @@ class Kernel:
             case "conv":
                 b, c, pixels = self.dims[:3]
                 return ((b, c, pixels, pixels),)
-            case "attention":
-                return (self.dims,) * 3
+            case "attention" | "causal":
+                b, h, shared, p, m, d = self.dims
+                return ((b, h, p, d), (b, shared, m, d), (b, shared, m, d))
             case _:
                 return (self.dims,)
 
@@ -73,6 +74,8 @@ class Kernel:
             case "conv":
                 b, c, pixels, f, _, stride, _ = self.dims
                 return (b, f if self.layers % 2 else c, -(-pixels // stride), -(-pixels // stride))
+            case "attention" | "causal":
+                return self.shapes[0]
             case _:
                 return self.dims
 
@@ -100,9 +103,9 @@ class Kernel:
                 b, c, pixels, f, window, stride, groups = self.dims
                 places = b * (-(-pixels // stride)) ** 2
                 return self.layers * 2 * places * f * (c // groups) * window**2
-            case "attention":
-                b, h, s, d = self.dims
-                return 4 * b * h * s * s * d
+            case "attention" | "causal":
+                b, h, _, p, m, d = self.dims
+                return 4 * b * h * p * m * d // (2 if self.kind == "causal" else 1)
             case _:
                 return 0
 
@@ -149,7 +152,9 @@ def families() -> tuple[Family, ...]:
         Family("depthwise", "depthwise convolutions", "none", convolutions("depthwise")),
         Family("layer_norm", "layer norm", "none", of_kind("layer_norm"), 0.0, 1.8),
         Family("softmax", "softmax", "none", of_kind("softmax")),
-        Family("attention", "attention", "fma", of_kind("attention")),
+        Family("attention", "attention", "fma", of_kind("attention"), 0.85, 1.1),
+        Family("causal", "causal attention", "fma", of_kind("causal"), 0.80, 1.8),
+        Family("decode", "attention of one query, 32 heads that share 8 of keys", "read", decodes(), 0.85, 1.0),
         Family("chain-given", "pointwise chain over 64 MB into given outputs", "copy", chains(True), 0.90, 1.0),
         Family("chain-fresh", "pointwise chain over 64 MB into fresh outputs", "none", chains(False), 0.0, 1.0),
         odd_family(),
@@ -218,7 +223,21 @@ CONVOLUTIONS: dict[str, tuple[tuple[int, ...], ...]] = {
 OTHERS: dict[str, tuple[tuple[int, ...], ...]] = {
     "layer_norm": ((128, 768), (512, 1024), (197, 768), (1499, 384), (131, 769), (8, 4096)),
     "softmax": ((1536, 128), (6144, 512), (1021, 1000), (36864, 49)),
-    "attention": ((1, 12, 128, 64), (1, 12, 512, 64), (8, 12, 128, 64), (1, 9, 1021, 64), (1, 8, 257, 40)),
+    "attention": (
+        (1, 12, 12, 128, 128, 64),
+        (1, 12, 12, 512, 512, 64),
+        (1, 12, 12, 2048, 2048, 64),
+        (1, 12, 12, 8192, 8192, 64),
+        (8, 12, 12, 128, 128, 64),
+        (1, 9, 3, 1021, 1021, 64),
+        (1, 8, 8, 257, 257, 40),
+    ),
+    "causal": (
+        (1, 12, 12, 512, 512, 64),
+        (1, 12, 12, 2048, 2048, 64),
+        (1, 12, 12, 8192, 8192, 64),
+        (1, 9, 3, 1021, 1021, 64),
+    ),
 }
 
 
@@ -228,6 +247,10 @@ def convolutions(name: str) -> tuple[Kernel, ...]:
 
 def of_kind(kind: str) -> tuple[Kernel, ...]:
     return tuple(Kernel(kind, dims) for dims in OTHERS[kind])
+
+
+def decodes() -> tuple[Kernel, ...]:
+    return tuple(Kernel("attention", (1, 32, 8, 1, keys, 128)) for keys in (4096, 32768))
 
 
 def chains(given: bool) -> tuple[Kernel, ...]:

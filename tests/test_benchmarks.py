@@ -28,7 +28,10 @@ SMALL = [
     Kernel("layer_norm", (3, 7)),
     Kernel("softmax", (3, 7)),
     Kernel("chain", (3, 7)),
-    Kernel("attention", (2, 2, 5, 4)),
+    Kernel("attention", (2, 2, 2, 5, 5, 4)),
+    Kernel("attention", (1, 4, 2, 3, 7, 4)),
+    Kernel("causal", (1, 4, 2, 5, 5, 4)),
+    Kernel("causal", (2, 2, 2, 5, 5, 4)),
 ]
 
 
