@@ -97,13 +97,13 @@ def dimension(n: int) -> str:
 
 def covering(at: IntExpr, extents: Mapping[str, IntExpr], facts: Facts) -> Covering:
     """Which ranks of `extents` enumerate `at`."""
-    at = _without_divisions(at)
     names = sorted(variables(at) & extents.keys())
+    if len(names) < 2:
+        return Covering(tuple(names))
+    at = _without_divisions(at)
     atom = at.atom
     if isinstance(atom, Mod) and variables(atom.den).isdisjoint(extents):
         return covering(atom.num, extents, facts)
-    if len(names) < 2:
-        return Covering(tuple(names))
     steps: dict[str, IntExpr] = {}
     for name in names:
         parts = split_linear(at, name)

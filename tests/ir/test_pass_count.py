@@ -20,6 +20,7 @@ from dlc.ir.verify import verify_cascade
 from tests.ir import pass_cascades as texts
 from tests.ir.pass_oracle import oracle_passes
 from tests.ir.pass_strategies import FiberMaker
+from tests.ir.strategies import random_cascade
 
 
 def made(text: str) -> Cascade:
@@ -204,6 +205,15 @@ def check_by_definition(seed: int, *, exact: bool) -> None:
             assert row.passes == max(least, 1), (row.tensor, row.rank, str(cascade))
         else:
             assert row.passes >= least, (row.tensor, row.rank, str(cascade))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_every_construct_is_counted(seed: int) -> None:
+    """No construct of the IR is refused; there are barriers exactly where there is more than one pass, each with a reason."""
+    for row in all_passes(random_cascade(random.Random(seed)).cascade):
+        assert row.passes >= 1
+        assert {b.level for b in row.barriers} == set(range(2, row.passes + 1)), row
+        assert all(b.reader in b.why and b.reduction in b.why for b in row.barriers)
 
 
 def test_maxima_of_blocks_are_a_partition_and_do_not_count() -> None:
