@@ -97,13 +97,13 @@ def dimension(n: int) -> str:
 
 def covering(at: IntExpr, extents: Mapping[str, IntExpr], facts: Facts) -> Covering:
     """Which ranks of `extents` enumerate `at`."""
-    at = _without_divisions(at)
     names = sorted(variables(at) & extents.keys())
+    if len(names) < 2:
+        return Covering(tuple(names))
+    at = _without_divisions(at)
     atom = at.atom
     if isinstance(atom, Mod) and variables(atom.den).isdisjoint(extents):
         return covering(atom.num, extents, facts)
-    if len(names) < 2:
-        return Covering(tuple(names))
     steps: dict[str, IntExpr] = {}
     for name in names:
         parts = split_linear(at, name)
@@ -305,7 +305,7 @@ class FiberWalk:
         if gone:
             self.blocks.update({n: extents[n] for n in gone})
         env = {r.name: var(dimension(n)) for n, r in enumerate(step.ranks)}
-        env.update({n: int_expr(0) for n in (*reduced, *cover.windows)})
+        env.update({n: int_expr(0) for n in reduced})
         assert result.at is not None
         return replace(result, at=substitute(result.at, env), whole=result.whole and not gone)
 
@@ -320,7 +320,7 @@ class FiberWalk:
             self.seed(c.name for c in scan.carries)
             self.run(scan.body, inner)
             after = {c.name: self.traces[y] for c, y in zip(scan.carries, scan.yields, strict=True) if y in self.traces}
-            following = {n: _next_step(t, first.get(n, Trace()), scan.rank.name) for n, t in after.items()}
+            following = {n: _next_step(t, first.get(n, Trace())) for n, t in after.items()}
             if following == entering:
                 break
             entering = following
@@ -344,10 +344,8 @@ class FiberWalk:
             t = self.traces.get(y)
             if t is None:
                 continue
-            if t.at is not None and rank in variables(t.at):
-                rest = substitute(t.at, {rank: int_expr(0)})
-                kept = any(not n.startswith("#") for n in variables(rest))
-                t = replace(t, at=rest, whole=False) if kept else t.complete(final)
+            if t.at is not None and rank in variables(t.at):  # a fold over all steps, in lanes if other ranks are left
+                t = replace(t, at=substitute(t.at, {rank: int_expr(0)}), whole=False)
             self.traces[final] = t
         for outer, name in scan.stacked:
             if name in self.traces:
@@ -392,12 +390,9 @@ def _direction(at: IntExpr, cover: Covering, around: Mapping[str, IntExpr]) -> i
     return 0
 
 
-def _next_step(t: Trace, first: Trace, rank: str) -> Trace:
-    """A carry's new value at the next step: one place back; what a step has to wait for is counted once."""
-    if t.at is None:
-        return first
-    at = substitute(t.at, {rank: var(rank) - 1})
-    return replace(t, at=at, done=first.done, by=first.by, level=max(first.done + 1, t.level))
+def _next_step(t: Trace, first: Trace) -> Trace:
+    """A carry's new value at the next step, where it is at hand: what a step has to wait for is counted once."""
+    return first if t.at is None else replace(t, done=first.done, by=first.by)
 
 
 def _stacked(t: Trace, rank: str) -> Trace:

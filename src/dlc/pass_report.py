@@ -17,7 +17,7 @@ from dlc.ir.extent import show_extent, variables
 from dlc.ir.pass_count import PassCount, cascades_of
 from dlc.ir.program import Cascade, Program
 
-LARGEST_INPUT = 200
+LARGEST_INPUT = 100
 """Einsums of the given program beyond which only the kernels are analysed."""
 
 

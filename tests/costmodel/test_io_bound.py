@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import pytest
 
 from dlc.costmodel.contractions import contractions, pairs
 from dlc.costmodel.io_bound import traffic
+from dlc.ir.extent import variables
 from dlc.ir.parser import parse_cascade
 from tests.ir import pass_cascades as texts
+from tests.ir.strategies import random_cascade
 
 GEMM = "cascade g(A: f32[m, k], B: f32[k, n]) -> C {\nC[m, n] = sum(k) A[m, k] * B[k, n]\n}"
 CONV = """
@@ -102,3 +105,12 @@ def test_nothing_moves_less_than_the_bound(text: str) -> None:
     for seed, cache in itertools.product(range(40), (64, 1 << 10, 32 << 10, 1 << 20)):
         sizes = {n: 1 + (seed * 7919 * (i + 3)) % (17 if n in "hb" else 1500) for i, n in enumerate(names)}
         assert report.ratio(cache, sizes) >= 1.0, (sizes, cache)
+
+
+def test_random_cascades_have_traffic_above_their_bound() -> None:
+    for seed in range(60):
+        cascade = random_cascade(random.Random(seed)).cascade
+        report = traffic(cascade)
+        names = {n for p in cascade.params for e in p.type.shape for n in variables(e)}
+        if variables(report.compulsory) <= names:
+            assert report.ratio(256, dict.fromkeys(names, 5)) >= 1.0, str(cascade)

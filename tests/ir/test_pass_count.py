@@ -20,6 +20,7 @@ from dlc.ir.verify import verify_cascade
 from tests.ir import pass_cascades as texts
 from tests.ir.pass_oracle import oracle_passes
 from tests.ir.pass_strategies import FiberMaker
+from tests.ir.strategies import random_cascade
 
 
 def made(text: str) -> Cascade:
@@ -206,6 +207,15 @@ def check_by_definition(seed: int, *, exact: bool) -> None:
             assert row.passes >= least, (row.tensor, row.rank, str(cascade))
 
 
+@pytest.mark.parametrize("seed", range(60))
+def test_every_construct_is_counted(seed: int) -> None:
+    """No construct of the IR is refused; there are barriers exactly where there is more than one pass, each with a reason."""
+    for row in all_passes(random_cascade(random.Random(seed)).cascade):
+        assert row.passes >= 1
+        assert {b.level for b in row.barriers} == set(range(2, row.passes + 1)), row
+        assert all(b.reader in b.why and b.reduction in b.why for b in row.barriers)
+
+
 def test_maxima_of_blocks_are_a_partition_and_do_not_count() -> None:
     rows = {(r.tensor, r.dims): r for r in all_passes(made(texts.TWO_PASS))}
     assert rows["LM", (2,)].passes == 3
@@ -225,7 +235,7 @@ cascade rnn(X: f32[t, h], U: f32[h, h], H0: f32[h]) -> HT {
 }
 """
     rows = {(r.tensor, r.dims): r for r in all_passes(made(text))}
-    assert rows["U", (0,)].repeats == (("t", sym("t")),)
+    assert (rows["U", (0,)].passes, rows["U", (0,)].repeats) == (1, (("t", sym("t")),))
     assert rows["X", (1,)].repeats == (), "every step has its own fiber"
     assert rows["X", (0,)].passes == 1
 
@@ -280,6 +290,50 @@ cascade unclear(X: f32[2*s + 2*n]) -> Y symbols (s in 1.., n in 1..) {
 }
 """
     assert count_passes(made(text), "c", "X").passes == 2
+
+
+def test_a_scan_that_needs_all_of_its_state_counts_one_step() -> None:
+    text = """
+cascade center(X: f32[h], W: f32[t]) -> Y {
+  scan t carry (H = X) {
+    M[] = sum(h) H[h]
+    H1[h] = H[h] - M[] * W[t]
+    yield (H1)
+  } -> (Y)
+}
+"""
+    row = count_passes(made(text), "h", "X")
+    assert (row.passes, row.repeats) == (2, (("t", sym("t")),))
+    assert len(row.barriers) == 1
+
+
+def test_fibers_across_a_scan() -> None:
+    """Steps of a running sum of rows, normalised along the row; lanes of a running sum, folded after it; its final value."""
+    text = """
+cascade rows(X: f32[t, h], W: f32[4*n]) -> (Y, Z) {
+  H0[h]: f32 = 0.0
+  scan t carry (H = H0) {
+    H1[h] = H[h] + X[t, h]
+    yield (H1)
+  } -> (HT) stack (S = H1)
+  M[t] = max(h) S[t, h]
+  Y[t, h] = S[t, h] - M[t] + HT[h]
+  L0[i: 4]: f32 = 0.0
+  scan s: n carry (L = L0) {
+    L1[i: 4] = L[i] + W[4*s + i]
+    yield (L1)
+  } -> (LN)
+  T[] = sum(i: 4) LN[i]
+  Z[j: 4*n] = W[j] - T[]
+}
+"""
+    cascade = made(text)
+    (along_h,) = count_passes(cascade, "h", "X").barriers
+    assert (along_h.reduction, along_h.reader) == ("M", "Y")
+    (along_t,) = count_passes(cascade, "t", "X").barriers
+    assert (along_t.reduction, along_t.reader) == ("HT", "Y")
+    (of_lanes,) = next(r for r in all_passes(cascade) if r.tensor == "W").barriers
+    assert (of_lanes.reduction, of_lanes.reader) == ("T", "Z")
 
 
 def test_scatter_and_update() -> None:
