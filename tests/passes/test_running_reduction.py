@@ -284,10 +284,12 @@ def test_a_refused_fold_follows_the_traversal() -> None:
 
 def test_unrelated_steps_and_chains_stay_apart() -> None:
     """Two chains of the same data are two scans; steps in between keep their order."""
-    text = """cascade f(X: f32[p, m], Y: f32[q, m]) -> (A, B, C, D) {
+    text = """cascade f(X: f32[p, m], Y: f32[q, m]) -> (A, B, C, D, F) {
   GX[p] = max(m) X[p, m]
   GY[q] = max(m) Y[q, m]
   C[p] = GX[p] * 2.0
+  E[] = sum(p) GX[p] * GX[p]
+  F[] = E[] + 1.0
   SX[p] = sum(m) exp(X[p, m] - GX[p])
   D[p, q] = sum(m) X[p, m] * Y[q, m]
   SY[q] = sum(m) exp(Y[q, m] - GY[q])
