@@ -301,6 +301,38 @@ def test_unrelated_steps_and_chains_stay_apart() -> None:
     assert_within_bounds(before, after, random_inputs(before, {**SIZES, "q": 3}, 0))
 
 
+def test_a_contraction_of_the_same_data_joins_only_when_it_is_needed() -> None:
+    """`D` reads the same X and could run along, but is no summary of it: it stays a contraction of its own."""
+    text = """cascade f(X: f32[p, m], W: f32[m, f]) -> (D, L) {
+  GM[p] = max(m) X[p, m]
+  D[p, f] = sum(m) X[p, m] * W[m, f]
+  SD[p] = sum(m) exp(X[p, m] - GM[p])
+  L[p] = SD[p] + sum_of[p]
+}""".replace("  L[p]", "  sum_of[p] = sum(f) D[p, f]\n  L[p]")
+    before, after = derived(text)
+    (scan,) = (s for s in after.body.body if isinstance(s, Scan))
+    assert len(scan.carries) == 2
+    assert_within_bounds(before, after, random_inputs(before, SIZES, 0))
+    before, after = derived("""cascade f(X: f32[p, m], W: f32[m, f]) -> (T) {
+  D[p, f] = sum(m) X[p, m] * W[m, f]
+  T[p, f] = sum(m) X[p, m] * D[p, f]
+}""")
+    assert scans(after) == 1
+    assert_within_bounds(before, after, random_inputs(before, SIZES, 0))
+
+
+def test_elements_of_all_reduced_ranks_count() -> None:
+    """A product over two ranks corrects, and raises factors, once for each of their elements."""
+    text = """cascade f(X: f32[p, m, k]) -> (T) {
+  GM[p] = max(m, k) X[p, m, k]
+  SM[p] = sum(m, k) X[p, m, k]
+  T[p] = prod(m, k) exp(0.01 * (X[p, m, k] - GM[p])) * (1.0 + 0.01 * SM[p])
+}"""
+    before, after = derived(text)
+    assert scans(after) == 1
+    assert_within_bounds(before, after, random_inputs(before, {"p": 2, "m": 6, "k": 2}, 0))
+
+
 def test_an_element_picked_is_no_pass() -> None:
     """Cross-entropy as frameworks import it reads one element of the log-softmax, which is computed there."""
     text = """cascade f(X: f32[p, m], T: i64[p]) -> (L) {
