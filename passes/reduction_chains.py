@@ -108,18 +108,14 @@ def find_chains(body: Sequence[Stmt]) -> Iterator[Chain]:
             continue
         for rank in stmt.reduced:
             chain = _grown(body, place, stmt, rank.name)
-            if chain is None:
-                continue
             _keep_connected(chain, stmt)
             if any(chain.depends(m.step) for m in chain.folds):
                 yield chain
 
 
-def _grown(body: Sequence[Stmt], place: int, seed: Einsum, rank: str) -> Chain | None:
+def _grown(body: Sequence[Stmt], place: int, seed: Einsum, rank: str) -> Chain:
     chain = Chain(rank, seed.extents[rank])
     _anchor(chain, seed, rank)
-    if not _covers(chain, seed):
-        return None
     _join(chain, Member(seed, Kind.FOLD, rank))
     for stmt in body[place + 1 :]:
         if isinstance(stmt, Einsum):

@@ -9,7 +9,7 @@ from dlc.ir.loc import Loc
 
 
 class Reason(Enum):
-    """Side conditions of `defer-factors` and `running-reduction`."""
+    """Side conditions of `defer-factors`, `running-reduction` and `block-recurrence`."""
 
     SHORT = "the rank fits into one block, so that a running form would have a single step"
     KEPT = "a tensor along the rank that depends on the reduction is needed as a whole, which takes another pass"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import comb, frexp
 
 from dlc.ir.domain import conjunction, conjuncts
 from dlc.ir.dtype import DType
 from dlc.ir.einsum import Carry, Einsum, Rank, Reduce, Scan, TensorType, einsum
 from dlc.ir.expr import Access, Apply, Cast, Const, Expr, Index, accesses, const, transform
-from dlc.ir.extent import int_expr, minimum, var, variables
+from dlc.ir.extent import int_expr, maximum, minimum, var, variables
 from dlc.ir.facts import Facts
 from dlc.ir.monoid import MONOIDS
 from dlc.ir.program import Stmt, fresh_name
@@ -18,7 +19,7 @@ from dlc.passes.emptiness import nonempty
 from dlc.passes.reduction_chains import Kind, Member, ordered
 from dlc.passes.rewrite import Names
 from dlc.passes.running_plan import Centre, FoldPlan, Part, Plan, Reference, guarded_read
-from dlc.passes.separate import Factor, Power, numerators_first, product, signed_sum
+from dlc.passes.separate import Factor, Power, numerators_first, product, signed_sum, size_of
 
 LARGEST = {"f64": 1.7976931348623157e308, "f32": 3.4028234663852886e38, "f16": 65504.0, "bf16": 3.3895313892515355e38}
 _REFERENCE = "@reference"
@@ -26,7 +27,12 @@ _REFERENCE = "@reference"
 
 @dataclass(frozen=True)
 class State:
-    """One carry of the scan: the names of its value before the block, of the block alone, after it, and at the end."""
+    """One carry of the scan: the names of its value before the block, of the block alone, after it, and at the end.
+
+    Attributes:
+        final: the carry at the end of the scan; with several parts, of each.
+        merged: the whole.
+    """
 
     dtype: DType
     init: str
@@ -34,6 +40,7 @@ class State:
     block: str
     next: str
     final: str
+    merged: str
 
 
 @dataclass
@@ -45,6 +52,7 @@ class RunningForm:
     types: Mapping[str, TensorType]
     block: int
     facts: Facts
+    parts: int = 1
     inits: list[Einsum] = field(default_factory=list)
     body: list[Einsum] = field(default_factory=list)
     carries: list[State] = field(default_factory=list)
@@ -55,14 +63,20 @@ class RunningForm:
         taken = {r.name for m in chain.members.values() for r in m.step.all_ranks}
         taken |= {n.lstrip("#") for m in chain.members.values() for n in m.step.symbols}
         base = chain.rank + "_" * chain.rank[-1].isdigit()
-        self.outer = Rank(fresh_name(f"{base}1", taken), (chain.extent + (self.block - 1)) // self.block)
+        blocks = (chain.extent + (self.block - 1)) // self.block
+        self.outer = Rank(fresh_name(f"{base}1", taken), (blocks + (self.parts - 1)) // self.parts)
         self.inner = Rank(fresh_name(f"{base}0", taken | {self.outer.name}), int_expr(self.block))
         self.whole = self.block * var(self.outer.name) + var(self.inner.name)
+        self.part = Rank(fresh_name(f"{base}2", taken | {self.outer.name, self.inner.name}), int_expr(self.parts))
+        if self.parts > 1:
+            self.whole = self.whole + self.block * self.outer.extent * var(self.part.name)
+        self.joins: list[Callable[[], Sequence[Einsum]]] = []
         self.blocks: dict[str, str] = {}  # local tensor -> its name in the body
         self.now: dict[str, str] = {}  # fold or value -> its value after the block
         self.fixes: dict[Expr, str] = {}
         self.terms: dict[tuple[Expr, Expr | None], str] = {}
         self.centres: dict[Centre, tuple[str, str]] = {}
+        self.joining = False
         self.pending: dict[str, tuple[FoldPlan, list[State]]] = {}
         self.before: dict[str, str] = {}  # direct fold -> its value before the block
 
@@ -85,9 +99,51 @@ class RunningForm:
             tuple(s.final for s in self.carries),
             loc=members[-1].step.loc,
         )
-        return self._placed(body, scan)
+        return self._placed(body, [*self.inits, scan] if self.parts == 1 else self.joined(scan))
 
-    def _placed(self, body: Sequence[Stmt], scan: Scan) -> list[Stmt]:
+    def joined(self, scan: Scan) -> list[Stmt]:
+        """The scan of every part at once, and what joins the parts: each is corrected as an earlier block would be."""
+        whole_parts = {s.final for s in self.carries}
+        inside = whole_parts | {o for e in (*self.inits, *self.body) for o in e.outs} | {c.name for c in scan.carries}
+        inits = [self.parted(e, inside) for e in self.inits]
+        scan = replace(scan, body=tuple(self.parted(e, inside) for e in self.body))
+        self.body, self.fixes, self.centres = [], {}, {}
+        self.now = {o: o for o in self.before}
+        self.before = {o: s.final for o in self.before for s in self.carries if s.merged == o}
+        self.joining = True
+        steps: list[Einsum] = []
+        for join in self.joins:
+            folds = join()
+            for e in (*self.body, *folds):
+                if not whole_parts.isdisjoint(e.reads):
+                    ranks, e = e.ranks, self.parted(e, whole_parts)
+                    if e.reduce is not None:
+                        e = replace(e, ranks=ranks)
+                    else:
+                        whole_parts |= set(e.outs)
+                steps.append(e)
+            self.body = []
+        return [*inits, scan, *steps]
+
+    def parted(self, e: Einsum, inside: set[str]) -> Einsum:
+        """The step for every part, as the tensors `inside` are that it reads."""
+        place = var(self.part.name)
+
+        def visit(node: Expr) -> Expr | None:
+            if isinstance(node, Access) and node.tensor in inside:
+                return Access(node.tensor, (place, *node.index))
+            return None
+
+        return replace(e, ranks=(self.part, *e.ranks), exprs=tuple(transform(x, visit) for x in e.exprs))
+
+    def join(self, step: Einsum, ranks: tuple[Rank, ...], states: Sequence[State], values: Callable[[], tuple[Expr, ...]]) -> None:
+        """Remember how the parts of some states become one."""
+        assert step.reduce is not None
+        reduce = Reduce(step.reduce.op, (self.part,), step.reduce.accumulator)
+        outs, dtypes = tuple(s.merged for s in states), tuple(s.dtype for s in states)
+        self.joins.append(lambda: [Einsum(outs, ranks, values(), dtypes, reduce, loc=step.loc)])
+
+    def _placed(self, body: Sequence[Stmt], scan: Sequence[Stmt]) -> list[Stmt]:
         """Statements that need nothing of the chain come before the scan, the others after it, in their order."""
         chain = self.plan.chain
         ids = {id(m.step): m for m in chain.members.values()}
@@ -105,7 +161,7 @@ class RunningForm:
                     rest.append(stmt)
             elif member.kind is Kind.FOLD:
                 rest += self.after.get(member.step.out, [])
-        return [*first, *self.inits, scan, *rest, *body[last + 1 :]]
+        return [*first, *scan, *rest, *body[last + 1 :]]
 
     # --- steps of the body ---
 
@@ -190,6 +246,7 @@ class RunningForm:
         for state, joined in zip(states, monoid.combine(), strict=True):
             expr = transform(joined, lambda n: Access(sides[n.tensor], index) if isinstance(n, Access) else None)
             self.body.append(einsum(state.next, step.ranks, expr, state.dtype, loc=step.loc))
+        self.join(step, step.ranks, states, lambda: tuple(Access(s.final, index) for s in states))
         if not plan.is_direct:
             self.later(plan, [states[0]])
             return
@@ -231,14 +288,14 @@ class RunningForm:
         old = self.fixed(Access(state.run, index), part, member)
         joined = Apply("mul" if step.reduce.op == "prod" else "add", (old, Access(state.block, index)))
         self.body.append(einsum(state.next, step.ranks, joined, state.dtype, loc=step.loc))
+        self.join(step, step.ranks, [state], lambda: (self.fixed(Access(state.final, index), part, member),))
         return state
 
     def moments(self, member: Member, part: Part, base: str, final: str, power: int) -> State:
         """`sum w (x - c)^k` for k up to `power`: when c moves by d, each gets `d^(k-i)` of the lower ones, binomially."""
         step, dtype = member.step, member.step.dtype
         assert part.centre is not None and part.term.shift is not None
-        new, moved = self.centre(part.centre, member)
-        move: Expr = moved if part.sign > 0 else Apply("neg", (moved,))
+        new, move = self.centre(part.centre, member, part.sign)
         data = tuple(replace(a, sign=a.sign * part.sign) for a in part.term.shift.data)
         x = self.here(signed_sum(data, dtype), member.rank)
         deviation: Expr = self.shared(Apply("sub", (x, new)), member, self.where(step, member.rank), f"{step.out}_deviations")
@@ -247,9 +304,11 @@ class RunningForm:
         factors = self.factors(part, member)
         counted = not factors and step.where is None and len(step.reduced) == 1
         runs: list[Expr] = []
+        finals: list[tuple[State, tuple[Rank, ...]] | None] = []
         for k in range(power + 1):
             if k == 0 and counted:
                 runs.append(self.seen(member.step.dtype, before=True))
+                finals.append(None)
                 continue
             name = base if k == power else f"{base}_moment{k}"
             value = product(numerators_first((*factors, *[Factor(deviation)] * k)), const(1, dtype))
@@ -263,7 +322,26 @@ class RunningForm:
             old = self.fixed(_moved(runs, move, dtype), part, member)
             joined = Apply("add", (old, Access(state.block, index)))
             self.body.append(einsum(state.next, ranks, joined, dtype, loc=step.loc))
+            finals.append((state, ranks))
+            self.join(step, ranks, [state], partial(self.moved_parts, member, part, tuple(finals)))
         return state
+
+    def moved_parts(
+        self, member: Member, part: Part, states: tuple[tuple[State, tuple[Rank, ...]] | None, ...]
+    ) -> tuple[Expr]:
+        """A moment of each part about the centre of the whole."""
+        assert part.centre is not None
+        dtype = member.step.dtype
+        moments: list[Expr] = []
+        for s in states:
+            if s is None:
+                moments.append(self.seen(dtype, before=True))
+            else:
+                moments.append(Access(s[0].final, tuple(var(r.name) for r in s[1])))
+        if len(moments) == 1:
+            return (self.fixed(moments[0], part, member),)
+        _, move = self.centre(part.centre, member, part.sign)
+        return (self.fixed(_moved(moments, move, dtype), part, member),)
 
     def factors(self, part: Part, member: Member) -> tuple[Factor, ...]:
         """A term's factors at the block's element, with its references as they are after the block."""
@@ -290,21 +368,35 @@ class RunningForm:
         for reference, power in zip(part.references, part.term.powers, strict=True):
             fix: Expr = self.fix(reference, power)
             if step.reduce is not None and step.reduce.op == "prod":
-                fix = Apply("pow", (fix, self.seen(step.dtype, before=True)))
+                fix = Apply("pow", (fix, self.counted(self.seen(step.dtype, before=True), member)))
             old = Apply("mul", (old, fix))
         return old
 
+    @staticmethod
+    def counted(along: Expr, member: Member) -> Expr:
+        """Elements that a fold has seen: as many along the chain's rank, times those of its other ranks."""
+        others = int_expr(1)
+        for r in member.step.reduced:
+            others = others * (r.extent if r.name != member.rank else 1)
+        return along if others.const == 1 else Apply("mul", (along, Cast(member.step.dtype, Index(others))))
+
     def seen(self, dtype: DType, *, before: bool) -> Expr:
         """How many elements of the rank came before this block, or up to its end."""
-        start = self.block * var(self.outer.name)
+        extent, start = self.plan.chain.extent, self.block * var(self.outer.name)
+        end = start + self.block
+        whole = self.block * self.outer.extent
+        if self.joining:
+            start, end = whole, extent
+        if self.parts > 1:  # of this part, which may begin beyond the end
+            here = maximum(extent - whole * var(self.part.name), int_expr(0))
+            return Cast(dtype, Index(minimum(start if before else end, here if before or not self.joining else extent)))
         if before:
             return Cast(dtype, Index(start))
-        end = start + self.block
-        short = self.facts.simplify(self.plan.chain.extent % self.block).const != 0
-        return Cast(dtype, Index(minimum(end, self.plan.chain.extent) if short else end))
+        short = self.facts.simplify(extent % self.block).const != 0
+        return Cast(dtype, Index(minimum(end, extent) if short else end))
 
-    def centre(self, centre: Centre, member: Member) -> tuple[Access, Access]:
-        """(the centre after the block, what it moved by), each as read by the member."""
+    def centre(self, centre: Centre, member: Member, sign: int) -> tuple[Access, Expr]:
+        """(the centre after the block, what the shift gains by its move), each as read by the member."""
         if centre not in self.centres:
             name = centre.read.tensor
             step = self.plan.chain.members[name].step
@@ -318,7 +410,8 @@ class RunningForm:
                 self.body.append(einsum(out, step.ranks, expr, step.dtype, loc=step.loc))
             self.centres[centre] = made[0], made[2]
         new_name, move = self.centres[centre]
-        return Access(new_name, centre.read.index), Access(move, centre.read.index)
+        moved: Expr = Access(move, centre.read.index)
+        return Access(new_name, centre.read.index), moved if sign > 0 else Apply("neg", (moved,))
 
     def centred(self, centre: Centre, value: Access, step: Einsum, before: bool) -> Expr:
         """The centre from the state of its fold: finite where nothing has been seen."""
@@ -328,7 +421,8 @@ class RunningForm:
             return _clamped(value, Reference(value, (), sign), dtype)
         if centre.count is None:
             count = self.seen(dtype, before=before)
-            return Apply("div", (value, Apply("max", (count, one)) if before else count))
+            may_be_0 = before or self.parts > 1  # a part may have nothing to count
+            return Apply("div", (value, Apply("max", (count, one)) if may_be_0 else count))
         weights = self.plan.chain.members[centre.count.tensor].step
         name = (self.before if before else self.now)[centre.count.tensor]
         place = dict(zip(centre.read.index, step.ranks, strict=True))
@@ -344,7 +438,7 @@ class RunningForm:
         """The fold's result from its terms, after the scan; the identity where there was nothing to fold."""
         step = plan.member.step
         assert step.reduce is not None
-        total = self.total(plan, [s.final for s in states])
+        total = self.total(plan, [s.merged for s in states])
         outer = [f.expr for p in plan.parts for f in p.term.outer] + [e for _, e in plan.outer]
         moved = any(not isinstance(e, Const) for e in outer)
         if not moved and not plan.exposed:
@@ -380,7 +474,7 @@ class RunningForm:
         for name, part in zip(names, plan.parts, strict=True):
             outer = numerators_first(part.term.outer)
             if step.reduce is not None and step.reduce.op == "prod":
-                count = Cast(step.dtype, Index(self.plan.chain.extent))
+                count = self.counted(Cast(step.dtype, Index(self.plan.chain.extent)), plan.member)
                 outer = tuple(Factor(Apply("pow", (f.expr, count)), f.inverse) for f in outer)
             value = product((Factor(Access(name, index)), *outer), None)
             if total is None:
@@ -445,9 +539,8 @@ class RunningForm:
 
     def state(self, base: str, final: str, dtype: DType) -> State:
         fresh = self.names.fresh
-        made = State(
-            dtype, fresh(f"{base}_init"), fresh(f"{base}_run"), fresh(f"{base}_block"), fresh(f"{base}_next"), final
-        )
+        init, run, block, new = (fresh(f"{base}_{suffix}") for suffix in ("init", "run", "block", "next"))
+        made = State(dtype, init, run, block, new, final if self.parts == 1 else fresh(f"{base}_parts"), final)
         self.carries.append(made)
         return made
 
@@ -476,15 +569,18 @@ def _marked(e: Expr, reference: Reference) -> Expr | None:
 
 def _clamped(e: Expr, reference: Reference, dtype: DType) -> Expr:
     """The reference as a finite number at the monoid's identity, and at the other infinity where the program says so."""
-    bound = LARGEST[dtype.name]
-    for s in reference.scales:
-        size = float(s.expr.value) if isinstance(s.expr, Const) else 1.0
-        grown = 1 / size if s.inverse else size
-        bound /= 2.0 ** max(0, frexp(grown)[1])  # scaled, it is to be finite, too
-    low, high = ("max", -bound), ("min", bound)
-    identity, other = (low, high) if reference.sign < 0 else (high, low)
-    e = Apply(identity[0], (e, const(identity[1], dtype)))
-    return Apply(other[0], (e, const(other[1], dtype))) if reference.guarded[1] else e
+    largest = LARGEST[dtype.name]
+    size = size_of(reference.scales)
+    bound = largest if size <= 1 else largest / 2.0 ** frexp(size)[1]  # scaled, it is to be finite, too
+
+    def finite(x: Expr, sign: int) -> Expr:
+        limit = const(sign * bound, dtype)
+        if bound == largest:
+            return Apply("max" if sign < 0 else "min", (x, limit))
+        return Apply("select", (Apply("eq", (x, const(sign * float("inf"), dtype))), limit, x))
+
+    e = finite(e, reference.sign)
+    return finite(e, -reference.sign) if reference.guarded[1] else e
 
 
 def _rank_names(exprs: Sequence[Expr]) -> list[str]:

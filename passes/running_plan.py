@@ -28,6 +28,7 @@ from dlc.passes.separate import (
     numerators_first,
     product,
     signed_sum,
+    size_of,
     terms,
 )
 
@@ -477,7 +478,7 @@ def _grows(power: Power) -> bool:
 
 
 def _positive(scales: Sequence[Factor]) -> bool:
-    return all(isinstance(s.expr, Const) and s.expr.value > 0 for s in scales)
+    return all(isinstance(s.expr, Const) for s in scales) and size_of(tuple(scales)) > 0
 
 
 def guarded_read(e: Expr) -> tuple[Access | None, tuple[bool, bool]]:

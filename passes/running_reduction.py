@@ -37,23 +37,28 @@ class RunningReduction(Pass):
     with the running mean of `x`. The reference bounds what has been seen, so that no partial result overflows that the
     whole would not: a power is corrected by `b^(old - new) <= 1`. `dlc.passes.refusals` lists what is refused.
 
+    With `parts`, that many shares of the rank are traversed side by side, and joined by the same corrections: for one query
+    and many keys, where there is nothing else to do in parallel.
+
     Source: Nayak et al., FuseMax, MICRO 2024 (arXiv 2406.10491), cascade 5; Milakov and Gimelshein, Online normalizer
     calculation for softmax (arXiv 1805.02867); Chan, Golub and LeVeque, Updating formulae for sample variances (1979).
     """
 
     name: ClassVar[str] = "running-reduction"
     block: int = 128
+    parts: int = 1
 
     def __post_init__(self) -> None:
-        if self.block < 1:
-            raise BadOption(option="block", name=self.name, wanted="at least 1", value=self.block)
+        for option, value in (("block", self.block), ("parts", self.parts)):
+            if value < 1:
+                raise BadOption(option=option, name=self.name, wanted="at least 1", value=value)
 
     def apply(self, program: Program) -> Program:
-        return Rewriter(explicit_domains(program), self.block).run()
+        return Rewriter(explicit_domains(program), self.block, self.parts).run()
 
     def explain(self, program: Program) -> tuple[Refusal, ...]:
         """The reductions of dependent chains that stay as they are, and why."""
-        rewriter = Rewriter(explicit_domains(program), self.block)
+        rewriter = Rewriter(explicit_domains(program), self.block, self.parts)
         rewriter.run()
         return tuple(rewriter.refusals)
 
@@ -71,6 +76,7 @@ def _scans(program: Program) -> int:
 class Rewriter:
     program: Program
     block: int
+    parts: int = 1
     refusals: list[Refusal] = field(default_factory=list)
 
     def run(self) -> Program:
@@ -79,32 +85,39 @@ class Rewriter:
         return program if program is self.program else drop_dead(program)
 
     def _region(self, region: Region) -> Region:
-        body, done, changed = list(region.body), set[int](), False
+        body, changed = list(region.body), False
+        done: dict[tuple[int, str], Einsum] = {}
         while True:
             found = self._first(body, region.yields, done)
             if found is None:
                 break
+            # what joins parts is a chain, too, and short
+            known = {id(s) for s in body}
+            made = [s for s in found if isinstance(s, Einsum) and id(s) not in known]
+            done |= {(id(s), r.name): s for s in made for r in s.reduced}
             body, changed = found, True
         return region if not changed else Region(tuple(body), region.yields)
 
-    def _first(self, body: list[Stmt], yields: Sequence[str], done: set[int]) -> list[Stmt] | None:
+    def _first(
+        self, body: list[Stmt], yields: Sequence[str], done: dict[tuple[int, str], Einsum]
+    ) -> list[Stmt] | None:
         """The body with the first chain that can be rewritten replaced; `done` are first folds looked at before."""
         outside = frozenset(yields).union(*(_whole(s) for s in body))
         for chain in find_chains(body):
-            seed = chain.folds[0].step
-            if id(seed) in done:
+            if (id(chain.folds[0].step), chain.rank) in done:
                 continue
+            folds = chain.folds
             read_once = self._picks(chain, body)
             plan = self._plan(chain, read_once, outside)
-            if plan is None:
-                done.update(id(m.step) for m in chain.folds)
-                continue
-            return self.form(plan, self.names).rewritten(read_once)
+            if plan is not None:
+                return self.form(plan, self.names).rewritten(read_once)
+            done |= {(id(m.step), m.rank): m.step for m in folds}
         return None
 
     def form(self, plan: Plan, names: Names) -> RunningForm:
         """The scan of `plan`, with new tensors named by `names`."""
-        return RunningForm(plan, names, self.types, self.block_of(plan.chain.extent), Facts({}, self.program.facts))
+        facts = Facts({}, self.program.facts)
+        return RunningForm(plan, names, self.types, self.block_of(plan.chain.extent), facts, self.parts)
 
     def block_of(self, extent: IntExpr) -> int:
         """Points of a rank that one step of its scan takes."""
@@ -133,7 +146,8 @@ class Rewriter:
         return plan
 
     def _refuse(self, chain: Chain, error: Refused) -> None:
-        step = next(m.step for m in chain.folds if chain.depends(m.step))
+        dependent = [m.step for m in chain.folds if chain.depends(m.step)]
+        step = dependent[0] if dependent else chain.folds[0].step
         detail = error.detail.replace("#", "")
         self.refusals.append(Refusal(step.out, chain.rank, error.reason, detail, step.loc))
 

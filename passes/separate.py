@@ -79,14 +79,23 @@ class Addend:
     scales: tuple[Factor, ...]
     body: Expr
 
-    def key(self) -> tuple[int, frozenset[tuple[Factor, int]], Expr]:
-        """Equal for equal addends, whatever the order of the scales."""
-        counted = {s: self.scales.count(s) for s in self.scales}
-        return self.sign, frozenset(counted.items()), self.body
+    def key(self) -> tuple[int, float, frozenset[tuple[Factor, int]], Expr]:
+        """Equal for equal addends, whatever the order of the scales, and whether constants multiply or divide."""
+        others = [s for s in self.scales if not isinstance(s.expr, Const)]
+        return self.sign, size_of(self.scales), frozenset((s, others.count(s)) for s in others), self.body
 
     def expr(self) -> Expr:
         """The addend without its sign."""
         return product((Factor(self.body), *self.scales), None)
+
+
+def size_of(scales: tuple[Factor, ...]) -> float:
+    """The product of the constants among the scales."""
+    size = 1.0
+    for s in scales:
+        if isinstance(s.expr, Const):
+            size = size / float(s.expr.value) if s.inverse and s.expr.value else size * float(s.expr.value)
+    return size
 
 
 @dataclass(frozen=True)
@@ -172,7 +181,14 @@ def addends(e: Expr, scope: Scope, sign: int = 1, scales: tuple[Factor, ...] = (
         case Apply("div", (a, b)) if scope.is_neutral(b) and not scope.is_neutral(a):
             yield from addends(a, scope, sign, (*scales, Factor(b, inverse=True)))
         case _:
-            yield Addend(sign, scales, e)
+            signs = [isinstance(s.expr, Const) and s.expr.value < 0 for s in scales]
+            plain = tuple(Factor(_negated(s.expr), s.inverse) if n else s for s, n in zip(scales, signs, strict=True))
+            yield Addend(-sign if sum(signs) % 2 else sign, plain, e)
+
+
+def _negated(e: Expr) -> Expr:
+    assert isinstance(e, Const)
+    return const(-e.value, e.dtype)
 
 
 def terms(e: Expr, scope: Scope) -> tuple[Term, ...]:
