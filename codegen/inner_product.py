@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 COLUMN_BLOCK = 64  # columns of one task: enough to be worth starting, and few enough for every core to have some
 _MOST_COLUMNS = 8  # streams of memory that are read side by side
 _ONE_BY_ONE = 4  # rows that leave the processor time to fold each column's sums by themselves, while it waits for memory
-_UNROLL = 8  # vectors per jump; as many as a row of 128 has
+_UNROLL = 2  # vectors per jump
 
 
 @dataclass(frozen=True)
