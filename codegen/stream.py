@@ -58,7 +58,11 @@ def find_stream(em: Emitter, access: Access, rank: str, target: Target) -> Strea
         return None
     if most is not None and most * store.type.dtype.bytes < 2 * target.l2_bytes:
         return None
-    distance = -(-AHEAD_BYTES // (along[0].const * store.type.dtype.bytes))
+    pace = along[0].const * store.type.dtype.bytes
+    length = em.facts.ranks[rank].const
+    if length is not None and length * pace < 4 * AHEAD_BYTES:
+        return None  # many short ones: the next begins before this one could be asked for
+    distance = -(-AHEAD_BYTES // pace)
     return Stream(access, rank, distance)
 
 

@@ -116,6 +116,11 @@ def test_several_rows_ask_ahead_for_what_streams(text: str) -> None:
     assert "prefetch" not in last_tile(text.format(g=4, m=small))
 
 
+def test_many_short_operands_do_not_stream() -> None:
+    text = "cascade f(A: f32[b, 4, 64], B: f32[b, {n}, 64]) -> (O) symbols (b in 1..) {{ O[b, m:4, n:{n}] = sum(k:64) A[b, m, k] * B[b, n, k] }}"
+    assert ["prefetch" in last_tile(text.format(n=n)) for n in (100, 127, 128)] == [False, False, True]
+
+
 def test_what_streams_under_few_rows_is_read_as_it_lies() -> None:
     """Column after column with up to four rows; what is small, or has more rows, in tiles of several columns."""
     large, small = 2 * AVX512.l2_bytes // 256, AVX512.l2_bytes // 256
