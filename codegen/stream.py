@@ -17,7 +17,7 @@ from dlc.ir.expr import Access
 from dlc.ir.extent import split_linear
 from dlc.ir.interval import interval
 
-AHEAD_BYTES = 8192
+AHEAD_BYTES = 16384
 """How far ahead of the loads."""
 MOST_ROWS = 8
 """Rows with which the arithmetic on a line takes no longer than its way from memory."""
@@ -60,7 +60,7 @@ def find_stream(em: Emitter, access: Access, rank: str, target: Target) -> Strea
         return None
     pace = along[0].const * store.type.dtype.bytes
     length = em.facts.ranks[rank].const
-    if length is not None and length * pace < 4 * AHEAD_BYTES:
+    if length is not None and length * pace < 2 * AHEAD_BYTES:
         return None  # many short ones: the next begins before this one could be asked for
     distance = -(-AHEAD_BYTES // pace)
     return Stream(access, rank, distance)
