@@ -8,15 +8,14 @@ them into one of C lanes along the columns, and what follows the sum point by po
 the queries of one decoding step that go through a cache of keys, and small products; where rows are many, packed panels
 (`contraction.py`) need no folds.
 
-A large operand that passes through only once is read at the memory's pace. Under one row the columns are walked one after
-the other, as the processor's own prefetching follows them best; under several, arithmetic fills the window in which it looks
-ahead, so lines are asked for some way before (`stream.py`).
+A large operand that passes through only once is read at the memory's pace: its columns one after the other, as they lie, and
+under several rows, whose arithmetic fills the window in which the processor looks ahead, asked for beforehand (`stream.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dlc.codegen.contraction import ROW_BLOCK, product_operands
@@ -35,7 +34,8 @@ if TYPE_CHECKING:
 
 COLUMN_BLOCK = 64  # columns of one task: enough to be worth starting, and few enough for every core to have some
 _MOST_COLUMNS = 8  # streams of memory that are read side by side
-_UNROLL = 8  # vectors per jump; as many as a row of 128 has
+_ONE_BY_ONE = 4  # rows that leave the processor time to fold each column's sums by themselves, while it waits for memory
+_UNROLL = 2  # vectors per jump
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,10 @@ class _InnerProductLowering:
         height, width = tile_of(rows if row is not None else None, columns, self.lanes, self.low.target.vector_registers)
         deep, wide = ROW_BLOCK // height * height, COLUMN_BLOCK
         columns_operand = _access(next(e for e in self.operands if col in _access(e).variables))
-        if rows.const is not None and 1 < rows.const <= MOST_ROWS:
-            self.ahead = find_stream(self.em, columns_operand, col, self.low.target)
+        stream = find_stream(self.em, columns_operand, col, self.low.target)
+        if stream is not None and rows.const is not None and rows.const <= MOST_ROWS:
+            self.ahead = stream if rows.const > 1 else None
+            width = width if rows.const > _ONE_BY_ONE else 1
         # Tasks that follow each other share a block of columns as long as their operand does not move.
         moves = columns_operand.variables
         batch = {n: e for n, e in self.ranks.items() if n not in (row, col)}
@@ -174,21 +176,12 @@ class _InnerProductLowering:
         em, first = self.em.scoped(), self.steps[0]
         row = Slot(self.roles.row or "@none", rows, 1)
         space = Space(base, slots=(row, Slot(self.roles.col, columns, 1)))
-        total = self.b.fold("add", self._sums(em, space) if rows > 1 else self._one_by_one(em, space))
+        total = self.b.fold("add", self._sums(em, space))
         lanes = Space(base, self.roles.col if columns > 1 else None, columns, (row,))
         keep(em, first, [total], lanes)
         for later in self.steps[1:]:
             where = em.value(later.where, lanes) if later.where is not None else None
             keep(em, later, [em.value(e, lanes, where) for e in later.exprs], lanes)
-
-    def _one_by_one(self, em: Emitter, space: Space) -> str:
-        """The partial sums of a tile of one row, column after column."""
-        row, column = space.slots
-        found = []
-        for c in range(column.count):
-            here = Space({**space.base, column.rank: space.base[column.rank] + c}, slots=(row, replace(column, count=1)))
-            found.append(self.b.slice(self._sums(em.scoped(), here), 0, 0))
-        return self.b.stack(self.b.stack(*found))
 
     def _sums(self, em: Emitter, space: Space) -> str:
         """A register of partial sums for each point of a tile."""

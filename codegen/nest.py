@@ -63,10 +63,11 @@ class VectorRank:
     reduced: bool = False
 
 
-def lanes_for(steps: Sequence[PointStep], em: Emitter, target: Target) -> int:
-    """Lanes that fill a register with the widest element type the nest touches."""
+def lanes_for(steps: Sequence[PointStep], em: Emitter, target: Target, along: str | None = None) -> int:
+    """Lanes that fill a register with the widest element type the nest touches; what does not move `along` takes no lanes."""
     bits = [d.bits for s in steps for d in s.dtypes]
-    bits += [em.dtype(a.tensor).bits for s in steps for e in s.scalars for a in accesses(e)]
+    reads = [a for s in steps for e in s.scalars for a in accesses(e)]
+    bits += [em.dtype(a.tensor).bits for a in reads if along is None or along in a.variables or a.tensor not in em.storage]
     return target.lanes if max(bits, default=32) <= 32 else max(2, target.lanes // 2)
 
 
@@ -227,7 +228,7 @@ def emit_nest(
     """
     # a tile over inner ranks is of this nest's points; one over the task's alone serves the next nest, too
     inner = em.scoped() if loops else em
-    _Nest(loops, vector, target, bounds or {}, lanes_for(steps, em, target), most_unroll).run(inner, steps, base)
+    _Nest(loops, vector, target, bounds or {}, lanes_for(steps, em, target, vector.name), most_unroll).run(inner, steps, base)
 
 
 @dataclass(frozen=True)

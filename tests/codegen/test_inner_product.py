@@ -9,17 +9,18 @@ from pathlib import Path
 import pytest
 
 from dlc.codegen.inner_product import tile_of
+from dlc.codegen.lower import lower_kernel
 from dlc.codegen.stream import streamed_vectors
 from dlc.codegen.target import AVX2, AVX512, BASELINE, Target
+from dlc.compiler import run_passes
 from dlc.ir.builder import Builder
 from dlc.ir.dtype import BF16, F16, F64, DType
 from dlc.ir.extent import int_expr, sym
+from dlc.ir.parser import parse_program
 
 sys.path.insert(0, str(Path(__file__).parent))
 from kernel_harness import TARGETS, check, targets
 
-SYMBOLS = "m in 0.., n in 0.., k in 0.."
-PLAIN = "cascade f(A: f32[m, k], B: f32[n, k]) -> (O) { O[m, n] = sum(k) A[m, k] * B[n, k] }"
 EPILOGUE = """
 cascade f(A: f32[{m}, {k}], B: f32[{n}, {k}], C: f32[{n}], R: f32[{m}, {n}]) -> (S, O) {{
   S[m:{m}, n:{n}] = sum(r:{k}) A[m, r] * B[n, r]
@@ -89,24 +90,42 @@ def test_nothing_is_packed_for_few_rows() -> None:
     assert few == ["inner product"] and many[-1] == "contraction" and len(many) == 2
 
 
-def test_a_row_walks_its_columns_one_after_the_other() -> None:
-    text = "cascade f(A: f32[{m}, 64], B: f32[8, 64]) -> (O) {{ O[m:{m}, n:8] = sum(k:64) A[m, k] * B[n, k] }}"
-    (one,), (two,) = (check(text.format(m=m), target=AVX512).tiles for m in (1, 2))
-    assert one.count("load f32[1, 1 x 16] a1") == 8 and "load f32[1, 8 x 16] a1" not in one
-    assert two.count("load f32[1, 8 x 16] a1") == 1
-
-
 KEYS = "cascade f(Q: f32[{g}, 64], K: f32[{m}, 64]) -> (O) {{ O[g:{g}, m:{m}] = sum(e:64) Q[g, e] * K[m, e] }}"
 VALUES = "cascade f(P: f32[{g}, {m}], V: f32[{m}, 64]) -> (O) {{ O[g:{g}, f:64] = sum(m:{m}) P[g, m] * V[m, f] }}"
+
+
+def last_tile(text: str) -> str:
+    """The tile program of the last kernel, not run."""
+    program = run_passes(parse_program(text))
+    return str(lower_kernel(program.kernels[-1], program.facts, AVX512).tile)
+
+
+@pytest.mark.parametrize("text", [KEYS, VALUES], ids=["keys", "values"])
+@pytest.mark.parametrize("rows", [1, 3, 7])
+def test_what_streams_is_computed_right(text: str, rows: int) -> None:
+    ran = check(text.format(g=rows, m=2 * AVX512.l2_bytes // 256 + 3), interpret=False)
+    assert ("prefetch" in ran.tiles[-1]) == (rows > 1)
 
 
 @pytest.mark.parametrize("text", [KEYS, VALUES], ids=["keys", "values"])
 def test_several_rows_ask_ahead_for_what_streams(text: str) -> None:
     """From twice L2 on, with 2 to 8 rows; a single row leaves it to the processor, and more rows read lines again."""
     large, small = 2 * AVX512.l2_bytes // 256, AVX512.l2_bytes // 256
-    asked = {g: "prefetch" in check(text.format(g=g, m=large), interpret=False).tiles[-1] for g in (1, 2, 4, 8, 9)}
+    asked = {g: "prefetch" in last_tile(text.format(g=g, m=large)) for g in (1, 2, 4, 8, 9)}
     assert asked == {1: False, 2: True, 4: True, 8: True, 9: False}
-    assert "prefetch" not in check(text.format(g=4, m=small), interpret=False).tiles[-1]
+    assert "prefetch" not in last_tile(text.format(g=4, m=small))
+
+
+def test_many_short_operands_do_not_stream() -> None:
+    text = "cascade f(A: f32[b, 4, 64], B: f32[b, {n}, 64]) -> (O) symbols (b in 1..) {{ O[b, m:4, n:{n}] = sum(k:64) A[b, m, k] * B[b, n, k] }}"
+    assert ["prefetch" in last_tile(text.format(n=n)) for n in (100, 127, 128)] == [False, False, True]
+
+
+def test_what_streams_under_few_rows_is_read_as_it_lies() -> None:
+    """Column after column with up to four rows; what is small, or has more rows, in tiles of several columns."""
+    large, small = 2 * AVX512.l2_bytes // 256, AVX512.l2_bytes // 256
+    for g, m, tile in ((1, large, "1, 1"), (4, large, "1, 1"), (5, large, "1, 4"), (1, small, "1, 8"), (4, small, "1, 4")):
+        assert f"load f32[{tile} x 16] a1" in last_tile(KEYS.format(g=g, m=m)), (g, m)
 
 
 def test_tiles_fit_the_registers() -> None:
