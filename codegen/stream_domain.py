@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from dlc.ir.domain import conjunction, conjuncts
 from dlc.ir.expr import Apply, Expr, Index, accesses
-from dlc.ir.extent import IntExpr, has_value, int_expr, maximum, minimum, split_linear, variables
+from dlc.ir.extent import IntExpr, has_value, int_expr, maximum, minimum, split_linear, substitute, variables
 from dlc.ir.prove import constraints
 
 
@@ -73,15 +73,15 @@ class StepDomain:
         return StepDomain(kept, opaque, tuple(Apply("ge", (Index(e), Index(int_expr(0)))) for e in kept))
 
 
-def step_domain(where: Expr | None) -> StepDomain:
-    """The inequalities and other conditions of a `where`."""
+def step_domain(where: Expr | None, at: Mapping[str, IntExpr] | None = None) -> StepDomain:
+    """The inequalities, with `at` for ranks, and other conditions of a `where`."""
     inequalities: list[IntExpr] = []
     texts: list[Expr] = []
     opaque: list[Expr] = []
     for part in conjuncts(where):
         found = constraints(part, None)
         if found and not any(has_value(e) for e in found):
-            inequalities += found
+            inequalities += [substitute(e, at or {}) for e in found]
             texts += [part] * len(found)
         else:
             opaque.append(part)

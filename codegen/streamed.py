@@ -244,7 +244,7 @@ class _Streamed:
     def _domain(self, step: Einsum, block: _Block | None = None) -> StepDomain:
         """The domain of `step`; in a block, its lanes are counted from the first."""
         at = self._position + (block.first if block is not None else 0)
-        return step_domain(step.where.substitute({self.lane_rank: at}) if step.where is not None else None)
+        return step_domain(step.where, {self.lane_rank: at})
 
     def _extents(self, step: Einsum, block: _Block) -> dict[str, IntExpr]:
         """The ranks that move inside a block, with their extents."""
@@ -522,7 +522,8 @@ class _Streamed:
         domain = self._domain(stage.reader, block).over(others)
         ends = self._ends(domain, own, stage.ranks, block)
         safe = self._safe(stage.access, domain, own)
-        return ends, None if safe else self._domain(stage.reader).over(others).mask(own, stage.ranks)
+        mask = self._domain(stage.reader).over(others).mask(own, stage.ranks)
+        return ends, None if safe or mask is None else mask.substitute({self.lane_rank: self._position})
 
     def _leave(self, steps: Sequence[Einsum], block: _Block) -> None:
         """Point-wise steps whose results leave the kernel, with the lanes along the innermost rank in memory."""
