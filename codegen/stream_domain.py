@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dlc.ir.domain import conjunction, conjuncts
-from dlc.ir.expr import Expr
-from dlc.ir.extent import IntExpr, has_value, maximum, minimum, split_linear, variables
+from dlc.ir.expr import Apply, Expr, Index, accesses
+from dlc.ir.extent import IntExpr, has_value, int_expr, maximum, minimum, split_linear, substitute, variables
 from dlc.ir.prove import constraints
 
 
@@ -62,29 +62,38 @@ class StepDomain:
 
     def mask(self, extents: Mapping[str, IntExpr], loops: Mapping[str, IntExpr]) -> Expr | None:
         """What is left to ask at each point when loops over one rank each run to `bounds`."""
-        left = []
-        for e, text in zip(self.inequalities, self.texts, strict=True):
-            moving = variables(e) & extents.keys()
-            name = next(iter(moving)) if len(moving) == 1 else None
-            parts = split_linear(e, name) if name in loops and name is not None else None
-            if parts is None or parts[0].const is None or parts[0].const >= 0:
-                left.append(text)
-        return conjunction((*left, *self.opaque))
+        pairs = zip(self.inequalities, self.texts, strict=True)
+        return conjunction((*(text for e, text in pairs if not is_end(e, extents, loops)), *self.opaque))
+
+    def over(self, ranks: Mapping[str, IntExpr]) -> StepDomain:
+        """Where a point exists for some index of `ranks` (name to extent); what is not known to exclude any is left out."""
+        found = [extreme(e, ranks, greatest=True) for e in self.inequalities]
+        kept = tuple(e for e in found if e is not None)
+        opaque = tuple(e for e in self.opaque if e.variables.isdisjoint(ranks) and not any(accesses(e)))
+        return StepDomain(kept, opaque, tuple(Apply("ge", (Index(e), Index(int_expr(0)))) for e in kept))
 
 
-def step_domain(where: Expr | None) -> StepDomain:
-    """The inequalities and other conditions of a `where`."""
+def step_domain(where: Expr | None, at: Mapping[str, IntExpr] | None = None) -> StepDomain:
+    """The inequalities, with `at` for ranks, and other conditions of a `where`."""
     inequalities: list[IntExpr] = []
     texts: list[Expr] = []
     opaque: list[Expr] = []
     for part in conjuncts(where):
         found = constraints(part, None)
         if found and not any(has_value(e) for e in found):
-            inequalities += found
+            inequalities += [substitute(e, at or {}) for e in found]
             texts += [part] * len(found)
         else:
             opaque.append(part)
     return StepDomain(tuple(inequalities), tuple(opaque), tuple(texts))
+
+
+def is_end(e: IntExpr, extents: Mapping[str, IntExpr], loops: Mapping[str, IntExpr]) -> bool:
+    """Whether that `e` is not negative is the end of one of `loops`, whatever the rest of `extents`."""
+    moving = variables(e) & extents.keys()
+    name = next(iter(moving)) if len(moving) == 1 else None
+    parts = split_linear(e, name) if name is not None and name in loops else None
+    return parts is not None and parts[0].const is not None and parts[0].const < 0
 
 
 def extreme(e: IntExpr, extents: Mapping[str, IntExpr], *, greatest: bool) -> IntExpr | None:
@@ -100,4 +109,4 @@ def extreme(e: IntExpr, extents: Mapping[str, IntExpr], *, greatest: bool) -> In
     return e
 
 
-__all__ = ["StepDomain", "extreme", "step_domain"]
+__all__ = ["StepDomain", "extreme", "is_end", "step_domain"]

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from dlc.codegen.point import compute_type
 from dlc.codegen.stream_idle import is_idle
+from dlc.ir.domain import conjuncts
 from dlc.ir.dtype import DType
 from dlc.ir.einsum import Einsum, Rank, Scan, Step, einsum
-from dlc.ir.expr import Access, Expr, accesses, rename_tensors, transform
+from dlc.ir.expr import Access, Expr, rename_tensors, transform
 from dlc.ir.extent import IntExpr, int_expr, var
 from dlc.ir.program import fresh_name
 from dlc.ir.streamed import dimensions, factors, flat
@@ -43,13 +44,18 @@ class Local:
 
 @dataclass(frozen=True)
 class Stage:
-    """`name[ranks..., lane] = access`; `bounded` when its ranks run to the ends of `reader`'s."""
+    """`name[ranks..., lane] = access`; `bounded` when that is read only where `reader` exists."""
 
     name: str
     access: Access
     ranks: dict[str, IntExpr]
     reader: Einsum
     bounded: bool
+
+    def moves(self, rank: str) -> bool:
+        """Whether it is another one at another index of `rank`."""
+        where = self.reader.where
+        return rank in self.access.variables or (self.bounded and where is not None and rank in where.variables)
 
 
 @dataclass(frozen=True)
@@ -89,14 +95,14 @@ class Plan:
     Attributes:
         locals: tensors that the kernel makes for itself.
         aliases: locals that lie in another one's buffer.
-        stages: what a read of an operand along the lanes becomes.
+        stages: what a read of an operand along the lanes becomes, by the read and the domain that bounds it.
     """
 
     lane: str
     items: tuple[Item, ...] = ()
     locals: dict[str, Local] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
-    stages: dict[Access, Access] = field(default_factory=dict)
+    stages: dict[tuple[Access, Expr | None], Access] = field(default_factory=dict)
 
     def loops(self) -> Iterator[Loop]:
         return (i for i in self.items if isinstance(i, Loop))
@@ -106,12 +112,33 @@ class Plan:
         kept = self.locals[tensor].kept
         return (*(i for i, k in zip(index, kept, strict=True) if k), var(self.lane))
 
-    def with_stages(self, e: Expr) -> Expr:
-        return transform(e, lambda node: self.stages.get(node) if isinstance(node, Access) else None)
+    def with_stages(self, e: Expr, where: Expr | None) -> Expr:
+        """`e` of a step over `where` with what is staged read in scratch; an index that is staged too gives way."""
+        written = {stage: a for (a, _), stage in self.stages.items()}
 
-    def outside(self, e: Expr) -> list[Access]:
-        """The reads of `e` that go to memory the kernel did not make."""
-        return [a for a in accesses(e) if a.tensor not in self.locals and a not in self.stages]
+        def visit(node: Expr) -> Expr | None:
+            if not isinstance(node, Access):
+                return None
+            as_written = transform(node, lambda n: written.get(n) if isinstance(n, Access) else None)
+            return self.staged(as_written, where) if isinstance(as_written, Access) else None
+
+        return transform(e, visit)
+
+    def staged(self, a: Access, where: Expr | None) -> Access | None:
+        """Where scratch has what `a` reads in a step over `where`."""
+        return self.stages.get((a, where)) or self.stages.get((a, None))
+
+    def outside(self, e: Expr, where: Expr | None) -> list[Access]:
+        """The reads of `e`, in a step over `where`, that go to memory the kernel did not make."""
+        return [a for a in self._reads(e) if self.staged(a, where) is None]
+
+    def _reads(self, e: Expr) -> Iterator[Access]:
+        """The reads of memory in `e`, without those in their indices and defaults."""
+        if isinstance(e, Access) and e.tensor not in self.locals:
+            yield e
+        else:
+            for child in e.children:
+                yield from self._reads(child)
 
     def work(self) -> IntExpr:
         """Points of all steps per lane."""
@@ -196,8 +223,7 @@ class _Planner:
                 continue
             if part.kind != "rows":
                 for stage in self._stages(part, scan):
-                    moves = scan is not None and scan.rank.name in stage.access.variables
-                    (items if scan is None or moves or stage.bounded else hoisted).append(stage)
+                    (items if scan is None or stage.moves(scan.rank.name) else hoisted).append(stage)
             items.append(part)
         return items, hoisted
 
@@ -232,7 +258,14 @@ class _Planner:
             return "sweep"
         if group.kind == "sweep" or group.kind == "tile" and (step.reduce is not None or len(step.outs) > 1):
             return None
+        if self._bounds(group.steps[0]) != self._bounds(step):
+            return None
         return group.kind if self.low.joins(list(group.steps), step) else None
+
+    def _bounds(self, step: Einsum) -> frozenset[Expr]:
+        """What may end the loops over the free inner ranks of `step`."""
+        inner = {r.name for r in step.ranks if r.name not in self.tasks}
+        return frozenset(c for c in conjuncts(step.where) if not c.variables.isdisjoint(inner))
 
     def _sweeps(self, steps: Sequence[Einsum]) -> bool:
         """Whether the steps are one loop over one inner rank: what is folded is not needed before the end of it."""
@@ -301,15 +334,21 @@ class _Planner:
     def _stages(self, group: Group, scan: Scan | None) -> Iterator[Stage]:
         for step in group.steps:
             bound = frozenset(step.where.variables) if step.where is not None else frozenset()
-            for a in dict.fromkeys(a for e in step.scalars for a in self.plan.outside(e)):
+            for a in dict.fromkeys(a for e in step.scalars for a in self.plan.outside(e, step.where)):
                 if self.lane_rank not in a.variables:
                     continue
                 ranks = {r.name: r.extent for r in step.all_ranks if r.name not in self.tasks and r.name in a.variables}
+                bounded = step.where is not None and not (bound.isdisjoint(ranks) and self._inside(a))
                 name = fresh_name(f"{a.tensor}_turned", self.low.types | self.plan.locals)
                 dtype = compute_type(self.low.types[a.tensor].dtype)
                 self.plan.locals[name] = Local(dtype, tuple(ranks.values()), (True,) * len(ranks))
-                self.plan.stages[a] = Access(name, (*map(var, ranks), var(self.plan.lane)))
-                yield Stage(name, a, ranks, step, not bound.isdisjoint(ranks))
+                self.plan.stages[a, step.where if bounded else None] = Access(name, (*map(var, ranks), var(self.plan.lane)))
+                yield Stage(name, a, ranks, step, bounded)
+
+    def _inside(self, a: Access) -> bool:
+        """Whether `a` is within its tensor at every point of its ranks."""
+        shape = self.low.types[a.tensor].shape
+        return not a.children and all(self.low.em.facts.within(i, e) for i, e in zip(a.index, shape, strict=True))
 
 
 def _reads(part: Group | Scan) -> Iterable[str]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from dlc.codegen.nest import PointStep, VectorRank, accumulate, compute, emit_nest, for_vectors, keep
 from dlc.codegen.point import Emitter, Slot, Space, Storage, compute_type
-from dlc.codegen.stream_domain import StepDomain, step_domain
+from dlc.codegen.stream_domain import StepDomain, is_end, step_domain
 from dlc.codegen.stream_plan import Group, Loop, Stage, make_plan
 from dlc.codegen.tile import IndexCond
 from dlc.costmodel.tiles import stream_vectors
@@ -67,6 +67,8 @@ class _Streamed:
         self.extent = ranks[lane]
         self.lane, self.start = fresh_name("lane", ranks), fresh_name("start", ranks)
         self.plan = make_plan(low, lane, self.lane)
+        scans = {loop.scan.rank.name: loop.scan.rank.extent for loop in self.plan.loops()}
+        self.points = Facts({**low.em.facts.ranks, **scans}, low.em.facts.symbols)  # of the steps as they are written
         size = self.extent.const
         most = stream_vectors(self.target.vector_registers)
         self.vectors = most if size is None else min(most, -(-size // self.lanes))
@@ -74,7 +76,7 @@ class _Streamed:
         self.em = low.em
         facts = {n: e for n, e in self.em.facts.ranks.items() if n != lane}
         facts |= {self.lane: int_expr(self.width), self.start: self.extent}
-        facts |= {loop.scan.rank.name: loop.scan.rank.extent for loop in self.plan.loops()}
+        facts |= scans
         self.em.facts = Facts(facts, self.em.facts.symbols)
         self.scan: str | None = None  # the rank of the scan that is being made
         self._place_locals()
@@ -225,15 +227,15 @@ class _Streamed:
 
     # --- steps as the emitter wants them ---
 
-    def _in_lanes(self, e: Expr) -> Expr:
-        """`e` with the kernel's own tensors read in scratch, and the lane rank as start + lane."""
+    def _in_lanes(self, e: Expr, where: Expr | None) -> Expr:
+        """`e` of a step over `where`, with the kernel's own tensors read in scratch, and the lane rank as start + lane."""
 
         def visit(node: Expr) -> Expr | None:
             if isinstance(node, Access) and node.tensor in self.plan.locals:
                 return Access(node.tensor, self.plan.local_index(node.tensor, node.index))
             return None
 
-        return self.plan.with_stages(transform(e, visit)).substitute({self.lane_rank: self._position})
+        return self.plan.with_stages(transform(e, visit), where).substitute({self.lane_rank: self._position})
 
     @property
     def _position(self) -> IntExpr:
@@ -242,7 +244,7 @@ class _Streamed:
     def _domain(self, step: Einsum, block: _Block | None = None) -> StepDomain:
         """The domain of `step`; in a block, its lanes are counted from the first."""
         at = self._position + (block.first if block is not None else 0)
-        return step_domain(step.where.substitute({self.lane_rank: at}) if step.where is not None else None)
+        return step_domain(step.where, {self.lane_rank: at})
 
     def _extents(self, step: Einsum, block: _Block) -> dict[str, IntExpr]:
         """The ranks that move inside a block, with their extents."""
@@ -254,15 +256,14 @@ class _Streamed:
         domain, extents = self._domain(step, block), self._extents(step, block)
         inner = {n: e for n, e in extents.items() if n != self.lane}
         ends, where = dict(inner), None
-        if block.edge and not domain.everywhere:
-            found = domain.bounds(extents, inner)
-            ends = {n: e if e == inner[n] else self._named(substitute(e, block.base)) for n, e in found.items()}
+        if block.edge:
+            ends = self._ends(domain, extents, inner, block)
             where = self._domain(step).mask(extents, inner)
-        reads = [a for e in step.exprs for a in self.plan.outside(e)]
-        guarded = not all(self._safe(a, domain) for a in reads)
+        reads = [a for e in step.exprs for a in self.plan.outside(e, step.where)]
+        guarded = not all(self._safe(a, domain, extents) for a in reads)
         if step.reduce is None and not guarded:
             where = None  # what does not exist may be computed, since nothing that exists reads it
-        where = self._in_lanes(where) if where is not None else None
+        where = self._in_lanes(where, step.where) if where is not None else None
         reduce = step.reduce
         if reduce is not None:
             reduce = replace(reduce, ranks=tuple(Rank(r.name, ends.get(r.name, r.extent)) for r in reduce.ranks))
@@ -271,32 +272,44 @@ class _Streamed:
         here = self.plan.local_index(step.out, index) if local[0] else tuple(
             substitute(i, {self.lane_rank: self._position}) for i in index
         )
-        exprs = tuple(self._in_lanes(e) for e in step.exprs)
+        exprs = tuple(self._in_lanes(e, step.where) for e in step.exprs)
         point = PointStep(
             step.outs, exprs, step.dtypes, reduce, where, here, tuple(o in self.low.storage for o in step.outs), guarded=guarded
         )
         free = {r.name for r in step.ranks}
         return point, {n: e for n, e in ends.items() if n in free}
 
-    def _safe(self, a: Access, domain: StepDomain) -> bool:
+    def _ends(
+        self, domain: StepDomain, extents: Mapping[str, IntExpr], loops: Mapping[str, IntExpr], block: _Block
+    ) -> dict[str, IntExpr]:
+        found = domain.bounds(extents, loops)
+        return {n: e if e == loops[n] else self._named(substitute(e, block.base)) for n, e in found.items()}
+
+    def _safe(self, a: Access, domain: StepDomain, extents: Mapping[str, IntExpr]) -> bool:
         """Whether `a` is in bounds wherever the loops go, masks aside."""
         if a.default is not None:
             return True
-        if any(True for _ in a.children):
+        if a.children:
             return False
-        facts = self.em.facts
-        moving = [e for e in domain.inequalities if self.lane in variables(e)]
-        exact = [e for e in domain.inequalities if self.lane not in variables(e)]
-        if len(moving) <= 1 and self.lane_rank not in a.variables and not domain.opaque:
+        loops = {n: e for n, e in extents.items() if n != self.lane}
+        if self.lane_rank not in a.variables and self._some_lane(domain, extents, loops):
             return True
+        ends = [e for e in domain.inequalities if is_end(e, extents, loops)]
+        facts = self.points
         for i, extent in zip(a.index, self.low.types[a.tensor].shape, strict=True):
-            at = substitute(i, {self.lane_rank: self._position})
-            if facts.within(at, extent):
+            if facts.within(i, extent):
                 continue
-            ends = [(extent - 1 - at - e).const for e in exact]
-            if not (facts.nonneg(at) and any(n is not None and n >= 0 for n in ends)):
+            rest = [(extent - 1 - i - e).const for e in ends]
+            if not (facts.nonneg(i) and any(n is not None and n >= 0 for n in rest)):
                 return False
         return True
+
+    def _some_lane(self, domain: StepDomain, extents: Mapping[str, IntExpr], loops: Mapping[str, IntExpr]) -> bool:
+        """Whether each point that the loops visit exists in one lane at least."""
+        moving = sum(self.lane in variables(e) for e in domain.inequalities)
+        relaxed = domain.over({self.lane: extents[self.lane]})
+        known = not domain.opaque and len(relaxed.inequalities) == len(domain.inequalities)
+        return known and moving <= 1 and all(is_end(e, extents, loops) for e in relaxed.inequalities)
 
     # --- contractions ---
 
@@ -495,22 +508,32 @@ class _Streamed:
 
     def _stage(self, stage: Stage, block: _Block) -> None:
         """An operand that moves along the lanes, brought into scratch."""
-        ends = self._point_step(stage.reader, block)[1] if stage.bounded else {}
-        loops = {n: ends.get(n, e) for n, e in stage.ranks.items()}
+        loops, where = self._stage_domain(stage, block) if stage.bounded and block.edge else (stage.ranks, None)
         access = stage.access.substitute({self.lane_rank: self._position})
         index = (*(var(n) for n in loops), var(self.lane))
-        step = PointStep((stage.name,), (access,), (self.plan.locals[stage.name].dtype,), None, None, index, (True,))
+        step = PointStep((stage.name,), (access,), (self.plan.locals[stage.name].dtype,), None, where, index, (True,))
         self._turned([step], loops, self._contiguous(stage.access, loops), block)
+
+    def _stage_domain(self, stage: Stage, block: _Block) -> tuple[Mapping[str, IntExpr], Expr | None]:
+        """Ends of the ranks of an operand that exists where its reader does, and what is left to ask at each point."""
+        extents = self._extents(stage.reader, block)
+        others = {n: e for n, e in extents.items() if n != self.lane and n not in stage.ranks}
+        own = {n: e for n, e in extents.items() if n not in others}
+        domain = self._domain(stage.reader, block).over(others)
+        ends = self._ends(domain, own, stage.ranks, block)
+        safe = self._safe(stage.access, domain, own)
+        mask = self._domain(stage.reader).over(others).mask(own, stage.ranks)
+        return ends, None if safe or mask is None else mask.substitute({self.lane_rank: self._position})
 
     def _leave(self, steps: Sequence[Einsum], block: _Block) -> None:
         """Point-wise steps whose results leave the kernel, with the lanes along the innermost rank in memory."""
-        points = [self._point_step(s, replace(block, edge=False)) for s in steps]
+        points = [self._point_step(s, block) for s in steps]
         last = steps[-1]
         order = last.order or tuple(range(len(last.ranks)))
         inner = next((last.ranks[d].name for d in reversed(order) if last.ranks[d].name not in self.low.units), None)
         loops = points[0][1]
         if inner not in loops:
-            self._nest(steps, replace(block, edge=False))
+            self._nest(steps, block)
             return
         b, em = self.b, self.em.scoped()
         found = [p for p, _ in points]

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from dlc.ir.einsum import Einsum, Scan, Step
-from dlc.ir.expr import Access, Apply, Cast, Expr
+from dlc.ir.expr import Access, Apply, Cast, Expr, accesses
 from dlc.ir.extent import IntExpr, var
 
 
@@ -59,6 +59,8 @@ def lane_rank(steps: Sequence[Step], outer: Iterable[str]) -> str | None:
     sums = [f for s in einsums if (f := factors(s)) is not None and _has_inner(s, tasks)]
     if not sums or not any(isinstance(s, Scan) for s in steps) and len(einsums) < 2:
         return None
+    if not _plain_scans(steps) or any(made_in_index(s, steps) for s in einsums):
+        return None
     extents = {r.name: r.extent for s in einsums for r in s.ranks}
     for name in reversed(tasks):
         if extents[name].const != 1 and all((name in a.variables) != (name in b.variables) for a, b in sums):
@@ -68,6 +70,27 @@ def lane_rank(steps: Sequence[Step], outer: Iterable[str]) -> str | None:
 
 def _has_inner(step: Einsum, tasks: Sequence[str]) -> bool:
     return any(r.name not in tasks and r.extent.const != 1 for r in step.ranks)
+
+
+def _plain_scans(steps: Sequence[Step]) -> bool:
+    """Whether scans are loops of Einsums over states that are theirs: made for them before, and anew in each step."""
+    makers = {o: s for s in steps if isinstance(s, Einsum) for o in s.outs}
+    read = {r for s in flat(steps) for r in s.reads}
+    inits = [c.init for s in steps if isinstance(s, Scan) for c in s.carries]
+    if len(set(inits)) != len(inits) or not read.isdisjoint(inits) or not makers.keys() >= set(inits):
+        return False
+    for scan in steps:
+        if isinstance(scan, Scan):
+            body = [s for s in scan.body if isinstance(s, Einsum)]
+            if scan.stacked or len(body) != len(scan.body) or not {o for s in body for o in s.outs} >= set(scan.yields):
+                return False
+    return all(s.write is None for s in flat(steps))
+
+
+def made_in_index(step: Einsum, steps: Iterable[Step]) -> bool:
+    """Whether `step` takes an index, or what is read outside of a tensor, from what `steps` make."""
+    made = {o for s in flat(steps) for o in s.outs}
+    return any(b.tensor in made for a in step.accesses() for child in a.children for b in accesses(child))
 
 
 def dimensions(steps: Sequence[Step]) -> dict[str, tuple[str, ...]]:
@@ -80,7 +103,7 @@ def dimensions(steps: Sequence[Step]) -> dict[str, tuple[str, ...]]:
             continue
         inner = dimensions(step.body)
         for carry, final, after in zip(step.carries, step.finals, step.yields, strict=True):
-            made[carry.name] = made[final] = inner.get(after) or made[carry.init]
+            made[carry.name] = made[final] = inner.get(after) or made.get(carry.init, ())
         made.update(inner)
     return made
 

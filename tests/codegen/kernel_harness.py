@@ -31,6 +31,7 @@ from dlc.ir.extent import evaluate
 from dlc.ir.interpret import bind_symbols, run_program
 from dlc.ir.parser import parse_program
 from dlc.ir.program import Kernel, Launch, Program, cascade_types
+from dlc.ir.streamed import lane_rank
 from dlc.passes.default import default_pipeline
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -60,10 +61,12 @@ class Ran:
 
 
 def strategy(kernel: Kernel, program: Program, target: Target) -> str:
-    """'scatter', 'contraction', 'inner product', 'window', 'points', 'blocks' or 'rows', by the tests that `KernelLowering.run` makes."""
+    """The lowering that `KernelLowering.run` takes, by the tests it makes: 'scatter', 'streamed', 'contraction' and so on."""
     low = KernelLowering(kernel, program.facts, target)
     if any(s.write is not None for s in low.steps):
         return "scatter"
+    if lane_rank(low.structure, kernel.outer) is not None:
+        return "streamed"
     if any(low.moving(s) != low.outer for s in low.steps):
         return "blocks" if unrolls(low.steps, low.outer) else "rows"
     if find_contraction(low) is not None:
