@@ -75,6 +75,13 @@ CASCADES = {
     "three-pass": THREE_PASS,
     "deferred": DEFERRED,
     "product": "cascade product(A: f32[p, e], B: f32[e, m]) -> C {\nC[p, m] = sum(e) A[p, e] * B[e, m]\n}\n",
+    "shared": """\
+cascade shared(X: f32[p, m], B: f32[m]) -> S {
+  T[m] = B[m] + 1.0
+  W[p, m] = X[p, m] + B[m]
+  S[p] = sum(m) W[p, m] * T[m]
+}
+""",
     "row-sum": "cascade rows(X: f32[p, m]) -> S {\nS[p] = sum(m) X[p, m]\n}\n",
     "mlp": """\
 cascade mlp(X: f32[p, e], U: f32[e, m], D: f32[m, f]) -> Y {
