@@ -165,6 +165,13 @@ def test_a_state_that_leaves_is_stored() -> None:
     assert predict(text).traffic_bytes - predict(ONE_PASS).traffic_bytes == 2 * 4 * 1024
 
 
+@pytest.mark.parametrize(("bound", "cycles"), [("0.0", 1), ("-3.4028234663852886e+38", 0)])
+def test_only_a_bound_within_the_range_is_an_operation(bound: str, cycles: int) -> None:
+    text = CASCADES["mlp"].replace("max(H[p, m], 0.0)", f"max(H[p, m], {bound})")
+    found = predict(text, p=256, m=256, e=8, f=8)
+    assert {e.name: e.cycles for e in found.einsums}["R"] == cycles
+
+
 def test_a_scale_is_a_product_per_point_of_its_result() -> None:
     scaled = THREE_PASS.replace("K[h, m, e]\n", "K[h, m, e] * 0.125\n")
     plain, found = predict(THREE_PASS, "flat"), predict(scaled, "flat")
