@@ -5,7 +5,7 @@ Levels, from the inside: `file`, the register files of the array that made it; `
 
 same array, same step of the stream     file
 another array, at most one rank of an array dimension (a broadcast or a column's sum)     stage
-another array, a whole tile; a later pass; after the stream; the next step     buffer
+another array, a whole tile; a later pass; after the stream; the next step; once more along the parallel rank     buffer
 another phase; a result; what does not fit the buffer over a whole pass     dram
 """
 
@@ -121,6 +121,8 @@ class Plan:
         is_state = tensor in self.normal.next_of
         if maker.pass_index != reader.pass_index or is_state or maker.outside != reader.outside:
             return "buffer"
+        if self.roles.parallel in reader.op.all_ranks and self.roles.parallel not in maker.op.all_ranks:
+            return "buffer"  # made once, read again for every piece of the parallel rank
         if maker.array == reader.array:
             return "file"
         ranks = self.normal.tensors[tensor].ranks
@@ -305,13 +307,12 @@ def _bind(normal: Normal, roles: Roles, passes: dict[str, int], target: Target) 
 
 
 def _crossings(normal: Normal, arrays: dict[str, str]) -> dict[str, int]:
-    """Per operation, array changes on the longest path to it; a state is the last step's, until the scan is over."""
+    """Per operation, array changes on the longest path to it within a step; a state is of the step before."""
     found: dict[str, int] = {}
     for op in normal.operations:
         count = 0
         for tensor in op.reads:
-            maker = normal.next_of.get(tensor, tensor) if op.place == "outside" else tensor
-            if maker in found:
-                count = max(count, found[maker] + (arrays[maker] != arrays[op.out]))
+            if tensor in found:
+                count = max(count, found[tensor] + (arrays[tensor] != arrays[op.out]))
         found[op.out] = count
     return found

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import ml_dtypes
+
 from dlc.costmodel.spatial.errors import BadExtents, UnmappableCascade
 from dlc.costmodel.work import is_free
 from dlc.ir.contract import factors
@@ -332,10 +334,10 @@ class _Normaliser:
                 self.collect(e, reads)
             case Cast(arg=arg) | Bitcast(arg=arg):
                 self.gather(arg, context, work, reads)
-            case Apply(op, args) if is_free(op) or len(args) == 1:
+            case Apply(op, args) if is_free(op) or len(args) == 1 or _saturates(e):
                 for a in args:
                     self.gather(a, context, work, reads)
-                if not is_free(op):
+                if not is_free(op) and not _saturates(e):
                     work[op] += 1
             case Apply(op, args):
                 for a in args:
@@ -346,7 +348,8 @@ class _Normaliser:
                     self.gather(a, context, work, reads)
 
     def operand(self, e: Expr, context: _Context, work: Counter[str], reads: dict[str, None]) -> None:
-        if not any(isinstance(n, Apply) and not is_free(n.op) for n in walk(e)) or not any(True for _ in accesses(e)):
+        costs = any(isinstance(n, Apply) and not is_free(n.op) and not _saturates(n) for n in walk(e))
+        if not costs or not any(True for _ in accesses(e)):
             self.gather(e, context, work, reads)
             return
         free = tuple(v for k, v in context.at.items() if k in e.variables)
@@ -386,6 +389,14 @@ def _einsums(steps: tuple[Step, ...]) -> Iterator[Einsum]:
             yield step
         else:
             yield from _einsums(step.body)
+
+
+def _saturates(e: Expr) -> bool:
+    """Whether `e` only keeps a value within the finite numbers of its type: arithmetic that saturates does so by itself."""
+    if not isinstance(e, Apply) or e.op not in ("max", "min"):
+        return False
+    bounds = [a for a in e.args if isinstance(a, Const) and a.dtype.is_float]
+    return any(abs(a.value) >= float(ml_dtypes.finfo(a.dtype.numpy).max) for a in bounds)
 
 
 def _has_divisions(index: IntExpr) -> bool:

@@ -85,7 +85,7 @@ def passes_over(normal: Normal, rank: str) -> Mapping[str, int]:
     """The pass over `rank`, counted from 0, in which each operation's result is made.
 
     What was made by folding the rank exists only after all of it was seen, so whoever walks the rank with it starts again.
-    A scan's state does not count: its value so far is what the next step wants.
+    Of a cascade without a scan: a running value is known step by step and adds no pass.
 
     Source: FuseMax, section 3, as a longest path over the Einsums.
     """
@@ -98,8 +98,7 @@ def passes_over(normal: Normal, rank: str) -> Mapping[str, int]:
             at, over = made_in.get(tensor, (0, False))
             own = max(own, at + (over and walks))
             waits = waits or (over and not walks)
-        folds = rank in op.reduced and op.place == "outside"
-        made_in[op.out] = (own, folds or waits)
+        made_in[op.out] = (own, rank in op.reduced or waits)
         found[op.out] = own
     return found
 

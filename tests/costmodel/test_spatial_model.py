@@ -150,7 +150,26 @@ def test_one_symbol_for_two_ranks() -> None:
     )
     text = text.replace("SN[h, p, m] =", "SN[h, p, m: p] =").replace("A[h, p, m] =", "A[h, p, m: p] =")
     at = {n: s for n, s in SMALL.items() if n != "m"}
-    assert figures(predict(text, "unfused", **at)) == figures(predict(THREE_PASS, "unfused"))
+    found = predict(text, "unfused", **at)
+    assert figures(found) == figures(predict(THREE_PASS, "unfused")) and found.ranks["stream"] == "m"
+
+
+def test_a_block_longer_than_the_stream() -> None:
+    at = {**SMALL, "m": 64}
+    shorter = ONE_PASS.replace("128", "64").replace("+ 127", "+ 63")
+    assert figures(predict(ONE_PASS, **at)) == figures(predict(shorter, **at))
+
+
+def test_a_state_that_leaves_is_stored() -> None:
+    text = ONE_PASS.replace("-> O {", "-> (O, RMK) {")
+    assert predict(text).traffic_bytes - predict(ONE_PASS).traffic_bytes == 2 * 4 * 1024
+
+
+@pytest.mark.parametrize(("bound", "cycles"), [("0.0", 1), ("-3.4028234663852886e+38", 0)])
+def test_only_a_bound_within_the_range_is_an_operation(bound: str, cycles: int) -> None:
+    text = CASCADES["mlp"].replace("max(H[p, m], 0.0)", f"max(H[p, m], {bound})")
+    found = predict(text, p=256, m=256, e=8, f=8)
+    assert {e.name: e.cycles for e in found.einsums}["R"] == cycles
 
 
 def test_a_scale_is_a_product_per_point_of_its_result() -> None:
@@ -183,6 +202,19 @@ def test_roles_of_ranks(name: str, stream: str, parallel: str, batch: tuple[str,
     normal = normalise(cascade, {n: s for n, s in SMALL.items() if n in names}, "t")
     found = roles_of(normal, "t")
     assert (found.stream, found.parallel, found.batch, most_passes(normal)) == (stream, parallel, batch, passes)
+
+
+def test_a_long_inner_rank_is_not_laid_over_the_array() -> None:
+    assert predict(ONE_PASS, **{**SMALL, "f": 4096}).ranks["parallel"] == "p"
+
+
+def test_a_ragged_tile_takes_no_more_of_the_buffer_than_there_is() -> None:
+    """260 queries on 256 lanes: two pieces, but 260 rows of queries and state."""
+    target = load_target("fusemax")
+    words = 256 * (64 + 64) + 260 * (64 + 2 + 64)
+    at = {**SMALL, "p": 260}
+    for bytes_, tiles in ((2 * words, (2,)), (2 * words - 2, (1,))):
+        assert predict(ONE_PASS, replace(target, buffer=replace(target.buffer, bytes=bytes_)), **at).tiles == tiles
 
 
 def test_normal_form_takes_merged_einsums_apart(golden: Callable[..., None]) -> None:
