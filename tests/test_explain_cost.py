@@ -11,6 +11,7 @@ import pytest
 from dlc.cli import main
 from tests.costmodel.spatial_cascades import ONE_PASS, THREE_PASS
 
+CLIPPED = THREE_PASS.replace("exp(QK[h, p, m] - GM[h, p])", "exp(max(QK[h, p, m] - GM[h, p], -8.0))")
 EXTENTS = "h=768,p=262144,m=262144,e=64,f=64"
 
 
@@ -75,10 +76,26 @@ def test_a_cpu_without_a_spatial_target(
         (["--target", "fusemax"], 1, "error[DLC0702]: extents of 'attention': no value for e, f, h, m, p"),
         (["--target", "fusemax", "--extent", "h=x"], 2, "write NAME=N,NAME=N with integers, not 'h=x'"),
         (["--target", "tpu", "--extent", EXTENTS], 1, "error[DLC0700]: there is no target 'tpu'"),
-        (["--target", "fusemax", "--extent", EXTENTS], 3, "three.ein:4:3: error[DLC0703]"),
         (["--extent", EXTENTS + ",z=1"], 1, "it has no symbol 'z'"),
     ],
 )
+def test_more_passes_than_the_target_covers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Clipped scores have no running form: the second pass stays, and the mapping has one."""
+    path = tmp_path / "clipped.ein"
+    path.write_text(CLIPPED)
+    assert main(["explain", str(path), "--target", "fusemax", "--extent", EXTENTS]) == 3
+    assert "clipped.ein:4:3: error[DLC0703]" in capsys.readouterr().err
+
+
+def test_three_passes_are_derived_to_one(three: str, one: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = []
+    for path in (three, one):
+        assert main(["explain", path, "--target", "fusemax", "--extent", EXTENTS, "--format", "json"]) == 0
+        facts = json.loads(capsys.readouterr().out)
+        found.append({name: facts[name] for name in ("passes", "traffic_bytes", "latency_s", "util_2d", "util_1d")})
+    assert found[0] == found[1]
+
+
 def test_refusals(arguments: list[str], code: int, words: str, three: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", three, *arguments]) == code
     assert words in capsys.readouterr().err

@@ -103,14 +103,6 @@ def passes_over(normal: Normal, rank: str) -> Mapping[str, int]:
     return found
 
 
-def most_passes(normal: Normal) -> int:
-    """The passes over the rank that has most; 1 for a cascade without any."""
-    if normal.streamed is not None:
-        return 1
-    ranks = {r for op in normal.operations for r in op.all_ranks}
-    return 1 + max((n for r in ranks for n in passes_over(normal, r).values()), default=0)
-
-
 def in_passes(normal: Normal, stream: str) -> dict[str, int]:
     """The pass of each operation; a scan is one pass, and what is made of its last state belongs to it."""
     if normal.streamed is not None:

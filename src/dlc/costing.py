@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from dlc.codegen.target import TARGETS
 from dlc.codegen.target import Target as CpuTarget
 from dlc.costmodel.interface import Costs, peaks_of_core
-from dlc.costmodel.spatial.cascade import normalise, symbol_values
+from dlc.costmodel.spatial.cascade import symbol_values
 from dlc.costmodel.spatial.model import SpatialCost, predict_spatial
-from dlc.costmodel.spatial.roles import most_passes
 from dlc.costmodel.spatial.target import Target
 from dlc.costmodel.work import cascade_work
-from dlc.errors import Unsupported
 from dlc.ir.einsum import Einsum, Scan, Step, TensorType
-from dlc.ir.expr import Apply, Const, Expr, transform
 from dlc.ir.extent import IntExpr, evaluate, int_expr
+from dlc.ir.pass_count import passes as count
 from dlc.ir.program import Cascade, Param, cascade_types, program_of
 from dlc.passes.pipeline import Pipeline
 from dlc.passes.registry import passes
-from dlc.passes.rewrite import map_steps
-from dlc.passes.running_form import LARGEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +35,14 @@ class CpuCost:
     """The roofline of a cascade.
 
     Attributes:
-        passes: over the rank that has most of them; None where the cascade is not one of plain ranks.
+        passes: over the rank that has most of them.
         traffic_bytes: parameters and results once, as a fused kernel needs at least.
         latency_s: of the whole as one kernel that computes at the peak or moves `traffic_bytes`.
         unfused_s: of the Einsums one by one.
     """
 
     target: str
-    passes: int | None
+    passes: int
     flops: int
     traffic_bytes: int
     latency_s: float
@@ -63,18 +58,8 @@ def is_cpu(name: str) -> bool:
 def fewer_passes(cascade: Cascade) -> Cascade:
     """The cascade in its running form, where algebra finds one; a target's mapping has its own blocks, so it takes any."""
     done = Pipeline.parse("defer-factors,running-reduction{block=1}", passes()).run(program_of(cascade))
-    plain = map_steps(done, lambda step: replace(step, exprs=tuple(transform(e, _unguarded) for e in step.exprs)))
-    steps = tuple(s for s in plain.body.body if isinstance(s, (Einsum, Scan)))
+    steps = tuple(s for s in done.body.body if isinstance(s, (Einsum, Scan)))
     return replace(cascade, steps=steps, results=done.results)
-
-
-def _unguarded(e: Expr) -> Expr | None:
-    """`x` for `max(x, the least finite number)`, which only matters for infinities: an accelerator's unit answers them."""
-    match e:
-        case Apply("max", (x, Const(value, dtype))) if value == -LARGEST.get(str(dtype), math.inf):
-            return x
-        case _:
-            return None
 
 
 def spatial_cost(
@@ -92,7 +77,7 @@ def spatial_cost(
         derive: gives a cascade of fewer passes, or the same one.
     """
     covers = target.mapping.passes
-    if covers is not None and most_passes(normalise(cascade, extents, target.name)) > covers:
+    if covers is not None and count(cascade) > covers:
         cascade = derive(cascade)
     return predict_spatial(cascade, target, extents, traffic_bytes=traffic_bytes, as_published=as_published)
 
@@ -116,20 +101,13 @@ def cpu_cost(cascade: Cascade, target: CpuTarget, extents: Mapping[str, int], co
     whole = Costs(work.flops, work.special, work.bytes, peaks)
     return CpuCost(
         target=target.name,
-        passes=_passes(cascade, extents),
+        passes=count(cascade),
         flops=int(evaluate(work.flops, env)),
         traffic_bytes=int(evaluate(work.bytes, env)),
         latency_s=whole.time_s(extents),
         unfused_s=sum(s.time_s for s in steps),
         einsums=tuple(steps),
     )
-
-
-def _passes(cascade: Cascade, extents: Mapping[str, int]) -> int | None:
-    try:
-        return most_passes(normalise(cascade, extents, "host"))
-    except Unsupported:
-        return None
 
 
 def _alone(cascade: Cascade, step: Einsum, types: Mapping[str, TensorType]) -> Cascade:

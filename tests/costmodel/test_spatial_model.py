@@ -21,9 +21,10 @@ from dlc.costmodel.spatial.errors import (
     UnmappableCascade,
 )
 from dlc.costmodel.spatial.model import SpatialCost, predict_spatial
-from dlc.costmodel.spatial.roles import most_passes, roles_of
+from dlc.costmodel.spatial.roles import roles_of
 from dlc.costmodel.spatial.target import Target, known_targets, load_target
 from dlc.codegen.target import parse_target
+from dlc.ir.pass_count import passes as count
 from dlc.ir.parser import parse_cascade
 from tests.costmodel.spatial_cascades import CASCADE_5, CASCADES, DEFERRED, ONE_PASS, THREE_PASS
 
@@ -201,7 +202,7 @@ def test_roles_of_ranks(name: str, stream: str, parallel: str, batch: tuple[str,
     names = {str(n).lstrip("#") for p in cascade.params for n in p.type.shape}
     normal = normalise(cascade, {n: s for n, s in SMALL.items() if n in names}, "t")
     found = roles_of(normal, "t")
-    assert (found.stream, found.parallel, found.batch, most_passes(normal)) == (stream, parallel, batch, passes)
+    assert (found.stream, found.parallel, found.batch, count(cascade)) == (stream, parallel, batch, passes)
 
 
 def test_a_long_inner_rank_is_not_laid_over_the_array() -> None:

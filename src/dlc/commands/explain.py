@@ -195,7 +195,7 @@ def _print_cpu_cost(cost: CpuCost, console: Console) -> None:
     # a CPU has no arrays to keep busy, and its energy is not modelled
     console.emit({**asdict(cost), "util_2d": None, "util_1d": None, "energy_j": None})
     console.say(f"target:   {cost.target}, by its roofline")
-    console.say(f"passes:   {'not counted' if cost.passes is None else cost.passes}")
+    console.say(f"passes:   {cost.passes}")
     console.say(f"traffic:  {cost.traffic_bytes} bytes, {cost.flops} operations")
     console.say(f"latency:  {seconds_text(cost.latency_s)} fused, {seconds_text(cost.unfused_s)} Einsum by Einsum\n")
     rows = [(e.name, e.flops, e.bytes, seconds_text(e.time_s)) for e in cost.einsums]
