@@ -70,15 +70,6 @@ def test_a_cpu_without_a_spatial_target(
     assert [e["name"] for e in facts["einsums"]] == ["QK", "GM", "SN", "SD", "A", "AV"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "words"),
-    [
-        (["--target", "fusemax"], 1, "error[DLC0702]: extents of 'attention': no value for e, f, h, m, p"),
-        (["--target", "fusemax", "--extent", "h=x"], 2, "write NAME=N,NAME=N with integers, not 'h=x'"),
-        (["--target", "tpu", "--extent", EXTENTS], 1, "error[DLC0700]: there is no target 'tpu'"),
-        (["--extent", EXTENTS + ",z=1"], 1, "it has no symbol 'z'"),
-    ],
-)
 def test_more_passes_than_the_target_covers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Clipped scores have no running form: the second pass stays, and the mapping has one."""
     path = tmp_path / "clipped.ein"
@@ -96,6 +87,15 @@ def test_three_passes_are_derived_to_one(three: str, one: str, capsys: pytest.Ca
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--target", "fusemax"], 1, "error[DLC0702]: extents of 'attention': no value for e, f, h, m, p"),
+        (["--target", "fusemax", "--extent", "h=x"], 2, "write NAME=N,NAME=N with integers, not 'h=x'"),
+        (["--target", "tpu", "--extent", EXTENTS], 1, "error[DLC0700]: there is no target 'tpu'"),
+        (["--extent", EXTENTS + ",z=1"], 1, "it has no symbol 'z'"),
+    ],
+)
 def test_refusals(arguments: list[str], code: int, words: str, three: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", three, *arguments]) == code
     assert words in capsys.readouterr().err
