@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TypeAlias
 
 from dlc.ir.dtype import DType
@@ -165,10 +166,7 @@ class Einsum(Node):
     @property
     def reads(self) -> tuple[str, ...]:
         """Names of tensors read, in order of first occurrence."""
-        names = dict.fromkeys(a.tensor for a in self.accesses())
-        if self.write is not None:
-            names[self.write.onto] = None
-        return tuple(names)
+        return _reads(self)
 
     @property
     def symbols(self) -> frozenset[str]:
@@ -188,6 +186,15 @@ class Einsum(Node):
 
     def __str__(self) -> str:
         return show_step(self)
+
+
+@lru_cache(maxsize=1 << 14)
+def _reads(step: Einsum) -> tuple[str, ...]:
+    """Passes ask for it again and again, and it is a walk through the whole expression."""
+    names = dict.fromkeys(a.tensor for a in step.accesses())
+    if step.write is not None:
+        names[step.write.onto] = None
+    return tuple(names)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
-from dlc.ir.einsum import Scan
+from dlc.ir.einsum import Einsum, Scan
 from dlc.ir.extent import IntExpr
 from dlc.ir.program import Program, Stmt
+from dlc.ir.streamed import factors
 from dlc.passes.explicit_domains import explicit_domains
 from dlc.passes.pipeline import Pass
 from dlc.passes.reduction_chains import Chain
@@ -43,16 +45,30 @@ class _Chosen(Rewriter):
             return self.block
         return -(-extent.const // -(-extent.const // self.block))
 
+    def _streams(self, step: Einsum) -> bool:
+        """Whether the fold is a contraction of two tensors that are no weights."""
+        operands = factors(step)
+        return operands is not None and self.constants.isdisjoint(a.tensor for a in operands)
+
+    @cached_property
+    def constants(self) -> frozenset[str]:
+        return frozenset(c.name for c in self.program.consts)
+
+    @cached_property
+    def streams(self) -> Streams:
+        return Streams(self.program, StreamKernels())
+
     def _plan(self, chain: Chain, body: Sequence[Stmt], outside: frozenset[str]) -> Plan | None:
+        if not any(self._streams(m.step) for m in chain.folds):
+            return None
         plan = super()._plan(chain, body, outside)
         if plan is None:
             return None
         names = copy.deepcopy(self.names)  # a trial: the names it takes are free again
         tried = self.form(plan, names).rewritten(list(body))
         before = {id(s) for s in body}
-        streams = Streams(self.program, StreamKernels())
         fits = (
-            streams.kernel_at(tried, n, set(outside)) is not None
+            self.streams.kernel_at(tried, n, set(outside)) is not None
             for n, s in enumerate(tried)
             if isinstance(s, Scan) and id(s) not in before
         )

@@ -15,7 +15,7 @@ Source: Nayak et al., FuseMax, MICRO 2024 (arXiv 2406.10491), section III, for p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
@@ -101,12 +101,18 @@ class Chain:
         return self.inlined(member.step.expr, Kind.MIXED)
 
 
-def find_chains(body: Sequence[Stmt]) -> Iterator[Chain]:
-    """Chains in which some fold depends on another, by the place of their first fold."""
+def find_chains(body: Sequence[Stmt], done: Container[tuple[int, str]] = ()) -> Iterator[Chain]:
+    """Chains in which some fold depends on another, by the place of their first fold.
+
+    Args:
+        done: (identity of a step, its rank) of first folds to leave out.
+    """
     for place, stmt in enumerate(body):
         if not isinstance(stmt, Einsum) or stmt.reduce is None or stmt.write is not None:
             continue
         for rank in stmt.reduced:
+            if (id(stmt), rank.name) in done:
+                continue
             chain = _grown(body, place, stmt, rank.name)
             _keep_connected(chain, stmt)
             if any(chain.depends(m.step) for m in chain.folds):

@@ -103,9 +103,7 @@ class Rewriter:
     ) -> list[Stmt] | None:
         """The body with the first chain that can be rewritten replaced; `done` are first folds looked at before."""
         outside = frozenset(yields).union(*(_whole(s) for s in body))
-        for chain in find_chains(body):
-            if (id(chain.folds[0].step), chain.rank) in done:
-                continue
+        for chain in find_chains(body, done):
             folds = chain.folds
             read_once = self._picks(chain, body)
             plan = self._plan(chain, read_once, outside)
