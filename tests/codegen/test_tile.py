@@ -415,6 +415,21 @@ def test_the_verifier_names_the_line(old: str, new: str, line: int, message: str
     assert str(caught.value).startswith(f"k.tile:{line - 1}:")
 
 
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("load f32[3 x 4] A[0; 4 | 1]", "f32[3 x 4] has no last slots that become lanes: a power of two, 4 at most"),
+        ("load f32[8 x 4] A[0; 4 | 1]", "f32[8 x 4] has no last slots that become lanes: a power of two, 4 at most"),
+        ("load f32[x 4] A[0 | 1]", "f32[x 4] has no last slots that become lanes: a power of two, 4 at most"),
+    ],
+)
+def test_a_fold_needs_slots_that_become_lanes(source: str, message: str) -> None:
+    text = f"tile k(\n  in A: f32[32],\n) task t in 1 {{\n  x = {source}\n  y = fold add x\n}}"
+    with pytest.raises(InvalidTile) as caught:
+        verify(parse(text))
+    assert message in str(caught.value) and str(caught.value).startswith("k.tile:5:")
+
+
 def test_syntax_errors_have_a_place() -> None:
     with pytest.raises(TileSyntax, match="x.tile:5:"):
         parse(GOOD.strip().replace("load", "lode"), "x.tile")
