@@ -18,6 +18,7 @@ from dlc.passes.explicit_domains import explicit_domains
 from dlc.passes.pipeline import BadOption, Pass
 from dlc.passes.refusals import Reason, Refusal, Refused
 from dlc.passes.rewrite import Names, drop_dead, map_regions
+from dlc.passes.running_reduction import count_scans
 from dlc.passes.separate import Factor, numerators_first, product
 
 
@@ -60,11 +61,7 @@ class BlockRecurrence(Pass):
         return tuple(rewriter.refusals)
 
     def statistics(self, before: Program, after: Program) -> dict[str, int | float]:
-        if after is before:
-            return {}
-        rewriter = _Rewriter(explicit_domains(before), self.block)
-        rewriter.run()
-        return {"scans": rewriter.done, "refused": len(rewriter.refusals)}
+        return {} if after is before else {"scans": count_scans(after) - count_scans(before)}
 
 
 @dataclass

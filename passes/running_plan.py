@@ -13,7 +13,7 @@ from dlc.ir.extent import IntExpr, int_expr, var
 from dlc.ir.facts import Facts
 from dlc.ir.monoid import MONOIDS
 from dlc.ir.program import Stmt
-from dlc.passes.reduction_chains import Chain, Kind, Member
+from dlc.passes.reduction_chains import Chain, Kind, Member, reads_of
 from dlc.passes.refusals import Reason, Refusal, Refused
 from dlc.passes.scalar_rules import Rules
 from dlc.passes.separate import (
@@ -160,7 +160,7 @@ def exposed(chain: Chain, body: Sequence[Stmt], outside: frozenset[str], sums: s
     found = sums & outside
     inside = {id(m.step) for m in chain.members.values() if m.kind is not Kind.VALUE}
     for s in body:
-        if isinstance(s, Einsum) and id(s) not in inside:
+        if isinstance(s, Einsum) and id(s) not in inside and not sums.isdisjoint(reads_of(s)):
             found |= {a.tensor for e in s.scalars for a in _undivided(e, sums)}
     return found
 
@@ -197,7 +197,7 @@ def _check_kept(chain: Chain, body: Sequence[Stmt], outside: frozenset[str]) -> 
     kept = mixed & outside
     for s in body:
         if isinstance(s, Einsum) and id(s) not in inside:
-            kept |= mixed & set(s.reads)
+            kept |= mixed & set(reads_of(s))
     if kept:
         raise Refused(Reason.KEPT, ", ".join(sorted(kept)))
 

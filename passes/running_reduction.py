@@ -62,12 +62,10 @@ class RunningReduction(Pass):
         return tuple(rewriter.refusals)
 
     def statistics(self, before: Program, after: Program) -> dict[str, int | float]:
-        if after is before:
-            return {}
-        return {"scans": _scans(after) - _scans(before), "refused": len(self.explain(before))}
+        return {} if after is before else {"scans": count_scans(after) - count_scans(before)}
 
 
-def _scans(program: Program) -> int:
+def count_scans(program: Program) -> int:
     return sum(isinstance(s, Scan) for s in walk_statements(program.body))
 
 
@@ -103,9 +101,7 @@ class _Rewriter:
         """The body with the first chain that can be rewritten replaced; `done` are first folds looked at before."""
         facts = Facts({}, self.program.facts)
         outside = frozenset(yields).union(*(_whole(s) for s in body))
-        for chain in find_chains(body):
-            if (id(chain.folds[0].step), chain.rank) in done:
-                continue
+        for chain in find_chains(body, done):
             folds = chain.folds
             read_once = self._picks(chain, body)
             plan = self._plan(chain, read_once, outside)

@@ -46,9 +46,11 @@ def test_same_results(name: str, distribute: bool) -> None:
 
 def test_two_passes_become_one() -> None:
     """The paper's pair: the sum over A no longer waits for Y."""
-    _, after = deferred("A: f32[k], B: f32[k]", "Y[] = sum(k) A[k] * B[k]\nT[] = sum(k) Y[] * A[k]")
+    before, after = deferred("A: f32[k], B: f32[k]", "Y[] = sum(k) A[k] * B[k]\nT[] = sum(k) Y[] * A[k]")
     sums = [s for s in after.body.body if isinstance(s, Einsum) and s.reduce is not None]
     assert [s.reads for s in sums] == [("A", "B"), ("A",)]
+    assert DeferFactors().statistics(before, after) == {"reductions": 1}
+    assert DeferFactors().statistics(before, before) == {}
 
 
 def test_quotients_that_something_else_reads_stay() -> None:
