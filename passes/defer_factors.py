@@ -36,14 +36,14 @@ class DeferFactors(Pass):
 
     For attention M·P divisions become F·P (M keys, P queries, F value width), and two passes over A of the second pair
     become one, for its sum no longer waits for Y. Factors are found through point-wise producers; these stay where something
-    else reads them. Past `prod` a factor is raised to the number of elements; past `max` and `min` addends move, and factors
-    that cannot be negative. With `distribute`, sums are taken apart, too: `sum (x - c) * w = sum x * w - c * sum w`. That
-    loses all digits where c is much larger than the differences (a layer norm's mean), which is why it is not done unasked;
-    `running-reduction` moves the centre along instead.
+    else reads them. Past `max` and `min` addends move, and factors that cannot be negative. With `distribute`, sums are taken
+    apart, too: `sum (x - c) * w = sum x * w - c * sum w`, and factors of `prod` move to the power of the number of elements.
+    The first loses all digits where c is much larger than the differences (a layer norm's mean), the second overflows where the
+    product of all does not, which is why neither is done unasked; `running-reduction` moves the centre along instead.
 
     Floating point is reassociated: a sum of m terms is off by m rounding errors of its terms as before, but partial sums
-    may overflow that a division had kept small. Where nothing is reduced (an empty domain) the identity stays, not 0/0.
-    Not done for 16-bit results, which the sum would be rounded to.
+    may overflow that a division had kept small, and an infinite factor meets the sum instead of each term. Where nothing
+    is reduced (an empty domain) the identity stays, not 0/0. Not done for 16-bit results, which the sum would be rounded to.
 
     Source: Nayak et al., FuseMax, MICRO 2024 (arXiv 2406.10491), sections III-C and IV-D; Dao, FlashAttention-2 (2307.08691).
     """
@@ -158,6 +158,8 @@ class _Rule:
         if not step.dtype.is_float and any(f.inverse for s in splits for f in s.outer):
             raise Refused(Reason.MONOID, "integer division")
         if step.reduce is not None and step.reduce.op == "prod":
+            if not self.distribute:
+                raise Refused(Reason.UNSTABLE, "a factor to the power of the number of elements; distribute=true allows it")
             if step.where is not None or not step.dtype.is_float:
                 raise Refused(Reason.MONOID, "prod under a domain or of integers: its elements are not counted")
             if splits[0].sign < 0:

@@ -278,15 +278,16 @@ class _Planner:
         return [Part(term, tuple(references), centre, sign), *moved]
 
     def factor(self, member: Member, scope: Scope) -> Part:
-        """A product's operand: its factors free of the rank are raised to the number of elements."""
+        """A product's operand: powers and data. A factor free of the rank would overflow, raised to the number of elements."""
         if member.step.where is not None:
             raise Refused(Reason.MONOID, "prod under a domain: its elements are not counted")
         found = terms(self.chain.operand(member), scope)
         if len(found) != 1 or found[0].shift is not None:
             raise Refused(Reason.INSEPARABLE, f"prod of {member.step.expr}")
         (part,) = self.parts(found[0], member, scope)
-        if part.term.sign < 0:
-            raise Refused(Reason.SIGN, str(member.step.expr))
+        if part.term.sign < 0 or part.term.outer:
+            why = "a factor to the power of the number of elements" if part.term.outer else str(member.step.expr)
+            raise Refused(Reason.UNSTABLE if part.term.outer else Reason.SIGN, why)
         return part
 
     def extreme(self, member: Member, scope: Scope) -> FoldPlan:

@@ -253,6 +253,7 @@ LOOK_ALIKES = [
     ("X: f32[p, m]", "GM[p] = max(m) X[p, m]\n  (V, I)[p] = argmax(m) (X[p, m] - GM[p], m)", "V, I", Reason.TUPLE, "argmax"),
     ("X: f32[p, m]", "GM[p] = max(m) X[p, m]\n  V[p] = max(m) X[p, m] * GM[p]", "V", Reason.SIGN, "GM[p]"),
     ("X: f32[p, m]", "GM[p] = max(m) X[p, m]\n  V[p] = prod(m) exp(X[p, m] - GM[p]) where m < p", "V", Reason.MONOID, "prod under a domain"),
+    ("X: f32[p, m]", "GM[p] = max(m) X[p, m]\n  V[p] = prod(m) X[p, m] / GM[p]", "V", Reason.UNSTABLE, "power of the number"),
     ("X: f16[p, m]", "GM[p] = max(m) X[p, m]\n  SD[p] = sum(m) exp(X[p, m] - GM[p])", "SD", Reason.NARROW, "f16"),
     ("X: f32[p, m]", "GM[p] = max(m) X[p, m]\n  SD[p] = sum(m) exp(X[p, m] - GM[p]) where m < p & p > 1\n  T[p] = (SD[p] else 0.0)", "T", Reason.PARTIAL, "p > 1"),
 ]  # fmt: skip
@@ -377,11 +378,10 @@ def test_a_contraction_of_the_same_data_joins_only_when_it_is_needed() -> None:
 
 
 def test_elements_of_all_reduced_ranks_count() -> None:
-    """A product over two ranks corrects, and raises factors, once for each of their elements."""
+    """A product over two ranks corrects once for each of their elements."""
     text = """cascade f(X: f32[p, m, k]) -> (T) {
   GM[p] = max(m, k) X[p, m, k]
-  SM[p] = sum(m, k) X[p, m, k]
-  T[p] = prod(m, k) exp(0.01 * (X[p, m, k] - GM[p])) * (1.0 + 0.01 * SM[p])
+  T[p] = prod(m, k) exp(0.01 * (X[p, m, k] - GM[p]))
 }"""
     before, after = derived(text)
     assert scans(after) == 1
@@ -417,6 +417,18 @@ def test_views_and_batch_ranks() -> None:
     (scan,) = (s for s in after.body.body if isinstance(s, Scan))
     assert len(scan.carries) == 3 and sum(s.reduce is not None for s in scan.body) == 4  # type: ignore[union-attr]
     assert_within_bounds(before, after, random_inputs(before, {}, 0))
+
+
+def test_a_divisor_that_only_the_symbol_knows() -> None:
+    """Blocks that divide the extent by what is known of its symbol need no guard, and the bounds are still proven."""
+    before, after = derived("""cascade f(X: f32[p, m]) -> (L) symbols (m in 4..4096 by 4) {
+  GM[p] = max(m) X[p, m]
+  SD[p] = sum(m) exp(X[p, m] - GM[p])
+  L[p] = GM[p] + log(SD[p])
+}""")
+    assert scans(after) == 1 and "where" not in str(after)
+    assert_within_bounds(before, after, random_inputs(before, {"p": 2, "m": 12}, 0))
+    verify(RunningReduction(block=2, parts=2).apply(before))
 
 
 def test_order_of_steps_does_not_matter() -> None:
