@@ -9,12 +9,12 @@ from typing import ClassVar
 from dlc.ir.domain import conjunction, conjuncts
 from dlc.ir.dtype import BF16, F16
 from dlc.ir.einsum import Einsum, TensorType, einsum
-from dlc.ir.expr import Access, Apply, Cast, Const, Expr, Index, const
+from dlc.ir.expr import Access, Apply, Cast, Const, Expr, Index, Piecewise, const
 from dlc.ir.extent import int_expr, var
-from dlc.ir.facts import Facts
+from dlc.ir.facts import Facts, SymbolFact
 from dlc.ir.monoid import MONOIDS
-from dlc.ir.program import Program, Region, Stmt, tensor_types
-from dlc.passes.emptiness import nonempty
+from dlc.ir.program import Program, Region, Stmt, collect_step_types, tensor_types
+from dlc.passes.emptiness import check_bounds, known_symbols, nonempty
 from dlc.passes.explicit_domains import explicit_domains
 from dlc.passes.pipeline import Pass
 from dlc.passes.refusals import Reason, Refusal, Refused
@@ -86,7 +86,7 @@ class _Rewriter:
     deferred: int = 0
 
     def run(self) -> Program:
-        self.names, self.types = Names(self.program), tensor_types(self.program)
+        self.names, self.types, self.symbols = Names(self.program), tensor_types(self.program), known_symbols(self.program)
         program = map_regions(self.program, self._region)
         return program if program is self.program else drop_dead(program)
 
@@ -106,7 +106,7 @@ class _Rewriter:
     def _deferred(self, step: Einsum, producers: Mapping[str, Einsum]) -> Sequence[Einsum]:
         if step.reduce is None or step.write is not None or len(step.outs) != 1:
             return [step]
-        rule = _Rule(step, producers, self.names, self.types, Facts({}, self.program.facts), self.distribute)
+        rule = _Rule(step, producers, self.names, self.types, self.symbols, self.distribute)
         try:
             new = rule.apply()
         except Refused as error:
@@ -127,9 +127,13 @@ class _Rule:
     producers: Mapping[str, Einsum]
     names: Names
     types: Mapping[str, TensorType]
-    facts: Facts
+    symbols: Mapping[str, SymbolFact]
     distribute: bool
     before: list[Einsum] = field(default_factory=list)
+    made: list[Einsum] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.facts = Facts({}, self.symbols)
 
     def apply(self) -> list[Einsum] | None:
         step = self.step
@@ -267,6 +271,7 @@ class _Rule:
         ranks = tuple(r for r in step.ranks if r.name in used)
         name = self.names.fresh(base)
         new = einsum(name, ranks, expr, step.dtype, reduce=step.reduce, where=step.where, loc=step.loc)
+        self.made.append(new)
         return Access(name, tuple(var(r.name) for r in ranks)), new
 
     def powers(self, factors: tuple[Factor, ...]) -> tuple[Factor, ...]:
@@ -285,10 +290,15 @@ class _Rule:
             condition, extra = nonempty(step, self.facts, self.names.fresh)
             if condition is not None:
                 zero = MONOIDS[step.reduce.op].identity((step.dtype,))[0]
-                total = Apply("select", (condition, total, zero))
+                total = Piecewise(((condition, total),), zero)
         reduced = {r.name for r in step.reduced}
         where = conjunction(c for c in conjuncts(step.where) if reduced.isdisjoint(c.variables))
-        return [*extra, replace(step, exprs=(total,), reduce=None, where=where)]
+        new = replace(step, exprs=(total,), reduce=None, where=where)
+        types = dict(self.types)
+        for made in (*self.before, *self.made, *extra):
+            collect_step_types(made, types)
+        check_bounds(new, types, self.symbols)
+        return [*extra, new]
 
     # --- maxima and minima ---
 

@@ -10,12 +10,12 @@ from math import comb, frexp
 from dlc.ir.domain import conjunction, conjuncts
 from dlc.ir.dtype import DType
 from dlc.ir.einsum import Carry, Einsum, Rank, Reduce, Scan, TensorType, einsum
-from dlc.ir.expr import Access, Apply, Cast, Const, Expr, Index, accesses, const, transform
+from dlc.ir.expr import Access, Apply, Cast, Const, Expr, Index, Piecewise, accesses, const, transform
 from dlc.ir.extent import int_expr, maximum, minimum, var, variables
 from dlc.ir.facts import Facts
 from dlc.ir.monoid import MONOIDS
-from dlc.ir.program import Stmt, fresh_name
-from dlc.passes.emptiness import nonempty
+from dlc.ir.program import Stmt, collect_step_types, fresh_name
+from dlc.passes.emptiness import check_bounds, nonempty
 from dlc.passes.reduction_chains import Kind, Member, ordered
 from dlc.passes.rewrite import Names
 from dlc.passes.running_plan import Centre, FoldPlan, Part, Plan, Reference, guarded_read
@@ -448,10 +448,18 @@ class RunningForm:
         condition, extra = nonempty(step, self.facts, self.names.fresh)
         if moved and condition is not None:
             zero = MONOIDS[step.reduce.op].identity((step.dtype,))[0]
-            total = Apply("select", (condition, total, zero))
+            total = Piecewise(((condition, total),), zero)
         if plan.exposed:
             total = Apply("select", (self.all_infinite(plan, condition), const(float("nan"), step.dtype), total))
-        return [*extra, einsum(step.out, step.ranks, total, step.dtype, loc=step.loc)]
+        new = einsum(step.out, step.ranks, total, step.dtype, loc=step.loc)
+        types = dict(self.types)
+        for s in states:
+            start = next(e for e in self.inits if e.outs == (s.init,))
+            types[s.merged] = TensorType(s.dtype, tuple(r.extent for r in start.ranks))
+        for e in extra:
+            collect_step_types(e, types)
+        check_bounds(new, types, self.facts.symbols)
+        return [*extra, new]
 
     def all_infinite(self, plan: FoldPlan, some: Expr | None) -> Expr:
         """Whether a row has data, and nothing but the identity of a reference."""

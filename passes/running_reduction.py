@@ -9,6 +9,7 @@ from typing import ClassVar
 from dlc.ir.einsum import Einsum, Scan
 from dlc.ir.facts import Facts
 from dlc.ir.program import Program, Region, Stmt, tensor_types, walk_statements
+from dlc.passes.emptiness import known_symbols
 from dlc.passes.explicit_domains import explicit_domains
 from dlc.passes.pipeline import BadOption, Pass
 from dlc.passes.reduction_chains import Chain, add_locals, find_chains, inline_picks
@@ -99,14 +100,17 @@ class _Rewriter:
         self, body: list[Stmt], yields: Sequence[str], done: dict[tuple[int, str], Einsum]
     ) -> list[Stmt] | None:
         """The body with the first chain that can be rewritten replaced; `done` are first folds looked at before."""
-        facts = Facts({}, self.program.facts)
+        facts = Facts({}, known_symbols(self.program))
         outside = frozenset(yields).union(*(_whole(s) for s in body))
         for chain in find_chains(body, done):
             folds = chain.folds
             read_once = self._picks(chain, body)
             plan = self._plan(chain, read_once, outside)
             if plan is not None:
-                return RunningForm(plan, self.names, self.types, self.block, facts, self.parts).rewritten(read_once)
+                try:
+                    return RunningForm(plan, self.names, self.types, self.block, facts, self.parts).rewritten(read_once)
+                except Refused as error:
+                    self._refuse(chain, error)
             done |= {(id(m.step), m.rank): m.step for m in folds}
         return None
 

@@ -120,6 +120,17 @@ def test_refused(params: str, reduction: str, reason: Reason, detail: str) -> No
     assert detail in found.detail and found.loc.line == 2
 
 
+def test_what_only_the_domain_keeps_in_bounds_stays_inside() -> None:
+    """`S[p - 1]` is read where some m is below p, and `S[0]` where there is a point at all."""
+    before, after = deferred("X: f32[p, m], S: f32[p]", "T[p] = sum(m) X[p, m] * S[p - 1] where m < p")
+    assert after is before
+    assert [r.reason for r in DeferFactors().explain(before)] == [Reason.BOUNDS]
+    before, after = deferred("X: f32[m], S: f32[m]", "T[] = sum(m) X[m] * S[0]")
+    assert after is not before
+    for m in (0, 3):
+        assert_within_bounds(before, after, random_inputs(before, {"m": m}, 0))
+
+
 def test_integers_are_exact() -> None:
     """Products of integers distribute modulo 2^32; a maximum of wrapped sums does not."""
     params = "X: i32[p, m], S: i32[p]"
@@ -150,7 +161,7 @@ def test_nothing_to_reduce_gives_the_identity() -> None:
 def test_a_witness_saves_the_question(domain: str, proven: bool) -> None:
     """Where some point is proven to be in the domain, nothing asks whether there is one."""
     before, after = deferred("X: f32[8, 8], S: f32[8]", f"T[p:8] = sum(m:8) X[p, m] / S[p] where {domain}")
-    assert ("select" not in str(after)) == proven
+    assert (" when " not in str(after)) == proven
     assert_within_bounds(before, after, random_inputs(before, {}, 0))
 
 
