@@ -9,16 +9,16 @@ from typing import ClassVar
 from dlc.ir.domain import conjunction, conjuncts
 from dlc.ir.dtype import BF16, F16
 from dlc.ir.einsum import Einsum, TensorType, einsum
-from dlc.ir.expr import Access, Apply, Cast, Const, Expr, Index, const
+from dlc.ir.expr import Access, Apply, Cast, Const, Expr, Index, Piecewise, const
 from dlc.ir.extent import int_expr, var
-from dlc.ir.facts import Facts
+from dlc.ir.facts import Facts, SymbolFact
 from dlc.ir.monoid import MONOIDS
-from dlc.ir.program import Program, Region, Stmt, tensor_types
-from dlc.passes.emptiness import nonempty
+from dlc.ir.program import Program, Region, Stmt, collect_step_types, tensor_types
+from dlc.passes.emptiness import check_bounds, known_symbols, nonempty
 from dlc.passes.explicit_domains import explicit_domains
 from dlc.passes.pipeline import Pass
 from dlc.passes.refusals import Reason, Refusal, Refused
-from dlc.passes.rewrite import Names, drop_dead, map_regions
+from dlc.passes.rewrite import Names, all_einsums, drop_dead, map_regions
 from dlc.passes.scalar_rules import Rules
 from dlc.passes.separate import Factor, numerators_first, product
 
@@ -36,14 +36,14 @@ class DeferFactors(Pass):
 
     For attention M·P divisions become F·P (M keys, P queries, F value width), and two passes over A of the second pair
     become one, for its sum no longer waits for Y. Factors are found through point-wise producers; these stay where something
-    else reads them. Past `prod` a factor is raised to the number of elements; past `max` and `min` addends move, and factors
-    that cannot be negative. With `distribute`, sums are taken apart, too: `sum (x - c) * w = sum x * w - c * sum w`. That
-    loses all digits where c is much larger than the differences (a layer norm's mean), which is why it is not done unasked;
-    `running-reduction` moves the centre along instead.
+    else reads them. Past `max` and `min` addends move, and factors that cannot be negative. With `distribute`, sums are taken
+    apart, too: `sum (x - c) * w = sum x * w - c * sum w`, and factors of `prod` move to the power of the number of elements.
+    The first loses all digits where c is much larger than the differences (a layer norm's mean), the second overflows where the
+    product of all does not, which is why neither is done unasked; `running-reduction` moves the centre along instead.
 
     Floating point is reassociated: a sum of m terms is off by m rounding errors of its terms as before, but partial sums
-    may overflow that a division had kept small. Where nothing is reduced (an empty domain) the identity stays, not 0/0.
-    Not done for 16-bit results, which the sum would be rounded to.
+    may overflow that a division had kept small, and an infinite factor meets the sum instead of each term. Where nothing
+    is reduced (an empty domain) the identity stays, not 0/0. Not done for 16-bit results, which the sum would be rounded to.
 
     Source: Nayak et al., FuseMax, MICRO 2024 (arXiv 2406.10491), sections III-C and IV-D; Dao, FlashAttention-2 (2307.08691).
     """
@@ -61,11 +61,9 @@ class DeferFactors(Pass):
         return tuple(rewriter.refusals)
 
     def statistics(self, before: Program, after: Program) -> dict[str, int | float]:
-        if after is before:
-            return {}
-        rewriter = _Rewriter(explicit_domains(before), self.distribute)
-        rewriter.run()
-        return {"deferred": rewriter.deferred, "refused": len(rewriter.refusals)}
+        known = {s.out for s in all_einsums(before)}
+        made = [s for s in all_einsums(after) if s.out not in known and s.reduce is not None and s.reduce.op != "or"]
+        return {"reductions": len(made)} if made else {}
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class _Rewriter:
     deferred: int = 0
 
     def run(self) -> Program:
-        self.names, self.types = Names(self.program), tensor_types(self.program)
+        self.names, self.types, self.symbols = Names(self.program), tensor_types(self.program), known_symbols(self.program)
         program = map_regions(self.program, self._region)
         return program if program is self.program else drop_dead(program)
 
@@ -108,7 +106,7 @@ class _Rewriter:
     def _deferred(self, step: Einsum, producers: Mapping[str, Einsum]) -> Sequence[Einsum]:
         if step.reduce is None or step.write is not None or len(step.outs) != 1:
             return [step]
-        rule = _Rule(step, producers, self.names, self.types, Facts({}, self.program.facts), self.distribute)
+        rule = _Rule(step, producers, self.names, self.types, self.symbols, self.distribute)
         try:
             new = rule.apply()
         except Refused as error:
@@ -129,9 +127,13 @@ class _Rule:
     producers: Mapping[str, Einsum]
     names: Names
     types: Mapping[str, TensorType]
-    facts: Facts
+    symbols: Mapping[str, SymbolFact]
     distribute: bool
     before: list[Einsum] = field(default_factory=list)
+    made: list[Einsum] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.facts = Facts({}, self.symbols)
 
     def apply(self) -> list[Einsum] | None:
         step = self.step
@@ -160,6 +162,8 @@ class _Rule:
         if not step.dtype.is_float and any(f.inverse for s in splits for f in s.outer):
             raise Refused(Reason.MONOID, "integer division")
         if step.reduce is not None and step.reduce.op == "prod":
+            if not self.distribute:
+                raise Refused(Reason.UNSTABLE, "a factor to the power of the number of elements; distribute=true allows it")
             if step.where is not None or not step.dtype.is_float:
                 raise Refused(Reason.MONOID, "prod under a domain or of integers: its elements are not counted")
             if splits[0].sign < 0:
@@ -267,6 +271,7 @@ class _Rule:
         ranks = tuple(r for r in step.ranks if r.name in used)
         name = self.names.fresh(base)
         new = einsum(name, ranks, expr, step.dtype, reduce=step.reduce, where=step.where, loc=step.loc)
+        self.made.append(new)
         return Access(name, tuple(var(r.name) for r in ranks)), new
 
     def powers(self, factors: tuple[Factor, ...]) -> tuple[Factor, ...]:
@@ -285,10 +290,15 @@ class _Rule:
             condition, extra = nonempty(step, self.facts, self.names.fresh)
             if condition is not None:
                 zero = MONOIDS[step.reduce.op].identity((step.dtype,))[0]
-                total = Apply("select", (condition, total, zero))
+                total = Piecewise(((condition, total),), zero)
         reduced = {r.name for r in step.reduced}
         where = conjunction(c for c in conjuncts(step.where) if reduced.isdisjoint(c.variables))
-        return [*extra, replace(step, exprs=(total,), reduce=None, where=where)]
+        new = replace(step, exprs=(total,), reduce=None, where=where)
+        types = dict(self.types)
+        for made in (*self.before, *self.made, *extra):
+            collect_step_types(made, types)
+        check_bounds(new, types, self.symbols)
+        return [*extra, new]
 
     # --- maxima and minima ---
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import product
 
 from dlc.ir.domain import conjuncts
 from dlc.ir.dtype import BOOL
-from dlc.ir.einsum import Einsum, Reduce, einsum
+from dlc.ir.einsum import Einsum, Reduce, TensorType, einsum
+from dlc.ir.errors import NotInBounds, OutsideDomain
 from dlc.ir.expr import Access, Expr, Index, apply, const
-from dlc.ir.extent import int_expr, var
-from dlc.ir.facts import Facts
+from dlc.ir.extent import int_expr, var, variables
+from dlc.ir.facts import Facts, SymbolFact
+from dlc.ir.program import Program
 from dlc.ir.prove import Assumptions
+from dlc.ir.verify_expr import Scope, StepVerifier
+from dlc.passes.refusals import Reason, Refused
 
 
 def nonempty(step: Einsum, facts: Facts, fresh: Callable[[str], str]) -> tuple[Expr | None, tuple[Einsum, ...]]:
@@ -33,6 +37,24 @@ def nonempty(step: Einsum, facts: Facts, fresh: Callable[[str], str]) -> tuple[E
         name, ranks, const(True, BOOL), BOOL, reduce=Reduce("or", step.reduce.ranks), where=step.where, loc=step.loc
     )
     return Access(name, tuple(var(r.name) for r in ranks)), (some,)
+
+
+def known_symbols(program: Program) -> dict[str, SymbolFact]:
+    """Facts of every symbol, those that the inputs bind without a declaration included."""
+    shapes = [e for p in program.params for e in p.type.shape]
+    return dict.fromkeys(sorted({n for e in shapes for n in variables(e)}), SymbolFact()) | program.facts
+
+
+def check_bounds(step: Einsum, types: Mapping[str, TensorType], symbols: Mapping[str, SymbolFact]) -> None:
+    """What is read after a reduction instead of inside is in bounds there, too.
+
+    Raises:
+        Refused: the bounds followed from a domain that only the reduction has.
+    """
+    try:
+        StepVerifier(step, Scope(dict(types), dict(symbols))).run()
+    except (NotInBounds, OutsideDomain) as error:
+        raise Refused(Reason.BOUNDS, error.message) from error
 
 
 def _has_witness(step: Einsum, known: Facts) -> bool:

@@ -15,9 +15,10 @@ Source: Nayak et al., FuseMax, MICRO 2024 (arXiv 2406.10491), section III, for p
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import lru_cache
 
 from dlc.ir.einsum import Einsum
 from dlc.ir.expr import Access, Expr, transform
@@ -26,6 +27,12 @@ from dlc.ir.program import Bind, Library, Stmt
 from dlc.passes.refusals import Reason, Refused
 
 _HOLE = "@rank"  # a name no rank can have
+
+
+@lru_cache(maxsize=16384)
+def reads_of(step: Einsum) -> tuple[str, ...]:
+    """`step.reads`, found once: every chain asks for those of every later step."""
+    return step.reads
 
 
 class Kind(Enum):
@@ -78,7 +85,7 @@ class Chain:
         return member is not None and member.kind is not Kind.LOCAL
 
     def depends(self, step: Einsum) -> bool:
-        return any(self.is_running(t) for t in step.reads)
+        return any(self.is_running(t) for t in reads_of(step))
 
     def inlined(self, e: Expr, kind: Kind) -> Expr:
         """`e` with the members of this kind replaced by their expressions, down to the bottom."""
@@ -101,31 +108,37 @@ class Chain:
         return self.inlined(member.step.expr, Kind.MIXED)
 
 
-def find_chains(body: Sequence[Stmt], done: Container[tuple[int, str]] = ()) -> Iterator[Chain]:
+def find_chains(body: Sequence[Stmt], seen: dict[tuple[int, str], Einsum]) -> Iterator[Chain]:
     """Chains in which some fold depends on another, by the place of their first fold.
 
     Args:
-        done: (identity of a step, its rank) of first folds to leave out.
+        seen: (identity, rank) of reductions that begin no chain; those found are added, so that each is looked at once.
     """
     for place, stmt in enumerate(body):
         if not isinstance(stmt, Einsum) or stmt.reduce is None or stmt.write is not None:
             continue
         for rank in stmt.reduced:
-            if (id(stmt), rank.name) in done:
+            if (id(stmt), rank.name) in seen:
                 continue
             chain = _grown(body, place, stmt, rank.name)
             _keep_connected(chain, stmt)
             if any(chain.depends(m.step) for m in chain.folds):
                 yield chain
+            else:
+                seen[id(stmt), rank.name] = stmt
 
 
 def _grown(body: Sequence[Stmt], place: int, seed: Einsum, rank: str) -> Chain:
     chain = Chain(rank, seed.extents[rank])
     _anchor(chain, seed, rank)
     _join(chain, Member(seed, Kind.FOLD, rank))
+    near = {*seed.outs, *(t for t, _ in chain.anchors)}
     for stmt in body[place + 1 :]:
         if isinstance(stmt, Einsum):
-            _follow(chain, stmt)
+            if not near.isdisjoint(reads_of(stmt)):
+                _follow(chain, stmt)
+                near |= {t for t in stmt.outs if t in chain.members or t in chain.tainted}
+                near |= {t for t, _ in chain.anchors}
             continue
         dependent = any(chain.is_running(t) or t in chain.tainted for t in stmt.reads)
         if dependent and isinstance(stmt, (Bind, Library)):
@@ -180,7 +193,7 @@ def _covers(chain: Chain, step: Einsum) -> bool:
 def _follow(chain: Chain, step: Einsum) -> None:
     """Add the step to the chain, if it follows the rank or depends on what does."""
     dependent = chain.depends(step)
-    if any(t in chain.tainted for t in step.reads):
+    if any(t in chain.tainted for t in reads_of(step)):
         chain.tainted.update(dict.fromkeys(step.outs, step))
         return
     rank = _aligned(chain, step)
@@ -194,7 +207,7 @@ def _follow(chain: Chain, step: Einsum) -> None:
     elif step.write is None and step.reduce is None and rank is not None:
         _join(chain, Member(step, Kind.MIXED, rank))
         chain.dims[step.out] = [r.name for r in step.ranks].index(rank)
-    elif step.write is None and step.reduce is None and not any(t in chain.dims for t in step.reads):
+    elif step.write is None and step.reduce is None and not any(t in chain.dims for t in reads_of(step)):
         _join(chain, Member(step, Kind.VALUE, ""))
     else:
         chain.tainted.update(dict.fromkeys(step.outs, step))
@@ -229,7 +242,7 @@ def add_locals(chain: Chain, body: Sequence[Stmt], outside: frozenset[str]) -> N
     readers: dict[str, list[Einsum]] = {}
     for s in body:
         if isinstance(s, Einsum):
-            for t in s.reads:
+            for t in reads_of(s):
                 readers.setdefault(t, []).append(s)
     work = [m for m in chain.members.values() if m.kind is not Kind.VALUE]
     while work:
@@ -255,6 +268,8 @@ def inline_picks(chain: Chain, body: Sequence[Stmt]) -> list[Stmt]:
     inside = {id(m.step) for m in chain.members.values()}
 
     def picked(step: Einsum) -> Einsum:
+        if chain.dims.keys().isdisjoint(reads_of(step)):
+            return step
         reads = [a for a in step.accesses() if a.tensor in chain.dims and chain.is_running(a.tensor)]
         if not reads or step.write is not None or any(_traverses(chain, a) for a in reads):
             return step
@@ -264,9 +279,9 @@ def inline_picks(chain: Chain, body: Sequence[Stmt]) -> list[Stmt]:
 
 
 def _traverses(chain: Chain, a: Access) -> bool:
-    """Whether the access may run along the chain's rank, or outside of the tensor."""
+    """Whether the access may run along the chain's rank."""
     place = a.index[chain.dims[a.tensor]]
-    return a.default is not None or not (place.const is not None or isinstance(place.atom, Value))
+    return place.const is None and not isinstance(place.atom, Value)
 
 
 def _dimension(chain: Chain, readers: Sequence[Einsum], tensor: str) -> int | None:

@@ -20,6 +20,7 @@ class Reason(Enum):
     TUPLE = "a tuple reduction has no factor that an update could replace"
     NARROW = "16-bit results would be rounded after every block"
     SIGN = "a factor moves past max or min only where it is known to be positive"
+    BOUNDS = "what would be read after the reduction is in bounds only where something is reduced"
     MONOID = "factors do not move past this reduction"
 
     def __str__(self) -> str:

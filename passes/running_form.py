@@ -10,12 +10,12 @@ from math import comb, frexp
 from dlc.ir.domain import conjunction, conjuncts
 from dlc.ir.dtype import DType
 from dlc.ir.einsum import Carry, Einsum, Rank, Reduce, Scan, TensorType, einsum
-from dlc.ir.expr import Access, Apply, Cast, Const, Expr, Index, accesses, const, transform
+from dlc.ir.expr import Access, Apply, Cast, Const, Expr, Index, Piecewise, accesses, const, transform
 from dlc.ir.extent import int_expr, maximum, minimum, var, variables
 from dlc.ir.facts import Facts
 from dlc.ir.monoid import MONOIDS
-from dlc.ir.program import Stmt, fresh_name
-from dlc.passes.emptiness import nonempty
+from dlc.ir.program import Stmt, collect_step_types, fresh_name
+from dlc.passes.emptiness import check_bounds, nonempty
 from dlc.passes.reduction_chains import Kind, Member, ordered
 from dlc.passes.rewrite import Names
 from dlc.passes.running_plan import Centre, FoldPlan, Part, Plan, Reference, guarded_read
@@ -63,7 +63,10 @@ class RunningForm:
         taken = {r.name for m in chain.members.values() for r in m.step.all_ranks}
         taken |= {n.lstrip("#") for m in chain.members.values() for n in m.step.symbols}
         base = chain.rank + "_" * chain.rank[-1].isdigit()
-        blocks = (chain.extent + (self.block - 1)) // self.block
+        shares = self.block if self.parts == 1 else self.block * self.parts
+        known = self.facts if self.parts == 1 else Facts()  # what a symbol's divisor says of both is beyond the prover
+        self.whole_blocks = known.simplify(chain.extent % shares).const == 0
+        blocks = chain.extent // self.block if self.whole_blocks else (chain.extent + (self.block - 1)) // self.block
         self.outer = Rank(fresh_name(f"{base}1", taken), (blocks + (self.parts - 1)) // self.parts)
         self.inner = Rank(fresh_name(f"{base}0", taken | {self.outer.name}), int_expr(self.block))
         self.whole = self.block * var(self.outer.name) + var(self.inner.name)
@@ -169,8 +172,7 @@ class RunningForm:
         """The step's domain in a block, which may reach beyond the rank's end."""
         extent = self.plan.chain.extent
         inside = Apply("lt", (Index(self.whole), Index(extent)))
-        short = self.facts.simplify(extent % self.block).const != 0
-        return conjunction((*([inside] if short else []), *(self.here(c, rank) for c in conjuncts(step.where))))
+        return conjunction((*([] if self.whole_blocks else [inside]), *(self.here(c, rank) for c in conjuncts(step.where))))
 
     def here(self, e: Expr, rank: str) -> Expr:
         """`e` at the block's element: data by its place in the whole, what the block made by its place in the block."""
@@ -197,8 +199,9 @@ class RunningForm:
             plan, states = self.pending[tensor]
             expr = self.total(plan, [s.next for s in states])
         expr = self.here(expr, "")
+        where = None if step.where is None or step.reduce is not None else self.here(step.where, "")
         name = self.names.fresh(f"{tensor}_now")
-        self.body.append(einsum(name, step.ranks, expr, step.dtype, where=step.where, loc=step.loc))
+        self.body.append(einsum(name, step.ranks, expr, step.dtype, where=where, loc=step.loc))
         self.now[tensor] = name
         return name
 
@@ -392,8 +395,7 @@ class RunningForm:
             return Cast(dtype, Index(minimum(start if before else end, here if before or not self.joining else extent)))
         if before:
             return Cast(dtype, Index(start))
-        short = self.facts.simplify(extent % self.block).const != 0
-        return Cast(dtype, Index(minimum(end, extent) if short else end))
+        return Cast(dtype, Index(end if self.whole_blocks else minimum(end, extent)))
 
     def centre(self, centre: Centre, member: Member, sign: int) -> tuple[Access, Expr]:
         """(the centre after the block, what the shift gains by its move), each as read by the member."""
@@ -446,10 +448,18 @@ class RunningForm:
         condition, extra = nonempty(step, self.facts, self.names.fresh)
         if moved and condition is not None:
             zero = MONOIDS[step.reduce.op].identity((step.dtype,))[0]
-            total = Apply("select", (condition, total, zero))
+            total = Piecewise(((condition, total),), zero)
         if plan.exposed:
             total = Apply("select", (self.all_infinite(plan, condition), const(float("nan"), step.dtype), total))
-        return [*extra, einsum(step.out, step.ranks, total, step.dtype, loc=step.loc)]
+        new = einsum(step.out, step.ranks, total, step.dtype, loc=step.loc)
+        types = dict(self.types)
+        for s in states:
+            start = next(e for e in self.inits if e.outs == (s.init,))
+            types[s.merged] = TensorType(s.dtype, tuple(r.extent for r in start.ranks))
+        for e in extra:
+            collect_step_types(e, types)
+        check_bounds(new, types, self.facts.symbols)
+        return [*extra, new]
 
     def all_infinite(self, plan: FoldPlan, some: Expr | None) -> Expr:
         """Whether a row has data, and nothing but the identity of a reference."""
@@ -473,9 +483,6 @@ class RunningForm:
         total: Expr | None = None
         for name, part in zip(names, plan.parts, strict=True):
             outer = numerators_first(part.term.outer)
-            if step.reduce is not None and step.reduce.op == "prod":
-                count = self.counted(Cast(step.dtype, Index(self.plan.chain.extent)), plan.member)
-                outer = tuple(Factor(Apply("pow", (f.expr, count)), f.inverse) for f in outer)
             value = product((Factor(Access(name, index)), *outer), None)
             if total is None:
                 total = Apply("neg", (value,)) if part.term.sign < 0 else value

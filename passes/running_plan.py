@@ -13,7 +13,7 @@ from dlc.ir.extent import IntExpr, int_expr, var
 from dlc.ir.facts import Facts
 from dlc.ir.monoid import MONOIDS
 from dlc.ir.program import Stmt
-from dlc.passes.reduction_chains import Chain, Kind, Member
+from dlc.passes.reduction_chains import Chain, Kind, Member, reads_of
 from dlc.passes.refusals import Reason, Refusal, Refused
 from dlc.passes.scalar_rules import Rules
 from dlc.passes.separate import (
@@ -160,7 +160,7 @@ def exposed(chain: Chain, body: Sequence[Stmt], outside: frozenset[str], sums: s
     found = sums & outside
     inside = {id(m.step) for m in chain.members.values() if m.kind is not Kind.VALUE}
     for s in body:
-        if isinstance(s, Einsum) and id(s) not in inside:
+        if isinstance(s, Einsum) and id(s) not in inside and not sums.isdisjoint(reads_of(s)):
             found |= {a.tensor for e in s.scalars for a in _undivided(e, sums)}
     return found
 
@@ -197,7 +197,7 @@ def _check_kept(chain: Chain, body: Sequence[Stmt], outside: frozenset[str]) -> 
     kept = mixed & outside
     for s in body:
         if isinstance(s, Einsum) and id(s) not in inside:
-            kept |= mixed & set(s.reads)
+            kept |= mixed & set(reads_of(s))
     if kept:
         raise Refused(Reason.KEPT, ", ".join(sorted(kept)))
 
@@ -278,15 +278,16 @@ class _Planner:
         return [Part(term, tuple(references), centre, sign), *moved]
 
     def factor(self, member: Member, scope: Scope) -> Part:
-        """A product's operand: its factors free of the rank are raised to the number of elements."""
+        """A product's operand: powers and data. A factor free of the rank would overflow, raised to the number of elements."""
         if member.step.where is not None:
             raise Refused(Reason.MONOID, "prod under a domain: its elements are not counted")
         found = terms(self.chain.operand(member), scope)
         if len(found) != 1 or found[0].shift is not None:
             raise Refused(Reason.INSEPARABLE, f"prod of {member.step.expr}")
         (part,) = self.parts(found[0], member, scope)
-        if part.term.sign < 0:
-            raise Refused(Reason.SIGN, str(member.step.expr))
+        if part.term.sign < 0 or part.term.outer:
+            why = "a factor to the power of the number of elements" if part.term.outer else str(member.step.expr)
+            raise Refused(Reason.UNSTABLE if part.term.outer else Reason.SIGN, why)
         return part
 
     def extreme(self, member: Member, scope: Scope) -> FoldPlan:

@@ -253,6 +253,7 @@ LOOK_ALIKES = [
     ("X: f32[p, m]", "GM[p] = max(m) X[p, m]\n  (V, I)[p] = argmax(m) (X[p, m] - GM[p], m)", "V, I", Reason.TUPLE, "argmax"),
     ("X: f32[p, m]", "GM[p] = max(m) X[p, m]\n  V[p] = max(m) X[p, m] * GM[p]", "V", Reason.SIGN, "GM[p]"),
     ("X: f32[p, m]", "GM[p] = max(m) X[p, m]\n  V[p] = prod(m) exp(X[p, m] - GM[p]) where m < p", "V", Reason.MONOID, "prod under a domain"),
+    ("X: f32[p, m]", "GM[p] = max(m) X[p, m]\n  V[p] = prod(m) X[p, m] / GM[p]", "V", Reason.UNSTABLE, "power of the number"),
     ("X: f16[p, m]", "GM[p] = max(m) X[p, m]\n  SD[p] = sum(m) exp(X[p, m] - GM[p])", "SD", Reason.NARROW, "f16"),
     ("X: f32[p, m]", "GM[p] = max(m) X[p, m]\n  SD[p] = sum(m) exp(X[p, m] - GM[p]) where m < p & p > 1\n  T[p] = (SD[p] else 0.0)", "T", Reason.PARTIAL, "p > 1"),
 ]  # fmt: skip
@@ -301,6 +302,61 @@ def test_unrelated_steps_and_chains_stay_apart() -> None:
     assert_within_bounds(before, after, random_inputs(before, {**SIZES, "q": 3}, 0))
 
 
+def test_chains_of_the_same_data_stay_apart() -> None:
+    """A softmax's statistics and a variance of one tensor have nothing to do with each other but the data."""
+    text = """cascade f(X: f32[p, m]) -> (A, B, N) {
+  GM[p] = max(m) X[p, m]
+  S[p] = sum(m) X[p, m]
+  MU[p] = S[p] / cast<f32>(m)
+  SD[p] = sum(m) exp(X[p, m] - GM[p])
+  Q[p] = sum(m) (X[p, m] - MU[p]) * (X[p, m] - MU[p])
+  A[p] = log(SD[p]) + GM[p]
+  B[p] = Q[p] * 2.0
+  N[p] = min(m) X[p, m]
+}"""
+    before, after = derived(text)
+    assert scans(after) == 2 and "N[p]: f32 = min(m) X[p, m]" in str(after)
+    assert_within_bounds(before, after, random_inputs(before, SIZES, 0))
+    assert RunningReduction(block=4).statistics(before, after) == {"scans": 2}
+    assert RunningReduction(block=4).statistics(before, before) == {}
+
+
+def test_only_the_data_is_made_in_the_block() -> None:
+    """Scores are made block by block; what makes K and V, which have no row, is made once."""
+    text = """cascade f(X: f32[p, e], Y: f32[m, e], W: f32[e, d], U: f32[m, f]) -> (O) {
+  K[m, d] = sum(e) Y[m, e] * W[e, d]
+  Q[p, d] = sum(e) X[p, e] * W[e, d]
+  V[m, f] = U[m, f] * 2.0
+  QK[p, m] = sum(d) Q[p, d] * K[m, d]
+  B[p, m] = QK[p, m] + 1.0
+  GM[p] = max(m) B[p, m]
+  SN[p, m] = exp(B[p, m] - GM[p])
+  SD[p] = sum(m) SN[p, m]
+  AV[p, f] = sum(m) SN[p, m] * V[m, f]
+  O[p, f] = AV[p, f] / SD[p]
+}"""
+    before, after = derived(text)
+    (scan,) = (s for s in after.body.body if isinstance(s, Scan))
+    inside = {o for s in scan.body for o in s.outs}
+    assert {"QK_block", "B_block", "SN_block"} <= inside
+    assert not {"K_block", "V_block", "Q_block"} & inside
+    assert_within_bounds(before, after, random_inputs(before, {**SIZES, "d": 2}, 0))
+    _, kept = derived(text.replace("-> (O)", "-> (O, QK)"))
+    (scan,) = (s for s in kept.body.body if isinstance(s, Scan))
+    assert "QK_block" not in {o for s in scan.body for o in s.outs}
+
+
+def test_shared_key_heads() -> None:
+    """Grouped queries read the key head of their group by a division."""
+    text = (CASCADES / "attention-3-pass.ein").read_text()
+    text = text.replace("K: f32[h, m, e], V: f32[h, m, f]", "K: f32[2, m, e], V: f32[2, m, f]").replace("Q: f32[h, p, e]", "Q: f32[6, p, e]")
+    text = text.replace("K[h, m, e]", "K[h // 3, m, e]").replace("V[h, m, f]", "V[h // 3, m, f]").replace("[h, p, m] =", "[h:6, p, m] =")
+    text = text.replace("[h, p] =", "[h:6, p] =").replace("[h, p, f] =", "[h:6, p, f] =")
+    before, after = derived(text)
+    assert scans(after) == 1
+    assert_within_bounds(before, after, random_inputs(before, SIZES, 0))
+
+
 def test_a_contraction_of_the_same_data_joins_only_when_it_is_needed() -> None:
     """`D` reads the same X and could run along, but is no summary of it: it stays a contraction of its own."""
     text = """cascade f(X: f32[p, m], W: f32[m, f]) -> (D, L) {
@@ -322,11 +378,10 @@ def test_a_contraction_of_the_same_data_joins_only_when_it_is_needed() -> None:
 
 
 def test_elements_of_all_reduced_ranks_count() -> None:
-    """A product over two ranks corrects, and raises factors, once for each of their elements."""
+    """A product over two ranks corrects once for each of their elements."""
     text = """cascade f(X: f32[p, m, k]) -> (T) {
   GM[p] = max(m, k) X[p, m, k]
-  SM[p] = sum(m, k) X[p, m, k]
-  T[p] = prod(m, k) exp(0.01 * (X[p, m, k] - GM[p])) * (1.0 + 0.01 * SM[p])
+  T[p] = prod(m, k) exp(0.01 * (X[p, m, k] - GM[p]))
 }"""
     before, after = derived(text)
     assert scans(after) == 1
@@ -362,6 +417,18 @@ def test_views_and_batch_ranks() -> None:
     (scan,) = (s for s in after.body.body if isinstance(s, Scan))
     assert len(scan.carries) == 3 and sum(s.reduce is not None for s in scan.body) == 4  # type: ignore[union-attr]
     assert_within_bounds(before, after, random_inputs(before, {}, 0))
+
+
+def test_a_divisor_that_only_the_symbol_knows() -> None:
+    """Blocks that divide the extent by what is known of its symbol need no guard, and the bounds are still proven."""
+    before, after = derived("""cascade f(X: f32[p, m]) -> (L) symbols (m in 4..4096 by 4) {
+  GM[p] = max(m) X[p, m]
+  SD[p] = sum(m) exp(X[p, m] - GM[p])
+  L[p] = GM[p] + log(SD[p])
+}""")
+    assert scans(after) == 1 and "where" not in str(after)
+    assert_within_bounds(before, after, random_inputs(before, {"p": 2, "m": 12}, 0))
+    verify(RunningReduction(block=2, parts=2).apply(before))
 
 
 def test_order_of_steps_does_not_matter() -> None:
