@@ -9,7 +9,7 @@ from typing import ClassVar
 from dlc.ir.einsum import Einsum, Rank, Scan, Step
 from dlc.ir.extent import IntExpr, Var
 from dlc.ir.program import Launch, Program, Region, Stmt, tensor_types
-from dlc.ir.streamed import dimensions, factors, flat, lane_rank
+from dlc.ir.streamed import dimensions, factors, flat, lane_rank, moves_one_operand
 from dlc.passes.explicit_domains import explicit_domains
 from dlc.passes.kernels import Kernels, rename_einsum
 from dlc.passes.pipeline import Pass
@@ -129,7 +129,11 @@ class Streams:
         if factors(step) is not None and not self._contracts_activations(step):
             return False
         before, after = Alignment([*steps]), Alignment([*steps, step])
-        return bool(after.tasks) and not after.broken - before.broken and _no_new_inner_task(steps, step, before)
+        if after.broken - before.broken or not _no_new_inner_task(steps, step, before):
+            return False
+        named, outer = after.renamed()
+        sums = [f for s in flat(named) if (f := factors(s)) is not None]
+        return any(moves_one_operand(name, sums) for name in outer)
 
     # --- the kernel ---
 
