@@ -111,7 +111,8 @@ class Streams:
         """The statements from `start` on that can run in the tasks of `seeds`, one after the other."""
         members, steps = {start}, seeds
         made = {o for s in steps for o in s.outs}
-        late: set[str] = set()  # made by statements after the launch that are not part of it
+        # not to be read: what statements after the launch make that are not part of it, and what states lie in
+        late = {c.init for s in steps if isinstance(s, Scan) for c in s.carries}
         for n in range(start + 1, len(body)):
             stmt = body[n]
             reads = set(stmt.reads)
