@@ -368,7 +368,7 @@ def _at_zero(step: Step, units: set[str]) -> Step:
     """The step with 0 for the index of its ranks of extent 1."""
     if isinstance(step, Scan):
         return replace(step, body=tuple(_at_zero(s, units) for s in step.body))
-    env = {r.name: int_expr(0) for r in step.ranks if r.name in units}
+    env = {r.name: int_expr(0) for r in step.all_ranks if r.name in units and r.extent.const == 1}
     if not env:
         return step
     where = step.where.substitute(env) if step.where is not None else None

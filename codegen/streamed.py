@@ -443,7 +443,8 @@ class _Streamed:
         )
         em = self.em.scoped()
         rank, end = self._swept(steps, block)
-        inside = [p for p, s in zip(points, steps, strict=True) if rank in {r.name for r in s.all_ranks}]
+        loops = [{r.name for r in s.reduced} | self.low.moving(s) for s in steps]  # a block of one index has no rank of it
+        inside = [p for p, names in zip(points, loops, strict=True) if rank in names]
         for point in inside:
             self._settle(em, point, rank, space)
         folds = [p for p in inside if p.reduce is not None]

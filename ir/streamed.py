@@ -19,7 +19,6 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from dlc.ir.einsum import Einsum, Scan, Step
 from dlc.ir.expr import Access, Apply, Cast, Expr, accesses
-from dlc.ir.extent import IntExpr, var
 
 
 def flat(steps: Iterable[Step]) -> Iterator[Einsum]:
@@ -63,9 +62,14 @@ def lane_rank(steps: Sequence[Step], outer: Iterable[str]) -> str | None:
         return None
     extents = {r.name: r.extent for s in einsums for r in s.ranks}
     for name in reversed(tasks):
-        if extents[name].const != 1 and all((name in a.variables) != (name in b.variables) for a, b in sums):
+        if extents[name].const != 1 and moves_one_operand(name, sums):
             return name
     return None
+
+
+def moves_one_operand(name: str, sums: Iterable[tuple[Access, Access]]) -> bool:
+    """Whether one operand of each contraction, and one alone, moves along the rank `name`."""
+    return all((name in a.variables) != (name in b.variables) for a, b in sums)
 
 
 def _has_inner(step: Einsum, tasks: Sequence[str]) -> bool:
@@ -108,16 +112,4 @@ def dimensions(steps: Sequence[Step]) -> dict[str, tuple[str, ...]]:
     return made
 
 
-def own_points(step: Einsum, made: dict[str, tuple[str, ...]], tasks: Iterable[str]) -> bool:
-    """Whether `step` reads what the kernel makes only at its own task: each task rank's dimension at that rank."""
-    names = set(tasks)
-    for a in step.accesses():
-        dims: Iterable[tuple[str, IntExpr]] = zip(made.get(a.tensor, ()), a.index, strict=False)
-        if a.tensor in made and a.default is not None:
-            return False
-        if any(d in names and i != var(d) for d, i in dims):
-            return False
-    return True
-
-
-__all__ = ["dimensions", "factors", "flat", "lane_rank", "own_points"]
+__all__ = ["dimensions", "factors", "flat", "lane_rank", "made_in_index", "moves_one_operand"]

@@ -9,7 +9,7 @@ from typing import ClassVar
 from dlc.ir.einsum import Einsum, Rank, Scan, Step
 from dlc.ir.extent import IntExpr, Var
 from dlc.ir.program import Launch, Program, Region, Stmt, tensor_types
-from dlc.ir.streamed import dimensions, factors, flat, lane_rank
+from dlc.ir.streamed import dimensions, factors, flat, lane_rank, moves_one_operand
 from dlc.passes.explicit_domains import explicit_domains
 from dlc.passes.kernels import Kernels, rename_einsum
 from dlc.passes.pipeline import Pass
@@ -111,7 +111,8 @@ class Streams:
         """The statements from `start` on that can run in the tasks of `seeds`, one after the other."""
         members, steps = {start}, seeds
         made = {o for s in steps for o in s.outs}
-        late: set[str] = set()  # made by statements after the launch that are not part of it
+        # not to be read: what statements after the launch make that are not part of it, and what states lie in
+        late = {c.init for s in steps if isinstance(s, Scan) for c in s.carries}
         for n in range(start + 1, len(body)):
             stmt = body[n]
             reads = set(stmt.reads)
@@ -129,7 +130,11 @@ class Streams:
         if factors(step) is not None and not self._contracts_activations(step):
             return False
         before, after = Alignment([*steps]), Alignment([*steps, step])
-        return bool(after.tasks) and not after.broken - before.broken and _no_new_inner_task(steps, step, before)
+        if after.broken - before.broken or not _no_new_inner_task(steps, step, before):
+            return False
+        named, outer = after.renamed()
+        sums = [f for s in flat(named) if (f := factors(s)) is not None]
+        return any(moves_one_operand(name, sums) for name in outer)
 
     # --- the kernel ---
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlc.codegen.target import AVX2, AVX512, BASELINE, Target
+from dlc.codegen.target import AVX2, BASELINE, Target
 
 sys.path.insert(0, str(Path(__file__).parent))
 from attention_text import Attention
@@ -71,6 +71,254 @@ def streamed(text: object, passes: str, **options: object) -> Ran:
 
 @FORMS
 @pytest.mark.parametrize("name", MASKS)
-@pytest.mark.parametrize("target", [AVX512, BASELINE], ids=lambda t: t.name)
-def test_what_attention_looks_like(name: str, passes: str, target: Target) -> None:
+def test_what_attention_looks_like(name: str, passes: str) -> None:
+    streamed(MASKS[name], passes)
+
+
+@FORMS
+@pytest.mark.parametrize("name", ["causal", "mask", "bias, causal", "grouped queries", "relative positions", "f16, causal"])
+@pytest.mark.parametrize("target", [AVX2, BASELINE], ids=lambda t: t.name)
+def test_registers_of_another_width(name: str, passes: str, target: Target) -> None:
     streamed(MASKS[name], passes, target=target)
+
+
+@pytest.mark.slow
+@FORMS
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("target", [AVX2, BASELINE], ids=lambda t: t.name)
+def test_every_construct_in_registers_of_another_width(name: str, passes: str, target: Target) -> None:
+    streamed(MASKS[name], passes, target=target)
+
+
+@FORMS
+@pytest.mark.parametrize("where", ["", "m <= p", "m <= p & p - m < 9"])
+@pytest.mark.parametrize("P", [8, 13, 16, 64, 67, 131])
+def test_queries_that_fill_no_block(P: int, where: str, passes: str) -> None:
+    streamed(Attention(P=P, M=max(P, 17), where=where), passes, interpret=P < 20)
+
+
+@pytest.mark.parametrize("where", ["", "m <= p + 3"])
+@pytest.mark.parametrize("block", [1, 16, 99, 128])
+def test_blocks_of_keys(block: int, where: str) -> None:
+    for M in (2, 101, 128, 131):
+        if M > block:
+            ran = streamed(Attention(P=21, M=M, where=where), running(block), interpret=M < 100)
+            assert "scan s0" in str(ran.program)
+
+
+@pytest.mark.parametrize("where", ["", "m <= p", "m <= p & p - m < 9"])
+def test_one_kernel_for_all_lengths(where: str) -> None:
+    text = Attention(P="P", M="M", where=where)
+    for P, M in ((1, 1), (7, 1), (1, 70), (13, 13), (64, 64), (67, 131), (200, 5)):
+        streamed(text, running(16), sizes={"P": P, "M": M}, interpret=P * M < 200)
+
+
+@FORMS
+def test_one_kernel_for_all_numbers_of_queries(passes: str) -> None:
+    text = Attention(P="P", score="QK[h, p, m] + B[p, m]", params=("B: f32[P, 45]",))
+    for P in (1, 15, 64, 65):
+        streamed(text, passes, sizes={"P": P}, interpret=P < 20)
+
+
+def test_heads_inside_a_task() -> None:
+    text = str(Attention()).replace("(O)", "(R)").replace("\n}", "\n  R[p:19, f:3]: f32 = sum(h:2) O[h, p, f]\n}")
+    for passes in (THREE_PASSES, running(16)):
+        for where in ("", " where m <= p"):
+            streamed(text.replace("K[h, m, e]", f"K[h, m, e]{where}"), passes)
+
+
+# --- values that are no numbers ---
+
+
+def special(where: str, seed: int) -> list[np.ndarray]:
+    """Inputs of `Attention(P=11, M=45)`: logits of 1e4, infinities of both signs, NaN; values that masked keys may not show."""
+    rng = np.random.default_rng(seed)
+    q, k, v = (rng.standard_normal(s).astype(np.float32) for s in ((2, 11, 5), (2, 45, 5), (2, 45, 3)))
+    q[0, 2] *= 1e4
+    q[0, 3, 0], q[0, 4, 1], q[1, 5] = np.inf, np.nan, -np.inf
+    k[1, 7, 2] = np.inf
+    k[1, 30] = np.nan
+    if where:
+        v[:, 12:] = np.inf
+        v[0, 11, 0] = np.nan
+    return [q, k, v]
+
+
+@FORMS
+@pytest.mark.parametrize("where", ["", "m <= p", "m <= p - 3", "m < 9", "m > p & m < 11"])
+def test_values_that_are_no_numbers(where: str, passes: str) -> None:
+    """Rows without keys too: `m <= p - 3` leaves none to the first three queries."""
+    for seed in range(3):
+        streamed(Attention(P=11, where=where), passes, inputs=special(where, seed))
+
+
+@FORMS
+def test_a_masked_key_does_not_count(passes: str) -> None:
+    text = Attention(P=11, where="B[m]", params=("B: bool[45]",))
+    keys = np.arange(45) % 3 == 0
+    q, k, v = special("", 0)
+    v[:, ~keys] = np.inf
+    k[:, ~keys] = np.nan
+    k[:, keys] = np.nan_to_num(k[:, keys], nan=0.5, posinf=0.5)
+    ran = streamed(text, passes, inputs=[np.nan_to_num(q, nan=1.0, posinf=1.0, neginf=1.0), k, v, keys])
+    assert np.isfinite(ran.values["O"]).all()
+    empty = streamed(text, passes, inputs=[q, k, v, np.zeros(45, bool)])
+    assert np.isnan(empty.values["O"]).all()
+
+
+# --- kernels as they are written ---
+
+
+def launched(head: str, steps: str) -> str:
+    """A program that launches the kernel of `steps` over (o0, o1) once; `head` is its parameters and result."""
+    params, result = (t.strip() for t in head.split("->"))
+    names = ", ".join(p.split(":")[0].strip() for p in params.split("],"))
+    return (
+        f"kernel over (o0, o1) k({params}) -> ({result}) {{\n{steps}\n}}\n\n"
+        f"program p({params}) -> (o) {{\n  (o) = launch k({names})\n}}\n"
+    )
+
+
+QK = "t3[o0:2, o1:20, r0:30]: f32 = sum(r2:4) a0[o0, o1, r2] * a1[o0, r0, r2]"
+BLOCK = """t3[o0:2, o1:20, r3:5]: f32 = sum(r2:4) a0[o0, o1, r2] * a1[o0, s0, r3, r2]
+    t4[o0:2, o1:20]: f32 = sum(r3:5) t3[o0, o1, r3]"""
+INPUTS = "a0: f32[2, 20, 4], a1: f32[2, 30, 4]"
+SCANNED = "a0: f32[2, 20, 4], a1: f32[2, 3, 5, 4]"
+KERNELS = {
+    "a lower bound": (
+        "a0: f32[2, 20, 4], a1: f32[2, 30, 4], a2: f32[2, 30, 5] -> t1",
+        """
+  t3[o0:2, o1:20, r0:31]: f32 = sum(r2:4) a0[o0, o1, r2] * a1[o0, r0 - 1, r2] where r0 >= 1
+  t2[o0:2, o1:20, r4:5]: f32 = sum(r0:31) t3[o0, o1, r0] * a2[o0, r0 - 1, r4] where r0 >= 1
+  t1[o0:2, o1:20, r4:5]: f32 = t2[o0, o1, r4] * 2.0""",
+    ),
+    "a bound over two inner ranks": (
+        "a0: f32[2, 20, 4], a1: f32[2, 30], a2: f32[2, 30, 5] -> t1",
+        """
+  t3[o0:2, o1:20, r0:30]: f32 = sum(r2:4) a0[o0, o1, r2] * a1[o0, r0 + r2] where r0 + r2 < 30
+  t2[o0:2, o1:20, r4:5]: f32 = sum(r0:30) t3[o0, o1, r0] * a2[o0, r0, r4]
+  t1[o0:2, o1:20, r4:5]: f32 = t2[o0, o1, r4] * 2.0""",
+    ),
+    "the tail of a reduced rank along the lanes": (
+        "a0: f32[2, 20, 4], a1: f32[2, 30, 4], a3: f32[20, 30] -> t1",
+        """
+  t0[o0:2, o1:20]: f32 = -inf
+  scan s0:2 carry (t2 = t0) {
+    t3[o0:2, o1:20, r3:16]: f32 = sum(r2:4) a0[o0, o1, r2] * a1[o0, 16*s0 + r3, r2] where 16*s0 + r3 < 30
+    t4[o0:2, o1:20]: f32 = max(r3:16) t3[o0, o1, r3] + a3[o1, 16*s0 + r3] where 16*s0 + r3 < 30
+    t5[o0:2, o1:20]: f32 = max(t2[o0, o1], t4[o0, o1])
+    yield (t5)
+  } -> (t6)
+  t1[o0:2, o1:20]: f32 = t6[o0, o1] * 2.0""",
+    ),
+    "one operand under two domains": (
+        f"{INPUTS}, a3: f32[20, 30] -> t1",
+        f"""
+  {QK}
+  t6[o0:2, o1:20, r0:30]: f32 = exp(t3[o0, o1, r0] * a3[o1, r0]) where r0 <= o1
+  t5[o0:2, o1:20]: f32 = sum(r0:30) t6[o0, o1, r0] where r0 <= o1
+  t7[o0:2, o1:20, r0:30]: f32 = exp(t3[o0, o1, r0] - a3[o1, r0])
+  t8[o0:2, o1:20]: f32 = sum(r0:30) t7[o0, o1, r0]
+  t1[o0:2, o1:20]: f32 = t5[o0, o1] + t8[o0, o1]""",
+    ),
+    "two domains beside each other": (
+        f"{INPUTS} -> t1",
+        f"""
+  {QK}
+  t4[o0:2, o1:20]: f32 = max(r0:30) t3[o0, o1, r0]
+  t6[o0:2, o1:20, r0:30]: f32 = exp(t3[o0, o1, r0]) where r0 <= o1
+  t7[o0:2, o1:20, r0:30]: f32 = exp(0.0 - t3[o0, o1, r0])
+  t5[o0:2, o1:20]: f32 = sum(r0:30) t6[o0, o1, r0] where r0 <= o1
+  t8[o0:2, o1:20]: f32 = sum(r0:30) t7[o0, o1, r0]
+  t1[o0:2, o1:20]: f32 = t5[o0, o1] + t8[o0, o1] + t4[o0, o1]""",
+    ),
+    "the smaller domain later": (
+        f"{INPUTS}, a3: f32[20, 13] -> t1",
+        f"""
+  {QK}
+  t4[o0:2, o1:20]: f32 = max(r0:30) t3[o0, o1, r0]
+  t6[o0:2, o1:20, r0:30]: f32 = exp(t3[o0, o1, r0] - t4[o0, o1])
+  t7[o0:2, o1:20, r0:30]: f32 = a3[o1, r0] * 2.0 where r0 < 13
+  t5[o0:2, o1:20]: f32 = sum(r0:30) t6[o0, o1, r0] * t7[o0, o1, r0] where r0 < 13
+  t1[o0:2, o1:20]: f32 = t5[o0, o1] * 2.0""",
+    ),
+    "a result of some queries": (
+        f"{INPUTS}, a3: f32[15] -> t1",
+        f"""
+  {QK}
+  t4[o0:2, o1:20]: f32 = max(r0:30) t3[o0, o1, r0]
+  t1[o0:2, o1:20]: f32 = a3[o1 - 5] * t4[o0, o1] where o1 >= 5""",
+    ),
+    "what a query picks": (
+        f"{INPUTS}, a3: f32[2, 8], a4: i64[20] -> t1",
+        f"""
+  {QK}
+  t6[o0:2, o1:20, r0:30]: f32 = t3[o0, o1, r0] + a3[o0, a4[o1]] + a3[o0, a4[o1 - r0]] where r0 <= o1
+  t5[o0:2, o1:20]: f32 = max(r0:30) t6[o0, o1, r0] where r0 <= o1
+  t1[o0:2, o1:20]: f32 = t5[o0, o1] * 2.0""",
+    ),
+    "the greatest and its place": (
+        f"{INPUTS} -> t1",
+        f"""
+  {QK}
+  (t4, t5)[o0:2, o1:20]: f32, i64 = argmax(r0:30) (t3[o0, o1, r0], r0) where r0 <= o1 + 2
+  t1[o0:2, o1:20]: f32 = t4[o0, o1] + cast<f32>(t5[o0, o1])""",
+    ),
+    "a tuple of states": (
+        f"{SCANNED} -> t1",
+        """
+  t0[o0:2, o1:20]: f32 = -inf
+  t2[o0:2, o1:20]: i64 = 0
+  scan s0:3 carry (t3 = t0, t4 = t2) {
+    t5[o0:2, o1:20, r0:5]: f32 = sum(r2:4) a0[o0, o1, r2] * a1[o0, s0, r0, r2] where 5*s0 + r0 <= o1
+    (t6, t7)[o0:2, o1:20]: f32, i64 = argmax(r0:5) (t5[o0, o1, r0], 5*s0 + r0) where 5*s0 + r0 <= o1
+    t8[o0:2, o1:20]: f32 = select(t6[o0, o1] > t3[o0, o1], t6[o0, o1], t3[o0, o1])
+    t9[o0:2, o1:20]: i64 = select(t6[o0, o1] > t3[o0, o1], t7[o0, o1], t4[o0, o1])
+    yield (t8, t9)
+  } -> (t10, t11)
+  t1[o0:2, o1:20]: f32 = t10[o0, o1] + cast<f32>(t11[o0, o1])""",
+    ),
+    "a state that is contracted": (
+        "a0: f32[2, 20, 40], a1: f32[2, 5, 40, 40] -> t1",
+        """
+  t0[o0:2, o1:20, r0:40]: f32 = 1.0
+  scan s0:5 carry (t2 = t0) {
+    t3[o0:2, o1:20, r0:40]: f32 = sum(r1:40) t2[o0, o1, r1] * a1[o0, s0, r1, r0]
+    t4[o0:2, o1:20, r0:40]: f32 = t2[o0, o1, r0] * 0.5 + t3[o0, o1, r0] * 0.01
+    yield (t4)
+  } -> (t5)
+  t1[o0:2, o1:20, r0:40]: f32 = t5[o0, o1, r0] * a0[o0, o1, r0]""",
+    ),
+    "a state that is read across": (
+        "a0: f32[2, 20, 4], a1: f32[2, 3, 4, 6] -> t1",
+        """
+  t0[o0:2, o1:20, r0:6, r1:6]: f32 = 1.0
+  scan s0:3 carry (t2 = t0) {
+    t3[o0:2, o1:20, r0:6]: f32 = sum(r2:4) a0[o0, o1, r2] * a1[o0, s0, r2, r0]
+    t4[o0:2, o1:20, r0:6, r1:6]: f32 = t2[o0, o1, r1, r0] + t3[o0, o1, r0]
+    t5[o0:2, o1:20, r0:6, r1:6]: f32 = t2[o0, o1, r0, r1] * 0.5 + t4[o0, o1, r0, r1]
+    yield (t5)
+  } -> (t6)
+  t1[o0:2, o1:20, r0:6, r1:6]: f32 = t6[o0, o1, r0, r1] * 2.0""",
+    ),
+    "steps without points that turn a state": (
+        f"{SCANNED} -> t1",
+        """
+  t0[o0:2, o1:20, r0:6, r1:6]: f32 = 0.0
+  t9[o0:2, o1:20, r0:6]: f32 = 0.0
+  scan s0:3 carry (t2 = t0, t8 = t9) {
+    t3[o0:2, o1:20, r3:5]: f32 = sum(r2:4) a0[o0, o1, r2] * a1[o0, s0, r3, r2] where 5*s0 + r3 < 5
+    t4[o0:2, o1:20]: f32 = sum(r3:5) t3[o0, o1, r3] where 5*s0 + r3 < 5
+    t5[o0:2, o1:20, r0:6, r1:6]: f32 = t2[o0, o1, r1, r0] + t4[o0, o1] * cast<f32>(r0)
+    t7[o0:2, o1:20, r0:6]: f32 = t8[o0, o1, r0] + t4[o0, o1]
+    yield (t5, t7)
+  } -> (t6, t10)
+  t1[o0:2, o1:20, r0:6, r1:6]: f32 = t6[o0, o1, r0, r1] * t10[o0, o1, r0]""",
+    ),
+}
+
+
+@targets
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_as_written(name: str, target: Target) -> None:
+    streamed(launched(*KERNELS[name]), "dead-code", target=target)

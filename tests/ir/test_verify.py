@@ -213,3 +213,43 @@ def test_the_message_reads_well() -> None:
     assert str(caught.value).splitlines()[0] == (
         "bad.ein:2:3: error[DLC0130]: 'X[n + 1]' may read outside 'X': 0 <= n + 1 < #n is not proven"
     )
+
+
+SCANNING = """kernel over (o0, o1) k(a0: f32[4, 4, 3]) -> (t5) {{
+  t0[{first}]: f32 = 0.0
+  scan s0:3 carry (t1 = t0) {{
+    t2[o0:4, o1:4]: f32 = {read} * 0.5 + a0[o0, o1, s0]
+    t3[{made}]: f32 = t2[o0, o1]
+    yield (t3)
+  }} -> (t4)
+  t5[o0:4, o1:4]: f32 = {last}
+}}
+
+program p(A: f32[4, 4, 3]) -> (O) {{
+  (O) = launch k(A)
+}}
+"""
+SQUARE = {"first": "o0:4, o1:4", "read": "t1[o0, o1]", "made": "o0:4, o1:4", "last": "t4[o0, o1]"}
+
+
+def test_states_of_scans_keep_to_their_task() -> None:
+    verify(parse_program(SCANNING.format(**SQUARE)))
+    for what, text, reason in (
+        ("first", "o1:4, o0:4", "'t1' starts from another task's 't0'"),
+        ("read", "t1[o1, o0]", r"'t2' reads 't1\[o1, o0\]' of another task along 'o0'"),
+        ("read", "t1[o0, 0]", r"'t2' reads 't1\[o0, 0\]' of another task along 'o1'"),
+        ("made", "o1:4, o0:4", "of another task along|starts from another task's"),
+        ("last", "t4[o1, o0]", r"'t5' reads 't4\[o1, o0\]' of another task along 'o0'"),
+        ("last", "t4[o0, 3 - o1]", "of another task along 'o1'"),
+    ):
+        with pytest.raises(errors.OuterRank, match=reason) as caught:
+            verify(parse_program(SCANNING.format(**{**SQUARE, what: text})))
+        assert caught.value.loc
+
+
+def test_states_that_stay_as_they_are() -> None:
+    text = SCANNING.format(**SQUARE).replace("yield (t3)", "yield (t1)")
+    verify(parse_program(text))
+    given = text.replace("t1 = t0", "t1 = a1").replace("3]) -> (t5)", "3], a1: f32[4, 4]) -> (t5)")
+    given = given.replace("(A: f32[4, 4, 3])", "(A: f32[4, 4, 3], B: f32[4, 4])").replace("k(A)", "k(A, B)")
+    verify(parse_program(given))
