@@ -1,8 +1,10 @@
 """The pass analysis as data and as text: what `dlc explain` prints and what the dump directory keeps and draws.
 
-    {"cascades": [{"cascade", "level", "passes", "einsums", "rows", "traffic"}, ...]}
+    {"cascades": [{"cascade", "level", "passes", "einsums", "rows", "traffic"}, ...],
+     "kept": [{"tensor", "rank", "reason", "detail", "loc"}, ...]}
 
-One entry for each straight-line part of the program as it was given (level `input`) and for each kernel (level `kernel`).
+One entry for each straight-line part of the program as it was given (level `input`) and for each kernel (level `kernel`);
+`kept` has the reductions of the given program that algebra cannot traverse fewer times, and the side condition that fails.
 """
 
 from __future__ import annotations
@@ -16,6 +18,9 @@ from dlc.ir.einsum import Einsum, Step
 from dlc.ir.extent import show_extent, variables
 from dlc.ir.pass_count import PassCount, cascades_of
 from dlc.ir.program import Cascade, Program
+from dlc.passes.defer_factors import DeferFactors
+from dlc.passes.refusals import Reason
+from dlc.passes.running_reduction import RunningReduction
 
 LARGEST_INPUT = 100
 """Einsums of the given program beyond which only the kernels are analysed."""
@@ -28,7 +33,18 @@ def analyse(given: Program, compiled: Program, cache_bytes: int) -> dict[str, An
         inputs = ()
     found = [analyse_cascade(c, "input", cache_bytes) for c in inputs]
     found += [analyse_cascade(k.cascade, "kernel", cache_bytes) for k in compiled.kernels]
-    return {"cascades": found}
+    return {"cascades": found, "kept": _kept(given) if inputs else []}
+
+
+def _kept(given: Program) -> list[dict[str, str]]:
+    """Why dependent reductions of a program keep their passes."""
+    deferred = DeferFactors().apply(given)
+    refusals = RunningReduction(block=1).explain(deferred)
+    return [
+        {"tensor": r.tensor, "rank": r.rank, "reason": str(r.reason), "detail": r.detail, "loc": str(r.loc)}
+        for r in refusals
+        if r.reason is not Reason.SHORT
+    ]
 
 
 def analyse_cascade(
@@ -110,7 +126,8 @@ def facts_of(analysis: Mapping[str, Any], given_as_text: bool) -> dict[str, Any]
         for c in analysis["cascades"]
         for row in c["rows"]
     ]
-    return {"passes": max((c["passes"] for c in of_level), default=0), "pass_analysis": rows}
+    most = max((c["passes"] for c in of_level), default=0)
+    return {"passes": most, "pass_analysis": rows, "not_reduced": analysis["kept"]}
 
 
 def say_passes(analysis: Mapping[str, Any], console: Console) -> None:
@@ -124,6 +141,9 @@ def say_passes(analysis: Mapping[str, Any], console: Console) -> None:
         for row in _telling(c["rows"]):
             _say_row(row, console)
         _say_traffic(c["traffic"], console)
+    for kept in analysis["kept"]:
+        place = f"{kept['loc']}: " if kept["loc"] else ""
+        console.say(f"  {place}'{kept['tensor']}' keeps its pass over '{kept['rank']}': {kept['reason']} ({kept['detail']})")
 
 
 def _telling(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
