@@ -142,7 +142,12 @@ def plan_chain(
             detail = error.detail.replace("#", "")
             refusals.append(Refusal(member.step.out, member.rank, error.reason, detail, member.step.loc))
             _leave(chain, member)
-    _check_kept(chain, body, outside)
+    try:
+        _check_kept(chain, body, outside)
+    except Refused:
+        if refusals:  # what is kept is kept for the folds that were left out: their reasons are the cause
+            return None, refusals
+        raise
     if not any(p.parts or p.outer for p in plans):
         return None, refusals
     sums = {p.member.step.out for p in plans if any(r.unguarded for q in p.parts for r in q.references)}

@@ -238,6 +238,7 @@ LOOK_ALIKES = [
     ("X: f32[p, m]", SOFTMAX, "SN, SD", Reason.KEPT, "SN"),
     ("X: f32[p, m]", SOFTMAX + "\n  C[m] = sum(p) SN[p, m]", "SD, C", Reason.KEPT, "SN"),
     ("X: f32[p, m]", "GM[p] = max(m) X[p, m]\n  SD[p] = sum(m) exp(max(X[p, m] - GM[p], -5.0))", "SD", Reason.INSEPARABLE, "max("),
+    ("X: f32[p, m]", "GM[p] = max(m) X[p, m]\n  SN[p, m] = exp(max(X[p, m] - GM[p], -5.0))\n  SD[p] = sum(m) SN[p, m]", "SD", Reason.INSEPARABLE, "max("),
     ("X: f32[p, m]", "GM[p] = max(m) X[p, m]\n  SD[p] = sum(m) tanh(X[p, m] - GM[p])", "SD", Reason.INSEPARABLE, "tanh("),
     ("X: f32[p, m]", "GM[p] = max(m) X[p, m]\n  SD[p] = sum(m) exp(X[p, m] * GM[p])", "SD", Reason.INSEPARABLE, "X[p, m] * GM[p]"),
     ("X: f32[p, m]", "GM[p] = max(m) X[p, m]\n  SD[p] = sum(m) exp(X[p, m] + GM[p])", "SD", Reason.UNSTABLE, "exp("),
