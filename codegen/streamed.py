@@ -389,7 +389,8 @@ class _Streamed:
         """Rows of a register tile: as many as registers allow, a divisor of the extent if one is at least half of that."""
         registers = self.target.vector_registers
         embedded = registers >= 32  # AVX-512 multiplies by a scalar in memory: no register for the broadcast
-        most = min(16, (registers - vectors - (0 if embedded else 1)) // vectors)
+        # more than 8 rows have more addresses than there are registers for
+        most = min(8, (registers - vectors - (0 if embedded else 1)) // vectors)
         size = extent.const
         if size is None:
             return 1 << (most.bit_length() - 1)  # widths are multiples of powers of two more often than not
