@@ -19,7 +19,7 @@ from dlc.codegen.stream_idle import is_idle
 from dlc.ir.domain import conjuncts
 from dlc.ir.dtype import DType
 from dlc.ir.einsum import Einsum, Rank, Scan, Step, einsum
-from dlc.ir.expr import Access, Expr, rename_tensors, transform
+from dlc.ir.expr import Access, Expr, accesses, rename_tensors, transform
 from dlc.ir.extent import IntExpr, int_expr, var
 from dlc.ir.program import fresh_name
 from dlc.ir.streamed import dimensions, factors, flat
@@ -258,9 +258,15 @@ class _Planner:
             return "sweep"
         if group.kind == "sweep" or group.kind == "tile" and (step.reduce is not None or len(step.outs) > 1):
             return None
-        if self._bounds(group.steps[0]) != self._bounds(step):
+        if not self._within(group, step):
             return None
         return group.kind if self.low.joins(list(group.steps), step) else None
+
+    def _within(self, group: Group, step: Einsum) -> bool:
+        """Whether the loops of `group` go wherever `step` exists, and it may be computed wherever they go."""
+        own, wanted = self._bounds(group.steps[0]), self._bounds(step)
+        inside = all(a.tensor in self.plan.locals for e in step.exprs for a in accesses(e))
+        return own == wanted or (group.kind == "tile" and own <= wanted and inside)
 
     def _bounds(self, step: Einsum) -> frozenset[Expr]:
         """What may end the loops over the free inner ranks of `step`."""

@@ -130,6 +130,8 @@ class Streams:
         if factors(step) is not None and not self._contracts_activations(step):
             return False
         before, after = Alignment([*steps]), Alignment([*steps, step])
+        if step.reduce is not None and _sums(before.steps) > 1 and len(after.tasks) < len(before.tasks):
+            return False  # a sum over what the tasks are apart in, such as the heads, is a kernel of its own
         if after.broken - before.broken or not _no_new_inner_task(steps, step, before):
             return False
         named, outer = after.renamed()
@@ -151,7 +153,7 @@ class Streams:
         if any(a.tensor in self.constants for pair in sums for a in pair):
             return None  # weights are packed, and their rows are worth more in the lanes
         scans = [s for s in renamed_steps if isinstance(s, Scan)]
-        if not scans and sum(factors(s) is not None for s in flat(renamed_steps)) < 2:
+        if not scans and len(sums) < 2:
             return None
         return share_scales(renamed_steps), (*(n for n in outer if n != lane), lane)
 
@@ -172,6 +174,10 @@ class Streams:
                     size *= 1 if r.name in outer else r.extent.const or self.options.lanes
                 total += size
         return total <= self.options.block_bytes
+
+
+def _sums(steps: Sequence[Step]) -> int:
+    return sum(factors(s) is not None for s in flat(steps))
 
 
 def _no_new_inner_task(steps: Sequence[Step], step: Einsum, before: Alignment) -> bool:

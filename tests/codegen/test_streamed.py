@@ -120,11 +120,12 @@ def test_one_kernel_for_all_numbers_of_queries(passes: str) -> None:
         streamed(text, passes, sizes={"P": P}, interpret=P < 20)
 
 
-def test_heads_inside_a_task() -> None:
+def test_a_sum_over_the_heads_is_a_kernel_of_its_own() -> None:
     text = str(Attention()).replace("(O)", "(R)").replace("\n}", "\n  R[p:19, f:3]: f32 = sum(h:2) O[h, p, f]\n}")
     for passes in (THREE_PASSES, running(16)):
         for where in ("", " where m <= p"):
-            streamed(text.replace("K[h, m, e]", f"K[h, m, e]{where}"), passes)
+            ran = check(text.replace("K[h, m, e]", f"K[h, m, e]{where}"), passes=passes)
+            assert ran.strategies[0] == "streamed" and len(ran.strategies) == 2
 
 
 # --- values that are no numbers ---

@@ -58,10 +58,10 @@ JOINS = {
     "results that are read inside": ("", "O, SD, QK"),
     "what follows point by point": ("R[p:20, h:2, f:3] = O[h, p, f] + 1.0", "R"),
     "a reduction of the result": ("R[h:2, p:20] = max(f:3) O[h, p, f]", "O, R"),
-    "a sum over the heads, which are no tasks then": ("R[p:20, f:3] = sum(h:2) O[h, p, f]", "R"),
     "another contraction": ("R[h:2, p:20, g:5] = sum(f:3) O[h, p, f] * G[h, g, f]", "R"),
 }
 STAYS = {
+    "a sum over the heads": ("R[p:20, f:3] = sum(h:2) O[h, p, f]", "R"),
     "a mean over the queries": ("R[h:2, f:3] = sum(p:20) O[h, p, f]", "R"),
     "the query before": ("R[h:2, p:20, f:3] = O[h, p, f] + (O[h, p - 1, f] else 0.0)", "R"),
     "the other head": ("R[h:2, p:20, f:3] = O[h, p, f] + O[1 - h, p, f]", "R"),
