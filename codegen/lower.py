@@ -35,6 +35,7 @@ from dlc.codegen.window import Window, find_window, lower_window
 from dlc.ir.blocked import unrolls
 from dlc.ir.dtype import DType
 from dlc.ir.einsum import Einsum, Scan, Step, TensorType
+from dlc.ir.errors import OuterRank
 from dlc.ir.expr import walk
 from dlc.ir.extent import IntExpr, int_expr, maximum, minimum, substitute, var, variables
 from dlc.ir.facts import Facts, SymbolFact
@@ -95,7 +96,10 @@ class KernelLowering:
         lane = lane_rank(self.structure, self.kernel.outer)
         if lane is not None:
             return lower_streamed(self, lane)
-        assert len(self.steps) == len(self.structure), "other scans are split into launches before lowering"
+        scan = next((s for s in self.structure if isinstance(s, Scan)), None)
+        if scan is not None:
+            reason = "its scan does not run inside a task: no rank moves one operand of each contraction (dlc.ir.streamed)"
+            raise OuterRank(scan.loc, kernel=self.kernel.name, reason=reason)
         if all(self.moving(s) == self.outer for s in self.steps):
             roles = find_contraction(self)
             if roles is not None:

@@ -19,6 +19,7 @@ from dlc.codegen.stream_idle import is_idle
 from dlc.ir.domain import conjuncts
 from dlc.ir.dtype import DType
 from dlc.ir.einsum import Einsum, Rank, Scan, Step, einsum
+from dlc.ir.errors import OuterRank
 from dlc.ir.expr import Access, Expr, accesses, rename_tensors, transform
 from dlc.ir.extent import IntExpr, int_expr, var
 from dlc.ir.program import fresh_name
@@ -93,12 +94,15 @@ class Plan:
     """A streaming kernel in parts.
 
     Attributes:
+        lane: the name of the index along the lanes.
+        tasks: ranks with one index in a task.
         locals: tensors that the kernel makes for itself.
         aliases: locals that lie in another one's buffer.
         stages: what a read of an operand along the lanes becomes, by the read and the domain that bounds it.
     """
 
     lane: str
+    tasks: set[str]
     items: tuple[Item, ...] = ()
     locals: dict[str, Local] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
@@ -141,24 +145,23 @@ class Plan:
                 yield from self._reads(child)
 
     def work(self) -> IntExpr:
-        """Points of all steps per lane."""
+        """Operations of all steps per lane: two a point."""
         total = int_expr(0)
         for item in self.items:
             if isinstance(item, Group):
-                total = total + _points(item.steps)
+                total = total + self._points(item.steps)
             elif isinstance(item, Loop):
-                total = total + _points(item.einsums) * item.scan.rank.extent
+                total = total + self._points(item.einsums) * item.scan.rank.extent
+        return total * 2
+
+    def _points(self, steps: Iterable[Einsum]) -> IntExpr:
+        total = int_expr(0)
+        for step in steps:
+            product = int_expr(1)
+            for r in step.all_ranks:
+                product = product * (1 if r.name in self.tasks else r.extent)
+            total = total + product
         return total
-
-
-def _points(steps: Iterable[Einsum]) -> IntExpr:
-    total = int_expr(0)
-    for step in steps:
-        product = int_expr(2)
-        for r in step.all_ranks:
-            product = product * (r.extent if not r.name.startswith("o") else 1)
-        total = total + product
-    return total
 
 
 def make_plan(low: KernelLowering, lane_rank: str, lane: str) -> Plan:
@@ -169,8 +172,8 @@ def make_plan(low: KernelLowering, lane_rank: str, lane: str) -> Plan:
 class _Planner:
     def __init__(self, low: KernelLowering, lane_rank: str, lane: str) -> None:
         self.low, self.lane_rank = low, lane_rank
-        self.plan = Plan(lane)
         self.tasks = low.outer | low.units
+        self.plan = Plan(lane, self.tasks)
         self.steps = self._with_copies(low.structure)
         self.dims = dimensions(self.steps)
         self.extents = {r.name: r.extent for s in flat(self.steps) for r in s.ranks}
@@ -314,7 +317,8 @@ class _Planner:
             if used.count(carry.init) == 1 and carry.init in self.plan.locals and not self.readers.get(carry.init):
                 self.plan.aliases[carry.init] = carry.name
             else:
-                raise AssertionError("a scan's first values are made for it alone")  # fuse sees to it
+                reason = f"'{carry.init}', with which its scan begins, is not made for it alone"
+                raise OuterRank(scan.loc, kernel=self.low.kernel.name, reason=reason)
             if self._replaces(scan, maker, carry.name, after):
                 self.plan.aliases[after] = carry.name
                 continue

@@ -157,7 +157,6 @@ class _Streamed:
         with self.b.loop(self.scan, 0, item.scan.rank.extent) as loop:
             self._body(item, block.at(self.scan, loop.index))
         self.scan = None
-        # what a state's next value lies in was copied to the state, which its last value shares
 
     def _body(self, item: Loop, block: _Block) -> None:
         whole, _ = self._conditions(item, block)

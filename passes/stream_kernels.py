@@ -155,7 +155,7 @@ class Streams:
         scans = [s for s in renamed_steps if isinstance(s, Scan)]
         if not scans and len(sums) < 2:
             return None
-        return share_scales(renamed_steps), (*(n for n in outer if n != lane), lane)
+        return share_scales(renamed_steps), outer
 
     def _fits(self, steps: Sequence[Step], outer: Sequence[str], lane: str) -> bool:
         extents = {r.name: r.extent for s in flat(steps) for r in s.ranks}
