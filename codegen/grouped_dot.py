@@ -52,8 +52,10 @@ def find_grouping(em: Emitter, rows: Access, cols: Access, column: str, lanes: i
         lanes: words of one register.
     """
     size = word_group(em.dtype(rows.tensor), em.dtype(cols.tensor))
-    shape = em.storage[cols.tensor].type.shape
-    if size == 1 or len(shape) < 3 or shape[-1].const != size or not shape[-2].const or shape[-2].const % lanes:
+    type_ = em.storage[cols.tensor].type
+    shape = type_.shape
+    words = type_.row_major and len(shape) >= 3 and shape[-1].const == size
+    if size == 1 or not words or not shape[-2].const or shape[-2].const % lanes:
         return None
     if column not in variables(cols.index[-2]):
         return None

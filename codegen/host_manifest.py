@@ -66,8 +66,8 @@ def host_manifest(
 
     def tensor(name: str, shown: str) -> dict[str, Any]:
         of = types[name]
-        if of.order is not None and of.order != tuple(range(of.rank)):
-            raise Internal(program.loc, message=f"'{name}' crosses the program's border in the layout {of.order}")
+        if not of.row_major:
+            raise Internal(program.loc, message=f"'{name}' crosses the program's border in the layout of {of}")
         return {"name": shown, "dtype": str(of.dtype), "shape": [text(e) for e in of.shape]}
 
     inputs = [
@@ -227,7 +227,7 @@ def constant_layout(
         if name not in types:
             continue
         of = types[name]
-        elements = of.elements.const
+        elements = of.stored.const
         if elements is None:
             raise Internal(program.loc, message=f"constant '{name}' has the shape {of}")
         key = (id(program.data.get(name)), of.dtype, of.order)

@@ -77,7 +77,7 @@ class Memory:
                 raise Internal(message=f"no address for {place}")
 
     def bytes_of(self, of: TensorType) -> str:
-        return self.code.expr(of.elements * of.dtype.bytes)
+        return self.code.expr(of.stored * of.dtype.bytes)
 
     def heap_slot(self, name: str) -> int:
         place = self.plan.places[name]
@@ -98,7 +98,7 @@ class Memory:
     def malloc(self, of: TensorType, count: str, loc: Loc) -> str:
         """`count` tensors' worth of memory, never null; leaves with an error when there is none."""
         code = self.code
-        size = of.elements * of.dtype.bytes
+        size = of.stored * of.dtype.bytes
         real = code.binary("fmul", code.as_float(size), code.value(f"llvm.sitofp {count} : i64 to f64"), "f64")
         large = code.value(f'llvm.fcmp "ogt" {real}, {code.constant(int(MAX_BLOCK_BYTES), "f64")} : f64')
         message = f"{MEMORY_CHECK}: not enough memory for a result of {of}"

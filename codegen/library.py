@@ -57,7 +57,7 @@ class Frame:
         self.task = var("task")
 
     def _add(self, name: str, of: TensorType, role: str) -> None:
-        self.buffers[name] = Buffer(name, of.dtype, role, of.elements)
+        self.buffers[name] = Buffer(name, of.dtype, role, of.stored)
 
     def scratch(self, name: str, elements: IntExpr) -> None:
         """`elements` integers of the thread's own."""
@@ -89,8 +89,8 @@ def library_kernels(stmt: Library, types: Mapping[str, TensorType]) -> tuple[Lib
         of = types[name]
         if not of.dtype.native:
             raise Unsupported(stmt.loc, op=stmt.op, reason=f"elements of type {of.dtype} have no native form")
-        if of.order is not None and of.order != tuple(range(of.rank)):
-            raise Unsupported(stmt.loc, op=stmt.op, reason=f"'{name}' has the layout {of.order}")
+        if not of.row_major:
+            raise Unsupported(stmt.loc, op=stmt.op, reason=f"'{name}' has the layout of {of}")
     match stmt.op:
         case "sort":
             descending = bool(attrs.get("descending", False))

@@ -349,10 +349,10 @@ class KernelLowering:
 
     def finish(self, tasks: IntExpr, work: IntExpr, roles: Mapping[str, str] | None = None) -> Lowered:
         buffers = [
-            Buffer(p.name, p.type.dtype, (roles or {}).get(p.name, "in"), p.type.elements) for p in self.cascade.params
+            Buffer(p.name, p.type.dtype, (roles or {}).get(p.name, "in"), p.type.stored) for p in self.cascade.params
         ]
         buffers += [
-            Buffer(r, self.types[r].dtype, (roles or {}).get(r, "out"), self.types[r].elements)
+            Buffer(r, self.types[r].dtype, (roles or {}).get(r, "out"), self.types[r].stored)
             for r in self.cascade.results
         ]
         symbols: set[str] = set()

@@ -209,8 +209,8 @@ class _Planner:
             self.low.types[inside] = self.low.types[name]
             ranks = tuple(Rank(d, extents[d]) for d in dims[name])
             index = tuple(int_expr(0) if d in self.low.units else var(d) for d in dims[name])
-            copy = einsum(name, ranks, Access(inside, index), self.low.types[name].dtype)
-            tail.append(replace(copy, order=self.low.types[name].order))
+            of = self.low.types[name]
+            tail.append(replace(einsum(name, ranks, Access(inside, index), of.dtype), order=of.order, pitch=of.pitch))
         return (*(_renamed(s, names) for s in steps), *tail)
 
     # --- a level: the kernel, or the body of a scan ---

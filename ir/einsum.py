@@ -21,11 +21,14 @@ class TensorType(Node):
 
     Attributes:
         order: storage order of the dimensions, outermost first; None is the order written (row-major).
+        pitch: elements of memory left free after each row (the dimension stored innermost). Rows a multiple of a page apart
+            fall into the same sets of the first cache.
     """
 
     dtype: DType
     shape: tuple[IntExpr, ...]
     order: tuple[int, ...] | None = None
+    pitch: int = 0
 
     @property
     def rank(self) -> int:
@@ -41,16 +44,28 @@ class TensorType(Node):
     @property
     def strides(self) -> tuple[IntExpr, ...]:
         """Elements between neighbours along each dimension, in the stored order."""
-        order = self.order or tuple(range(self.rank))
-        step, result = int_expr(1), [int_expr(0)] * self.rank
-        for dimension in reversed(order):
+        return self._steps()[0]
+
+    @property
+    def stored(self) -> IntExpr:
+        """Elements of memory that it takes, those between rows included."""
+        return self._steps()[1]
+
+    def _steps(self) -> tuple[tuple[IntExpr, ...], IntExpr]:
+        step, result, gap = int_expr(1), [int_expr(0)] * self.rank, self.pitch
+        for dimension in reversed(self.order or tuple(range(self.rank))):
             result[dimension] = step
-            step = step * self.shape[dimension]
-        return tuple(result)
+            step, gap = step * (self.shape[dimension] + gap), 0
+        return tuple(result), step
+
+    @property
+    def row_major(self) -> bool:
+        """Whether the elements lie in the order written, without gaps."""
+        return self.pitch == 0 and self.order in (None, tuple(range(self.rank)))
 
     def __str__(self) -> str:
-        layout = "" if self.order is None else "{" + ", ".join(map(str, self.order)) + "}"
-        return f"{self.dtype}[{', '.join(show_extent(e) for e in self.shape)}]{layout}"
+        shape = ", ".join(show_extent(e) for e in self.shape)
+        return f"{self.dtype}[{shape}]{show_layout(self.order, self.pitch)}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,6 +127,7 @@ class Einsum(Node):
         where: domain: points where it is false do not exist.
         write: scatter instead of a dense result.
         order: storage order of the result's dimensions (layout); None is row-major.
+        pitch: elements of memory left free after each row of the result (layout).
     """
 
     outs: tuple[str, ...]
@@ -122,6 +138,7 @@ class Einsum(Node):
     where: Expr | None = None
     write: Write | None = None
     order: tuple[int, ...] | None = None
+    pitch: int = 0
     loc: Loc = field(default=UNKNOWN, compare=False, repr=False)
 
     @property
@@ -178,6 +195,11 @@ class Einsum(Node):
             for i in self.write.index:
                 names |= variables(i)
         return frozenset(n for n in names if n.startswith("#"))
+
+    @property
+    def row_major(self) -> bool:
+        """Whether the result is stored in the order written, without gaps."""
+        return self.pitch == 0 and (self.order is None or self.order == tuple(range(len(self.order))))
 
     @property
     def is_view(self) -> bool:
@@ -266,12 +288,20 @@ def result_types(step: Einsum, onto: TensorType | None = None) -> tuple[TensorTy
     """Types of the tensors `step` writes; a scatter's result has the type of `onto`."""
     if step.write is not None:
         assert onto is not None, "a scatter needs the type it writes onto"
-        return (TensorType(onto.dtype, onto.shape, step.order),)
+        return (TensorType(onto.dtype, onto.shape, step.order, step.pitch),)
     shape = tuple(r.extent for r in step.ranks)
-    return tuple(TensorType(t, shape, step.order) for t in step.dtypes)
+    return tuple(TensorType(t, shape, step.order, step.pitch) for t in step.dtypes)
 
 
 # --- text ------------------------------------------------------------------------------------------------------------
+
+
+def show_layout(order: tuple[int, ...] | None, pitch: int) -> str:
+    """`{0, 2, 1 + 16}`: dimension 1 innermost and 16 elements free after each row; without an order `{+ 16}`."""
+    if order is None and not pitch:
+        return ""
+    parts = [", ".join(map(str, order))] if order is not None else []
+    return "{" + " ".join(parts + ([f"+ {pitch}"] if pitch else [])) + "}"
 
 
 def show_loc(loc: Loc) -> str:
@@ -301,7 +331,7 @@ def _show_einsum(step: Einsum, outer: frozenset[str]) -> str:
     scope = outer.union(r.name for r in step.all_ranks)
     name = show_name(step.out) if len(step.outs) == 1 else f"({show_names(step.outs)})"
     types = ", ".join(str(t) for t in step.dtypes)
-    layout = "" if step.order is None else "{" + ", ".join(map(str, step.order)) + "}"
+    layout = show_layout(step.order, step.pitch)
     body = ", ".join(e.show(scope) for e in step.exprs)
     # `sum(m) -X` would read as a difference
     body = body if len(step.exprs) == 1 and not (step.reduce is not None and body.startswith("-")) else f"({body})"

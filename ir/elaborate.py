@@ -45,6 +45,7 @@ from dlc.ir.program import (
 from dlc.ir.read_scalars import Node, Scalars, Source, name_of, names_in, suggestion
 
 Item: TypeAlias = Program | Cascade | Kernel
+Layout: TypeAlias = tuple[tuple[int, ...] | None, int]
 
 
 @dataclass
@@ -132,7 +133,7 @@ class Elaborator:
     def tensor_type(self, tree: Node) -> TensorType:
         name, extents, layout = tree.children
         shape = tuple(self.extent(e) for e in extents.children)
-        return TensorType(self.dtype(name), shape, self.layout(layout))
+        return TensorType(self.dtype(name), shape, *self.layout(layout))
 
     def dtype(self, token: Any) -> DType:
         name = str(token)
@@ -141,8 +142,11 @@ class Elaborator:
             self.source.fail(UnknownName, token, kind="element type", name=name, suggestion=hint)
         return DTYPES[name]
 
-    def layout(self, tree: Node) -> tuple[int, ...] | None:
-        return tuple(int(t) for t in tree.children) or None
+    def layout(self, tree: Node) -> Layout:
+        if not tree.children:
+            return None, 0
+        *order, pitch = tree.children
+        return tuple(int(t) for t in order) or None, int(pitch.children[0]) if pitch.children else 0
 
     def extent(self, node: Node) -> IntExpr:
         """An extent: bare names are symbols."""
@@ -321,15 +325,15 @@ class Elaborator:
         name, args, types, rhs, where, *rest = node.children
         if is_iterative(name_of(name), args, rhs):
             return iterative(self, node)
-        dtypes, order = self.result_types(types, 1)
+        dtypes, layout = self.result_types(types, 1)
         ranks, reduce, exprs, found, domain = self.body(node, args, rhs, where, dtypes)
-        step = Einsum((name_of(name),), ranks, exprs, found, reduce, domain, None, order, self.loc(rest, node))
+        step = Einsum((name_of(name),), ranks, exprs, found, reduce, domain, None, *layout, self.loc(rest, node))
         self.define(step)
         return (step,)
 
-    def result_types(self, tree: Node, count: int) -> tuple[list[DType | None], tuple[int, ...] | None]:
+    def result_types(self, tree: Node, count: int) -> tuple[list[DType | None], Layout]:
         if not tree.children:
-            return [None] * count, None
+            return [None] * count, (None, 0)
         *names, layout = tree.children
         dtypes: list[DType | None] = [self.dtype(n) for n in names]
         if len(dtypes) != count:
@@ -340,18 +344,18 @@ class Elaborator:
         lefts = node.children[0].children
         if node.data == "tuple_einsum":
             _, args, types, rhs, where, *rest = node.children
-            dtypes, order = self.result_types(types, len(lefts))
+            dtypes, layout = self.result_types(types, len(lefts))
         else:
             _, rhs, where, *rest = node.children
             if not lefts or any(left.data != "left_access" for left in lefts):
                 self.source.fail(
                     SyntaxFault, node, found="a tuple without ranks", expected="(V[p], I[p]) = ... or (V, I)[p] = ..."
                 )
-            args, order = lefts[0].children[1], None
+            args, layout = lefts[0].children[1], (None, 0)
             dtypes = [self.dtype(left.children[2].children[0]) if left.children[2].children else None for left in lefts]
         names = tuple(name_of(left.children[0]) for left in lefts)
         ranks, reduce, exprs, found, domain = self.body(node, args, rhs, where, dtypes)
-        step = Einsum(names, ranks, exprs, found, reduce, domain, None, order, self.loc(rest, node))
+        step = Einsum(names, ranks, exprs, found, reduce, domain, None, *layout, self.loc(rest, node))
         self.types.update(zip(names, result_types(step), strict=True))
         return step
 
@@ -361,7 +365,7 @@ class Elaborator:
         if target not in self.types:
             hint = suggestion(target, self.types, "define it above this line, or add it to the inputs")
             self.source.fail(UndefinedTensor, onto, tensor=target, suggestion=hint)
-        dtypes, order = self.result_types(types, 1)
+        dtypes, layout = self.result_types(types, 1)
         declared: list[DType | None] = [dtypes[0] or self.types[target].dtype]
         ranks, reduce, exprs, found, domain = self.body(node, args, rhs, where, declared)
         names = [r.name for r in ranks] + [r.name for r in (reduce.ranks if reduce is not None else ())]
@@ -369,7 +373,7 @@ class Elaborator:
         place = tuple(scalars.index(i) for i in indices.children)
         drop = any(isinstance(t, Token) and t.type == "DROP" for t in rest)
         write = Write(place, target, str(op), drop)
-        step = Einsum((name_of(name),), ranks, exprs, found, reduce, domain, write, order, self.loc(rest, node))
+        step = Einsum((name_of(name),), ranks, exprs, found, reduce, domain, write, *layout, self.loc(rest, node))
         self.define(step)
         return step
 

@@ -81,7 +81,8 @@ def _step(step: Step, names: dict[str, str], shared: Mapping[str, str], depth: i
     if write is not None:
         write = Write(tuple(map(place, write.index)), names.get(write.onto, write.onto), write.op, write.drop)
     outs = tuple(_name(names, o, "t") for o in step.outs)
-    return Einsum(outs, tuple(map(rank, step.ranks)), exprs, step.dtypes, reduce, where, write, step.order, UNKNOWN)
+    ranks_ = tuple(map(rank, step.ranks))
+    return Einsum(outs, ranks_, exprs, step.dtypes, reduce, where, write, step.order, step.pitch, UNKNOWN)
 
 
 def _scan(scan: Scan, names: dict[str, str], shared: Mapping[str, str], depth: int) -> Scan:

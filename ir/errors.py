@@ -181,6 +181,12 @@ class BadLayout(IrError):
     template = "the layout {order} of '{tensor}' is not a permutation of its {rank} dimensions"
 
 
+class BadPitch(IrError):
+    code = "DLC0147"
+    template = "'{tensor}' cannot have a pitch of {pitch}: {reason}"
+    hint = "leave the pitch to tensors that Einsums write and read; a copy without one can go on from there"
+
+
 class UnknownOperator(IrError):
     code = "DLC0143"
     template = "'{op}' is not a scalar operator"

@@ -65,8 +65,8 @@ class _Iteration:
         shifted = [k for k, a in enumerate(self.args.children) if a.children[0].data != "name"]
         ranks_tree = _plain_ranks(self.args)
         names = e.rank_names(ranks_tree)
-        dtypes, order = e.result_types(self.types, 1)
-        if order is not None:
+        dtypes, layout = e.result_types(self.types, 1)
+        if layout != (None, 0):
             self.fail(self.types, "a layout", "none on an iterative definition")
         # its own type is not known while it is being inferred; afterwards it only must be some tensor
         dtype = dtypes[0] or self._infer(names)

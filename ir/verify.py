@@ -16,6 +16,7 @@ from dlc.ir.einsum import Einsum, Scan, Step, TensorType, result_types
 from dlc.ir.errors import (
     ArgumentMismatch,
     BadLayout,
+    BadPitch,
     BadSymbolFact,
     DuplicateRank,
     IrError,
@@ -79,13 +80,13 @@ def verify_cascade(cascade: Cascade, *, bounds: bool = True, kernel: bool = Fals
     if kernel:
         for step in cascade.steps:
             verifier.assume(n[1:] for n in step.symbols)
-    verifier.params(cascade.params, cascade.loc)
+    verifier.params(cascade.params, cascade.loc, kernel=kernel)
     for step in cascade.steps:
         verifier.step(step)
     for name in cascade.results:
         verifier.need(name, cascade.loc, "the results")
         if not kernel:
-            verifier.total(name, cascade.loc, "a result")
+            verifier.whole(name, cascade.loc, "a result")
 
 
 def verify_kernel(kernel: Kernel, *, bounds: bool = True) -> None:
@@ -113,6 +114,13 @@ def verify_kernel(kernel: Kernel, *, bounds: bool = True) -> None:
                 raise OuterRank(scan.loc, kernel=kernel.name, reason=reason)
 
 
+def _check_pitch(kind: TensorType, tensor: str, loc: Loc | None) -> None:
+    if kind.pitch < 0:
+        raise BadPitch(loc, tensor=tensor, pitch=kind.pitch, reason="rows would overlap")
+    if kind.pitch and not kind.shape:
+        raise BadPitch(loc, tensor=tensor, pitch=kind.pitch, reason="it has no rows")
+
+
 class _Verifier:
     """Checks statements in order, with what is known so far."""
 
@@ -135,10 +143,17 @@ class _Verifier:
             raise Undefined(loc, name=name, where=where, suggestion=hint)
         return self.scope.types[name]
 
-    def total(self, name: str, loc: Loc | None, use: str) -> None:
+    def whole(self, name: str, loc: Loc | None, use: str) -> None:
+        """Check that the tensor can be taken as memory: every element is there, and nothing between them."""
         if name in self.scope.domains:
             predicate = " & ".join(map(str, self.scope.domains[name].conjuncts)).replace("#", "")
             raise PartialEscapes(loc, tensor=name, predicate=predicate, use=use)
+        self.dense(name, loc, use)
+
+    def dense(self, name: str, loc: Loc | None, use: str) -> None:
+        pitch = self.scope.types[name].pitch
+        if pitch:
+            raise BadPitch(loc, tensor=name, pitch=pitch, reason=f"it is {use}")
 
     def symbols(self, symbols: Iterable[Symbol], loc: Loc | None) -> None:
         for s in symbols:
@@ -156,18 +171,21 @@ class _Verifier:
         for name in names:
             self.scope.symbols.setdefault("#" + name, Symbol(name).fact)
 
-    def params(self, params: Iterable[Param], loc: Loc | None) -> None:
+    def params(self, params: Iterable[Param], loc: Loc | None, *, kernel: bool = False) -> None:
         for p in params:
             for e in p.type.shape:
                 self.assume(n[1:] for n in variables(e))
             self.type(p.type, loc)
             self.define(p.name, p.type, loc)
+            if not kernel:
+                self.whole(p.name, loc, "an input")
 
     def type(self, kind: TensorType, loc: Loc | None) -> None:
         for e in kind.shape:
             self.extent(e, loc)
         if kind.order is not None and sorted(kind.order) != list(range(kind.rank)):
             raise BadLayout(loc, order=kind.order, tensor=str(kind), rank=kind.rank)
+        _check_pitch(kind, str(kind), loc)
 
     def extent(self, e: IntExpr, loc: Loc | None) -> None:
         for name in sorted(variables(e)):
@@ -183,7 +201,11 @@ class _Verifier:
         StepVerifier(step, self.scope, self.bounds).run()
         onto = self.scope.types[step.write.onto] if step.write is not None else None
         for name, kind in zip(step.outs, result_types(step, onto), strict=True):
+            _check_pitch(kind, name, step.loc)
             self.define(name, kind, step.loc)
+        if step.write is not None:
+            for name in (step.write.onto, step.out):
+                self.dense(name, step.loc, "written element by element")
         add_domains(step, self.scope.domains)
 
     def scan(self, scan: Scan) -> None:
@@ -193,7 +215,7 @@ class _Verifier:
         kinds = []
         for carry in scan.carries:
             kinds.append(self.need(carry.init, scan.loc, "a scan's first values"))
-            self.total(carry.init, scan.loc, "carried by a scan")
+            self.whole(carry.init, scan.loc, "carried by a scan")
             self.define(carry.name, kinds[-1], scan.loc)
         self.scope.loops[scan.rank.name] = scan.rank.extent
         for step in scan.body:
@@ -206,11 +228,12 @@ class _Verifier:
             self.same(
                 self.need(name, scan.loc, "a scan's yield"), kind, f"'{name}', carried as '{carry.name}'", scan.loc
             )
-            self.total(name, scan.loc, "carried by a scan")
+            self.whole(name, scan.loc, "carried by a scan")
         for final, kind in zip(scan.finals, kinds, strict=True):
             self.define(final, kind, scan.loc)
         for outer, inner in scan.stacked:
             kind = self.need(inner, scan.loc, "a scan's stack")
+            self.dense(inner, scan.loc, "stacked")
             self.define(outer, TensorType(kind.dtype, (scan.rank.extent, *kind.shape)), scan.loc)
         inside = {o for s in scan.body for o in s.outs} | {c.name for c in scan.carries}
         add_domains(scan, self.scope.domains)
@@ -231,7 +254,7 @@ class _Verifier:
     ) -> None:
         facts = Facts({}, self.scope.symbols)
         shapes = [tuple(facts.simplify(e) for e in t.shape) for t in (actual, expected)]
-        if actual.dtype != expected.dtype or shapes[0] != shapes[1]:
+        if actual.dtype != expected.dtype or shapes[0] != shapes[1] or actual.pitch != expected.pitch:
             raise error(loc, what=what, reason=f"it is {actual}, where {expected} is expected")
 
 
@@ -256,12 +279,13 @@ class _ProgramVerifier(_Verifier):
             self.constant(c)
         self.region(program.body, "the results")
         for name in program.results:
-            self.total(name, program.loc, "a result")
+            self.whole(name, program.loc, "a result")
 
     def constant(self, c: Param) -> None:
         loc = self.program.loc
         self.type(c.type, loc)
         self.define(c.name, c.type, loc)
+        self.whole(c.name, loc, "a constant")
         array = self.program.data.get(c.name)
         if array is None:
             return
@@ -283,7 +307,7 @@ class _ProgramVerifier(_Verifier):
         types, symbols = dict(self.scope.types), dict(self.scope.symbols)
         kinds = self.region(region, what)
         for y in region.yields:
-            self.total(y, self.program.loc, "yielded")
+            self.whole(y, self.program.loc, "yielded")
         self.scope.types, self.scope.symbols = types, symbols
         return kinds
 
@@ -349,7 +373,7 @@ class _ProgramVerifier(_Verifier):
             raise ArgumentMismatch(stmt.loc, what=stmt.op, reason=reason)
         for arg in stmt.args:
             self.need(arg, stmt.loc, stmt.op)
-            self.total(arg, stmt.loc, f"given to '{stmt.op}'")
+            self.whole(arg, stmt.loc, f"given to '{stmt.op}'")
         self.symbols(stmt.binds, stmt.loc)
         if len(stmt.outs) != len(stmt.types):
             reason = f"{len(stmt.outs)} results with {len(stmt.types)} types"
@@ -357,6 +381,7 @@ class _ProgramVerifier(_Verifier):
         for name, kind in zip(stmt.outs, stmt.types, strict=True):
             self.type(kind, stmt.loc)
             self.define(name, kind, stmt.loc)
+            self.whole(name, stmt.loc, f"given by '{stmt.op}'")
 
     def if_(self, stmt: If) -> None:
         self.one_element(stmt.cond, stmt.loc, "if", integer=False)
@@ -372,7 +397,7 @@ class _ProgramVerifier(_Verifier):
         kinds = []
         for name, init in carries:
             kinds.append(self.need(init, loc, "a loop's first values"))
-            self.total(init, loc, "carried by a loop")
+            self.whole(init, loc, "carried by a loop")
             self.define(name, kinds[-1], loc)
         return kinds
 
@@ -422,6 +447,8 @@ class _ProgramVerifier(_Verifier):
         for name, kind, expected in zip(loop.body.yields, yields, kinds, strict=True):
             self.same(kind, expected, f"'{name}', carried", loc)
         rows = [(outer, self.need(inner, loc, "a stack")) for outer, inner in loop.stacked]
+        for _, inner in loop.stacked:
+            self.dense(inner, loc, "stacked")
         self.scope.types, self.scope.symbols = types, known
         for final, kind in zip(loop.finals, kinds, strict=True):
             self.define(final, kind, loc)

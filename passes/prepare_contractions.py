@@ -111,8 +111,8 @@ class _Preparation:
         return replace(scan, body=tuple(steps))
 
     def _step(self, step: Einsum) -> list[Step]:
-        if step.order is not None and step.write is None:  # an order that was asked for; the borders are row-major
-            return self._with_order(replace(step, order=None), step.order)
+        if not step.row_major and step.write is None:  # a layout that was asked for; the borders are row-major
+            return self._with_order(replace(step, order=None, pitch=0), step.order, step.pitch)
         if step.write is not None:
             return [step]
         found = None if self._inner_product(step) else self._columns(step)
@@ -425,17 +425,17 @@ class _Preparation:
                 found[a.tensor] = (type_.rank, (*units, *(places[n] for n in followed)), type_.order is None)
         return found
 
-    def _with_order(self, step: Einsum, order: tuple[int, ...] | None) -> list[Step]:
-        """The step storing its result in `order`; where something needs it row-major, a copy follows."""
-        if order is None or len(step.outs) != 1:
+    def _with_order(self, step: Einsum, order: tuple[int, ...] | None, pitch: int = 0) -> list[Step]:
+        """The step storing its result in `order`, rows `pitch` apart; where something needs it row-major, a copy follows."""
+        if (order is None and not pitch) or len(step.outs) != 1:
             self._record(step)
             return [step]
         if step.out not in self.whole:
-            step = replace(step, order=order)
+            step = replace(step, order=order, pitch=pitch)
             self._record(step)
             return [step]
         inner = self.names.fresh(f"{step.out}_tile")
-        made = replace(step, outs=(inner,), order=order)
+        made = replace(step, outs=(inner,), order=order, pitch=pitch)
         self._record(made)
         copy = einsum(
             step.out, step.ranks, Access(inner, tuple(var(r.name) for r in step.ranks)), step.dtype, loc=step.loc
@@ -446,7 +446,7 @@ class _Preparation:
     def _record(self, step: Einsum) -> None:
         shape = tuple(r.extent for r in step.ranks)
         for out, dtype in zip(step.outs, step.dtypes, strict=True):
-            self.types[out] = TensorType(dtype, shape, step.order)
+            self.types[out] = TensorType(dtype, shape, step.order, step.pitch)
 
     # for words.py
     rows, rows_of, loop_order, slope = _rows, _rows_of, _loop_order, _slope

@@ -249,7 +249,7 @@ def add_locals(chain: Chain, body: Sequence[Stmt], outside: frozenset[str]) -> N
         member = work.pop()
         for a in list(member.step.accesses()):
             producer = made.get(a.tensor)
-            if producer is None or a.tensor in chain.members or a.tensor in outside or producer.order is not None:
+            if producer is None or a.tensor in chain.members or a.tensor in outside or not producer.row_major:
                 continue
             dim = _dimension(chain, readers[a.tensor], a.tensor)
             if dim is None or not _is_data(a, dim, member) or chain.depends(producer):

@@ -242,7 +242,7 @@ class RunningForm:
         exprs = tuple(self.here(e, rank) for e in operands)
         outs = tuple(s.block for s in states)
         self.body.append(
-            replace(step, outs=outs, exprs=exprs, where=self.where(step, rank), reduce=reduce, order=None)
+            replace(step, outs=outs, exprs=exprs, where=self.where(step, rank), reduce=reduce, order=None, pitch=0)
         )
         index = tuple(var(r.name) for r in step.ranks)
         sides = {f"a{k}": s.run for k, s in enumerate(states)} | {f"b{k}": s.block for k, s in enumerate(states)}

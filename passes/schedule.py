@@ -262,7 +262,7 @@ class _Planner:
         return AtHeap(len(self.heap) - 1)
 
     def new_storage(self, name: str, of: TensorType) -> AtBuffer | AtHeap:
-        size = of.elements * of.dtype.bytes
+        size = of.stored * of.dtype.bytes
         bound = self.upper_bound(size)
         result = name in self.program.results and not self.is_static(of)
         if bound is None or result:

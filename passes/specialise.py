@@ -64,4 +64,4 @@ def _rank(r: Rank, values: Values) -> Rank:
 
 
 def specialise_type(t: TensorType, values: Values) -> TensorType:
-    return TensorType(t.dtype, tuple(substitute(e, values) for e in t.shape), t.order)
+    return TensorType(t.dtype, tuple(substitute(e, values) for e in t.shape), t.order, t.pitch)

@@ -81,7 +81,7 @@ class SplitReductions(Pass):
         reduced = tuple(inner if r == rank else r for r in step.reduce.ranks)
         ranks = (*step.ranks, part) if len(outs) > 1 else (part, *step.ranks)
         partial = replace(
-            step, outs=outs, ranks=ranks, exprs=tuple(exprs), order=None,
+            step, outs=outs, ranks=ranks, exprs=tuple(exprs), order=None, pitch=0,
             reduce=Reduce(step.reduce.op, reduced, step.reduce.accumulator),
         )  # fmt: skip
         index = tuple(var(r.name) for r in partial.ranks)

@@ -90,7 +90,7 @@ class Convolution:
 def find_convolution(step: Einsum, constants: frozenset[str] | set[str]) -> Convolution | None:
     """The step as a convolution by constant weights with windows of three taps and unit stride, or None."""
     factors = contraction_factors(step)
-    if factors is None or step.dtype != F32 or step.reduce is None or step.order is not None:
+    if factors is None or step.dtype != F32 or step.reduce is None or not step.row_major:
         return None
     for weights, image in (factors, factors[::-1]):
         plain = plain_access(weights)

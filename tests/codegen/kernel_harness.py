@@ -26,6 +26,7 @@ from dlc.codegen.tile_parse import parse as parse_tile
 from dlc.compiler import run_passes
 from dlc.ir.blocked import unrolls
 from dlc.ir.dtype import DType
+from dlc.ir.einsum import TensorType
 from dlc.ir.error_model import agrees, bounded_cascade
 from dlc.ir.extent import evaluate
 from dlc.ir.interpret import bind_symbols, run_program
@@ -165,9 +166,9 @@ def _run(
     types = cascade_types(cascade)
     buffers: dict[str, Array] = {}
     for p, a in zip(cascade.params, args, strict=True):
-        buffers[p.name] = stored(a, p.type.order)
+        buffers[p.name] = stored(a, p.type)
     for name, value in zip(cascade.results, bounded.values, strict=True):
-        buffers[name] = np.full(stored(value, types[name].order).shape, 77, value.dtype)
+        buffers[name] = stored(np.full(value.shape, 77, value.dtype), types[name])
     runs = {"natively": {k: v.copy() for k, v in buffers.items()}}
     failed = tile_harness.native(tile, runs["natively"], dict(symbols), target)
     assert not failed, failed
@@ -178,23 +179,34 @@ def _run(
     for how, memory in runs.items():
         outs = []
         for name, value, limit in zip(cascade.results, bounded.values, bounded.bounds, strict=True):
-            got = logical(memory[name], types[name].order)
+            got = logical(memory[name], types[name], value.shape)
             wrong = ~agrees(got, value, limit)
             assert not wrong.any(), (
                 f"{name} of {cascade.name} {how} on {target}: {wrong.sum()} of {wrong.size} elements differ, first at "
                 f"{np.argwhere(wrong)[0]}: {got[wrong][0]} for {value[wrong][0]} within {limit[wrong][0]}\n{kernel}"
             )
             outs.append(got)
-    return [logical(runs["natively"][n], types[n].order) for n in cascade.results]
+    shapes = {n: v.shape for n, v in zip(cascade.results, bounded.values, strict=True)}
+    return [logical(runs["natively"][n], types[n], shapes[n]) for n in cascade.results]
 
 
-def stored(a: Array, order: tuple[int, ...] | None) -> Array:
-    """The array as its memory lies."""
-    return np.array(a if order is None else a.transpose(order), order="C")  # ascontiguousarray gives rank 0 a dimension
+def stored(a: Array, of: TensorType) -> Array:
+    """The array as its memory lies, 77 between its rows."""
+    a = a if of.order is None else a.transpose(of.order)
+    if not of.pitch:
+        return np.array(a, order="C")  # ascontiguousarray gives rank 0 a dimension
+    return np.concatenate([a, np.full((*a.shape[:-1], of.pitch), 77, a.dtype)], -1)
 
 
-def logical(a: Array, order: tuple[int, ...] | None) -> Array:
-    return a if order is None else a.transpose(np.argsort(order))
+def logical(a: Array, of: TensorType, shape: tuple[int, ...]) -> Array:
+    """The elements of memory that `stored` describes; nothing may be written between the rows."""
+    if of.pitch:
+        rows = a.shape[-1] - of.pitch
+        assert (a[..., rows:] == np.asarray(77, a.dtype)).all(), f"written between the rows of {of}"
+        a = a[..., :rows]
+    a = a if of.order is None else a.transpose(np.argsort(of.order))
+    assert a.shape == shape
+    return a
 
 
 def _near(got: Array, want: Array, name: str) -> None:

@@ -544,7 +544,7 @@ def stack(g: Gen) -> None:
 
 
 def relayout(g: Gen) -> None:
-    """An Einsum whose result is stored in another order, read again by others."""
+    """An Einsum whose result is stored in another order, perhaps with a pitch, read again by others."""
     t = g.some(None, (2, 4))
     order = list(range(t.rank))
     g.rng.shuffle(order)
@@ -552,7 +552,7 @@ def relayout(g: Gen) -> None:
     inner = b.compute("lay", t.val.shape, lambda *i: expression(g, t.dtype, [(t.val.at(i), t.dtype)], 1), t.dtype)
     step = b._blocks[-1].pop()
     assert isinstance(step, Einsum)
-    b.emit(replace(step, order=tuple(order)))
+    b.emit(replace(step, order=tuple(order), pitch=8 * (order[0] % 3)))
     g.tag("layout")
     dims = list(range(t.rank))
     g.rng.shuffle(dims)

@@ -110,7 +110,7 @@ def _cut(c: Case, k: int) -> Iterator[Case]:
         values = reference(probe, c.inputs).results
     except (Undetermined, NotImplementedError):
         return
-    params = p.params + tuple(Param(o, replace(types[o], order=None)) for o in stmt.outs)
+    params = p.params + tuple(Param(o, replace(types[o], order=None, pitch=0)) for o in stmt.outs)
     body = Region(p.body.body[:k] + p.body.body[k + 1 :], p.body.yields)
     symbols = p.symbols + (stmt.binds if isinstance(stmt, Library) else ())  # the inputs bind what it found
     yield tidy(replace(c, inputs=c.inputs + values, again=None), replace(p, params=params, body=body, symbols=symbols))
@@ -121,6 +121,8 @@ def _simpler(step: Einsum, tensors: Callable[[str], DType]) -> Iterator[Einsum]:
         yield replace(step, where=None)
     if step.order is not None:
         yield replace(step, order=None)
+    if step.pitch:
+        yield replace(step, pitch=0)
     for n, e in enumerate(step.exprs):
         for new in _smaller(e, tensors):
             yield replace(step, exprs=(*step.exprs[:n], new, *step.exprs[n + 1 :]))

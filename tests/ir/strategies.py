@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -261,6 +261,23 @@ def pointwise(m: Maker) -> None:
         m.rng.shuffle(order)
         step = Einsum(step.outs, ranks, step.exprs, step.dtypes, order=tuple(order))
     m.add(step)
+
+
+def pitched(m: Maker) -> None:
+    """A tensor with gaps between its rows, in any order, read whole and folded along one rank."""
+    scope, dtype = m.ranks(1, 3), m.pick(FLOATS)
+    ranks = tuple(r for r, _ in scope)
+    order = list(range(len(ranks)))
+    m.rng.shuffle(order)
+    step = einsum(m.name("T"), ranks, m.expr(dtype, scope, 2), dtype)
+    m.add(replace(step, order=tuple(order) if m.chance(0.7) else None, pitch=m.pick((1, 3, 16))))
+    m.partial.add(step.out)
+    own = Access(step.out, tuple(var(r.name) for r in ranks))
+    m.add(einsum(m.name("T"), ranks, own, dtype))
+    if ranks:
+        k = m.rng.randrange(len(ranks))
+        rest = ranks[:k] + ranks[k + 1 :]
+        m.add(einsum(m.name("T"), rest, own, dtype, reduce=Reduce(m.pick(("sum", "max")), (ranks[k],))))
 
 
 def reduction(m: Maker) -> None:
@@ -517,7 +534,7 @@ def scan(m: Maker) -> None:
 CONSTRUCTS: dict[str, Callable[[Maker], None]] = {
     f.__name__: f
     for f in (
-        pointwise, reduction, contraction, window, mask, gather, scatter, piecewise, reshape, tuple_reduction, scan,
+        pointwise, pitched, reduction, contraction, window, mask, gather, scatter, piecewise, reshape, tuple_reduction, scan,
     )
 }  # fmt: skip
 

@@ -39,6 +39,7 @@ def test_names_do_not_count() -> None:
     [
         ("0.5", "0.25"), ("max(b)", "min(b)"), ("8]", "9]"), ("where M[b, n]", "where not(M[b, n])"), ("sum= T", "max= T"),
         ("X[b, k] * W[k, n]", "W[k, n] * X[b, k]"), ("b in 1..", "b in 2.."), ("f32[8, 4]", "f32[8, 4]{1, 0}"),
+        ("f32[8, 4]", "f32[8, 4]{+ 16}"), ("Y[b, n:4] =", "Y[b, n:4]: f32{+ 16} ="),
     ],
 )  # fmt: skip
 def test_meaning_counts(old: str, new: str) -> None:

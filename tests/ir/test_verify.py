@@ -61,6 +61,8 @@ BROKEN: list[tuple[type[errors.IrError], Cascade]] = [
     (errors.BadScatter, cascade(step(READ, write=Write((var("i"),), "X", "mean")))),
     (errors.ResultType, cascade(step(const(1, I64), dtype=I64, write=Write((var("i"),), "X")))),
     (errors.BadLayout, cascade(step(READ, order=(1,)))),
+    (errors.BadPitch, cascade(step(READ, pitch=-4))),
+    (errors.BadPitch, cascade(step(READ, pitch=4, write=Write((var("i"),), "X")))),
     (errors.UnknownOperator, cascade(step(Apply("expp", (READ,))))),
     (errors.WrongArity, cascade(step(Apply("exp", (READ, READ))))),
     (errors.UnknownOperator, cascade(step(Cast(F32, READ, "loud")))),
@@ -92,6 +94,54 @@ def test_domains_and_guards(error: type[errors.IrError], text: str) -> None:
         verify(parse(f"cascade f(X: f32[n]) -> Z {{\n  {text}\n}}", "bad.ein"))
     assert str(caught.value.loc).startswith("bad.ein:")
     assert caught.value.help is not None
+
+
+PITCHED = [
+    ("Z[n:3, k:5]: f32{+ 4} = X[n, k]", "'Z' cannot have a pitch of 4: it is a result"),
+    ("Y[n:3]: f32{+ 4} = X[n, 0]\n  scatter(n:3, k:5) Z[n] set= X[n, k] onto Y",
+     "'Y' cannot have a pitch of 4: it is written element by element"),
+    ("Y[n:3] = X[n, 0]\n  scatter(n:3, k:5) Z[n]: f32{+ 4} set= X[n, k] onto Y",
+     "'Z' cannot have a pitch of 4: it is written element by element"),
+    ("S[]: f32{+ 4} = 0.0\n  Z[n:3] = X[n, 0] + S[]", "'S' cannot have a pitch of 4: it has no rows"),
+    ("Y[k:5]: f32{+ 4} = X[0, k]\n  scan t:3 carry (h = Y) {\n    g[k:5] = h[k]\n    yield (g)\n  } -> (Z)",
+     "'Y' cannot have a pitch of 4: it is carried by a scan"),
+    ("Y[k:5] = X[0, k]\n  scan t:3 carry (h = Y) {\n    g[k:5]: f32{+ 4} = h[k]\n    yield (g)\n  } -> (Z)",
+     "'g', carried as 'h': it is f32[5]{+ 4}, where f32[5] is expected"),
+    ("Y[k:5] = X[0, k]\n  scan t:3 carry (h = Y) {\n    g[k:5] = h[k]\n    f[k:5]: f32{+ 4} = h[k]\n    yield (g)\n"
+     "  } -> (E) stack (Z = f)", "'f' cannot have a pitch of 4: it is stacked"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "message"), PITCHED)
+def test_pitch(text: str, message: str) -> None:
+    """Only what Einsums alone read may have gaps between its rows; without the pitch each text is valid."""
+    text = f"cascade f(X: f32[3, 5]) -> Z {{\n  {text}\n}}"
+    verify(parse(text.replace("{+ 4}", "")))
+    with pytest.raises(errors.IrError) as caught:
+        verify(parse(text, "bad.ein"))
+    assert message in str(caught.value)
+    assert str(caught.value.loc).startswith("bad.ein:")
+
+
+def test_inputs_and_constants_have_no_pitch() -> None:
+    text = "program f(X: f32[4, 8]) -> Z {\n  const C: f32[4, 8]\n  Z[n:4, k:8] = X[n, k] + C[n, k]\n}"
+    verify(parse(text))
+    for name, use in (("X", "an input"), ("C", "a constant")):
+        with pytest.raises(errors.BadPitch, match=f"'{name}' cannot have a pitch of 4: it is {use}"):
+            verify(parse(text.replace(f"{name}: f32[4, 8]", f"{name}: f32[4, 8]{{1, 0 + 4}}")))
+
+
+def test_a_launch_passes_on_the_pitch() -> None:
+    text = """kernel over (n) copy(A: f32[4, 8]{+ 4}) -> B {
+  B[n:4, k:8] = A[n, k]
+}
+program f(X: f32[4, 8]) -> Z {
+  Y[n:4, k:8]: f32{+ 4} = X[n, k]
+  (Z) = launch copy(Y)
+}"""
+    verify(parse(text))
+    with pytest.raises(errors.ArgumentMismatch, match=r"it is f32\[4, 8\], where f32\[4, 8\]\{\+ 4\} is expected"):
+        verify(parse(text.replace("Y[n:4, k:8]: f32{+ 4}", "Y[n:4, k:8]: f32")))
 
 
 FINE = [
