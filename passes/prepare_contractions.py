@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from dlc.costmodel.tiles import panel_columns
-from dlc.ir.dtype import BF16, F16, F32, F64, DType
+from dlc.ir.dtype import BF16, DType
 from dlc.ir.einsum import Einsum, Rank, Reduce, Scan, Step, TensorType, einsum
 from dlc.ir.expr import Access, Apply, Cast, Expr, Index, Piecewise, accesses, apply, const, dtype_of
 from dlc.ir.extent import (
     IntExpr,
-    has_value,
     int_expr,
     split_linear,
     substitute,
@@ -22,13 +21,13 @@ from dlc.ir.extent import (
 )
 from dlc.ir.facts import Facts
 from dlc.ir.program import Param, Program, Region, Stmt, tensor_types
+from dlc.passes.contractions import FLOATS, contraction_factors, plain_access
 from dlc.passes.explicit_domains import explicit_domains
 from dlc.passes.pipeline import BadOption, Pass
 from dlc.passes.relayout import relayout
 from dlc.passes.rewrite import Names, all_einsums, drop_dead, map_regions, whole_reads
-from dlc.passes.words import in_words, sums_bytes
-
-_FLOATS = (F64, F32, F16, BF16)
+from dlc.passes.row_pitch import row_pitch
+from dlc.passes.words import in_words
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,8 @@ class PrepareContractions(Pass):
 
     The *columns* are a free rank of one operand only; its lanes hold outputs. A constant operand is packed at compile time,
     another one at run time unless its columns are contiguous already. Results are stored with the columns innermost, and
-    point-wise Einsums and window reductions follow the layout of what they read.
+    point-wise Einsums and window reductions follow the layout of what they read. With `pitch`, rows that would fall into one
+    set of the first cache lie a line further apart (`row_pitch.py`).
 
     With fewer than `few_rows` rows of a product of two tensors that have the reduced rank contiguous, packing costs more than it
     saves: these are multiplied as they lie, lanes along that rank. Where bf16 numbers could be multiplied in pairs, a twelfth.
@@ -60,6 +60,7 @@ class PrepareContractions(Pass):
     least_work: int = 2048
     few_rows: int = 96
     bf16_words: bool = True
+    pitch: bool = True
 
     def __post_init__(self) -> None:
         for option in ("lanes", "registers"):
@@ -120,7 +121,7 @@ class _Preparation:
             made = in_words(self, step, *found)
             if made is not None:
                 return made
-            if step.dtype in _FLOATS:
+            if step.dtype in FLOATS:
                 return self._contraction(step, *found)
         step = self._transposed_constants(step)
         return self._with_order(step, self._followed_order(step))
@@ -158,7 +159,7 @@ class _Preparation:
     def _inner_product(self, step: Einsum) -> bool:
         """Whether both operands have the reduced rank contiguous and one of them few rows: nothing is worth packing then."""
         factors = contraction_factors(step, self.types)
-        if factors is None or step.dtype not in _FLOATS:
+        if factors is None or step.dtype not in FLOATS:
             return False
         plain = [a for f in factors if (a := plain_access(f)) is not None and a.tensor not in self.const_names]
         long = [r.name for r in step.reduced if r.extent.const is None or r.extent.const >= self.options.lanes]
@@ -201,7 +202,7 @@ class _Preparation:
         steps: list[Step] = []
         cols, rows = factors[side], factors[1 - side]
         rows, made = self._rows(step, rows)
-        steps += made
+        steps += [self._apart(m, replace(step, exprs=(Apply("mul", (rows, cols)),)), rows) for m in made]
         cols, made = self._packed(step, cols, column, rows)
         steps += made
         order = self._loop_order(step, rows)
@@ -426,7 +427,12 @@ class _Preparation:
         return found
 
     def _with_order(self, step: Einsum, order: tuple[int, ...] | None, pitch: int = 0) -> list[Step]:
-        """The step storing its result in `order`, rows `pitch` apart; where something needs it row-major, a copy follows."""
+        """The step storing its result in `order`; where something needs it row-major, a copy follows.
+
+        Rows get at least `pitch` elements between them, more where that is better for who reads them.
+        """
+        if step.out not in self.whole:
+            pitch = max(pitch, self._pitch(step, order, self.readers.get(step.out, ())))
         if (order is None and not pitch) or len(step.outs) != 1:
             self._record(step)
             return [step]
@@ -443,6 +449,19 @@ class _Preparation:
         self._record(copy)
         return [made, copy]
 
+    def _pitch(self, step: Einsum, order: tuple[int, ...] | None, readers: Iterable[tuple[Einsum, Access]]) -> int:
+        if not self.options.pitch:
+            return 0
+        return row_pitch(TensorType(step.dtype, tuple(r.extent for r in step.ranks), order), readers, self.symbols)
+
+    def _apart(self, made: Step, reader: Einsum, rows: Expr) -> Einsum:
+        """An operand's copy with the pitch that suits its one reader."""
+        plain = plain_access(rows)
+        assert isinstance(made, Einsum) and plain is not None
+        made = replace(made, pitch=self._pitch(made, made.order, [(reader, plain)]))
+        self._record(made)
+        return made
+
     def _record(self, step: Einsum) -> None:
         shape = tuple(r.extent for r in step.ranks)
         for out, dtype in zip(step.outs, step.dtypes, strict=True):
@@ -452,25 +471,6 @@ class _Preparation:
     rows, rows_of, loop_order, slope = _rows, _rows_of, _loop_order, _slope
     constant, fresh, result_order, with_order = _constant, _fresh, _result_order, _with_order
     by_ranks, step = _by_ranks, _step
-
-
-def contraction_factors(step: Einsum, types: Mapping[str, TensorType] | None = None) -> tuple[Expr, Expr] | None:
-    """The two factors of a sum of products of floating-point numbers, or, with the tensors' types, of bytes."""
-    if step.reduce is None or step.reduce.op != "sum" or step.where is not None or len(step.exprs) != 1:
-        return None
-    if not isinstance(step.expr, Apply) or step.expr.op != "mul":
-        return None
-    if step.dtype not in _FLOATS and (types is None or not sums_bytes(step, types)):
-        return None
-    return step.expr.args[0], step.expr.args[1]
-
-
-def plain_access(e: Expr) -> Access | None:
-    """The access a factor is, up to a cast: no default, nothing gathered."""
-    inner = e.arg if isinstance(e, Cast) else e
-    if isinstance(inner, Access) and inner.default is None and not any(has_value(i) for i in inner.index):
-        return inner
-    return None
 
 
 def _folds(a: Access) -> bool:

@@ -60,3 +60,25 @@ def test_readers(reader: str, layout: str, target: Target) -> None:
 def test_buffers_have_room_for_the_gaps() -> None:
     tile = check(text("contraction", LAYOUTS[0]), {"b": 2}).tiles[0]
     assert f"out t0: f32[{6 * 9 * (35 + 16)}*#b]" in tile
+
+
+LATER = {
+    "contraction": "Y[b, f:24, y:3, x:3] = sum(c:1024) R[b, c, 2*y, 2*x] * W[c, f]",
+    "merged ranks": "Y[n: b*25*1024] = R[n // 25600, n % 1024, n // 5120 % 5, n // 1024 % 5] * 2.0",
+    "residual": "Y[b, c:1024, y:5, x:5] = exp(R[b, c, y, x]) + X[b, 0, y, x]",
+    "mean": "Y[b, c:1024] = sum(y:5, x:5) R[b, c, y, x]",
+}
+
+
+@targets
+@pytest.mark.parametrize("reader", LATER)
+def test_pitch_that_the_passes_chose(reader: str, target: Target) -> None:
+    """One reader wants the rows apart; another one of the same tensor is right as well."""
+    source = f"""cascade f(X: f32[b, 8, 5, 5], A: f32[8, 1024], W: f32[1024, 24]) -> (Y, Z) symbols (b in 1..) {{
+      T[b, c:1024, y:5, x:5] = sum(k:8) X[b, k, y, x] * A[k, c]
+      R[b, c:1024, y:5, x:5] = max(T[b, c, y, x], 0.0)
+      {LATER[reader]}
+      Z[b, f:24, y:5, x:5] = sum(c:1024) R[b, c, y, x] * W[c, f]
+    }}"""
+    ran = check(source, {"b": 2}, target=target, interpret=False)
+    assert pitches(ran) == {16}
