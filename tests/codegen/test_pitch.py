@@ -5,13 +5,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import dlc
 from dlc.codegen.target import AVX512, Target
+from dlc.ir.interpret import run_program
+from dlc.ir.parser import parse_program
 from dlc.ir.program import cascade_types
 
 sys.path.insert(0, str(Path(__file__).parent))
-from kernel_harness import Ran, check, targets
+from kernel_harness import Ran, check, random_arrays, targets
 
 MAKE = "cos(X[b, c, y, x] * 3.0) + sin(X[b, c, y, x])"
 IMAGE = f"Z[b, c:{{c}}, y:{{h}}, x:{{w}}]: f32{{layout}} = {MAKE}"
@@ -82,3 +86,18 @@ def test_pitch_that_the_passes_chose(reader: str, target: Target) -> None:
     }}"""
     ran = check(source, {"b": 2}, target=target, interpret=False)
     assert pitches(ran) == {16}
+
+
+@pytest.mark.parametrize("batch", ["3", "b"])
+def test_the_memory_plan_has_room(batch: str) -> None:
+    """The whole program: what is planned, or found at run time, for a tensor counts what lies between its rows."""
+    source = f"""cascade f(X: f32[{batch}, 8, 5, 5], A: f32[8, 1024], W: f32[1024, 24]) -> (Z) {{
+      R[b: {batch}, c:1024, y:5, x:5] = sum(k:8) X[b, k, y, x] * A[k, c]
+      Z[b: {batch}, f:24, y:5, x:5] = sum(c:1024) R[b, c, y, x] * W[c, f]
+    }}"""
+    program = parse_program(source)
+    compiled = dlc.compile(program)
+    (planned,) = [b for b in compiled.manifest["buffers"] if b["name"].startswith("R")]
+    assert str(25 * (1024 + 16) * 4 * (3 if batch == "3" else 1)) in str(planned["bytes"])
+    arrays = random_arrays(program, {"b": 3})
+    np.testing.assert_allclose(compiled(*arrays), run_program(program, arrays)[0], rtol=1e-4, atol=1e-3)
