@@ -21,10 +21,13 @@ from dlc.codegen.nest import (
     choose_vector,
     decode_task,
     emit_nest,
+    emit_sweep,
     split_tasks,
 )
 from dlc.codegen.pieces import parts_of
 from dlc.codegen.point import Emitter, Storage
+from dlc.codegen.row_quotient import RowQuotients
+from dlc.codegen.rows import group_rows, inner_ranks, sweeps
 from dlc.codegen.scatter import lower_scatter
 from dlc.codegen.streamed import lower_streamed
 from dlc.codegen.target import Target
@@ -272,15 +275,22 @@ class KernelLowering:
 
     def _rows(self) -> Lowered:
         outer = self.outer_ranks()
-        groups = self._group_nests()
+        groups = group_rows(self)
         self._place_locals(groups)
         base = self.task_base(outer)
         work = int_expr(0)
+        quotients = RowQuotients(self.em, self.steps)
         for group in groups:
-            loops = {r.name: r.extent for r in group[0].ranks if r.name in self.moving(group[0]) - self.outer}
+            swept = sweeps(self, group)
+            inner = inner_ranks(self, group[0])
+            loops = inner if swept else {n: e for n, e in inner.items() if n not in {r.name for r in group[0].reduced}}
             steps = [self.point_step(s, tuple(o in self.storage for o in s.outs)) for s in group]
-            vector = choose_vector(steps, loops, self.em, self.target)
-            emit_nest(self.em, steps, loops, vector, base, self.target)
+            steps = quotients.divide_once(steps, loops, base)
+            if swept:
+                emit_sweep(self.em, steps, loops, base, self.target)
+            else:
+                vector = choose_vector(steps, loops, self.em, self.target)
+                emit_nest(self.em, steps, loops, vector, base, self.target)
             points = int_expr(sum(_points_of(s) for s in steps))
             for e in loops.values():
                 points = points * e
@@ -288,16 +298,6 @@ class KernelLowering:
                 points = points * max(e.const or 64, 1) if e.const is not None else points * e
             work = work + points
         return self.finish(_product(outer), work)
-
-    def _group_nests(self) -> list[list[Einsum]]:
-        """Consecutive pointwise steps over the same ranks that pass values on point by point share a nest."""
-        groups: list[list[Einsum]] = []
-        for step in self.steps:
-            if groups and self.joins(groups[-1], step):
-                groups[-1].append(step)
-            else:
-                groups.append([step])
-        return groups
 
     def joins(self, group: list[Einsum], step: Einsum) -> bool:
         """Whether `step` can be computed in the nest of `group`, point by point."""
