@@ -272,10 +272,20 @@ def test_quotients_by_a_sum_of_every_size(dtype: DType, target: Target) -> None:
     assert any(map(divisions_in_loops, ran.tiles)) == (dtype == F64)
 
 
+@targets
+def test_quotients_by_a_divisor_whose_reciprocal_is_subnormal(target: Target) -> None:
+    """A product with that would be 4 units in the last place off."""
+    x = np.random.default_rng(3).uniform(3.2e38, 3.4e38, (500, 1)).astype(np.float32)
+    ran = check(SUM.replace("DTYPE", "f32"), inputs=[x], target=target, interpret=target is AVX2)
+    assert not any(map(divisions_in_loops, ran.tiles))
+    assert np.abs(ran.values["O"] - 1).max() <= 2.0**-23
+
+
 EXACT = {
     "the greatest": "D[p] = max(m) X[p, m]",
     "a count": "N[p] = sum(m) cast<i32>(X[p, m] > 0.0)\n D[p] = cast<f32>(N[p])",
     "a choice": "S[p] = sum(m) X[p, m]\n D[p] = { S[p] when S[p] > 0.0 | 3.0 }",
+    "a sign": "S[p] = sum(m) X[p, m]\n D[p] = 3.0 * sign(S[p])",
     "an input": "S[p] = sum(m) X[p, m]\n D[p] = Y[p]",
 }
 
