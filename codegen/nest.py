@@ -6,6 +6,7 @@ lie along a reduced rank, keeps one partial result per lane and folds them at th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -101,15 +102,17 @@ def sweep_lanes(steps: Sequence[PointStep], loops: Mapping[str, IntExpr], em: Em
 
 
 def emit_sweep(
-    em: Emitter, steps: Sequence[PointStep], loops: Mapping[str, IntExpr], base: Mapping[str, IntExpr], target: Target
+    em: Emitter, steps: Sequence[PointStep], loops: Mapping[str, IntExpr], space: Space, target: Target
 ) -> None:
-    """Compute `steps` over `loops` in one nest inside the point `base`: points of them, and folds over them."""
+    """Compute `steps` over `loops` in one nest at the points of `space`: points of them, and folds over them."""
     along = sweep_lanes(steps, loops, em, target)
     lanes = lanes_for(steps, em, target, along)
     folds = sum(s.reduce is not None for s in steps)
-    unroll = min(max(1, target.vector_registers // (4 * folds)), *(_unroll(s, target) for s in steps))
-    space = Space(base)
-    results = sweep(em.scoped(), steps, space, loops, along, lanes, unroll)
+    registers = min(most_registers(s, target) for s in steps)
+    if folds > 1:
+        registers = min(registers, max(1, target.vector_registers // (4 * folds)))
+    rows = math.prod(s.count for s in space.slots)
+    results = sweep(em.scoped(), steps, space, loops, along, lanes, max(1, registers // rows))
     for step, result in zip((s for s in steps if s.reduce is not None), results, strict=True):
         keep(em, step, [result], space)
 
@@ -274,7 +277,7 @@ class _Nest:
             compute(em, steps, Space(base), self.vector, self.lanes)
         else:
             for part, mine, inner in self._parts(em, steps, self.vector.name):
-                unroll = min(self.most_unroll, *(_unroll(s, self.target) for s in mine))
+                unroll = min(self.most_unroll, *(most_registers(s, self.target) for s in mine))
                 body = partial(_compute_lanes, mine, self.lanes)
                 for_vectors(inner, Space(base), part.rank, part.lo, part.hi, self.lanes, unroll, body)
 
@@ -304,7 +307,7 @@ _COSTLY = frozenset("exp exp2 tanh erf sigmoid".split())
 _VERY_COSTLY = frozenset("log log2 log1p expm1 sin cos tan pow atan atan2 sinh cosh asin acos asinh acosh atanh".split())
 
 
-def _unroll(step: PointStep, target: Target) -> int:
+def most_registers(step: PointStep, target: Target) -> int:
     """How many registers of it fit at once: a function takes some of its own, a long expression many."""
     nodes = [n for e in step.scalars for n in walk(e)]
     ops = {n.op for n in nodes if isinstance(n, Apply)}

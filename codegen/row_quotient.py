@@ -44,16 +44,16 @@ class RowQuotients:
         self.made = {o: s for s in steps for o in s.outs}
 
     def divide_once(
-        self, steps: Sequence[PointStep], loops: Mapping[str, IntExpr], base: Mapping[str, IntExpr]
+        self, steps: Sequence[PointStep], loops: Mapping[str, IntExpr], space: Space
     ) -> list[PointStep]:
-        """The steps of a nest over `loops`; the reciprocals that they read are computed before it, at the point `base`."""
+        """The steps of a nest over `loops`; the reciprocals that they read are computed before it, at the points of `space`."""
         found: dict[Expr, tuple[Access, Access]] = {}
 
         def visit(e: Expr) -> Expr | None:
             match e:
                 case Apply("div", (x, d)) if self.suits(e, loops):
                     if d not in found:
-                        found[d] = self._reciprocal(d, Space(base))
+                        found[d] = self._reciprocal(d, space)
                     scale, reciprocal = found[d]
                     return apply("mul", apply("mul", x, scale), reciprocal)
                 case _:

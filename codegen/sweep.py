@@ -75,6 +75,7 @@ def sweep(
     """Compute `steps` over `loops` with the lanes along one of them; the result of each fold, in order.
 
     Args:
+        space: points that are side by side in slots, if any; the last of these dimensions is of one, for the registers along a row.
         loops: the free ranks of what is computed at points and the reduced ranks of the folds, which are of one result each.
         unroll: groups of at most so many registers.
     """
@@ -96,15 +97,19 @@ class _Sweep:
         self.left = (self.extent - self.whole).const
 
     def run(self, space: Space) -> list[str]:
-        ones = tuple(1 for _ in space.slots)
-        wide = [t for s in self.folds for t in identities(self.em, s, (*ones, self.unroll), self.lanes)] if self.unroll else []
-        tail = [t for s in self.folds for t in identities(self.em, s, ones, self.lanes)] if self.left != 0 or not wide else []
+        rows = tuple(s.count for s in space.slots[:-1])
+        last = (1,) if space.slots else ()
+        wide = [t for s in self.folds for t in identities(self.em, s, (*rows, self.unroll), self.lanes)] if self.unroll else []
+        rest = self.left != 0 or not wide
+        tail = [t for s in self.folds for t in identities(self.em, s, (*rows, *last), self.lanes)] if rest else []
         found = self._nested(self.em, space, self.others, (*wide, *tail))
         wide, tail = list(found[: len(wide)]), list(found[len(wide) :])
-        return [
-            self._result(s, *(part[n] if part else None for part in (wide, tail)), axis=len(ones))
+        results = [
+            self._result(s, *(part[n] if part else None for part in (wide, tail)), axis=len(rows))
             for n, s in enumerate(self.folds)
         ]
+        b = self.em.b
+        return [b.slice(r, 0) if b.types[r].slots and not space.slots else r for r in results]
 
     def _nested(self, em: Emitter, space: Space, loops: dict[str, IntExpr], accs: tuple[str, ...]) -> tuple[str, ...]:
         if not loops:
@@ -119,7 +124,7 @@ class _Sweep:
 
     def _main(self, em: Emitter, space: Space, accs: tuple[str, ...]) -> tuple[str, ...]:
         with em.b.loop(self.along, 0, self.whole, self.unroll * self.lanes, carries=accs) as loop:
-            slots = (*space.slots, Slot(self.along, self.unroll, self.lanes))
+            slots = (*space.slots[:-1], Slot(self.along, self.unroll, self.lanes))
             here = replace(space.at(self.along, loop.index), vector=self.along, lanes=self.lanes, slots=slots)
             loop.yields(*at_point(em.scoped(), self.steps, here, loop.carries))
         return loop.results
@@ -139,9 +144,7 @@ class _Sweep:
         assert op is not None, "a fold of tuples has no lanes along its ranks"
         parts = [t for t in (None if wide is None else b.reduce(op, wide, axis=axis), tail) if t is not None]
         total = parts[0] if len(parts) == 1 else b.op(op, *parts)
-        folded = b.reduce(op, total)
-        type_ = b.types[folded]
-        return b.slice(folded, *(0 for _ in type_.slots)) if type_.slots else folded
+        return b.reduce(op, total)
 
 
 def accumulate(

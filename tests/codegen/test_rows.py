@@ -216,7 +216,7 @@ def test_what_shares_a_loop(case: str) -> None:
     text = f"cascade f(X: f32[p, 64]) -> (O) {{\n Y[p, m:64] = exp(X[p, m])\n{steps}\n O[p, m:64] = {last}\n}}"
     for target in reversed(TARGETS):
         ran = check(text, {"p": 9}, target=target)
-    assert [loops(t) for t in ran.tiles] == [expected], ran.tiles
+    assert [loops(t) for t in ran.tiles] == [2 * expected + 1], ran.tiles  # in blocks of rows, and in a loop over single ones
 
 
 @targets
@@ -242,6 +242,48 @@ def test_softmax_of_special_values(target: Target) -> None:
     x = np.random.default_rng(0).standard_normal((7, 37)).astype(np.float32)
     x[0, 5], x[1, 36], x[2], x[3, ::2], x[4], x[5, 1:] = np.nan, np.inf, -np.inf, -np.inf, 1e30, -104.0
     check(SOFTMAX, inputs=[x], target=target)
+
+
+# -- blocks of rows ---------------------------------------------------------------------------------------------------
+
+NORM = """
+cascade norm(X: f32[b, p, 37], W: f32[37], B: f32[p]) -> (O) {
+  A[b, p] = sum(m:37) X[b, p, m]
+  D[b, p, m:37] = exp(X[b, p, m] - A[b, p] / 37.0)
+  V[b, p] = sum(m:37) D[b, p, m] * D[b, p, m]
+  O[b, p, m:37] = D[b, p, m] / V[b, p] * W[m] + B[p]
+}"""
+
+
+@targets
+@pytest.mark.parametrize("width", [37, 2, 256, 300])
+def test_rows_in_blocks_and_those_left_over(width: int, target: Target) -> None:
+    for text in (NORM, NORM.replace("f32", "f16"), NORM.replace("D[b, p, m] / V[b, p] * W[m]", "D[b, p, m] / V[b, p]")):
+        for b, p in ((1, 0), (3, 1), (1, 3), (2, 4), (1, 7), (2, 9)):
+            ran = check(text.replace("37", str(width)), {"b": b, "p": p}, target=target, interpret=(b, p) == (2, 9))
+    many = 4 if target.vector_registers == 32 and width < 300 else 2
+    assert any(f"(#p + {many - 1}) // {many}" in t for t in ran.tiles) == (width < 300), ran.tiles
+
+
+@pytest.mark.parametrize("rows", [2, 3, 8, 9])
+def test_a_known_number_of_rows(rows: int) -> None:
+    for target in TARGETS:
+        check(STATIC.replace("M", "40").replace("9", str(rows)), target=target)
+
+
+def test_rows_that_are_not_alike_are_done_one_by_one() -> None:
+    """A domain, an index that a tensor holds, an edge: what is read differs from row to row by more than an address."""
+    text = """
+    cascade f(X: f32[p, 40], I: i64[p, 40]) -> (O) {
+      E[p, m:40] = LOAD
+      S[p] = sum(k:40) E[p, k]
+      O[p, m:40] = E[p, m] / S[p]
+    }"""
+    plain = "exp(X[p, m])"
+    for load in (plain, "exp(X[p, I[p, m] % 40])", "exp((X[p - 1, m] else 0.0))", "exp(X[p, m]) where m <= p"):
+        inputs = [np.random.default_rng(0).standard_normal((9, 40)).astype(np.float32), np.arange(360).reshape(9, 40) % 40]
+        tile = check(text.replace("LOAD", load), inputs=inputs, target=AVX2).tiles[0]
+        assert ("(#p + 1) // 2" in tile) == (load == plain), tile
 
 
 # -- divisions by a row's value ---------------------------------------------------------------------------------------
