@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 
 from dlc.codegen.grouped_dot import GroupedSum, find_grouping, rows_of_tile
 from dlc.codegen.merge import merge_ranks
-from dlc.codegen.nest import PointStep, in_tiles, keep
+from dlc.codegen.nest import PointStep, in_tiles
 from dlc.codegen.point import Emitter, Slot, Space, compute_type
 from dlc.codegen.stream import MOST_ROWS, Stream, find_stream, streamed_vectors
+from dlc.codegen.sweep import keep
 from dlc.codegen.target import Target
 from dlc.costmodel.tiles import panel_columns
 from dlc.ir.dtype import DType

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 
 from dlc.codegen.contraction import ROW_BLOCK, product_operands
 from dlc.codegen.merge import merge_ranks
-from dlc.codegen.nest import in_tiles, keep
+from dlc.codegen.nest import in_tiles
 from dlc.codegen.point import Emitter, Slot, Space, compute_type
 from dlc.codegen.stream import MOST_ROWS, Stream, find_stream
+from dlc.codegen.sweep import keep
 from dlc.codegen.target import Target
 from dlc.codegen.tile import TileType
 from dlc.ir.dtype import DType

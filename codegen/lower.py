@@ -21,10 +21,14 @@ from dlc.codegen.nest import (
     choose_vector,
     decode_task,
     emit_nest,
+    emit_sweep,
     split_tasks,
 )
 from dlc.codegen.pieces import parts_of
-from dlc.codegen.point import Emitter, Storage
+from dlc.codegen.point import Emitter, Space, Storage
+from dlc.codegen.row_blocks import RowBlocks, find_row_blocks
+from dlc.codegen.row_quotient import RowQuotients
+from dlc.codegen.rows import group_rows, inner_ranks, sweeps
 from dlc.codegen.scatter import lower_scatter
 from dlc.codegen.streamed import lower_streamed
 from dlc.codegen.target import Target
@@ -272,32 +276,35 @@ class KernelLowering:
 
     def _rows(self) -> Lowered:
         outer = self.outer_ranks()
-        groups = self._group_nests()
-        self._place_locals(groups)
+        groups = group_rows(self)
+        blocks = find_row_blocks(self, groups, outer)
+        self._place_locals(groups, blocks)
+        if blocks is not None:
+            return self.finish(blocks.emit(groups, outer), self._row_work() * blocks.count)
         base = self.task_base(outer)
-        work = int_expr(0)
+        quotients = RowQuotients(self.em, self.steps)
         for group in groups:
-            loops = {r.name: r.extent for r in group[0].ranks if r.name in self.moving(group[0]) - self.outer}
+            swept = sweeps(self, group)
+            inner = inner_ranks(self, group[0])
+            loops = inner if swept else {n: e for n, e in inner.items() if n not in {r.name for r in group[0].reduced}}
             steps = [self.point_step(s, tuple(o in self.storage for o in s.outs)) for s in group]
-            vector = choose_vector(steps, loops, self.em, self.target)
-            emit_nest(self.em, steps, loops, vector, base, self.target)
-            points = int_expr(sum(_points_of(s) for s in steps))
-            for e in loops.values():
-                points = points * e
-            for e in (e for s in steps for e in s.reduced.values()):
-                points = points * max(e.const or 64, 1) if e.const is not None else points * e
-            work = work + points
-        return self.finish(_product(outer), work)
-
-    def _group_nests(self) -> list[list[Einsum]]:
-        """Consecutive pointwise steps over the same ranks that pass values on point by point share a nest."""
-        groups: list[list[Einsum]] = []
-        for step in self.steps:
-            if groups and self.joins(groups[-1], step):
-                groups[-1].append(step)
+            steps = quotients.divide_once(steps, loops, Space(base))
+            if swept:
+                emit_sweep(self.em, steps, loops, Space(base), self.target)
             else:
-                groups.append([step])
-        return groups
+                vector = choose_vector(steps, loops, self.em, self.target)
+                emit_nest(self.em, steps, loops, vector, base, self.target)
+        return self.finish(_product(outer), self._row_work())
+
+    def _row_work(self) -> IntExpr:
+        """Scalar operations of a row."""
+        work = int_expr(0)
+        for step in self.steps:
+            points = int_expr(sum(1 for e in step.scalars for _ in walk(e)))
+            for extent in inner_ranks(self, step).values():
+                points = points * extent
+            work = work + points
+        return work
 
     def joins(self, group: list[Einsum], step: Einsum) -> bool:
         """Whether `step` can be computed in the nest of `group`, point by point."""
@@ -312,7 +319,7 @@ class KernelLowering:
                 return False
         return True
 
-    def _place_locals(self, groups: list[list[Einsum]]) -> None:
+    def _place_locals(self, groups: list[list[Einsum]], blocks: RowBlocks | None) -> None:
         """Scratch for local tensors with inner ranks that another nest reads."""
         for n, group in enumerate(groups):
             for step in group:
@@ -321,16 +328,22 @@ class KernelLowering:
                     if out in self.cascade.results or not inner:
                         continue
                     if any(a.tensor == out for g in groups[n + 1 :] for s in g for a in s.accesses()):
-                        self._add_scratch(out, step, inner)
+                        self._add_scratch(out, step, inner, blocks)
 
-    def _add_scratch(self, name: str, step: Einsum, inner_names: set[str]) -> None:
-        strides: list[IntExpr] = []
+    def _add_scratch(self, name: str, step: Einsum, inner_names: set[str], blocks: RowBlocks | None) -> None:
+        strides: dict[str, IntExpr] = {}
         size = int_expr(1)
         for r in reversed(step.ranks):
-            strides.append(size if r.name in inner_names else int_expr(0))
-            size = size * r.extent if r.name in inner_names else size
+            if r.name in inner_names:
+                strides[r.name] = size
+                size = size * r.extent
+        before = int_expr(0)
+        if blocks is not None:
+            strides[blocks.rank] = size
+            before = var(blocks.start) * size
+            size = size * blocks.count
         type_ = TensorType(self.types[name].dtype, self.types[name].shape)
-        self.storage[name] = Storage(name, type_, tuple(reversed(strides)))
+        self.storage[name] = Storage(name, type_, tuple(strides.get(r.name, int_expr(0)) for r in step.ranks), before)
         self.scratch.append(Buffer(name, type_.dtype, "scratch", size))
 
     # --- the program ---

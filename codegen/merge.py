@@ -54,7 +54,7 @@ def _merge_pair(
         for a in reads + writes:
             if a.tensor in em.storage and not _stays_linear(em, a, env, fused, facts):
                 return None
-    return [_substitute(s, env, facts) for s in steps], fused, extent, facts
+    return [substitute_in(s, env, facts) for s in steps], fused, extent, facts
 
 
 def _used_as_value(e: Expr, pair: set[str]) -> bool:
@@ -73,7 +73,8 @@ def _stays_linear(em: Emitter, a: Access, env: dict[str, IntExpr], fused: str, f
     return split_linear(facts.simplify(substitute(offset, env)), fused) is not None
 
 
-def _substitute(step: PointStep, env: dict[str, IntExpr], facts: Facts) -> PointStep:
+def substitute_in(step: PointStep, env: dict[str, IntExpr], facts: Facts) -> PointStep:
+    """The step with ranks replaced, and what it writes simplified."""
     index = tuple(facts.simplify(substitute(i, env)) for i in step.index)
     exprs = tuple(e.substitute(env) for e in step.exprs)
     where = step.where.substitute(env) if step.where is not None else None

@@ -6,18 +6,20 @@ lie along a reduced rank, keeps one partial result per lane and folds them at th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from dlc.codegen.pieces import Part, parts_of
-from dlc.codegen.point import Emitter, Slot, Space, compute_type
+from dlc.codegen.point import Emitter, Slot, Space
+from dlc.codegen.sweep import accumulate, folded_types, identities, keep, pointwise, sweep
 from dlc.codegen.target import Target
-from dlc.codegen.tile import IndexCond, TileType
+from dlc.codegen.tile import IndexCond
 from dlc.codegen.tile_build import Builder
 from dlc.ir.dtype import DType
 from dlc.ir.einsum import Reduce
-from dlc.ir.expr import Access, Apply, Const, Expr, accesses, walk
+from dlc.ir.expr import Access, Apply, Expr, accesses, walk
 from dlc.ir.extent import IntExpr, int_expr, maximum, minimum, split_linear
 from dlc.ir.monoid import MONOIDS, Monoid
 
@@ -88,6 +90,31 @@ def choose_vector(steps: Sequence[PointStep], free: dict[str, IntExpr], em: Emit
     if best.name is not None and (free | (folding[0].reduced if folding else {}))[best.name].const in (0, 1):
         return VectorRank(None)
     return best
+
+
+def sweep_lanes(steps: Sequence[PointStep], loops: Mapping[str, IntExpr], em: Emitter, target: Target) -> str:
+    """As `choose_vector`, the rank for the lanes of steps that are swept together."""
+
+    def score(name: str) -> float:
+        return _extent_score(loops[name], target) + sum(_access_score(em, s, name, s.reduce is not None) for s in steps)
+
+    return max(loops, key=score)
+
+
+def emit_sweep(
+    em: Emitter, steps: Sequence[PointStep], loops: Mapping[str, IntExpr], space: Space, target: Target
+) -> None:
+    """Compute `steps` over `loops` in one nest at the points of `space`: points of them, and folds over them."""
+    along = sweep_lanes(steps, loops, em, target)
+    lanes = lanes_for(steps, em, target, along)
+    folds = sum(s.reduce is not None for s in steps)
+    registers = min(most_registers(s, target) for s in steps)
+    if folds > 1:
+        registers = min(registers, max(1, target.vector_registers // (4 * folds)))
+    rows = math.prod(s.count for s in space.slots)
+    results = sweep(em.scoped(), steps, space, loops, along, lanes, max(1, registers // rows))
+    for step, result in zip((s for s in steps if s.reduce is not None), results, strict=True):
+        keep(em, step, [result], space)
 
 
 def _extent_score(extent: IntExpr, target: Target) -> float:
@@ -250,7 +277,7 @@ class _Nest:
             compute(em, steps, Space(base), self.vector, self.lanes)
         else:
             for part, mine, inner in self._parts(em, steps, self.vector.name):
-                unroll = min(self.most_unroll, *(_unroll(s, self.target) for s in mine))
+                unroll = min(self.most_unroll, *(most_registers(s, self.target) for s in mine))
                 body = partial(_compute_lanes, mine, self.lanes)
                 for_vectors(inner, Space(base), part.rank, part.lo, part.hi, self.lanes, unroll, body)
 
@@ -280,7 +307,7 @@ _COSTLY = frozenset("exp exp2 tanh erf sigmoid".split())
 _VERY_COSTLY = frozenset("log log2 log1p expm1 sin cos tan pow atan atan2 sinh cosh asin acos asinh acosh atanh".split())
 
 
-def _unroll(step: PointStep, target: Target) -> int:
+def most_registers(step: PointStep, target: Target) -> int:
     """How many registers of it fit at once: a function takes some of its own, a long expression many."""
     nodes = [n for e in step.scalars for n in walk(e)]
     ops = {n.op for n in nodes if isinstance(n, Apply)}
@@ -294,36 +321,17 @@ def _unroll(step: PointStep, target: Target) -> int:
 def compute(em: Emitter, steps: Sequence[PointStep], space: Space, vector: VectorRank, lanes: int) -> None:
     """The steps at the points of `space`, in registers, and stored where they leave."""
     for step in steps:
-        tiles = _fold(em, step, space, vector, lanes) if step.reduce is not None else _pointwise(em, step, space)
+        tiles = _fold(em, step, space, vector, lanes) if step.reduce is not None else pointwise(em, step, space)
         keep(em, step, tiles, space)
-
-
-def keep(em: Emitter, step: PointStep, tiles: Sequence[str], space: Space) -> None:
-    """Make a step's results known in registers, rounded to their type, and store those that leave."""
-    for out, tile, dtype, stored in zip(step.outs, tiles, step.dtypes, step.stored, strict=True):
-        rounded = em.b.cast(em.b.cast(tile, dtype), compute_type(dtype))
-        em.tiles[out] = (step.index, rounded)
-        em.dtypes[out] = dtype
-        if stored:
-            exists = em.value(step.where, space) if step.partial and step.where is not None else None
-            em.store(em.storage[out], step.index, rounded, space, exists)
-
-
-def _pointwise(em: Emitter, step: PointStep, space: Space) -> list[str]:
-    mask = em.value(step.where, space) if step.where is not None else None
-    return [em.value(e, space, mask) for e in step.exprs]
 
 
 def _fold(em: Emitter, step: PointStep, space: Space, vector: VectorRank, lanes: int) -> list[str]:
     assert step.reduce is not None
+    if vector.reduced and vector.name in step.reduced:
+        return sweep(em, [step], space, step.reduced, vector.name, lanes, UNROLL)
+    accs = tuple(identities(em, step, tuple(s.count for s in space.slots), space.lanes))
     monoid = MONOIDS[step.reduce.op]
-    types = tuple(compute_type(step.reduce.accumulator or d) for d in step.dtypes)
-    identity = tuple(c.value for c in monoid.identity(types))
-    along = vector.name if vector.reduced and vector.name in step.reduced else None
-    if along is None:
-        accs = tuple(em.b.const(space.tile(t), v) for t, v in zip(types, identity, strict=True))
-        return list(_fold_loops(em, step, monoid, types, space, dict(step.reduced), accs))
-    return [_fold_lanes(em, step, monoid, types[0], identity[0], space, along, lanes)]
+    return list(_fold_loops(em, step, monoid, folded_types(step), space, dict(step.reduced), accs))
 
 
 def _fold_loops(
@@ -346,104 +354,6 @@ def _fold_loops(
     with em.b.loop(name, 0, extent, carries=accs) as loop:
         loop.yields(*_fold_loops(em.scoped(), step, monoid, types, space.at(name, loop.index), rest, loop.carries))
     return loop.results
-
-
-def _fold_lanes(
-    em: Emitter,
-    step: PointStep,
-    monoid: Monoid,
-    dtype: DType,
-    identity: float | int | bool,
-    space: Space,
-    along: str,
-    lanes: int,
-) -> str:
-    """Fold with the lanes along the reduced rank `along`: partial results per lane, folded once at the end."""
-    b = em.b
-    assert monoid.op is not None
-    extent = step.reduced[along]
-    others = {n: e for n, e in step.reduced.items() if n != along}
-    size = extent.const
-    unroll = min(UNROLL, size // lanes) if size is not None else UNROLL
-    width = max(unroll, 1)
-    wide = b.const(TileType(dtype, (*(1 for _ in space.slots), width), lanes), identity)
-    tail = b.const(TileType(dtype, tuple(1 for _ in space.slots), lanes), identity)
-    whole = extent // (width * lanes) * (width * lanes) if unroll else int_expr(0)
-
-    def main(inner: Emitter, at: Space, acc: str) -> str:
-        with inner.b.loop(along, 0, whole, width * lanes, carries=(acc,)) as loop:
-            here = replace(at.at(along, loop.index), vector=along, lanes=lanes, slots=(*at.slots, Slot(along, width, lanes)))
-            loop.yields(*accumulate(inner.scoped(), step, monoid, (dtype,), here, loop.carries))
-        return loop.results[0]
-
-    def rest(inner: Emitter, at: Space, acc: str) -> str:
-        left = (extent - whole).const
-        if left == 0:
-            return acc
-        with inner.b.loop(along, whole, extent, lanes, carries=(acc,)) as loop:
-            scoped = inner.scoped()
-            mask = None if left is not None and left % lanes == 0 else scoped.b.mask(lanes, extent - loop.index)
-            here = replace(at.at(along, loop.index), vector=along, lanes=lanes, mask=mask)
-            loop.yields(*accumulate(scoped, step, monoid, (dtype,), here, loop.carries))
-        return loop.results[0]
-
-    def nested(inner: Emitter, at: Space, loops: dict[str, IntExpr], accs: tuple[str, str]) -> tuple[str, str]:
-        if not loops:
-            return main(inner, at, accs[0]) if unroll else accs[0], rest(inner, at, accs[1])
-        name = next(iter(loops))
-        with inner.b.loop(name, 0, loops[name], carries=accs) as loop:
-            deeper = {n: e for n, e in loops.items() if n != name}
-            loop.yields(*nested(inner.scoped(), at.at(name, loop.index), deeper, (loop.carries[0], loop.carries[1])))
-        return loop.results[0], loop.results[1]
-
-    wide, tail = nested(em, space, others, (wide, tail))
-    axis = len(space.slots)
-    folded = b.reduce(monoid.op, wide, axis=axis)
-    folded = b.reduce(monoid.op, b.op(monoid.op, folded, tail))
-    return _without_slots(em, folded)
-
-
-def _without_slots(em: Emitter, tile: str) -> str:
-    """Drop the unit slot dimensions a lane fold leaves."""
-    type_ = em.b.types[tile]
-    return em.b.slice(tile, *(0 for _ in type_.slots)) if type_.slots else tile
-
-
-def accumulate(
-    em: Emitter, step: PointStep, monoid: Monoid, types: tuple[DType, ...], space: Space, accs: tuple[str, ...]
-) -> tuple[str, ...]:
-    """The partial results `accs` with the points of `space` folded in."""
-    b = em.b
-    exists = em.value(step.where, space) if step.where is not None else None
-    where = exists if step.guarded else None
-    along_reduced = space.vector in step.reduced
-    if space.mask is not None and along_reduced:
-        exists = space.mask if exists is None else b.op("and", exists, space.mask)
-    fused = monoid.op == "add" and types[0].is_float
-    if fused and isinstance(step.exprs[0], Apply) and step.exprs[0].op == "mul":
-        x, y = (b.cast(em.value(a, space, where), types[0]) for a in step.exprs[0].args)
-        total = b.op("fma", x, y, accs[0])
-        return (total if exists is None else b.op("select", exists, total, accs[0]),)
-    values = [b.cast(em.value(e, space, where), t) for e, t in zip(step.exprs, types, strict=True)]
-    if exists is not None:
-        identity = monoid.identity(types)
-        values = [b.op("select", exists, v, b.const(t, c.value)) for v, t, c in zip(values, types, identity, strict=True)]
-    if monoid.op is not None:
-        return (b.op(monoid.op, accs[0], values[0]),)
-    names = {f"a{i}": t for i, t in enumerate(accs)} | {f"b{i}": t for i, t in enumerate(values)}
-    return tuple(b.broadcast(_apply_combine(em, e, names), b.types[acc]) for e, acc in zip(monoid.combine(), accs, strict=True))
-
-
-def _apply_combine(em: Emitter, e: Expr, names: dict[str, str]) -> str:
-    match e:
-        case Access(tensor):
-            return names[tensor]
-        case Const(value, dtype):
-            return em.b.const(dtype, value)
-        case Apply(op, args):
-            return em.b.op(op, *(_apply_combine(em, a, names) for a in args))
-        case _:
-            raise AssertionError(e)
 
 
 def split_tasks(ranks: dict[str, IntExpr], inner_work: int, wanted: int = 4096) -> tuple[dict[str, IntExpr], dict[str, IntExpr]]:

@@ -93,14 +93,19 @@ class Space:
 
 @dataclass
 class Storage:
-    """Where a tensor lives for the kernel being lowered: a buffer and the element offset of an index."""
+    """Where a tensor lives for the kernel being lowered: a buffer and the element offset of an index.
+
+    Attributes:
+        before: elements of the tensor that come before those that the buffer holds.
+    """
 
     buffer: str
     type: TensorType
     strides: tuple[IntExpr, ...]
+    before: IntExpr = int_expr(0)  # noqa: RUF009 (a frozen value)
 
     def offset(self, index: tuple[IntExpr, ...]) -> IntExpr:
-        total = int_expr(0)
+        total = -self.before
         for i, s in zip(index, self.strides, strict=True):
             total = total + i * s
         return total

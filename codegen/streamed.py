@@ -15,10 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from dlc.codegen.nest import PointStep, VectorRank, accumulate, compute, emit_nest, for_vectors, keep
+from dlc.codegen.nest import PointStep, VectorRank, compute, emit_nest, for_vectors
 from dlc.codegen.point import Emitter, Slot, Space, Storage, compute_type
 from dlc.codegen.stream_domain import StepDomain, is_end, step_domain
 from dlc.codegen.stream_plan import Group, Loop, Stage, make_plan
+from dlc.codegen.sweep import accumulate, at_point, identities, keep
 from dlc.codegen.tile import IndexCond
 from dlc.costmodel.tiles import stream_vectors
 from dlc.ir.einsum import Einsum, Rank, TensorType
@@ -448,9 +449,9 @@ class _Streamed:
         for point in inside:
             self._settle(em, point, rank, space)
         folds = [p for p in inside if p.reduce is not None]
-        firsts = [t for p in folds for t in self._identity(p, space)]
+        firsts = [t for p in folds for t in identities(em, p, (block.vectors,), self.lanes)]
         with self.b.loop(rank, 0, end, carries=tuple(firsts)) as loop:
-            loop.yields(*self._at_point(em.scoped(), inside, space.at(rank, loop.index), loop.carries))
+            loop.yields(*at_point(em.scoped(), inside, space.at(rank, loop.index), loop.carries))
         results = list(loop.results)
         for point in folds:
             keep(em, point, results[: len(point.outs)], space)
@@ -467,12 +468,6 @@ class _Streamed:
                 return name, end
         raise AssertionError("a sweep has a rank")
 
-    def _identity(self, step: PointStep, space: Space) -> list[str]:
-        assert step.reduce is not None
-        types = tuple(compute_type(step.reduce.accumulator or d) for d in step.dtypes)
-        values = MONOIDS[step.reduce.op].identity(types)
-        return [self.b.const(space.tile(t), v.value) for t, v in zip(types, values, strict=True)]
-
     def _settle(self, em: Emitter, step: PointStep, rank: str, space: Space) -> None:
         """Compute what does not move with the loop before it."""
 
@@ -486,24 +481,6 @@ class _Streamed:
         if step.where is None or not step.guarded:
             for e in step.exprs:
                 visit(e)
-
-    def _at_point(
-        self, em: Emitter, steps: Sequence[PointStep], space: Space, accs: Sequence[str]
-    ) -> list[str]:
-        """The steps at one point of the swept rank; the folds so far with it."""
-        left = list(accs)
-        done: list[str] = []
-        for step in steps:
-            if step.reduce is None:
-                keep(em, step, [em.value(e, space, self._reads_where(em, step, space)) for e in step.exprs], space)
-                continue
-            types = tuple(compute_type(step.reduce.accumulator or d) for d in step.dtypes)
-            own, left = left[: len(types)], left[len(types) :]
-            done += accumulate(em, step, MONOIDS[step.reduce.op], types, space, tuple(own))
-        return done
-
-    def _reads_where(self, em: Emitter, step: PointStep, space: Space) -> str | None:
-        return em.value(step.where, space) if step.where is not None else None
 
     # --- into and out of the order of the lanes ---
 

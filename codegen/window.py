@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from dlc.codegen.nest import PointStep, VectorRank, accumulate, for_vectors, keep, lanes_for
+from dlc.codegen.nest import PointStep, VectorRank, for_vectors, lanes_for
 from dlc.codegen.point import Emitter, Slot, Space, compute_type
+from dlc.codegen.sweep import accumulate, keep
 from dlc.codegen.tile import IndexCond
 from dlc.costmodel.tiles import MOST_TAPS
 from dlc.ir.expr import Access, Expr, accesses, transform

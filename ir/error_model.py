@@ -7,7 +7,8 @@ errors a = e + p:
 
     x + y, x - y        e = a_x + a_y
     x * y               e = |x| a_y + |y| a_x + a_x a_y
-    x / y               e = (a_x + |x/y| a_y) / (|y| - a_y), infinite when y may be zero
+    x / y               e = (a_x + |x/y| a_y) / (|y| - a_y), infinite when y may be zero; u|x/y| more where a_y > 0, for the
+                        compiled code may then multiply by the reciprocal of y
     monotone f          e = max(|f(x + a) - f(x)|, |f(x - a) - f(x)|): exact, no linearisation
     sin, cos            e = a (Lipschitz with constant 1)
     x < y ...           uncertain where |x - y| <= a_x + a_y; what is selected by an uncertain condition may be either operand
@@ -283,6 +284,7 @@ class _Tracker:
             case "div":
                 room = np.abs(values[1]) - errors[1]
                 wide = (errors[0] + _times(np.abs(result), errors[1])) / room
+                wide = wide + np.where(errors[1] > 0, unit_roundoff(computing_type(args[0].dtype)) * np.abs(result), 0.0)
                 return np.where(errors[0] + errors[1] == 0, 0.0, np.where(room > 0, wide, np.inf))
             case _ if op in _LIPSCHITZ:
                 return errors[0] + (errors[1] if len(errors) > 1 else 0.0)

@@ -22,9 +22,10 @@ from dlc.ir.program import (
     fresh_name,
     tensor_types,
 )
+from dlc.ir.rename import rename_einsum
 from dlc.passes.contractions import contraction_factors, plain_access
 from dlc.passes.explicit_domains import explicit_domains
-from dlc.passes.kernels import Kernels, rename_einsum
+from dlc.passes.kernels import Kernels
 from dlc.passes.pipeline import Pass
 from dlc.passes.rewrite import drop_dead
 

@@ -6,11 +6,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from dlc.ir.einsum import Carry, Einsum, Rank, Reduce, Scan, Step, TensorType, Write
-from dlc.ir.expr import Expr, index_value, rename_tensors
-from dlc.ir.extent import IntExpr, Value, Var, has_value, rebuild, substitute, var, variables
+from dlc.ir.einsum import Carry, Einsum, Rank, Scan, Step, TensorType
+from dlc.ir.extent import variables
 from dlc.ir.facts import SymbolFact
 from dlc.ir.program import Cascade, Kernel, Launch, Param, Symbol, fresh_name, show_cascade
+from dlc.ir.rename import rename_einsum
 
 
 @dataclass
@@ -93,39 +93,4 @@ def renamed(step: Step, ranks: Mapping[str, str], tensors: Mapping[str, str]) ->
     )
 
 
-def rename_einsum(step: Einsum, ranks: Mapping[str, str], tensors: Mapping[str, str]) -> Einsum:
-    """The Einsum with its own ranks, and whatever else `ranks` has, renamed, and its tensors."""
-    env = {old: var(new) for old, new in ranks.items()}
-
-    def index(i: IntExpr) -> IntExpr:
-        moved = substitute(i, env)
-        if not has_value(moved):
-            return moved
-
-        def leaf(atom: Var | Value) -> IntExpr:
-            return var(atom.name) if isinstance(atom, Var) else index_value(rename_tensors(atom.expr, tensors))
-
-        return rebuild(moved, leaf)
-
-    def expr(e: Expr) -> Expr:
-        return rename_tensors(e.substitute(env), tensors)
-
-    reduce = step.reduce
-    if reduce is not None:
-        reduce = Reduce(reduce.op, tuple(Rank(ranks[r.name], r.extent) for r in reduce.ranks), reduce.accumulator)
-    write = step.write
-    if write is not None:
-        onto = tensors.get(write.onto, write.onto)
-        write = Write(tuple(index(i) for i in write.index), onto, write.op, write.drop)
-    return replace(
-        step,
-        outs=tuple(tensors.get(o, o) for o in step.outs),
-        ranks=tuple(Rank(ranks[r.name], r.extent) for r in step.ranks),
-        exprs=tuple(expr(e) for e in step.exprs),
-        reduce=reduce,
-        where=expr(step.where) if step.where is not None else None,
-        write=write,
-    )
-
-
-__all__ = ["Kernels", "rename_einsum", "renamed"]
+__all__ = ["Kernels", "renamed"]

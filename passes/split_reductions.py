@@ -10,12 +10,15 @@ from dlc.ir.dtype import BF16, F16
 from dlc.ir.einsum import Einsum, Rank, Reduce, TensorType
 from dlc.ir.expr import Access, Expr, Index, Piecewise, accesses, apply
 from dlc.ir.extent import IntExpr, int_expr, var
+from dlc.ir.facts import Facts
 from dlc.ir.monoid import MONOIDS
 from dlc.ir.program import Program, Region, Stmt, fresh_name, tensor_types
 from dlc.passes.explicit_domains import explicit_domains
 from dlc.passes.fuse import is_contraction
 from dlc.passes.pipeline import BadOption, Pass
 from dlc.passes.rewrite import Names, map_regions
+from dlc.passes.scopes import map_einsums
+from dlc.passes.split_ranks import split_ranks
 
 _SHORT = (F16, BF16)
 
@@ -35,7 +38,8 @@ class SplitReductions(Pass):
     that many elements to at most `most_lanes` points that lie in lanes (a mean over pixels); the second for monoids of tuples
     over ranks of at least `least_row`. An unknown extent counts as 1, since it may be. The parts depend on the sizes alone, so
     results do not depend on the number of threads; floating-point sums are reassociated. 16-bit sums are left alone: a part
-    would be rounded.
+    would be rounded. A rank that runs over several dimensions (`flatten().sum()`) becomes one per dimension first, since a share of
+    the whole would be taken apart by divisions at each of its elements.
     """
 
     name: ClassVar[str] = "split-reductions"
@@ -53,13 +57,16 @@ class SplitReductions(Pass):
         program = explicit_domains(program)
         names, types = Names(program), tensor_types(program)
 
+        def by_dimension(step: Einsum, facts: Facts) -> Einsum:
+            return step if self.candidate(step, types) is None else split_ranks(step, facts)
+
         def region(r: Region) -> Region:
             body: list[Stmt] = []
             for stmt in r.body:
                 body += self.split(stmt, names, types) if isinstance(stmt, Einsum) else [stmt]
             return r if len(body) == len(r.body) else Region(tuple(body), r.yields)
 
-        return map_regions(program, region)
+        return map_regions(map_einsums(program, by_dimension), region)
 
     def split(self, step: Einsum, names: Names, types: Mapping[str, TensorType]) -> list[Einsum]:
         """The step, or its parts and what folds them."""
@@ -111,9 +118,9 @@ class SplitReductions(Pass):
             points *= r.extent.const if r.extent.const is not None else 1
         for r in step.reduced:
             terms *= r.extent.const or 0
-        few = points <= self.most_points and terms >= self.least and extent >= 4 * self.parts
-        wide = points <= self.most_lanes and points * terms >= 2 * self.least and extent >= self.parts // 4
-        return longest if few or wide and _leading(step, types) else None
+        few = points <= self.most_points and terms >= self.least
+        wide = points <= self.most_lanes and points * terms >= 2 * self.least
+        return longest if extent >= self.parts // 4 and (few or wide and _leading(step, types)) else None
 
 
 def _guarded(step: Einsum, exprs: list[Expr], whole: IntExpr, extent: IntExpr) -> list[Expr]:

@@ -9,9 +9,10 @@ from typing import ClassVar
 from dlc.ir.einsum import Einsum, Rank, Scan, Step
 from dlc.ir.extent import IntExpr, Var
 from dlc.ir.program import Launch, Program, Region, Stmt, tensor_types
+from dlc.ir.rename import rename_einsum
 from dlc.ir.streamed import dimensions, factors, flat, lane_rank, moves_one_operand
 from dlc.passes.explicit_domains import explicit_domains
-from dlc.passes.kernels import Kernels, rename_einsum
+from dlc.passes.kernels import Kernels
 from dlc.passes.pipeline import Pass
 from dlc.passes.rewrite import drop_dead, map_regions
 from dlc.passes.shared_scale import share_scales

@@ -191,7 +191,159 @@ def test_accumulator_types() -> None:
         check(text, {"m": 4, "k": 67}, target=target)
 
 
+# -- sweeps -----------------------------------------------------------------------------------------------------------
+
+
+def loops(tile: str) -> int:
+    return sum(line.strip().startswith(("for ", "(r")) for line in tile.splitlines())
+
+
+SWEEPS = {
+    "what is folded as it is made": (2, "S[p] = sum(k:64) Y[p, k]", "Y[p, m] * S[p]"),
+    "two folds of a row": (2, "A[p] = sum(k:64) Y[p, k]\n B[p] = max(j:64) Y[p, j]", "Y[p, m] * A[p] + B[p]"),
+    "past what it does not need": (
+        2, "A[p] = sum(k:64) Y[p, k]\n C[p] = A[p] / 64.0\n B[p] = sum(j:64) Y[p, j] * Y[p, j]", "Y[p, m] * C[p] + B[p]",
+    ),
+    "not before the fold it waits for": (3, "A[p] = sum(k:64) Y[p, k]\n B[p] = sum(k:64) (Y[p, k] - A[p]) * Y[p, k]", "Y[p, m] + B[p]"),
+    "not where it reads another point": (3, "S[p] = sum(k:64) Y[p, 63 - k] * sin(Y[p, k])", "Y[p, m] * S[p]"),
+    "not over another length": (3, "A[p] = sum(k:64) Y[p, k]\n B[p] = sum(k:32) Y[p, k]", "Y[p, m] * A[p] + B[p]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SWEEPS)
+def test_what_shares_a_loop(case: str) -> None:
+    expected, steps, last = SWEEPS[case]
+    text = f"cascade f(X: f32[p, 64]) -> (O) {{\n Y[p, m:64] = exp(X[p, m])\n{steps}\n O[p, m:64] = {last}\n}}"
+    for target in reversed(TARGETS):
+        ran = check(text, {"p": 9}, target=target)
+    assert [loops(t) for t in ran.tiles] == [2 * expected + 1], ran.tiles  # in blocks of rows, and in a loop over single ones
+
+
+@targets
+@pytest.mark.parametrize("dtype", [F32, F64, F16, BF16])
+def test_point_by_point_and_folds_of_all_types(dtype: DType, target: Target) -> None:
+    """A value, its sum, its greatest, a count and a mask of it, in one loop."""
+    text = f"""
+    cascade f(X: {dtype}[p, m], I: i32[p, m]) -> (E, S, G, N, A) {{
+      E[p, m] = exp(X[p, m])
+      S[p] = sum(a) E[p, a]
+      G[p] = max(b) E[p, b]
+      N[p]: i32 = sum(c) I[p, c] * I[p, c]
+      A[p] = and(d) E[p, d] > E[p, d] - E[p, d]
+    }}"""
+    for m in (1, 2, 7, 16, 31, 64, 97):
+        x = (np.random.default_rng(m).standard_normal((4, m)) * 3).astype(dtype.numpy)
+        x[1, m // 2], x[2, 0], x[3, m - 1] = np.nan, np.inf, -np.inf
+        check(text, inputs=[x, np.arange(4 * m, dtype=np.int32).reshape(4, m)], target=target, interpret=m in (7, 97))
+
+
+@targets
+def test_softmax_of_special_values(target: Target) -> None:
+    x = np.random.default_rng(0).standard_normal((7, 37)).astype(np.float32)
+    x[0, 5], x[1, 36], x[2], x[3, ::2], x[4], x[5, 1:] = np.nan, np.inf, -np.inf, -np.inf, 1e30, -104.0
+    check(SOFTMAX, inputs=[x], target=target)
+
+
+# -- blocks of rows ---------------------------------------------------------------------------------------------------
+
+NORM = """
+cascade norm(X: f32[b, p, 37], W: f32[37], B: f32[p]) -> (O) {
+  A[b, p] = sum(m:37) X[b, p, m]
+  D[b, p, m:37] = exp(X[b, p, m] - A[b, p] / 37.0)
+  V[b, p] = sum(m:37) D[b, p, m] * D[b, p, m]
+  O[b, p, m:37] = D[b, p, m] / V[b, p] * W[m] + B[p]
+}"""
+
+
+@targets
+@pytest.mark.parametrize("width", [37, 2, 256, 300])
+def test_rows_in_blocks_and_those_left_over(width: int, target: Target) -> None:
+    for text in (NORM, NORM.replace("f32", "f16"), NORM.replace("D[b, p, m] / V[b, p] * W[m]", "D[b, p, m] / V[b, p]")):
+        for b, p in ((1, 0), (3, 1), (1, 3), (2, 4), (1, 7), (2, 9)):
+            ran = check(text.replace("37", str(width)), {"b": b, "p": p}, target=target, interpret=(b, p) == (2, 9))
+    many = 4 if target.vector_registers == 32 and width < 300 else 2
+    assert any(f"(#p + {many - 1}) // {many}" in t for t in ran.tiles) == (width < 300), ran.tiles
+
+
+@pytest.mark.parametrize("rows", [2, 3, 8, 9])
+def test_a_known_number_of_rows(rows: int) -> None:
+    for target in TARGETS:
+        check(STATIC.replace("M", "40").replace("9", str(rows)), target=target)
+
+
+def test_rows_that_are_not_alike_are_done_one_by_one() -> None:
+    """A domain, an index that a tensor holds, an edge: what is read differs from row to row by more than an address."""
+    text = """
+    cascade f(X: f32[p, 40], I: i64[p, 40]) -> (O) {
+      E[p, m:40] = LOAD
+      S[p] = sum(k:40) E[p, k]
+      O[p, m:40] = E[p, m] / S[p]
+    }"""
+    plain = "exp(X[p, m])"
+    for load in (plain, "exp(X[p, I[p, m] % 40])", "exp((X[p - 1, m] else 0.0))", "exp(X[p, m]) where m <= p"):
+        inputs = [np.random.default_rng(0).standard_normal((9, 40)).astype(np.float32), np.arange(360).reshape(9, 40) % 40]
+        tile = check(text.replace("LOAD", load), inputs=inputs, target=AVX2).tiles[0]
+        assert ("(#p + 1) // 2" in tile) == (load == plain), tile
+
+
+# -- divisions by a row's value ---------------------------------------------------------------------------------------
+
+
+def divisions_in_loops(tile: str) -> int:
+    depth, found = 0, 0
+    for line in tile.splitlines()[1:]:
+        found += depth > 0 and "= div(" in line
+        depth += (line.strip().startswith(("for ", "(r"))) - (depth > 0 and line.strip() == "}")
+    return found
+
+
+SUM = "cascade f(X: DTYPE[p, m]) -> (O) { S[p] = sum(m) X[p, m]\n O[p, m] = X[p, m] / S[p] }"
+EXTREMES = (0.0, 5e-324, 1e-310, 1e-300, 1e-45, 1e-42, 2.0**-130, 2.0**-126, 1.0, 3e37, 1e38, 1e200, 1e307, np.inf, np.nan)
+
+
+@targets
+@pytest.mark.parametrize("dtype", [F32, F64, F16, BF16])
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_quotients_by_a_sum_of_every_size(dtype: DType, target: Target) -> None:
+    """The divisor is subnormal, 0, near the ends of the range, infinite and NaN; the quotient has its sign and its size."""
+    for m in (1, 3, 20, 64):
+        x = np.random.default_rng(m).uniform(0.5, 1.0, (2 * len(EXTREMES), m))
+        x = (x * np.array([*EXTREMES, *(-e for e in EXTREMES)])[:, None] / m).astype(dtype.numpy)
+        x[:, 0] *= np.asarray(-0.5 if m > 1 else 1, dtype.numpy)
+        ran = check(SUM.replace("DTYPE", str(dtype)), inputs=[x], target=target, interpret=m == 20)
+    assert any(map(divisions_in_loops, ran.tiles)) == (dtype == F64)
+
+
+@targets
+def test_quotients_by_a_divisor_whose_reciprocal_is_subnormal(target: Target) -> None:
+    """A product with that would be 4 units in the last place off."""
+    x = np.random.default_rng(3).uniform(3.2e38, 3.4e38, (500, 1)).astype(np.float32)
+    ran = check(SUM.replace("DTYPE", "f32"), inputs=[x], target=target, interpret=target is AVX2)
+    assert not any(map(divisions_in_loops, ran.tiles))
+    assert np.abs(ran.values["O"] - 1).max() <= 2.0**-23
+
+
+EXACT = {
+    "the greatest": "D[p] = max(m) X[p, m]",
+    "a count": "N[p] = sum(m) cast<i32>(X[p, m] > 0.0)\n D[p] = cast<f32>(N[p])",
+    "a choice": "S[p] = sum(m) X[p, m]\n D[p] = { S[p] when S[p] > 0.0 | 3.0 }",
+    "a sign": "S[p] = sum(m) X[p, m]\n D[p] = 3.0 * sign(S[p])",
+    "an input": "S[p] = sum(m) X[p, m]\n D[p] = Y[p]",
+}
+
+
+@pytest.mark.parametrize("divisor", EXACT)
+def test_exact_divisors_divide(divisor: str) -> None:
+    """A quotient by a number that the error model holds exact is rounded once, and no further off than that."""
+    text = f"cascade f(X: f32[p, m], Y: f32[p]) -> (O) {{ {EXACT[divisor]}\n O[p, m] = X[p, m] / D[p] }}"
+    for target in TARGETS:
+        x = np.random.default_rng(1).standard_normal((40, 67)).astype(np.float32)
+        y = np.random.default_rng(2).standard_normal(40).astype(np.float32)
+        ran = check(text, inputs=[x, y], target=target, interpret=target is AVX2)
+    assert any(map(divisions_in_loops, ran.tiles))
+
+
 def test_rows_as_a_tile_program(golden) -> None:  # type: ignore[no-untyped-def]
-    """Three nests over a row of 32, two of them with lanes along a reduced rank; the exponentials wait in scratch."""
+    """Three sweeps over a row of 32: the second stores exponentials in scratch and sums them, the third scales them."""
     ran = check(STATIC.replace("M", "32").replace("9", "16"))
     golden(f"{ran.program.kernels[0]}\n\n{ran.tiles[0]}")

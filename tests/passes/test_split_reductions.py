@@ -85,8 +85,27 @@ def test_what_is_left_whole() -> None:
         ("X: f16[80]", "S[] = sum(n:80) X[n]", "a part would be rounded"),
         ("X: f32[80]", "S[] = sum(n:80) X[n] where n > 3", "a domain"),
         ("X: f32[80, 4]", "(V[b:4], I[b:4]) = argmax(n:80) (X[n, b], n)", "the lanes have points already"),
-        ("X: f32[8, 20]", "S[] = sum(b:8, n:20) X[b, n]", "no rank is long"),
         ("X: f32[80], W: f32[80, 3]", "S[k:3] = sum(n:80) X[n] * W[n, k]", "a contraction"),
     ):
         _, after = split(params, step, "S" if step.startswith("S") else "V, I")
         assert count(after) == 1, reason
+    many = SplitReductions(parts=64, least=64)
+    _, after = split("X: f32[8, 15]", "S[] = sum(b:8, n:15) X[b, n]", "S", many)
+    assert count(after) == 1, "no rank has a quarter as many indices as parts are asked for"
+
+
+def test_a_rank_over_several_dimensions() -> None:
+    """A share is of one dimension, so that no index divides; where extents do not fit, a share of the whole it is."""
+    for params, step, plain in (
+        ("X: f32[4, 8, 16]", "S[] = sum(n:512) X[n // 128, (n // 16) % 8, n % 16]", True),
+        ("X: f32[4, 8, 16]", "S[] = max(n:512) X[n // 128, (n // 16) % 8, n % 16] * 2.0", True),
+        ("X: f32[7, 13]", "S[] = sum(n:91) X[n // 13, n % 13]", True),
+        ("X: f32[3, 4, 8, 16]", "S[b:3] = sum(n:512) X[b, n // 128, (n // 16) % 8, n % 16]", True),
+        ("X: i32[4, 8, 16], Y: i32[512]", "S[] = sum(n:512) X[n // 128, (n // 16) % 8, n % 16] * Y[n] + 1", True),
+        ("X: f32[4, 30]", "S[] = sum(n:120) X[n // 30, n % 30] + X[n % 4, n // 4]", False),
+        ("X: f32[7, 13]", "S[] = sum(n:90) X[n // 13, n % 13]", False),
+    ):
+        before, after = split(params, step, "S")
+        assert count(after) == 2
+        assert ("//" not in str(after) and "%" not in str(after)) == plain, str(after)
+        assert_same_result(before, after, {}, rtol=1e-4)
