@@ -426,9 +426,11 @@ class _Streamed:
     # --- nests ---
 
     def _nest(self, steps: Sequence[Einsum], block: _Block) -> None:
-        points = [self._point_step(s, block) for s in steps]
+        self._point_nest([self._point_step(s, block) for s in steps], block)
+
+    def _point_nest(self, points: Sequence[tuple[PointStep, dict[str, IntExpr]]], block: _Block) -> None:
         width = int_expr(block.vectors * self.lanes)
-        stays = all(o in self.plan.locals for s in steps for o in s.outs)
+        stays = all(o in self.plan.locals for s, _ in points for o in s.outs)
         width = width if stays or block.count is None else block.count
         loops, bounds = {**points[0][1], self.lane: width}, {self.lane: (block.first, block.first + width)}
         emit_nest(
@@ -437,12 +439,13 @@ class _Streamed:
 
     def _sweep(self, steps: Sequence[Einsum], block: _Block) -> None:
         """One loop over an inner rank: what is computed at each of its points, and folds of it; then what needs the folds."""
-        points = [self._point_step(s, block)[0] for s in steps]
+        found = [self._point_step(s, block) for s in steps]
+        points = [p for p, _ in found]
         space = Space(
             {**block.base, self.lane: block.first}, self.lane, self.lanes, (Slot(self.lane, block.vectors, self.lanes),)
         )
         em = self.em.scoped()
-        rank, end = self._swept(steps, block)
+        rank, end = _swept(found)
         loops = [{r.name for r in s.reduced} | self.low.moving(s) for s in steps]  # a block of one index has no rank of it
         inside = [p for p, names in zip(points, loops, strict=True) if rank in names]
         for point in inside:
@@ -458,14 +461,6 @@ class _Streamed:
         for point in points:
             if point not in inside:
                 keep(em, point, [em.value(e, space) for e in point.exprs], space)
-
-    def _swept(self, steps: Sequence[Einsum], block: _Block) -> tuple[str, IntExpr]:
-        """The rank that the steps share, and where it ends in the block."""
-        for step in steps:
-            point, free = self._point_step(step, block)
-            for name, end in {**free, **point.reduced}.items():
-                return name, end
-        raise AssertionError("a sweep has a rank")
 
     def _identity(self, step: PointStep, space: Space) -> list[str]:
         assert step.reduce is not None
@@ -534,7 +529,7 @@ class _Streamed:
         inner = next((last.ranks[d].name for d in reversed(order) if last.ranks[d].name not in self.low.units), None)
         loops = points[0][1]
         if inner not in loops:
-            self._nest(steps, block)
+            self._point_nest(points, block)
             return
         b, em = self.b, self.em.scoped()
         found = [p for p, _ in points]
@@ -623,6 +618,11 @@ class _Streamed:
                 self.em.scoped(), single, along, int_expr(0), end, self.lanes, 1,
                 lambda e, s: compute(e, steps, s, VectorRank(None), self.lanes),
             )
+
+
+def _swept(steps: Sequence[tuple[PointStep, dict[str, IntExpr]]]) -> tuple[str, IntExpr]:
+    """The rank that the steps share, and where it ends in the block."""
+    return next((name, end) for point, free in steps for name, end in {**free, **point.reduced}.items())
 
 
 def _size(e: IntExpr) -> int:
