@@ -51,6 +51,12 @@ class PointStep:
         return {r.name: r.extent for r in self.reduce.ranks} if self.reduce is not None else {}
 
     @property
+    def fold_types(self) -> tuple[DType, ...]:
+        """The types that a reduction folds in."""
+        accumulator = self.reduce.accumulator if self.reduce is not None else None
+        return tuple(compute_type(accumulator or d) for d in self.dtypes)
+
+    @property
     def scalars(self) -> tuple[Expr, ...]:
         return self.exprs + ((self.where,) if self.where is not None else ())
 
@@ -317,13 +323,18 @@ def _pointwise(em: Emitter, step: PointStep, space: Space) -> list[str]:
 def _fold(em: Emitter, step: PointStep, space: Space, vector: VectorRank, lanes: int) -> list[str]:
     assert step.reduce is not None
     monoid = MONOIDS[step.reduce.op]
-    types = tuple(compute_type(step.reduce.accumulator or d) for d in step.dtypes)
-    identity = tuple(c.value for c in monoid.identity(types))
+    types = step.fold_types
     along = vector.name if vector.reduced and vector.name in step.reduced else None
     if along is None:
-        accs = tuple(em.b.const(space.tile(t), v) for t, v in zip(types, identity, strict=True))
-        return list(_fold_loops(em, step, monoid, types, space, dict(step.reduced), accs))
-    return [_fold_lanes(em, step, monoid, types[0], identity[0], space, along, lanes)]
+        return list(_fold_loops(em, step, monoid, types, space, dict(step.reduced), identities(em.b, step, space)))
+    return [_fold_lanes(em, step, monoid, types[0], monoid.identity(types)[0].value, space, along, lanes)]
+
+
+def identities(b: Builder, step: PointStep, space: Space) -> tuple[str, ...]:
+    """The partial results of no points, as tiles over `space`."""
+    assert step.reduce is not None
+    values = MONOIDS[step.reduce.op].identity(step.fold_types)
+    return tuple(b.const(space.tile(t), v.value) for t, v in zip(step.fold_types, values, strict=True))
 
 
 def _fold_loops(
