@@ -185,7 +185,7 @@ def in_tiles(
     if size is None or size >= count:
         with b.loop(name, lo, lo + whole, count) as loop:
             body(count, loop.index)
-        position = _named(b, lo + whole)
+        position = b.named(lo + whole)
     if size is not None and size % count == 0:
         return
     while count > 1:
@@ -193,12 +193,7 @@ def in_tiles(
         # one tile of `count`; a remainder below twice that is left to the smaller ones
         with b.branch(IndexCond(hi - position, "ge", int_expr(count))) as branch, branch.then():
             body(count, position)
-        position = _named(b, position + minimum((hi - position) // count, 1) * count)
-
-
-def _named(b: Builder, e: IntExpr) -> IntExpr:
-    """`e` computed once, under a name of its own."""
-    return e if e.const is not None else b.index_of(b.from_index(e))
+        position = b.named(position + minimum((hi - position) // count, 1) * count)
 
 
 def _one_vector(

@@ -8,18 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from dlc.codegen.nest import PointStep, accumulate, identities, keep
+from dlc.codegen.nest import PointStep, accumulate, identities, in_tiles, keep
 from dlc.codegen.point import Emitter, Slot, Space
 from dlc.codegen.stream_ahead import fetch_ahead
 from dlc.codegen.stream_frame import Block, Frame
 from dlc.codegen.stream_step import BlockStep
-from dlc.codegen.tile import IndexCond
-from dlc.ir.extent import IntExpr, int_expr, minimum
+from dlc.ir.extent import IntExpr, int_expr
 from dlc.ir.monoid import MONOIDS
 
 MOST_ROWS = 8
 """Of a tile: more have more addresses than there are registers for."""
-_UNKNOWN = 64
+_UNKNOWN = 64  # what an extent counts as that is not known
 
 
 def emit_tiles(frame: Frame, steps: Sequence[BlockStep], block: Block) -> None:
@@ -48,19 +47,14 @@ class _Tiles:
 
     def along(self, block: Block, row: str, end: IntExpr) -> None:
         """Full tiles of rows, then the rest in halves down to one row."""
-        b, most = self.frame.b, _tile_rows(self.frame, block.vectors, self.frame.em.facts.ranks[row])
-        whole = b.named(end // most * most)
-        with b.loop(row, 0, whole, most) as loop:
-            fetch_ahead(self.frame, self.steps[0], block, row, loop.index, most)
-            self.tile(block.at(row, loop.index), most)
-        if end.const is not None and end.const % most == 0:
-            return
-        position, rows = whole, most
-        while rows > 1:
-            rows = (rows + 1) // 2
-            with b.branch(IndexCond(end - position, "ge", int_expr(rows))) as branch, branch.then():
-                self.tile(block.at(row, position), rows)
-            position = b.named(position + minimum((end - position) // rows, 1) * rows)
+        most = _tile_rows(self.frame, block.vectors, self.frame.em.facts.ranks[row])
+
+        def tile(rows: int, index: IntExpr) -> None:
+            if rows == most:
+                fetch_ahead(self.frame, self.steps[0], block, row, index, rows)
+            self.tile(block.at(row, index), rows)
+
+        in_tiles(self.frame.b, row, int_expr(0), end, end.const, most, tile)
 
     def tile(self, block: Block, rows: int) -> None:
         """The tile of `rows` rows at `block`."""
