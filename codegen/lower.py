@@ -350,11 +350,7 @@ class KernelLowering:
 
     def task_base(self, tasks: dict[str, IntExpr]) -> dict[str, IntExpr]:
         """Index of every task rank as a variable of its own."""
-        base: dict[str, IntExpr] = {}
-        for name, e in decode_task(var("task"), tasks).items():
-            plain = e.is_var or e.const is not None
-            base[name] = e if plain else self.builder.index_of(self.builder.from_index(e))
-        return base
+        return {name: self.builder.named(e) for name, e in decode_task(var("task"), tasks).items()}
 
     def local(self, name: str, dtype: DType, size: IntExpr) -> None:
         """Declare scratch of the kernel's own making."""

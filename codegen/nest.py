@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from dlc.codegen.pieces import Part, parts_of
-from dlc.codegen.point import Emitter, Slot, Space
-from dlc.codegen.sweep import accumulate, folded_types, identities, keep, pointwise, sweep
+from dlc.codegen.point import Emitter, Slot, Space, compute_type
+from dlc.codegen.sweep import accumulate, identities, keep, pointwise, sweep
 from dlc.codegen.target import Target
 from dlc.codegen.tile import IndexCond
 from dlc.codegen.tile_build import Builder
@@ -51,6 +51,12 @@ class PointStep:
     @property
     def reduced(self) -> dict[str, IntExpr]:
         return {r.name: r.extent for r in self.reduce.ranks} if self.reduce is not None else {}
+
+    @property
+    def fold_types(self) -> tuple[DType, ...]:
+        """The types that a reduction folds in."""
+        accumulator = self.reduce.accumulator if self.reduce is not None else None
+        return tuple(compute_type(accumulator or d) for d in self.dtypes)
 
     @property
     def scalars(self) -> tuple[Expr, ...]:
@@ -206,7 +212,7 @@ def in_tiles(
     if size is None or size >= count:
         with b.loop(name, lo, lo + whole, count) as loop:
             body(count, loop.index)
-        position = _named(b, lo + whole)
+        position = b.named(lo + whole)
     if size is not None and size % count == 0:
         return
     while count > 1:
@@ -214,12 +220,7 @@ def in_tiles(
         # one tile of `count`; a remainder below twice that is left to the smaller ones
         with b.branch(IndexCond(hi - position, "ge", int_expr(count))) as branch, branch.then():
             body(count, position)
-        position = _named(b, position + minimum((hi - position) // count, 1) * count)
-
-
-def _named(b: Builder, e: IntExpr) -> IntExpr:
-    """`e` computed once, under a name of its own."""
-    return e if e.const is not None else b.index_of(b.from_index(e))
+        position = b.named(position + minimum((hi - position) // count, 1) * count)
 
 
 def _one_vector(
@@ -331,7 +332,7 @@ def _fold(em: Emitter, step: PointStep, space: Space, vector: VectorRank, lanes:
         return sweep(em, [step], space, step.reduced, vector.name, lanes, UNROLL)
     accs = tuple(identities(em, step, tuple(s.count for s in space.slots), space.lanes))
     monoid = MONOIDS[step.reduce.op]
-    return list(_fold_loops(em, step, monoid, folded_types(step), space, dict(step.reduced), accs))
+    return list(_fold_loops(em, step, monoid, step.fold_types, space, dict(step.reduced), accs))
 
 
 def _fold_loops(

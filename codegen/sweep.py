@@ -41,16 +41,10 @@ def pointwise(em: Emitter, step: PointStep, space: Space) -> list[str]:
     return [em.value(e, space, mask) for e in step.exprs]
 
 
-def folded_types(step: PointStep) -> tuple[DType, ...]:
-    """The types that a step's folds are made in."""
-    assert step.reduce is not None
-    return tuple(compute_type(step.reduce.accumulator or d) for d in step.dtypes)
-
-
 def identities(em: Emitter, step: PointStep, slots: tuple[int, ...], lanes: int) -> list[str]:
     """Tiles of the identity of each of a step's folds."""
     assert step.reduce is not None
-    types = folded_types(step)
+    types = step.fold_types
     values = MONOIDS[step.reduce.op].identity(types)
     return [em.b.const(TileType(t, slots, lanes), v.value) for t, v in zip(types, values, strict=True)]
 
@@ -63,7 +57,7 @@ def at_point(em: Emitter, steps: Sequence[PointStep], space: Space, accs: Sequen
         if step.reduce is None:
             keep(em, step, pointwise(em, step, space), space)
             continue
-        types = folded_types(step)
+        types = step.fold_types
         own, left = left[: len(types)], left[len(types) :]
         done += accumulate(em, step, MONOIDS[step.reduce.op], types, space, tuple(own))
     return done

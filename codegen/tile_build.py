@@ -128,6 +128,10 @@ class Builder:
         self.emit(tile.IndexOf(name, src))
         return var(name)
 
+    def named(self, e: IntExpr) -> IntExpr:
+        """`e` computed once, under a name of its own."""
+        return e if e.const is not None or e.is_var else self.index_of(self.from_index(e))
+
     def lead(self, buffer: str, size_bytes: int) -> IntExpr:
         """Elements of `buffer` before the first at a multiple of `size_bytes` in memory."""
         name = self.fresh("v")

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dlc.codegen.nest import PointStep, VectorRank, for_vectors, lanes_for
-from dlc.codegen.point import Emitter, Slot, Space, compute_type
-from dlc.codegen.sweep import accumulate, keep
+from dlc.codegen.point import Emitter, Slot, Space
+from dlc.codegen.sweep import accumulate, identities, keep
 from dlc.codegen.tile import IndexCond
 from dlc.costmodel.tiles import MOST_TAPS
 from dlc.ir.expr import Access, Expr, accesses, transform
@@ -157,18 +157,14 @@ class _WindowLowering:
         """Single points at the edges, whole tiles between them, single points for the rest."""
         width = WIDTH // 2
         lo = minimum(lo, extent)
-        hi = self._index(maximum(minimum(hi, extent), lo))
-        whole = self._index(lo + (hi - lo) // width * width)
+        hi = self.b.named(maximum(minimum(hi, extent), lo))
+        whole = self.b.named(lo + (hi - lo) // width * width)
         spans = [(lo, whole, width, True), (whole, hi, 1, True)]
         if lo.const != 0:
             spans.append((int_expr(0), lo, 1, False))
         if hi != extent:
             spans.append((hi, extent, 1, False))
         return spans
-
-    def _index(self, e: IntExpr) -> IntExpr:
-        """`e` computed once, under a name of its own."""
-        return e if e.const is not None or e.is_var else self.b.index_of(self.b.from_index(e))
 
     def _safe_range(self) -> tuple[IntExpr, IntExpr]:
         """Where along the slide every guarded index that moves with it is within its tensor, from `lo` to below `hi`."""
@@ -247,10 +243,7 @@ class _WindowLowering:
 
     def _tile(self, em: Emitter, steps: list[PointStep], space: Space) -> None:
         first = steps[0]
-        assert first.reduce is not None
-        kind = compute_type(first.reduce.accumulator or first.dtypes[0])
-        (identity,) = MONOIDS[first.reduce.op].identity((kind,))
-        acc = em.b.const(space.tile(kind), identity.value)
+        (acc,) = identities(em, first, tuple(s.count for s in space.slots), space.lanes)
         keep(em, first, [self._fold(em, first, space, self.window.loops, acc)], space)
         for later in steps[1:]:
             where = em.value(later.where, space) if later.where is not None else None
