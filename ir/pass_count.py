@@ -153,12 +153,6 @@ def passes(cascade: Cascade | Program, splits: Splits = ()) -> int:
     return max((row.passes for row in all_passes(cascade, splits) if not row.partition), default=0)
 
 
-def most_passes(rows: Iterable[PassCount]) -> PassCount | None:
-    """The row that decides `passes`: the first with the greatest count, inputs before what is made of them."""
-    counted = [row for row in rows if not row.partition]
-    return max(counted, key=lambda row: row.passes) if counted else None
-
-
 # --- the fibers of a cascade -----------------------------------------------------------------------------------------
 
 

@@ -6,15 +6,17 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from typing import ClassVar
 
 from dlc.ir.einsum import Einsum, Scan
 from dlc.ir.extent import IntExpr
 from dlc.ir.program import Program, Stmt
-from dlc.ir.streamed import factors
+from dlc.ir.streamed import factors, flat
 from dlc.passes.explicit_domains import explicit_domains
-from dlc.passes.pipeline import Pass
+from dlc.passes.pipeline import BadOption, Pass
 from dlc.passes.reduction_chains import Chain
+from dlc.passes.refusals import Reason, Refusal
 from dlc.passes.running_plan import Plan
 from dlc.passes.running_reduction import Rewriter
 from dlc.passes.stream_kernels import StreamKernels, Streams
@@ -34,8 +36,18 @@ class ReducePasses(Pass):
     name: ClassVar[str] = "reduce-passes"
     block: int = 128
 
+    def __post_init__(self) -> None:
+        if self.block < 1:
+            raise BadOption(option="block", name=self.name, wanted="at least 1", value=self.block)
+
     def apply(self, program: Program) -> Program:
         return _Chosen(explicit_domains(program), self.block).run()
+
+    def explain(self, program: Program) -> tuple[Refusal, ...]:
+        """The chains that have a running form which no kernel would stream."""
+        chosen = _Chosen(explicit_domains(program), self.block)
+        chosen.run()
+        return tuple(chosen.declined)
 
 
 class _Chosen(Rewriter):
@@ -46,13 +58,18 @@ class _Chosen(Rewriter):
         return -(-extent.const // -(-extent.const // self.block))
 
     def _streams(self, step: Einsum) -> bool:
-        """Whether the fold is a contraction of two tensors that are no weights."""
-        operands = factors(step)
-        return operands is not None and self.constants.isdisjoint(a.tensor for a in operands)
+        """Whether the fold contracts two tensors that are no weights: each moves along a free rank that the other lacks."""
+        free, over = {r.name for r in step.ranks}, {r.name for r in step.reduced}
+        reads = [a.variables for a in step.accesses() if a.tensor not in self.constants and a.variables & over]
+        return any((a - b) & free and (b - a) & free for a, b in combinations(reads, 2))
 
     @cached_property
     def constants(self) -> frozenset[str]:
         return frozenset(c.name for c in self.program.consts)
+
+    @cached_property
+    def declined(self) -> list[Refusal]:
+        return []
 
     @cached_property
     def streams(self) -> Streams:
@@ -72,7 +89,15 @@ class _Chosen(Rewriter):
             for n, s in enumerate(tried)
             if isinstance(s, Scan) and id(s) not in before
         )
-        return plan if all(fits) else None
+        made = [s for s in tried if isinstance(s, (Einsum, Scan)) and id(s) not in before]
+        tiles = all(factors(s) is not None for s in flat(made) if self._streams(s))
+        if tiles and all(fits):
+            return plan
+        fold = next(m.step for m in chain.folds if self._streams(m.step))
+        least, size = StreamKernels.least, StreamKernels.block_bytes
+        detail = f"fewer than {least} points along a rank that moves one operand, more than {size} bytes a block, or weights"
+        self.declined.append(Refusal(fold.out, chain.rank, Reason.APART, detail, fold.loc))
+        return None
 
 
 __all__ = ["ReducePasses"]

@@ -9,7 +9,7 @@ from dlc.ir.loc import Loc
 
 
 class Reason(Enum):
-    """Side conditions of `defer-factors`, `running-reduction` and `block-recurrence`."""
+    """Side conditions of `defer-factors`, `running-reduction` and `block-recurrence`, and of the choice by `reduce-passes`."""
 
     SHORT = "the rank fits into one block, so that a running form would have a single step"
     KEPT = "a tensor along the rank that depends on the reduction is needed as a whole, which takes another pass"
@@ -22,6 +22,7 @@ class Reason(Enum):
     SIGN = "a factor moves past max or min only where it is known to be positive"
     BOUNDS = "what would be read after the reduction is in bounds only where something is reduced"
     MONOID = "factors do not move past this reduction"
+    APART = "there is a running form, but its scan would not run inside the tasks of one kernel"
 
     def __str__(self) -> str:
         return self.value

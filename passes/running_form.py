@@ -576,6 +576,8 @@ def _marked(e: Expr, reference: Reference) -> Expr | None:
 
 def _clamped(e: Expr, reference: Reference, dtype: DType) -> Expr:
     """The reference as a finite number at the monoid's identity, and at the other infinity where the program says so."""
+    if not dtype.is_float:
+        return e  # differences wrap, and so do the corrections that undo them
     largest = LARGEST[dtype.name]
     size = size_of(reference.scales)
     bound = largest if size <= 1 else largest / 2.0 ** frexp(size)[1]  # scaled, it is to be finite, too

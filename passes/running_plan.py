@@ -333,7 +333,9 @@ class _Planner:
         )
         for k, a in enumerate(rest):
             others = rest[:k] + rest[k + 1 :]
-            found = self.mean(a, shift, member, scope) or self.bound(a, shift, member, scope)
+            found = self.mean(a, shift, member, scope)
+            if found is None and shift.power == 1:  # squares of a move from -inf would be NaN
+                found = self.bound(a, shift, member, scope)
             if found is not None and (shift.power == 1 or not others):
                 return found, -a.sign, others
         raise Refused(Reason.UNSTABLE, f"{shift.expr}: what it subtracts is neither a mean nor the extreme of its data")

@@ -13,7 +13,7 @@ from dlc.ir.rename import rename_einsum
 from dlc.ir.streamed import dimensions, factors, flat, lane_rank, moves_one_operand
 from dlc.passes.explicit_domains import explicit_domains
 from dlc.passes.kernels import Kernels
-from dlc.passes.pipeline import Pass
+from dlc.passes.pipeline import BadOption, Pass
 from dlc.passes.rewrite import drop_dead, map_regions
 from dlc.passes.shared_scale import share_scales
 
@@ -40,6 +40,11 @@ class StreamKernels(Pass):
     lanes: int = 64
     block_bytes: int = 786432
     least: int = 8
+
+    def __post_init__(self) -> None:
+        for option, value in (("lanes", self.lanes), ("block_bytes", self.block_bytes), ("least", self.least)):
+            if value < 1:
+                raise BadOption(option=option, name=self.name, wanted="at least 1", value=value)
 
     def apply(self, program: Program) -> Program:
         program = explicit_domains(program)

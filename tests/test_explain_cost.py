@@ -94,6 +94,10 @@ def test_three_passes_are_derived_to_one(three: str, one: str, capsys: pytest.Ca
         (["--target", "fusemax", "--extent", "h=x"], 2, "write NAME=N,NAME=N with integers, not 'h=x'"),
         (["--target", "tpu", "--extent", EXTENTS], 1, "error[DLC0700]: there is no target 'tpu'"),
         (["--extent", EXTENTS + ",z=1"], 1, "it has no symbol 'z'"),
+        (["--extent", EXTENTS, "--traffic-bytes", "7"], 1, "error[DLC0644]: --traffic-bytes has no use here"),
+        (["--extent", EXTENTS, "--as-published"], 1, "error[DLC0644]: --as-published has no use here"),
+        (["--target", "fusemax", "--extent", EXTENTS, "--kernel", "k"], 1, "error[DLC0644]: --kernel has no use here"),
+        (["--target", "fusemax", "--extent", EXTENTS, "--traffic-bytes", "-5"], 2, "0 or more, not '-5'"),
     ],
 )
 def test_refusals(arguments: list[str], code: int, words: str, three: str, capsys: pytest.CaptureFixture[str]) -> None:

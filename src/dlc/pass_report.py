@@ -19,6 +19,7 @@ from dlc.ir.extent import show_extent, variables
 from dlc.ir.pass_count import PassCount, cascades_of
 from dlc.ir.program import Cascade, Program
 from dlc.passes.defer_factors import DeferFactors
+from dlc.passes.reduce_passes import ReducePasses
 from dlc.passes.refusals import Reason
 from dlc.passes.running_reduction import RunningReduction
 
@@ -39,7 +40,7 @@ def analyse(given: Program, compiled: Program, cache_bytes: int) -> dict[str, An
 def _kept(given: Program) -> list[dict[str, str]]:
     """Why dependent reductions of a program keep their passes."""
     deferred = DeferFactors().apply(given)
-    refusals = RunningReduction(block=1).explain(deferred)
+    refusals = (*RunningReduction(block=1).explain(deferred), *ReducePasses().explain(given))
     return [
         {"tensor": r.tensor, "rank": r.rank, "reason": str(r.reason), "detail": r.detail, "loc": str(r.loc)}
         for r in refusals

@@ -252,6 +252,7 @@ LOOK_ALIKES = [
     ("X: f32[p, m]", "S[p] = sum(m) X[p, m] * X[p, m]\n  MU[p] = S[p] / cast<f32>(m)\n  Q[p] = sum(m) (X[p, m] - MU[p]) * (X[p, m] - MU[p])", "Q", Reason.UNSTABLE, "X[p, m] - MU[p]"),
     ("X: f32[p, m]", "GM[p] = max(m) X[p, m] where m < p\n  SD[p] = sum(m) exp(X[p, m] - GM[p])", "SD", Reason.UNSTABLE, "exp("),
     ("X: f32[p, m]", "GM[p] = max(m) X[p, m]\n  (V, I)[p] = argmax(m) (X[p, m] - GM[p], m)", "V, I", Reason.TUPLE, "argmax"),
+    ("X: f32[p, m]", "GM[p] = max(m) X[p, m]\n  U[p] = sum(m) (X[p, m] - GM[p]) * (X[p, m] - GM[p])", "U", Reason.UNSTABLE, "neither a mean nor the extreme"),
     ("X: f32[p, m]", "GM[p] = max(m) X[p, m]\n  V[p] = max(m) X[p, m] * GM[p]", "V", Reason.SIGN, "GM[p]"),
     ("X: f32[p, m]", "GM[p] = max(m) X[p, m]\n  V[p] = prod(m) exp(X[p, m] - GM[p]) where m < p", "V", Reason.MONOID, "prod under a domain"),
     ("X: f32[p, m]", "GM[p] = max(m) X[p, m]\n  V[p] = prod(m) X[p, m] / GM[p]", "V", Reason.UNSTABLE, "power of the number"),
@@ -270,6 +271,23 @@ def test_refused(params: str, steps: str, results: str, reason: Reason, detail: 
     assert found[0].loc.line > 1 and str(found[0].loc) in str(found[0]) and str(reason) in str(found[0])
     before, after = derived(text)
     assert after is before or scans(after) == 0
+
+
+@pytest.mark.parametrize("dtype", ["i8", "u8", "i32", "i64"])
+def test_integers_wrap_in_the_running_form_too(dtype: str) -> None:
+    text = f"""cascade f(X: {dtype}[p, m], V: {dtype}[m, g]) -> (Y, Z) {{
+  G[p] = max(m) X[p, m]
+  D[p, m] = X[p, m] - G[p]
+  Y[p, g] = sum(m) D[p, m] * V[m, g]
+  Z[p] = sum(m) D[p, m]
+}}"""
+    before, after = derived(text)
+    assert scans(after) == 1
+    rng = np.random.default_rng(0)
+    kind = {"i8": np.int8, "u8": np.uint8, "i32": np.int32, "i64": np.int64}[dtype]
+    inputs = [rng.integers(0, 100, s).astype(kind) for s in ((3, 11), (11, 2))]
+    for want, got in zip(run_program(before, inputs), run_program(after, inputs), strict=True):
+        np.testing.assert_array_equal(got, want)
 
 
 def test_a_refused_fold_follows_the_traversal() -> None:

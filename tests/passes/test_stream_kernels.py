@@ -13,6 +13,8 @@ from dlc.ir.einsum import Einsum, Scan
 from dlc.ir.parser import parse_program
 from dlc.ir.program import Launch, Program
 from dlc.ir.verify import verify
+from dlc.passes.pipeline import BadOption, Pipeline
+from dlc.passes.registry import passes
 from dlc.passes.stream_kernels import StreamKernels
 
 QKV = "Q: f32[2, 20, 4], K: f32[2, 30, 4], V: f32[2, 30, 3]"
@@ -108,6 +110,33 @@ ALONE = {
 def test_what_is_left_alone(name: str) -> None:
     steps, rule = ALONE[name]
     assert not streamed(program(QKV, steps), rule).kernels
+
+
+ENDS = {
+    "divided under the sum": "O[p:20, f:3] = sum(m:300) SN[p, m] * V[m, f] / SD[p]",
+    "weights divided first": "A[p:20, m:300] = SN[p, m] / SD[p]\n  O[p:20, f:3] = sum(m:300) A[p, m] * V[m, f]",
+    "divided at the end": "AV[p:20, f:3] = sum(m:300) SN[p, m] * V[m, f]\n  O[p:20, f:3] = AV[p, f] / SD[p]",
+    "a reciprocal": "I[p:20] = 1.0 / SD[p]\n  O[p:20, f:3] = sum(m:300) SN[p, m] * I[p] * V[m, f]",
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_wherever_the_division_stands(name: str) -> None:
+    steps = f"""QK[p:20, m:300] = sum(e:4) Q[p, e] * K[m, e]
+  GM[p:20] = max(m:300) QK[p, m]
+  SN[p:20, m:300] = exp(QK[p, m] - GM[p])
+  SD[p:20] = sum(m:300) SN[p, m]
+  {ENDS[name]}"""
+    before = program("Q: f32[20, 4], K: f32[300, 4], V: f32[300, 3]", steps)
+    after = run_passes(before, Pipeline.parse("reduce-passes,stream-kernels", passes()))
+    assert len(after.kernels) == 1 and not left(after)
+    assert_same_result(before, after, {}, rtol=2e-5)
+
+
+@pytest.mark.parametrize("text", ["reduce-passes{block=0}", "stream-kernels{lanes=0}", "stream-kernels{least=-1}"])
+def test_options_below_one(text: str) -> None:
+    with pytest.raises(BadOption, match="at least 1"):
+        Pipeline.parse(text, passes())
 
 
 def test_weights_are_no_stream() -> None:

@@ -55,6 +55,14 @@ class NoCascade(BadInput):
     hint = "give an .ein file with one cascade; `dlc opt MODEL` prints a model's program"
 
 
+class OptionHasNoUse(BadInput):
+    """An option of `dlc explain` that nothing of what was asked would look at."""
+
+    code = "DLC0644"
+    template = "{option} has no use here: it is for {use}"
+    hint = "leave it out"
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL_OR_CODE", help="a .dlc file, a model, or an error code")
     parser.add_argument("--kernel", metavar="NAME", help="show this kernel's Einsums (of a model, not of a .dlc file)")
@@ -64,7 +72,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     cost.add_argument(
         "--traffic-bytes",
-        type=float,
+        type=shared.byte_count,
         metavar="N",
         help="memory traffic known from elsewhere, instead of the counted one",
     )
@@ -79,6 +87,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, console: Console) -> int:
     if re.fullmatch(r"DLC\d{4}", options.model):
         return explain_code(options.model, console)
+    _check_use(options)
     if options.extent or (options.model.endswith(".ein") and not _is_cpu(options.target)):
         return explain_cost(options, console)
     model = open_model(options.model)
@@ -102,6 +111,17 @@ def run(options: argparse.Namespace, console: Console) -> int:
     explain_manifest(executable.manifest, kernels, console, facts_of(analysis, model.kind == "ein"))
     say_passes(analysis, console)
     return 0
+
+
+def _check_use(options: argparse.Namespace) -> None:
+    """Refuse what would be ignored in silence."""
+    spatial = not _is_cpu(options.target)
+    if options.traffic_bytes is not None and not spatial:
+        raise OptionHasNoUse(option="--traffic-bytes", use="a spatial --target")
+    if options.as_published and not spatial:
+        raise OptionHasNoUse(option="--as-published", use="a spatial --target")
+    if options.kernel and (spatial or options.extent):
+        raise OptionHasNoUse(option="--kernel", use="a model that is compiled for this processor")
 
 
 def explain_code(code: str, console: Console) -> int:

@@ -138,6 +138,17 @@ def extents(text: str) -> dict[str, int]:
     return found
 
 
+def byte_count(text: str) -> float:
+    """A number of bytes, not below 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"write a number of bytes, 0 or more, not '{text}'")
+    return number
+
+
 def int_range(text: str) -> tuple[int, int]:
     low, colon, high = text.partition(":")
     try:
