@@ -46,12 +46,15 @@ def _plain(e: Expr) -> Access | None:
     return inner if isinstance(inner, Access) and inner.default is None and not inner.children else None
 
 
+_LONGEST = 1 << 62
+
+
 def lane_rank(steps: Sequence[Step], outer: Iterable[str]) -> str | None:
     """The task rank that the lanes run along; None when the kernel does not stream.
 
     Args:
         steps: of one kernel, equal rank names meaning the same.
-        outer: its task ranks; the last one that qualifies is taken.
+        outer: its task ranks; of those that qualify the longest is taken (one of unknown extent before all), the last of equals.
     """
     tasks = list(outer)
     einsums = list(flat(steps))
@@ -61,10 +64,8 @@ def lane_rank(steps: Sequence[Step], outer: Iterable[str]) -> str | None:
     if not _plain_scans(steps) or any(made_in_index(s, steps) for s in einsums):
         return None
     extents = {r.name: r.extent for s in einsums for r in s.ranks}
-    for name in reversed(tasks):
-        if extents[name].const != 1 and moves_one_operand(name, sums):
-            return name
-    return None
+    able = [n for n in tasks if extents[n].const != 1 and moves_one_operand(n, sums)]
+    return max(reversed(able), key=lambda n: _LONGEST if (size := extents[n].const) is None else size, default=None)
 
 
 def moves_one_operand(name: str, sums: Iterable[tuple[Access, Access]]) -> bool:

@@ -112,6 +112,18 @@ def test_what_is_left_alone(name: str) -> None:
     assert not streamed(program(QKV, steps), rule).kernels
 
 
+def test_the_longest_rank_has_the_lanes() -> None:
+    """Queries, and not the three heads that share keys, whatever their order in the result."""
+    steps = """QK[k:2, g:3, p:20, m:30] = sum(e:4) Q[k, g, p, e] * K[k, m, e]
+  GM[k:2, g:3, p:20] = max(m:30) QK[k, g, p, m]
+  SN[k:2, g:3, p:20, m:30] = exp(QK[k, g, p, m] - GM[k, g, p])
+  SD[k:2, g:3, p:20] = sum(m:30) SN[k, g, p, m]
+  AV[p:20, k:2, g:3, f:3] = sum(m:30) SN[k, g, p, m] * V[k, m, f]
+  O[p:20, k:2, g:3, f:3] = AV[p, k, g, f] / SD[k, g, p]"""
+    before = program("Q: f32[2, 3, 20, 4], K: f32[2, 30, 4], V: f32[2, 30, 3]", steps)
+    assert not left(streamed(before))
+
+
 ENDS = {
     "divided under the sum": "O[p:20, f:3] = sum(m:300) SN[p, m] * V[m, f] / SD[p]",
     "weights divided first": "A[p:20, m:300] = SN[p, m] / SD[p]\n  O[p:20, f:3] = sum(m:300) A[p, m] * V[m, f]",
