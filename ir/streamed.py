@@ -46,7 +46,8 @@ def _plain(e: Expr) -> Access | None:
     return inner if isinstance(inner, Access) and inner.default is None and not inner.children else None
 
 
-_LONGEST = 1 << 62
+FEWEST = 8
+"""Points that are worth the lanes, where another rank has more."""
 
 
 def lane_rank(steps: Sequence[Step], outer: Iterable[str]) -> str | None:
@@ -54,7 +55,7 @@ def lane_rank(steps: Sequence[Step], outer: Iterable[str]) -> str | None:
 
     Args:
         steps: of one kernel, equal rank names meaning the same.
-        outer: its task ranks; of those that qualify the longest is taken (one of unknown extent before all), the last of equals.
+        outer: its task ranks; the last one that qualifies is taken, or, where that is short, the longest known one.
     """
     tasks = list(outer)
     einsums = list(flat(steps))
@@ -65,7 +66,12 @@ def lane_rank(steps: Sequence[Step], outer: Iterable[str]) -> str | None:
         return None
     extents = {r.name: r.extent for s in einsums for r in s.ranks}
     able = [n for n in tasks if extents[n].const != 1 and moves_one_operand(n, sums)]
-    return max(reversed(able), key=lambda n: _LONGEST if (size := extents[n].const) is None else size, default=None)
+    if not able:
+        return None
+    last, size = able[-1], extents[able[-1]].const
+    if size is None or size >= FEWEST:
+        return last
+    return max(reversed(able), key=lambda n: extents[n].const or 0)  # a few heads that share keys are no lanes
 
 
 def moves_one_operand(name: str, sums: Iterable[tuple[Access, Access]]) -> bool:
