@@ -19,14 +19,15 @@ from dlc.codegen.grouped_dot import GroupedSum, find_grouping, rows_of_tile
 from dlc.codegen.merge import merge_ranks
 from dlc.codegen.nest import PointStep, in_tiles
 from dlc.codegen.point import Emitter, Slot, Space, compute_type
-from dlc.codegen.stream import MOST_ROWS, Stream, find_stream, streamed_vectors
+from dlc.codegen.prefetch import MOST_ROWS, Stream, find_stream, streamed_vectors
 from dlc.codegen.sweep import keep
 from dlc.codegen.target import Target
 from dlc.costmodel.tiles import panel_columns
 from dlc.ir.dtype import DType
-from dlc.ir.expr import Access, Apply, Cast, Expr
-from dlc.ir.extent import IntExpr, Mod, atoms, int_expr, minimum, split_linear, substitute, var
+from dlc.ir.expr import Access, Cast, Expr
+from dlc.ir.extent import IntExpr, Mod, atoms, int_expr, minimum, product, split_linear, substitute, var
 from dlc.ir.facts import Facts
+from dlc.ir.products import product_operands
 
 if TYPE_CHECKING:
     from dlc.codegen.lower import KernelLowering, Lowered
@@ -67,17 +68,6 @@ def find_contraction(low: KernelLowering) -> Roles | None:
     if roles is None or not (roles.words or compute_type(first.dtype).is_float):
         return None
     return roles
-
-
-def product_operands(e: Expr) -> tuple[Expr, Expr] | None:
-    """The two factors of `A[...] * B[...]`, plain accesses up to a widening cast."""
-    if not (isinstance(e, Apply) and e.op == "mul"):
-        return None
-    for arg in e.args:
-        inner = arg.arg if isinstance(arg, Cast) else arg
-        if not (isinstance(inner, Access) and inner.default is None and not inner.children):
-            return None
-    return e.args[0], e.args[1]
 
 
 def _access(e: Expr) -> Access:
@@ -277,12 +267,7 @@ class _ContractionLowering:
             )  # fmt: skip
         work = int_expr(2 * tile.columns)
         work = work * (minimum(row_extent, block) if row_extent.const is None else min(row_extent.const, block))
-        for e in self.steps[0].reduced.values():
-            work = work * e
-        total = int_expr(1)
-        for e in tasks.values():
-            total = total * e
-        return self.low.finish(total, work)
+        return self.low.finish(product(tasks.values()), work * product(self.steps[0].reduced.values()))
 
     def _column_mask(self, panel: IntExpr) -> str | None:
         """Mask of the columns that exist; None when every panel is full."""
@@ -353,4 +338,4 @@ def _factors(e: Expr) -> tuple[Expr, Expr]:
     return operands
 
 
-__all__ = ["Roles", "choose_roles", "find_contraction", "lower_contraction", "product_operands"]
+__all__ = ["Roles", "choose_roles", "find_contraction", "lower_contraction"]

@@ -16,7 +16,7 @@ from dlc.codegen.nest import PointStep, VectorRank, compute, for_vectors, lanes_
 from dlc.codegen.point import Emitter, Slot, Space
 from dlc.codegen.tile import IndexCond
 from dlc.ir.expr import Access, accesses
-from dlc.ir.extent import IntExpr, int_expr, minimum, split_linear
+from dlc.ir.extent import IntExpr, int_expr, minimum, product, split_linear
 
 if TYPE_CHECKING:
     from dlc.codegen.lower import KernelLowering, Lowered
@@ -75,7 +75,4 @@ def lower_crossed(
             rows(em.scoped(), at, 1, whole, last)
 
     for_vectors(low.em.scoped(), Space(base), vector, int_expr(0), ranks[vector], lanes, 1, body)
-    total = blocks
-    for e in others.values():
-        total = total * e
-    return low.finish(total, ranks[vector] * (block * per_point))
+    return low.finish(blocks * product(others.values()), ranks[vector] * (block * per_point))

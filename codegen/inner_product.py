@@ -18,17 +18,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dlc.codegen.contraction import ROW_BLOCK, product_operands
+from dlc.codegen.contraction import ROW_BLOCK
 from dlc.codegen.merge import merge_ranks
 from dlc.codegen.nest import in_tiles
 from dlc.codegen.point import Emitter, Slot, Space, compute_type
-from dlc.codegen.stream import MOST_ROWS, Stream, find_stream
+from dlc.codegen.prefetch import MOST_ROWS, Stream, find_stream
 from dlc.codegen.sweep import keep
 from dlc.codegen.target import Target
 from dlc.codegen.tile import TileType
 from dlc.ir.dtype import DType
 from dlc.ir.expr import Access, Cast, Expr
-from dlc.ir.extent import IntExpr, int_expr, minimum, split_linear
+from dlc.ir.extent import IntExpr, int_expr, minimum, product, split_linear
+from dlc.ir.products import product_operands
 
 if TYPE_CHECKING:
     from dlc.codegen.lower import KernelLowering, Lowered
@@ -166,12 +167,7 @@ class _InnerProductLowering:
 
         in_tiles(self.b, col, left, right, columns.const, width, column_tile)
         work = minimum(rows, deep) * minimum(columns, wide) * 2
-        for e in self.steps[0].reduced.values():
-            work = work * e
-        total = int_expr(1)
-        for e in tasks.values():
-            total = total * e
-        return self.low.finish(total, work)
+        return self.low.finish(product(tasks.values()), work * product(self.steps[0].reduced.values()))
 
     def _tile(self, base: dict[str, IntExpr], rows: int, columns: int) -> None:
         em, first = self.em.scoped(), self.steps[0]

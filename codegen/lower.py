@@ -38,13 +38,13 @@ from dlc.codegen.unroll import unroll_block
 from dlc.codegen.window import Window, find_window, lower_window
 from dlc.ir.blocked import unrolls
 from dlc.ir.dtype import DType
-from dlc.ir.einsum import Einsum, Scan, Step, TensorType
+from dlc.ir.einsum import Einsum, Scan, Step, TensorType, flat
 from dlc.ir.errors import OuterRank
 from dlc.ir.expr import walk
-from dlc.ir.extent import IntExpr, int_expr, maximum, minimum, substitute, var, variables
+from dlc.ir.extent import IntExpr, int_expr, maximum, minimum, product, substitute, var, variables
 from dlc.ir.facts import Facts, SymbolFact
 from dlc.ir.program import Kernel, cascade_types
-from dlc.ir.streamed import flat, lane_rank
+from dlc.ir.streamed import lane_rank
 
 CHUNK = 4096  # elements of a long rank that make one task
 
@@ -184,7 +184,7 @@ class KernelLowering:
         work = int_expr(per_point)
         for e in inside.values():
             work = work * e
-        return self.finish(_product(tasks), work)
+        return self.finish(product(tasks.values()), work)
 
     def _cut(self, steps: list[PointStep], ranks: dict[str, IntExpr]) -> tuple[str | None, int]:
         """The rank whose loop is cut into most parts, and the scalar operations per point of the costliest part."""
@@ -214,7 +214,7 @@ class KernelLowering:
         work = int_expr(per_point)
         for e in loops.values():
             work = work * e
-        return self.finish(_product(tasks), work)
+        return self.finish(product(tasks.values()), work)
 
     def block_ranks(self) -> dict[str, IntExpr]:
         """The task ranks with extents; those that blocks follow are no dimension of what is stored last."""
@@ -246,7 +246,7 @@ class KernelLowering:
                     self._streamed(steps, name, extent, first, base)
                 with branch.orelse():
                     plain()
-        return self.finish(_product(others) * chunks, int_expr(per_point * CHUNK))
+        return self.finish(product(others.values()) * chunks, int_expr(per_point * CHUNK))
 
     def _exceeds_caches(self) -> bool | IndexCond:
         """Whether the results are larger than the last cache, so that their lines need not be fetched to be written."""
@@ -294,7 +294,7 @@ class KernelLowering:
             else:
                 vector = choose_vector(steps, loops, self.em, self.target)
                 emit_nest(self.em, steps, loops, vector, base, self.target)
-        return self.finish(_product(outer), self._row_work())
+        return self.finish(product(outer.values()), self._row_work())
 
     def _row_work(self) -> IntExpr:
         """Scalar operations of a row."""
@@ -391,13 +391,6 @@ def _at_zero(step: Step, units: set[str]) -> Step:
     return replace(step, exprs=tuple(e.substitute(env) for e in step.exprs), where=where, write=write)
 
 
-def _product(ranks: Mapping[str, IntExpr]) -> IntExpr:
-    total = int_expr(1)
-    for e in ranks.values():
-        total = total * e
-    return total
-
-
 def _points_of(step: PointStep) -> int:
     """Scalar operations per free point, an unknown reduced extent counted as 64."""
     nodes = sum(1 for e in step.scalars for _ in walk(e))
@@ -411,7 +404,7 @@ def _long(extent: IntExpr) -> bool:
 
 
 def _many(ranks: Mapping[str, IntExpr]) -> bool:
-    total = _product(ranks)
+    total = product(ranks.values())
     return bool(ranks) and (total.const is None or total.const >= 8)
 
 

@@ -10,7 +10,7 @@ from dlc.codegen.stream_plan import Group, Kind, Plan
 from dlc.ir.domain import conjuncts
 from dlc.ir.einsum import Einsum, Scan, Step
 from dlc.ir.expr import Expr, accesses
-from dlc.ir.streamed import factors
+from dlc.ir.products import factors
 
 if TYPE_CHECKING:
     from dlc.codegen.lower import KernelLowering

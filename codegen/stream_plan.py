@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from dlc.ir.dtype import DType
-from dlc.ir.einsum import Einsum, Scan
+from dlc.ir.einsum import Einsum, Scan, flat
 from dlc.ir.expr import Access, Expr, transform
 from dlc.ir.extent import IntExpr, int_expr, var
-from dlc.ir.streamed import flat
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from dlc.codegen.point import compute_type
 from dlc.codegen.stream_groups import Grouping
 from dlc.codegen.stream_idle import is_idle
 from dlc.codegen.stream_plan import Group, Item, Local, Loop, Plan, Stage
-from dlc.ir.einsum import Einsum, Rank, Scan, Step, einsum
+from dlc.ir.einsum import Einsum, Rank, Scan, Step, einsum, flat
 from dlc.ir.errors import OuterRank
 from dlc.ir.expr import Access, rename_tensors
 from dlc.ir.extent import int_expr, var
 from dlc.ir.program import fresh_name
-from dlc.ir.streamed import dimensions, flat
+from dlc.ir.streamed import dimensions
 
 if TYPE_CHECKING:
     from dlc.codegen.lower import KernelLowering

@@ -29,7 +29,7 @@ from dlc.codegen.stream_step import Steps
 from dlc.codegen.stream_tile import emit_tiles
 from dlc.codegen.stream_turn import emit_results, emit_stage
 from dlc.codegen.tile import IndexCond
-from dlc.ir.extent import IntExpr, int_expr, minimum
+from dlc.ir.extent import IntExpr, int_expr, minimum, product
 
 if TYPE_CHECKING:
     from dlc.codegen.lower import KernelLowering, Lowered
@@ -44,10 +44,7 @@ def lower_streamed(low: KernelLowering, lane: str) -> Lowered:
     base = low.task_base({**others, "block": blocks})
     start = frame.b.named(base.pop("block") * frame.width)
     _Tasks(frame, Steps(frame), extent).run(base, start)
-    total = blocks
-    for e in others.values():
-        total = total * e
-    return low.finish(total, frame.plan.work() * frame.width)
+    return low.finish(blocks * product(others.values()), frame.plan.work() * frame.width)
 
 
 @dataclass(frozen=True)

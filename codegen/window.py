@@ -21,7 +21,18 @@ from dlc.codegen.sweep import accumulate, identities, keep
 from dlc.codegen.tile import IndexCond
 from dlc.costmodel.tiles import MOST_TAPS
 from dlc.ir.expr import Access, Expr, accesses, transform
-from dlc.ir.extent import IntExpr, has_value, int_expr, maximum, minimum, split_linear, substitute, var, variables
+from dlc.ir.extent import (
+    IntExpr,
+    has_value,
+    int_expr,
+    maximum,
+    minimum,
+    product,
+    split_linear,
+    substitute,
+    var,
+    variables,
+)
 from dlc.ir.facts import Facts
 from dlc.ir.monoid import MONOIDS
 
@@ -108,10 +119,7 @@ class _WindowLowering:
         for start, stop, width, safe in self._spans():
             self._span(base, bounds, start, stop, width, safe)
         points = self.ranks[self.window.slide] * (min(chunk, extent.const or chunk) if chunk else extent)
-        total = chunks
-        for e in others.values():
-            total = total * e
-        return self.low.finish(total, points * self._work())
+        return self.low.finish(chunks * product(others.values()), points * self._work())
 
     def _work(self) -> IntExpr:
         work = int_expr(2)

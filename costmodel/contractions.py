@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from dlc.ir.einsum import Einsum, Scan, Step
 from dlc.ir.expr import Access, Apply, Cast, Expr
-from dlc.ir.extent import IntExpr, int_expr, var, variables
+from dlc.ir.extent import IntExpr, int_expr, product, var, variables
 from dlc.ir.facts import Facts
 from dlc.ir.fiber import FiberWalk, covering, dimension
 from dlc.ir.program import Cascade, cascade_types
@@ -169,23 +169,16 @@ def _contraction(
         step.out,
         left.tensor,
         right.tensor,
-        _product((of_left & of_right) - folded, extents),
-        _product(m, extents),
-        _product(n, extents),
-        _product(folded & of_left & of_right, extents),
-        _product(windows, extents),
+        product(extents[r] for r in sorted((of_left & of_right) - folded)),
+        product(extents[r] for r in sorted(m)),
+        product(extents[r] for r in sorted(n)),
+        product(extents[r] for r in sorted(folded & of_left & of_right)),
+        product(extents[r] for r in sorted(windows)),
         size,
         stored,
         tuple(k for k, r in enumerate(step.ranks) if r.name in m),
         tuple(k for k, r in enumerate(step.ranks) if r.name in n),
     )
-
-
-def _product(names: Iterable[str], extents: Mapping[str, IntExpr]) -> IntExpr:
-    total = int_expr(1)
-    for name in sorted(names):
-        total = total * extents[name]
-    return total
 
 
 def _einsums(steps: Iterable[Step], around: Mapping[str, IntExpr]) -> Iterator[tuple[Einsum, Mapping[str, IntExpr]]]:

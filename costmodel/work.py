@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from dlc.ir.einsum import Einsum, Step
 from dlc.ir.expr import Access, Apply, Const, Expr, Index, Piecewise, walk
-from dlc.ir.extent import IntExpr, int_expr, minimum, variables
+from dlc.ir.extent import IntExpr, int_expr, minimum, product, variables
 from dlc.ir.facts import Facts
 from dlc.ir.monoid import MONOIDS
 from dlc.ir.program import Cascade, cascade_types
@@ -52,7 +52,7 @@ def step_operations(steps: Iterable[Step]) -> tuple[IntExpr, IntExpr]:
     for step in steps:
         if isinstance(step, Einsum):
             each, costly = _per_point(step)
-            points = _product(r.extent for r in step.all_ranks)
+            points = product(r.extent for r in step.all_ranks)
             flops, special = flops + points * each, special + points * costly
         else:
             inner, costly_inner = step_operations(step.body)
@@ -120,7 +120,7 @@ def _touched(steps: Iterable[Step], params: frozenset[str]) -> dict[str, IntExpr
         for a in step.accesses():
             if a.tensor in params:
                 used = frozenset().union(*map(variables, a.index)) & extents.keys()
-                seen[a.tensor, a.index] = _product(extents[n] for n in sorted(used))
+                seen[a.tensor, a.index] = product(extents[n] for n in sorted(used))
 
     for step in steps:
         visit(step, {})
@@ -134,10 +134,3 @@ def _least(a: IntExpr, b: IntExpr, facts: Facts) -> IntExpr:
     if facts.nonneg(a - b):
         return b
     return a if facts.nonneg(b - a) else minimum(a, b)
-
-
-def _product(extents: Iterable[IntExpr]) -> IntExpr:
-    total = int_expr(1)
-    for e in extents:
-        total = total * e
-    return total

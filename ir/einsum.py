@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TypeAlias
@@ -268,6 +268,15 @@ class Scan(Node):
 
 
 Step: TypeAlias = Einsum | Scan
+
+
+def flat(steps: Iterable[Step]) -> Iterator[Einsum]:
+    """The Einsums of `steps` in order, those of scans included."""
+    for step in steps:
+        if isinstance(step, Einsum):
+            yield step
+        else:
+            yield from flat(step.body)
 
 
 def einsum(

@@ -316,6 +316,14 @@ def _mod(a: IntExpr, b: IntExpr) -> IntExpr:
     return IntExpr((((Mod(rest, b),), 1),))
 
 
+def product(extents: Iterable[IntLike]) -> IntExpr:
+    """All of `extents` multiplied; 1 for none."""
+    total = int_expr(1)
+    for e in extents:
+        total = total * e
+    return total
+
+
 def minimum(*args: IntLike) -> IntExpr:
     """The least of `args`."""
     return _extreme(tuple(int_expr(a) for a in args), Min, min)

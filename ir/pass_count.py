@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
 
-from dlc.ir.einsum import Einsum, Scan, Step, TensorType
+from dlc.ir.einsum import Einsum, Scan, Step, TensorType, flat
 from dlc.ir.errors import NoSuchFiber
 from dlc.ir.extent import IntExpr, int_expr, show_extent, var, variables
 from dlc.ir.facts import Facts
@@ -268,14 +268,6 @@ def _declared(cascade: Cascade, types: Mapping[str, TensorType], splits: Splits)
                 yield _Fiber(tensor, tuple(d[0] for d in dims))
 
 
-def _einsums(steps: Iterable[Step]) -> Iterator[Einsum]:
-    for step in steps:
-        if isinstance(step, Einsum):
-            yield step
-        else:
-            yield from _einsums(step.body)
-
-
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
@@ -323,7 +315,7 @@ def _dims_of(cascade: Cascade, of: TensorType, rank: str | RankClass, tensor: st
     if isinstance(rank, str):
         named = [n for n, e in enumerate(of.shape) if e.is_var and show_extent(e) == rank]
         named += [
-            n for s in _einsums(cascade.steps) if tensor in s.outs for n, r in enumerate(s.ranks) if r.name == rank
+            n for s in flat(cascade.steps) if tensor in s.outs for n, r in enumerate(s.ranks) if r.name == rank
         ]
         if named:
             return named

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dlc.ir.einsum import Einsum, Scan, Step
 from dlc.ir.extent import IntExpr, Var, variables
 from dlc.ir.program import Cascade, cascade_types
+from dlc.ir.ties import Ties
 
 Key = tuple[str, str, int]
 """A dimension ("tensor", name, number) or a rank of a step ("rank:" + the step's first result, name, 0)."""
@@ -56,37 +57,25 @@ def _symbol_name(extent: IntExpr) -> str:
     return atom.name.lstrip("#") if isinstance(atom, Var) else ""
 
 
-class _Ties:
-    """Union-find over keys, with names in order of arrival."""
+class _Ties(Ties[Key]):
+    """Ties of dimensions and ranks, with their names in order of arrival."""
 
     def __init__(self) -> None:
-        self._parent: dict[Key, Key] = {}
+        super().__init__()
         self._names: dict[Key, dict[str, None]] = {}
 
     def add(self, key: Key, name: str = "") -> Key:
-        self._parent.setdefault(key, key)
-        own = self._names.setdefault(key, {})
+        self.root(key)
         if name:
-            own[name] = None
+            self._names.setdefault(key, {})[name] = None
         return key
-
-    def root(self, key: Key) -> Key:
-        self.add(key)
-        while self._parent[key] != key:
-            key = self._parent[key]
-        return key
-
-    def tie(self, a: Key, b: Key) -> None:
-        a, b = self.root(a), self.root(b)
-        if a != b:
-            self._parent[b] = a
 
     def groups(self) -> Iterator[tuple[list[Key], dict[str, None]]]:
         found: dict[Key, tuple[list[Key], dict[str, None]]] = {}
-        for key in self._parent:
+        for key in self:
             keys, names = found.setdefault(self.root(key), ([], {}))
             keys.append(key)
-            names.update(self._names[key])
+            names.update(self._names.get(key, {}))
         yield from found.values()
 
 

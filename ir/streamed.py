@@ -15,39 +15,14 @@ scalars wherever they lie. A scan between the steps is a loop inside the task.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
-from dlc.ir.einsum import Einsum, Scan, Step
-from dlc.ir.expr import Access, Apply, Cast, Expr, accesses
-
-
-def flat(steps: Iterable[Step]) -> Iterator[Einsum]:
-    """The Einsums of `steps` in order, those of scans included."""
-    for step in steps:
-        if isinstance(step, Einsum):
-            yield step
-        else:
-            yield from flat(step.body)
-
-
-def factors(step: Einsum) -> tuple[Access, Access] | None:
-    """The operands of a sum of products of two plain accesses (up to widening casts); None for another step."""
-    if step.reduce is None or step.reduce.op != "sum" or len(step.exprs) != 1:
-        return None
-    e = step.expr
-    if not (isinstance(e, Apply) and e.op == "mul"):
-        return None
-    first, second = (_plain(a) for a in e.args)
-    return (first, second) if first is not None and second is not None else None
-
-
-def _plain(e: Expr) -> Access | None:
-    inner = e.arg if isinstance(e, Cast) else e
-    return inner if isinstance(inner, Access) and inner.default is None and not inner.children else None
-
+from dlc.ir.einsum import Einsum, Scan, Step, flat
+from dlc.ir.expr import Access, accesses
+from dlc.ir.products import factors
 
 FEWEST = 8
-"""Points that are worth the lanes, where another rank has more."""
+"""Points that are worth the lanes: with one query they belong to the keys, and the plain form is as good."""
 
 
 def lane_rank(steps: Sequence[Step], outer: Iterable[str]) -> str | None:
@@ -55,7 +30,8 @@ def lane_rank(steps: Sequence[Step], outer: Iterable[str]) -> str | None:
 
     Args:
         steps: of one kernel, equal rank names meaning the same.
-        outer: its task ranks; the last one that qualifies is taken, or, where that is short, the longest known one.
+        outer: its task ranks; of those that qualify the longest is taken, the last of equals. One of unknown extent, which may
+            be a batch of one as well as a text, counts as the fewest that are worth it.
     """
     tasks = list(outer)
     einsums = list(flat(steps))
@@ -65,13 +41,8 @@ def lane_rank(steps: Sequence[Step], outer: Iterable[str]) -> str | None:
     if not _plain_scans(steps) or any(made_in_index(s, steps) for s in einsums):
         return None
     extents = {r.name: r.extent for s in einsums for r in s.ranks}
-    able = [n for n in tasks if extents[n].const != 1 and moves_one_operand(n, sums)]
-    if not able:
-        return None
-    last, size = able[-1], extents[able[-1]].const
-    if size is None or size >= FEWEST:
-        return last
-    return max(reversed(able), key=lambda n: extents[n].const or 0)  # a few heads that share keys are no lanes
+    able = {n: extents[n].const for n in reversed(tasks) if extents[n].const != 1 and moves_one_operand(n, sums)}
+    return max(able, key=lambda n: FEWEST if (size := able[n]) is None else size, default=None)
 
 
 def moves_one_operand(name: str, sums: Iterable[tuple[Access, Access]]) -> bool:
@@ -119,4 +90,4 @@ def dimensions(steps: Sequence[Step]) -> dict[str, tuple[str, ...]]:
     return made
 
 
-__all__ = ["dimensions", "factors", "flat", "lane_rank", "made_in_index", "moves_one_operand"]
+__all__ = ["FEWEST", "dimensions", "lane_rank", "made_in_index", "moves_one_operand"]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dlc.ir.blocked import unrolls
 from dlc.ir.domain import add_domains
 from dlc.ir.dtype import BOOL, I64
-from dlc.ir.einsum import Einsum, Scan, Step, TensorType, result_types
+from dlc.ir.einsum import Einsum, Scan, Step, TensorType, flat, result_types
 from dlc.ir.errors import (
     ArgumentMismatch,
     BadLayout,
@@ -51,7 +51,7 @@ from dlc.ir.program import (
     cascade_types,
 )
 from dlc.ir.read_scalars import suggestion
-from dlc.ir.streamed import dimensions, flat
+from dlc.ir.streamed import dimensions
 from dlc.ir.verify_expr import Scope, StepVerifier
 
 

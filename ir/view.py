@@ -13,20 +13,13 @@ from typing import TypeAlias
 from dlc.ir.dtype import DType
 from dlc.ir.expr import Expr, Piecewise, access, apply, index_value
 from dlc.ir.expr import Index as IndexNode
-from dlc.ir.extent import IntExpr, IntLike, int_expr
+from dlc.ir.extent import IntExpr, IntLike, int_expr, product
 
 Shape: TypeAlias = tuple[IntExpr, ...]
 
 
 def as_shape(shape: Sequence[IntLike]) -> Shape:
     return tuple(int_expr(e) for e in shape)
-
-
-def product(extents: Sequence[IntExpr]) -> IntExpr:
-    total = int_expr(1)
-    for e in extents:
-        total = total * e
-    return total
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dlc.ir.extent import substitute, var
 from dlc.ir.program import For, If, Library, Loop, Program, Region, Stmt
 from dlc.passes.fold_constants import yielded
 from dlc.passes.pipeline import Pass
-from dlc.passes.rename import rename_einsum, rename_reads
+from dlc.passes.rename import rename_operands, rename_reads
 from dlc.passes.rewrite import drop_dead
 
 _HASHED_BYTES = 1 << 16
@@ -71,7 +71,7 @@ class _Sharing:
     def step(self, step: Step, known: dict[Hashable, tuple[str, ...]]) -> Step | None:
         """The step, or None when an earlier one serves."""
         if isinstance(step, Einsum):
-            step = rename_einsum(step, self.names)
+            step = rename_operands(step, self.names)
             return None if self.seen(canonical(step), step, known) else step
         inner = dict(known)
         steps = (self.step(s, inner) for s in step.body)

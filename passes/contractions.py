@@ -1,4 +1,4 @@
-"""What a contraction is: a sum of products of two factors, and when a factor is a plain read."""
+"""What a contraction is: a sum of products of two factors."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 from dlc.ir.dtype import BF16, F16, F32, F64
 from dlc.ir.einsum import Einsum, TensorType
-from dlc.ir.expr import Access, Apply, Cast, Expr
-from dlc.ir.extent import has_value
+from dlc.ir.expr import Apply, Expr
 from dlc.passes.words import sums_bytes
 
 FLOATS = (F64, F32, F16, BF16)
@@ -22,11 +21,3 @@ def contraction_factors(step: Einsum, types: Mapping[str, TensorType] | None = N
     if step.dtype not in FLOATS and (types is None or not sums_bytes(step, types)):
         return None
     return step.expr.args[0], step.expr.args[1]
-
-
-def plain_access(e: Expr) -> Access | None:
-    """The access a factor is, up to a cast: no default, nothing gathered."""
-    inner = e.arg if isinstance(e, Cast) else e
-    if isinstance(inner, Access) and inner.default is None and not any(has_value(i) for i in inner.index):
-        return inner
-    return None

@@ -14,7 +14,7 @@ from dlc.ir.expr import Access, Apply, Expr, transform, walk
 from dlc.ir.extent import Var, variables
 from dlc.ir.program import Param, Program
 from dlc.passes.pipeline import Pass
-from dlc.passes.rename import rename_einsum
+from dlc.passes.rename import rename_operands
 from dlc.passes.rewrite import Names, all_einsums, drop_dead, map_steps, whole_reads
 
 
@@ -125,7 +125,7 @@ class _Scaler:
             return None
         name = names.fresh(f"{weight.tensor}_scaled")
         self.made[name] = (weight.tensor, scaled)
-        return rename_einsum(step, {weight.tensor: name})
+        return rename_operands(step, {weight.tensor: name})
 
 
 def unscaled(e: Expr, scaled: dict[str, tuple[str, int]]) -> Expr | None:

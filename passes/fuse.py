@@ -10,6 +10,7 @@ from dlc.costmodel.tiles import MOST_TAPS
 from dlc.ir.blocked import block_of, blocked_ranks, told_apart, unrolls
 from dlc.ir.einsum import Einsum, Rank, Scan, Step, TensorType
 from dlc.ir.extent import IntExpr, Var, has_value, substitute, sym, variables
+from dlc.ir.products import plain_access
 from dlc.ir.program import (
     For,
     If,
@@ -23,7 +24,7 @@ from dlc.ir.program import (
     tensor_types,
 )
 from dlc.ir.rename import rename_einsum
-from dlc.passes.contractions import contraction_factors, plain_access
+from dlc.passes.contractions import contraction_factors
 from dlc.passes.explicit_domains import explicit_domains
 from dlc.passes.kernels import Kernels
 from dlc.passes.pipeline import Pass

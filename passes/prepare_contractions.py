@@ -20,8 +20,9 @@ from dlc.ir.extent import (
     variables,
 )
 from dlc.ir.facts import Facts
+from dlc.ir.products import plain_access
 from dlc.ir.program import Param, Program, Region, Stmt, tensor_types
-from dlc.passes.contractions import FLOATS, contraction_factors, plain_access
+from dlc.passes.contractions import FLOATS, contraction_factors
 from dlc.passes.explicit_domains import explicit_domains
 from dlc.passes.pipeline import BadOption, Pass
 from dlc.passes.relayout import relayout

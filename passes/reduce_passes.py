@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
 from typing import ClassVar
 
-from dlc.ir.einsum import Einsum, Scan
+from dlc.ir.einsum import Einsum, Scan, flat
 from dlc.ir.extent import IntExpr
+from dlc.ir.products import factors
 from dlc.ir.program import Program, Stmt
-from dlc.ir.streamed import factors, flat
 from dlc.passes.explicit_domains import explicit_domains
 from dlc.passes.pipeline import BadOption, Pass
 from dlc.passes.reduction_chains import Chain
@@ -50,7 +50,12 @@ class ReducePasses(Pass):
         return tuple(chosen.declined)
 
 
+@dataclass
 class _Chosen(Rewriter):
+    """Rewrites the chains whose scans stream; `declined` has those that have a running form and do not."""
+
+    declined: list[Refusal] = field(default_factory=list)
+
     def block_of(self, extent: IntExpr) -> int:
         """Blocks of a known extent are of nearly equal size, so that the last one is no remainder."""
         if extent.const is None:
@@ -68,12 +73,8 @@ class _Chosen(Rewriter):
         return frozenset(c.name for c in self.program.consts)
 
     @cached_property
-    def declined(self) -> list[Refusal]:
-        return []
-
-    @cached_property
     def streams(self) -> Streams:
-        return Streams(self.program, StreamKernels())
+        return Streams(self.program, StreamKernels.lane_bytes)
 
     def _plan(self, chain: Chain, body: Sequence[Stmt], outside: frozenset[str]) -> Plan | None:
         if not any(self._streams(m.step) for m in chain.folds):
@@ -84,20 +85,22 @@ class _Chosen(Rewriter):
         names = copy.deepcopy(self.names)  # a trial: the names it takes are free again
         tried = self.form(plan, names).rewritten(list(body))
         before = {id(s) for s in body}
-        fits = (
-            self.streams.kernel_at(tried, n, set(outside)) is not None
-            for n, s in enumerate(tried)
-            if isinstance(s, Scan) and id(s) not in before
-        )
-        made = [s for s in tried if isinstance(s, (Einsum, Scan)) and id(s) not in before]
-        tiles = all(factors(s) is not None for s in flat(made) if self._streams(s))
-        if tiles and all(fits):
+        obstacle = self._obstacle(tried, before, outside)
+        if not obstacle:
             return plan
         fold = next(m.step for m in chain.folds if self._streams(m.step))
-        least, size = StreamKernels.least, StreamKernels.block_bytes
-        detail = f"fewer than {least} points along a rank that moves one operand, more than {size} bytes a block, or weights"
-        self.declined.append(Refusal(fold.out, chain.rank, Reason.APART, detail, fold.loc))
+        self.declined.append(Refusal(fold.out, chain.rank, Reason.APART, obstacle, fold.loc))
         return None
+
+    def _obstacle(self, tried: Sequence[Stmt], before: set[int], outside: frozenset[str]) -> str:
+        """Why what is new in `tried` is no streaming kernel; empty when it is."""
+        made = [s for s in tried if isinstance(s, (Einsum, Scan)) and id(s) not in before]
+        if any(factors(s) is None for s in flat(made) if self._streams(s)):
+            return "a sum in it is not one of plain products, which register tiles are for"
+        for n, s in enumerate(tried):
+            if isinstance(s, Scan) and id(s) not in before and self.streams.kernel_at(tried, n, set(outside)) is None:
+                return self.streams.reason
+        return ""
 
 
 __all__ = ["ReducePasses"]

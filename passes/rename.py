@@ -7,9 +7,8 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from dlc.ir.einsum import Carry, Einsum, Scan, Step
-from dlc.ir.expr import Index, rename_tensors
-from dlc.ir.extent import IntExpr, has_value
 from dlc.ir.program import Bind, For, If, Launch, Library, Loop, Region, Stmt
+from dlc.ir.rename import rename_einsum
 
 Names: TypeAlias = Mapping[str, str]
 
@@ -43,30 +42,17 @@ def rename_region(region: Region, names: Names) -> Region:
 
 def rename_step(step: Step, names: Names) -> Step:
     if isinstance(step, Einsum):
-        return rename_einsum(step, names)
+        return rename_operands(step, names)
     carries = tuple(Carry(c.name, names.get(c.init, c.init)) for c in step.carries)
     body = tuple(rename_step(s, names) for s in step.body)
     return replace(step, carries=carries, body=body, yields=_all(step.yields, names))
 
 
-def rename_einsum(step: Einsum, names: Names) -> Einsum:
+def rename_operands(step: Einsum, names: Names) -> Einsum:
+    """`step` reading `names[t]` for `t`; what it writes keeps its name."""
     if names.keys().isdisjoint(step.reads):
         return step
-    exprs = tuple(rename_tensors(e, names) for e in step.exprs)
-    where = None if step.where is None else rename_tensors(step.where, names)
-    write = step.write
-    if write is not None:
-        index = tuple(_index(i, names) for i in write.index)
-        write = replace(write, index=index, onto=names.get(write.onto, write.onto))
-    return replace(step, exprs=exprs, where=where, write=write)
-
-
-def _index(e: IntExpr, names: Names) -> IntExpr:
-    if not has_value(e):
-        return e
-    renamed = rename_tensors(Index(e), names)
-    assert isinstance(renamed, Index)
-    return renamed.expr
+    return replace(rename_einsum(step, {r.name: r.name for r in step.all_ranks}, names), outs=step.outs)
 
 
 def _all(tensors: tuple[str, ...], names: Names) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from dlc.ir.einsum import Einsum, Scan, Step
+from dlc.ir.einsum import Einsum, Scan, Step, flat
 from dlc.ir.program import For, If, Library, Loop, Program, Region, Stmt, regions, walk_statements
 
 
@@ -52,17 +52,9 @@ def map_steps(program: Program, change: Callable[[Einsum], Einsum]) -> Program:
 
 def all_einsums(program: Program) -> Iterable[Einsum]:
     """Every Einsum of the program, those in scans included."""
-
-    def inside(s: Step) -> Iterable[Einsum]:
-        if isinstance(s, Einsum):
-            yield s
-            return
-        for x in s.body:
-            yield from inside(x)
-
     for stmt in walk_statements(program.body):
         if isinstance(stmt, (Einsum, Scan)):
-            yield from inside(stmt)
+            yield from flat((stmt,))
 
 
 def whole_reads(program: Program) -> set[str]:

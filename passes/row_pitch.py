@@ -16,7 +16,8 @@ from dlc.ir.einsum import Einsum, TensorType
 from dlc.ir.expr import Access, Expr
 from dlc.ir.extent import IntExpr, int_expr, split_linear
 from dlc.ir.facts import Facts, SymbolFact
-from dlc.passes.contractions import contraction_factors, plain_access
+from dlc.ir.products import plain_access
+from dlc.passes.contractions import contraction_factors
 
 LINE_BYTES = 64
 SET_BYTES = 4096

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from dlc.ir.einsum import Einsum, Scan, Step
+from dlc.ir.einsum import Einsum, Scan, Step, flat
 from dlc.ir.expr import Access, Apply, Const, Expr, transform, walk
-from dlc.ir.extent import int_expr, var
+from dlc.ir.extent import IntExpr, int_expr, var
+from dlc.ir.products import factors
 from dlc.ir.program import fresh_name
-from dlc.ir.streamed import factors, flat
 
 
 def share_scales(steps: Sequence[Step]) -> list[Step]:
@@ -50,14 +50,13 @@ def _only_use(step: Einsum, steps: Sequence[Step]) -> Apply | None:
     return uses[0] if len(uses) > 1 and len(shapes) == 1 else None
 
 
-def _applied(use: Apply, index: Sequence[object]) -> Expr:
-    args = tuple(a if isinstance(a, Const) else replace(a, index=tuple(index)) for a in use.args)  # type: ignore[arg-type]
-    return Apply(use.op, args)
+def _applied(use: Apply, index: tuple[IntExpr, ...]) -> Expr:
+    return Apply(use.op, tuple(replace(a, index=index) if isinstance(a, Access) else a for a in use.args))
 
 
 def _with(step: Step, contraction: Einsum, scaled: Einsum, use: Apply) -> list[Step]:
     """`step` reading `scaled`, which follows `contraction`."""
-    if step is contraction or step == contraction:
+    if step == contraction:
         return [step, scaled]
     if isinstance(step, Scan):
         return [replace(step, body=tuple(s for old in step.body for s in _with(old, contraction, scaled, use)))]

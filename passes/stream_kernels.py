@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from dlc.ir.einsum import Einsum, Rank, Scan, Step
-from dlc.ir.extent import IntExpr, Var
+from dlc.ir.einsum import Einsum, Scan, Step, flat
+from dlc.ir.expr import Access
+from dlc.ir.extent import Var
+from dlc.ir.products import factors
 from dlc.ir.program import Launch, Program, Region, Stmt, tensor_types
-from dlc.ir.rename import rename_einsum
-from dlc.ir.streamed import dimensions, factors, flat, lane_rank, moves_one_operand
+from dlc.ir.streamed import FEWEST, dimensions, lane_rank, moves_one_operand
 from dlc.passes.explicit_domains import explicit_domains
 from dlc.passes.kernels import Kernels
 from dlc.passes.pipeline import BadOption, Pass
+from dlc.passes.rank_alignment import Alignment
 from dlc.passes.rewrite import drop_dead, map_regions
 from dlc.passes.shared_scale import share_scales
 
@@ -30,34 +32,35 @@ class StreamKernels(Pass):
 
     Where it applies: a scan (a running reduction), or a straight run with two contractions of tensors that are no constants;
     each step has the task ranks, and reads what the kernel makes at its own task; one task rank moves only one
-    operand of every contraction. What a block of that rank needs has to fit in `block_bytes`. Other scans become
-    loops of launches later.
+    operand of every contraction, and has a few points at least. What a point of that rank needs in the core's cache
+    is at most `lane_bytes`. Other scans become loops of launches later.
 
     Source: Nayak et al., FuseMax, MICRO 2024 (arXiv 2406.10491): inside a pass Einsums may be fused without limit.
     """
 
     name: ClassVar[str] = "stream-kernels"
-    lanes: int = 64
-    block_bytes: int = 786432
-    least: int = 8
+    lane_bytes: int = 12288
 
     def __post_init__(self) -> None:
-        for option, value in (("lanes", self.lanes), ("block_bytes", self.block_bytes), ("least", self.least)):
-            if value < 1:
-                raise BadOption(option=option, name=self.name, wanted="at least 1", value=value)
+        if self.lane_bytes < 1:
+            raise BadOption(option="lane_bytes", name=self.name, wanted="at least 1", value=self.lane_bytes)
 
     def apply(self, program: Program) -> Program:
         program = explicit_domains(program)
-        streams = Streams(program, self)
+        streams = Streams(program, self.lane_bytes)
         body = map_regions(program, streams.region)
         return drop_dead(replace(body, kernels=tuple(streams.kernels.table.values())))
 
 
 class Streams:
-    """Finds streaming kernels in the regions of a program."""
+    """Finds streaming kernels in the regions of a program.
 
-    def __init__(self, program: Program, options: StreamKernels) -> None:
-        self.options = options
+    Attributes:
+        reason: why the last statement that was looked at begins no kernel.
+    """
+
+    def __init__(self, program: Program, lane_bytes: int) -> None:
+        self.lane_bytes, self.reason = lane_bytes, ""
         self.types = tensor_types(program)
         self.constants = {c.name for c in program.consts}
         self.kernels = Kernels(self.types, dict(program.facts), program.kernel_table)
@@ -84,6 +87,7 @@ class Streams:
         else:
             seeds = [stmt] if isinstance(stmt, Einsum) and self._contracts_activations(stmt) else []
         if not seeds:
+            self.reason = "it begins from something else than constants, or contracts a weight"
             return None
         members, steps = self._grow(body, start, seeds)
         kernel = self._kernel(steps)
@@ -136,57 +140,71 @@ class Streams:
         if factors(step) is not None and not self._contracts_activations(step):
             return False
         before, after = Alignment([*steps]), Alignment([*steps, step])
-        if step.reduce is not None and _sums(before.steps) > 1 and len(after.tasks) < len(before.tasks):
+        if step.reduce is not None and len(_products(before.steps)) > 1 and len(after.tasks) < len(before.tasks):
             return False  # a sum over what the tasks are apart in, such as the heads, is a kernel of its own
-        if after.broken - before.broken or not _no_new_inner_task(steps, step, before):
+        if after.broken - before.broken or not _reads_whole_ranks(steps, step):
             return False
         named, outer = after.renamed()
-        sums = [f for s in flat(named) if (f := factors(s)) is not None]
-        return any(moves_one_operand(name, sums) for name in outer)
+        return any(moves_one_operand(name, _products(named)) for name in outer)
 
     # --- the kernel ---
 
     def _kernel(self, steps: Sequence[Step]) -> tuple[list[Step], tuple[str, ...]] | None:
-        """The steps with canonical ranks and the task ranks; None when they do not make a streaming kernel."""
-        alignment = Alignment(steps)
-        if not alignment.tasks:
-            return None
-        renamed_steps, outer = alignment.renamed()
-        lane = lane_rank(renamed_steps, outer)
-        if lane is None or not self._fits(renamed_steps, outer, lane):
-            return None
-        sums = [f for s in flat(renamed_steps) if (f := factors(s)) is not None]
+        """The steps with canonical ranks and the task ranks; None, and a reason, when they do not make a streaming kernel."""
+        renamed_steps, outer = Alignment(steps).renamed()
+        self.reason = self._obstacle(renamed_steps, outer)
+        return None if self.reason else (share_scales(renamed_steps), outer)
+
+    def _obstacle(self, steps: Sequence[Step], outer: Sequence[str]) -> str:
+        """Why the steps make no streaming kernel of tasks along `outer`; empty when they do."""
+        lane = lane_rank(steps, outer)
+        if lane is None:
+            return "no rank that all steps have moves one operand of each contraction"
+        points = next(r.extent for s in flat(steps) for r in s.ranks if r.name == lane)
+        if points.const is not None and points.const < FEWEST:
+            return f"the rank that moves one operand of each contraction has {points} points, fewer than {FEWEST}"
+        sums = _products(steps)
         if any(a.tensor in self.constants for pair in sums for a in pair):
-            return None  # weights are packed, and their rows are worth more in the lanes
-        scans = [s for s in renamed_steps if isinstance(s, Scan)]
-        if not scans and len(sums) < 2:
-            return None
-        return share_scales(renamed_steps), outer
-
-    def _fits(self, steps: Sequence[Step], outer: Sequence[str], lane: str) -> bool:
-        extents = {r.name: r.extent for s in flat(steps) for r in s.ranks}
-        if (extents[lane].const or self.options.least) < self.options.least:
-            return False
-        total = 0
+            return "an operand is a weight, which is packed: its rows are worth more in the lanes"
         running = any(isinstance(s, Scan) for s in steps)
-        for step in flat(steps):
-            if not all(t.is_float for t in step.dtypes) and factors(step) is not None:
-                return False
-            for dtype in step.dtypes:
-                size = dtype.bytes * self.options.lanes
-                for r in step.ranks:
-                    if r.extent.const is None and r.name not in outer and not running:
-                        return False  # a fibre of any length; a running form keeps a block of it, and widths
-                    size *= 1 if r.name in outer else r.extent.const or self.options.lanes
-                total += size
-        return total <= self.options.block_bytes
+        if not running and len(sums) < 2:
+            return "there is one contraction"
+        if not running and points.const is None:
+            return f"'{lane}' may have a point or two, with which contractions by themselves are faster"
+        if any(factors(s) is not None and not s.dtype.is_float for s in flat(steps)):
+            return "it contracts integers"
+        size = _lane_bytes(steps, outer, running)
+        if size is None:
+            return "it keeps a fibre whose length is not known"
+        if size > self.lane_bytes:
+            return f"a point along the lanes needs {size} bytes in the cache, more than {self.lane_bytes}"
+        return ""
 
 
-def _sums(steps: Sequence[Step]) -> int:
-    return sum(factors(s) is not None for s in flat(steps))
+def _products(steps: Sequence[Step]) -> list[tuple[Access, Access]]:
+    """The operands of each contraction."""
+    return [f for s in flat(steps) if (f := factors(s)) is not None]
 
 
-def _no_new_inner_task(steps: Sequence[Step], step: Einsum, before: Alignment) -> bool:
+def _lane_bytes(steps: Sequence[Step], outer: Sequence[str], running: bool) -> int | None:
+    """Bytes that `steps` make for one point along the lanes; a width that is not known counts as 64.
+
+    None for a fibre of unknown length: a `running` form has none, it keeps a block of it.
+    """
+    total = 0
+    for step in flat(steps):
+        size = sum(t.bytes for t in step.dtypes)
+        for r in step.ranks:
+            if r.name in outer:
+                continue
+            if r.extent.const is None and not running:
+                return None
+            size *= 64 if r.extent.const is None else r.extent.const
+        total += size
+    return total
+
+
+def _reads_whole_ranks(steps: Sequence[Step], step: Einsum) -> bool:
     """Whether `step` reads what the steps make at ranks of its own, not at pieces of them."""
     dims = dimensions(steps)
     ranks = {r.name for r in step.all_ranks}
@@ -201,124 +219,4 @@ def _no_new_inner_task(steps: Sequence[Step], step: Einsum, before: Alignment) -
     return True
 
 
-class Alignment:
-    """Which ranks of the steps of a kernel are the same, by the dimensions through which they read each other.
-
-    Attributes:
-        broken: dimensions (tensor, position) that are read at something else than one rank.
-        tasks: classes of ranks that every step has as one of its free ranks.
-    """
-
-    def __init__(self, steps: Sequence[Step]) -> None:
-        self.steps = tuple(steps)
-        self.einsums = list(flat(steps))
-        self.parent: dict[object, object] = {}
-        self.broken: set[tuple[str, int]] = set()
-        self._dims(steps)
-        for n, step in enumerate(self.einsums):
-            self._reads(n, step)
-        self.extents: dict[object, IntExpr] = {}
-        for n, step in enumerate(self.einsums):
-            for r in step.all_ranks:
-                self.extents.setdefault(self.find((n, r.name)), r.extent)
-        self.tasks = self._tasks()
-
-    def find(self, node: object) -> object:
-        root = node
-        while self.parent.setdefault(root, root) != root:
-            root = self.parent[root]
-        while self.parent[node] != root:
-            self.parent[node], node = root, self.parent[node]
-        return root
-
-    def _union(self, a: object, b: object) -> None:
-        self.parent[self.find(a)] = self.find(b)
-
-    def _dims(self, steps: Sequence[Step]) -> None:
-        """Dimensions of what is made, tied to the ranks of the step that makes it, and of states to each other."""
-        numbers = {id(s): n for n, s in enumerate(self.einsums)}
-        self.made: set[str] = set()
-
-        def visit(step: Step) -> None:
-            if isinstance(step, Einsum):
-                for out in step.outs:
-                    self.made.add(out)
-                    for k, r in enumerate(step.ranks):
-                        self._union(("dim", out, k), (numbers[id(step)], r.name))
-                return
-            for inner in step.body:
-                visit(inner)
-            rank_of = {o: len(s.ranks) for s in flat(step.body) for o in s.outs}
-            for carry, after, final in zip(step.carries, step.yields, step.finals, strict=True):
-                self.made |= {carry.name, final}
-                for k in range(rank_of.get(after, 0)):
-                    for name in (carry.name, carry.init, final):
-                        self._union(("dim", name, k), ("dim", after, k))
-
-        for step in steps:
-            visit(step)
-
-    def _reads(self, number: int, step: Einsum) -> None:
-        ranks = {r.name: r.extent for r in step.all_ranks}
-        for a in step.accesses():
-            if a.tensor not in self.made:
-                continue
-            for k, i in enumerate(a.index):
-                if isinstance(i.atom, Var) and i.atom.name in ranks:
-                    self._union(("dim", a.tensor, k), (number, i.atom.name))
-                elif i.const is None or i.const != 0:
-                    self.broken.add((a.tensor, k))
-
-    def _tasks(self) -> dict[object, IntExpr]:
-        reduced = {self.find((n, r.name)) for n, s in enumerate(self.einsums) for r in s.reduced}
-        broken = {self.find(("dim", t, k)) for t, k in self.broken}
-        found: dict[object, IntExpr] = {}
-        for r in self.einsums[-1].ranks:
-            root = self.find((len(self.einsums) - 1, r.name))
-            if root in reduced or root in broken or r.extent.const == 1:
-                continue
-            counts = [sum(self.find((n, x.name)) == root for x in s.ranks) for n, s in enumerate(self.einsums)]
-            same = all(
-                x.extent == r.extent
-                for n, s in enumerate(self.einsums)
-                for x in s.ranks
-                if self.find((n, x.name)) == root
-            )
-            if same and all(c == 1 for c in counts):
-                found[root] = r.extent
-        return found
-
-    def renamed(self) -> tuple[list[Step], tuple[str, ...]]:
-        """The steps with one name per class of ranks, and the names of the task ranks."""
-        names: dict[object, str] = {root: f"o{n}" for n, root in enumerate(self.tasks)}
-        outer = tuple(names.values())
-        count = 0
-        numbers = {id(s): n for n, s in enumerate(self.einsums)}
-
-        def einsum(step: Einsum, outside: Mapping[str, str]) -> Einsum:
-            nonlocal count
-            n = numbers[id(step)]
-            own: dict[str, str] = {}
-            for r in step.all_ranks:
-                root = self.find((n, r.name))
-                name = names.get(root)
-                if name is None or name in own.values() or (name in used and used[name] != r.extent):
-                    name = f"r{count}"
-                    count += 1
-                    names.setdefault(root, name)
-                own[r.name] = name
-                used[name] = r.extent
-            return rename_einsum(step, {**outside, **own}, {})
-
-        def visit(step: Step, outside: Mapping[str, str]) -> Step:
-            if isinstance(step, Einsum):
-                return einsum(step, outside)
-            inner = {**outside, step.rank.name: f"s{len(outside)}"}
-            body = tuple(visit(s, inner) for s in step.body)
-            return replace(step, rank=Rank(inner[step.rank.name], step.rank.extent), body=body)
-
-        used: dict[str, IntExpr] = dict(zip(outer, self.tasks.values(), strict=True))
-        return [visit(s, {}) for s in self.steps], outer
-
-
-__all__ = ["Alignment", "StreamKernels", "Streams"]
+__all__ = ["StreamKernels", "Streams"]

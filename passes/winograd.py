@@ -15,8 +15,9 @@ from dlc.ir.dtype import F32, I64
 from dlc.ir.einsum import Einsum, Rank, Reduce, TensorType, einsum
 from dlc.ir.expr import Access, Apply, Const, Expr, Index, Piecewise, apply, const
 from dlc.ir.extent import IntExpr, has_value, int_expr, var, variables
+from dlc.ir.products import plain_access
 from dlc.ir.program import Param, Program, Region, Stmt, fresh_name, tensor_types
-from dlc.passes.contractions import contraction_factors, plain_access
+from dlc.passes.contractions import contraction_factors
 from dlc.passes.cook_toom import CookToom, Matrix, cook_toom
 from dlc.passes.explicit_domains import explicit_domains
 from dlc.passes.pipeline import Pass

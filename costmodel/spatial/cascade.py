@@ -9,7 +9,7 @@ A scan over blocks, which reads `K[128*m1 + m0]`, is one streamed rank: how a CP
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -18,7 +18,7 @@ import ml_dtypes
 from dlc.costmodel.spatial.errors import BadExtents, UnmappableCascade
 from dlc.costmodel.work import is_free
 from dlc.ir.contract import factors
-from dlc.ir.einsum import Einsum, Scan, Step
+from dlc.ir.einsum import Einsum, Scan, Step, flat
 from dlc.ir.expr import Access, Apply, Bitcast, Cast, Const, Expr, Index, Piecewise, accesses, walk
 from dlc.ir.extent import IntExpr, Var, atoms, evaluate, variables
 from dlc.ir.loc import Loc
@@ -140,7 +140,7 @@ class _Normaliser:
         self.tensors: dict[str, Tensor] = {}
         self.alias: dict[str, str] = {}
         self.made: dict[tuple[Expr, Place, tuple[str, ...]], str] = {}
-        self.taken = {o for s in _einsums(cascade.steps) for o in s.outs} | {p.name for p in cascade.params}
+        self.taken = {o for s in flat(cascade.steps) for o in s.outs} | {p.name for p in cascade.params}
         self.constants: set[str] = set()
         self.next_of: dict[str, str] = {}
 
@@ -243,7 +243,7 @@ class _Normaliser:
                 if extent.is_var and next(iter(variables(extent))).startswith("#"):
                     symbols.setdefault(self.find((p.name, d)), next(iter(variables(extent)))[1:])
         own: dict[_Key, str] = {}
-        for step in _einsums(self.cascade.steps):
+        for step in flat(self.cascade.steps):
             for r in step.all_ranks:
                 own.setdefault(self.find((step.out, r.name)), r.name)
         names: dict[_Key, str] = {}
@@ -381,14 +381,6 @@ class _Context:
     step: Einsum
     place: Place
     at: Mapping[str, str]
-
-
-def _einsums(steps: tuple[Step, ...]) -> Iterator[Einsum]:
-    for step in steps:
-        if isinstance(step, Einsum):
-            yield step
-        else:
-            yield from _einsums(step.body)
 
 
 def _saturates(e: Expr) -> bool:

@@ -14,8 +14,8 @@ from dlc.frontend.onnx_ops.registry import Ctx, Result, op, same_dtype
 from dlc.frontend.onnx_value import Array
 from dlc.ir.dtype import I32, I64, DType
 from dlc.ir.expr import Cast, Expr, Index, Piecewise, access, apply, const, index_value
-from dlc.ir.extent import IntExpr, int_expr, minimum
-from dlc.ir.view import Val, product
+from dlc.ir.extent import IntExpr, int_expr, minimum, product
+from dlc.ir.view import Val
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from dlc.frontend.onnx_ops.registry import Ctx, Result, op, same_dtype
 from dlc.frontend.onnx_value import Tensor
 from dlc.ir.dtype import BOOL, F32, I64, DType
 from dlc.ir.expr import Cast, Expr, Index, apply, const, index_value
-from dlc.ir.extent import IntExpr, int_expr, sym
-from dlc.ir.view import Val, product
+from dlc.ir.extent import IntExpr, int_expr, product, sym
+from dlc.ir.view import Val
 
 
 def as_i64(e: Expr, dtype: DType) -> Expr:

@@ -9,8 +9,8 @@ from dlc.frontend.onnx_ops.pointwise import wide_type
 from dlc.frontend.onnx_ops.registry import Ctx, Result, op
 from dlc.ir.dtype import I64
 from dlc.ir.expr import Cast, Expr, Index, apply, const, index_value
-from dlc.ir.extent import IntExpr, int_expr, maximum, minimum
-from dlc.ir.view import Val, product
+from dlc.ir.extent import IntExpr, int_expr, maximum, minimum, product
+from dlc.ir.view import Val
 
 
 def pool_window(c: Ctx, x: Val) -> Window:

@@ -8,8 +8,8 @@ from dlc.frontend.onnx_ops.pointwise import wide_type
 from dlc.frontend.onnx_ops.registry import Ctx, Result, op
 from dlc.ir.dtype import BOOL, F64, I64, DType
 from dlc.ir.expr import Cast, Expr, Index, apply, const
-from dlc.ir.extent import IntExpr
-from dlc.ir.view import Val, product
+from dlc.ir.extent import IntExpr, product
+from dlc.ir.view import Val
 
 
 def reduce_dims(c: Ctx, x: Val) -> list[int] | None:

@@ -11,8 +11,8 @@ from dlc.frontend.onnx_ops.registry import Ctx, Result, op, same_dtype
 from dlc.frontend.onnx_value import Tensor
 from dlc.ir.dtype import F32, I64
 from dlc.ir.expr import Cast, Const, Expr, Index, Piecewise, apply, const, index_value
-from dlc.ir.extent import FloorDiv, IntExpr, atoms, evaluate, int_expr, maximum, minimum, variables
-from dlc.ir.view import Shape, Val, product
+from dlc.ir.extent import FloorDiv, IntExpr, atoms, evaluate, int_expr, maximum, minimum, product, variables
+from dlc.ir.view import Shape, Val
 
 # --- constants -------------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from dlc.console import Console, bytes_text
 from dlc.costmodel.io_bound import Traffic, traffic
-from dlc.ir.einsum import Einsum, Step
+from dlc.ir.einsum import flat
 from dlc.ir.extent import show_extent, variables
 from dlc.ir.pass_count import PassCount, cascades_of
 from dlc.ir.program import Cascade, Program
@@ -30,7 +30,7 @@ LARGEST_INPUT = 100
 def analyse(given: Program, compiled: Program, cache_bytes: int) -> dict[str, Any]:
     """The analysis of a program before the passes and of its kernels after them."""
     inputs = cascades_of(given)
-    if sum(1 for c in inputs for _ in _einsums(c.steps)) > LARGEST_INPUT:
+    if sum(1 for c in inputs for _ in flat(c.steps)) > LARGEST_INPUT:
         inputs = ()
     found = [analyse_cascade(c, "input", cache_bytes) for c in inputs]
     found += [analyse_cascade(k.cascade, "kernel", cache_bytes) for k in compiled.kernels]
@@ -60,7 +60,7 @@ def analyse_cascade(
         "cascade": cascade.name,
         "level": level,
         "passes": max((row.passes for row in counted), default=0),
-        "einsums": [{"name": s.out, "reads": list(s.reads)} for s in _einsums(cascade.steps)],
+        "einsums": [{"name": s.out, "reads": list(s.reads)} for s in flat(cascade.steps)],
         "rows": [_row(row) for row in shown],
         "traffic": _traffic(report, cache_bytes, symbols or {}),
     }
@@ -105,10 +105,6 @@ def _traffic(report: Traffic, cache_bytes: int, symbols: Mapping[str, int]) -> d
 def _symbols(report: Traffic) -> frozenset[str]:
     steps = frozenset().union(*(s.symbols for s in report.cascade.steps))
     return steps | variables(report.compulsory)
-
-
-def _einsums(steps: Iterable[Step]) -> list[Einsum]:
-    return [e for s in steps for e in ([s] if isinstance(s, Einsum) else _einsums(s.body))]
 
 
 # --- for people and scripts ------------------------------------------------------------------------------------------

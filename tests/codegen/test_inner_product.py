@@ -10,7 +10,7 @@ import pytest
 
 from dlc.codegen.inner_product import tile_of
 from dlc.codegen.lower import lower_kernel
-from dlc.codegen.stream import streamed_vectors
+from dlc.codegen.prefetch import streamed_vectors
 from dlc.codegen.target import AVX2, AVX512, BASELINE, Target
 from dlc.compiler import run_passes
 from dlc.ir.builder import Builder

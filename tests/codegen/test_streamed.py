@@ -113,11 +113,10 @@ def test_one_kernel_for_all_lengths(where: str) -> None:
         streamed(text, running(16), sizes={"P": P, "M": M}, interpret=P * M < 200)
 
 
-@FORMS
-def test_one_kernel_for_all_numbers_of_queries(passes: str) -> None:
+def test_one_kernel_for_all_numbers_of_queries() -> None:
     text = Attention(P="P", score="QK[h, p, m] + B[p, m]", params=("B: f32[P, 45]",))
     for P in (1, 15, 64, 65):
-        streamed(text, passes, sizes={"P": P}, interpret=P < 20)
+        streamed(text, running(16), sizes={"P": P}, interpret=P < 20)
 
 
 def test_a_sum_over_the_heads_is_a_kernel_of_its_own() -> None:

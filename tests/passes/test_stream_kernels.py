@@ -9,10 +9,13 @@ import pytest
 from tests.passes.samples import assert_same_result
 
 from dlc.compiler import run_passes
-from dlc.ir.einsum import Einsum, Scan
+from dlc.ir.einsum import Einsum, Scan, flat
 from dlc.ir.parser import parse_program
 from dlc.ir.program import Launch, Program
+from dlc.ir.streamed import lane_rank
 from dlc.ir.verify import verify
+from dlc.passes.reduce_passes import ReducePasses
+from dlc.passes.refusals import Reason
 from dlc.passes.pipeline import BadOption, Pipeline
 from dlc.passes.registry import passes
 from dlc.passes.stream_kernels import StreamKernels
@@ -97,8 +100,7 @@ def test_a_projection_is_a_contraction_of_its_own() -> None:
 
 ALONE = {
     "one contraction": (f"{SCORES}\n  {SOFTMAX}\n  O[h:2, p:20, m:30] = SN[h, p, m] / SD[h, p]", StreamKernels()),
-    "a block that does not fit": (ATTENTION, StreamKernels(block_bytes=64 * 4 * 30)),
-    "few queries": (ATTENTION, StreamKernels(least=21)),
+    "a block that does not fit": (ATTENTION, StreamKernels(lane_bytes=4 * 30)),
     "both operands move along the queries": (
         ATTENTION.replace("V[h, m, f]", "cast<f32>(p)").replace("K[h, m, e]", "Q[h, p, e] * K[h, m, e]"),
         StreamKernels(),
@@ -140,15 +142,53 @@ def test_wherever_the_division_stands(name: str) -> None:
   SD[p:20] = sum(m:300) SN[p, m]
   {ENDS[name]}"""
     before = program("Q: f32[20, 4], K: f32[300, 4], V: f32[300, 3]", steps)
-    after = run_passes(before, Pipeline.parse("reduce-passes,stream-kernels", passes()))
+    after = run_passes(before, "reduce-passes,stream-kernels")
     assert len(after.kernels) == 1 and not left(after)
     assert_same_result(before, after, {}, rtol=2e-5)
 
 
-@pytest.mark.parametrize("text", ["reduce-passes{block=0}", "stream-kernels{lanes=0}", "stream-kernels{least=-1}"])
+@pytest.mark.parametrize("text", ["reduce-passes{block=0}", "stream-kernels{lane_bytes=0}"])
 def test_options_below_one(text: str) -> None:
     with pytest.raises(BadOption, match="at least 1"):
         Pipeline.parse(text, passes())
+
+
+REASONS = {
+    "few queries": (ATTENTION.replace("p:20", "p:7"), QKV.replace("20", "7"), "7 points, fewer than 8"),
+    "heads without queries": (ATTENTION.replace("p:20", "p:1"), QKV.replace("20", "1"), "no rank that all steps have"),
+    "too wide": (
+        ATTENTION.replace("f:3", "f:4000"), QKV.replace("30, 3]", "30, 4000]"), "bytes in the cache, more than 12288",
+    ),
+    "a sum of three factors": (
+        ATTENTION.replace("V[h, m, f]", "V[h, m, f] * U[m]"), f"{QKV}, U: f32[30]", "not one of plain products",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_a_running_form_that_no_kernel_streams(name: str) -> None:
+    """It stays as it is, and the reason is told."""
+    steps, params, reason = REASONS[name]
+    before = program(params, steps)
+    (told,) = ReducePasses(block=8).explain(before)
+    assert told.reason is Reason.APART and reason in told.detail and told.loc.line > 1
+    assert ReducePasses(block=8).apply(before) is before
+
+
+def test_groups_of_heads_and_queries_of_any_number() -> None:
+    """An unknown number of queries has the lanes before three heads, and not before thirty-two."""
+    steps = """QK[k:2, g:3, p:n, m:300] = sum(e:4) Q[k, g, p, e] * K[k, m, e]
+  GM[k:2, g:3, p:n] = max(m:300) QK[k, g, p, m]
+  SN[k:2, g:3, p:n, m:300] = exp(QK[k, g, p, m] - GM[k, g, p])
+  SD[k:2, g:3, p:n] = sum(m:300) SN[k, g, p, m]
+  AV[p:n, k:2, g:3, f:3] = sum(m:300) SN[k, g, p, m] * V[k, m, f]
+  O[p:n, k:2, g:3, f:3] = AV[p, k, g, f] / SD[k, g, p]"""
+    for heads in (3, 32):
+        text = steps.replace("g:3", f"g:{heads}")
+        before = program(f"Q: f32[2, {heads}, n, 4], K: f32[2, 300, 4], V: f32[2, 300, 3]", text)
+        (kernel,) = run_passes(before, "reduce-passes,stream-kernels").kernels
+        extents = {r.name: r.extent for s in flat(kernel.cascade.steps) for r in s.ranks}
+        assert extents[lane_rank(kernel.cascade.steps, kernel.outer) or ""].const == (None if heads == 3 else 32)
 
 
 def test_weights_are_no_stream() -> None:
