@@ -13,7 +13,7 @@ import pytest
 from dlc.codegen.pieces import parts_of
 from dlc.codegen.target import AVX512, Target
 from dlc.ir.dtype import BOOL
-from dlc.ir.expr import Const, Expr, Index, Piecewise, apply, const
+from dlc.ir.expr import Apply, Const, Expr, Index, Piecewise, apply, const
 from dlc.ir.extent import IntExpr, evaluate, int_expr, sym, var
 from dlc.ir.facts import Facts, SymbolFact
 from dlc.ir.scalar import SCALAR_OPS
@@ -32,8 +32,9 @@ def holds(e: Expr, at: dict[str, int]) -> bool:
     """The truth of a guard at a point."""
     if isinstance(e, Const):
         return bool(e.value)
-    args = [evaluate(a.expr, at) if isinstance(a, Index) else holds(a, at) for a in e.args]  # type: ignore[union-attr]
-    return bool(SCALAR_OPS[e.op].meaning(*args))  # type: ignore[union-attr]
+    assert isinstance(e, Apply)
+    args = [evaluate(a.expr, at) if isinstance(a, Index) else holds(a, at) for a in e.args]
+    return bool(SCALAR_OPS[e.op].meaning(*args))
 
 
 @pytest.mark.parametrize("op", ["lt", "le", "ge", "gt"])

@@ -14,6 +14,7 @@ from dlc.codegen.stream_idle import is_idle
 from dlc.codegen.tile import Buffer, TileProgram
 from dlc.codegen.tile_build import Builder
 from dlc.codegen.tile_interp import run as run_tile
+from dlc.ir.einsum import Einsum
 from dlc.ir.domain import conjunction
 from dlc.ir.dtype import BOOL
 from dlc.ir.einsum import Scan
@@ -83,7 +84,9 @@ def test_arithmetic_and_equations_are_inequalities() -> None:
         ("m < 3 | p < 2", 0), ("m % 2 <= p", 1),
     ):
         source = f"cascade f(X: f32[9], B: bool[9]) -> (Y) {{ Y[p:9] = sum(m:9) X[m] where {text} }}"
-        domain = step_domain(parse_program(source).body.body[0].where)  # type: ignore[union-attr]
+        (step,) = parse_program(source).body.body
+        assert isinstance(step, Einsum)
+        domain = step_domain(step.where)
         assert len(domain.inequalities) == count, text
         assert bool(domain.opaque) == ("|" in text or "B" in text)
         assert (domain.least(EXTENTS) is None) == (bool(domain.opaque) or "%" in text)

@@ -2,58 +2,14 @@
 
 from __future__ import annotations
 
+from tests.ir import pass_cascades
+
 HEAD = "cascade attention(Q: f32[h, p, e], K: f32[h, m, e], V: f32[h, m, f]) -> {result} {{\n"
 
-THREE_PASS = (
-    HEAD.format(result="AV")
-    + """\
-  QK[h, p, m] = sum(e) Q[h, p, e] * K[h, m, e]
-  GM[h, p] = max(m) QK[h, p, m]
-  SN[h, p, m] = exp(QK[h, p, m] - GM[h, p])
-  SD[h, p] = sum(m) SN[h, p, m]
-  A[h, p, m] = SN[h, p, m] / SD[h, p]
-  AV[h, p, f] = sum(m) A[h, p, m] * V[h, m, f]
-}
-"""
-)
-"""FuseMax's three-pass cascade."""
+THREE_PASS, DEFERRED = (text.replace(" where m <= p", "").lstrip() for text in (pass_cascades.THREE_PASS, pass_cascades.DEFERRED))
+"""FuseMax's three-pass cascade, and the same with the division after the sum; without the mask."""
 
-DEFERRED = (
-    HEAD.format(result="O")
-    + """\
-  QK[h, p, m] = sum(e) Q[h, p, e] * K[h, m, e]
-  GM[h, p] = max(m) QK[h, p, m]
-  SN[h, p, m] = exp(QK[h, p, m] - GM[h, p])
-  SD[h, p] = sum(m) SN[h, p, m]
-  AV[h, p, f] = sum(m) SN[h, p, m] * V[h, m, f]
-  O[h, p, f] = AV[h, p, f] / SD[h, p]
-}
-"""
-)
-"""The same with the division after the sum."""
-
-ONE_PASS = (
-    HEAD.format(result="O")
-    + """\
-  RM0[h, p]: f32 = -inf
-  RD0[h, p]: f32 = 0.0
-  RNV0[h, p, f]: f32 = 0.0
-  scan m1: (m + 127)//128 carry (RM = RM0, RD = RD0, RNV = RNV0) {
-    BQK[h, p, m0: 128] = sum(e) Q[h, p, e] * K[h, 128*m1 + m0, e] where 128*m1 + m0 < m
-    LM[h, p] = max(m0) BQK[h, p, m0]
-    RM1[h, p] = max(RM[h, p], LM[h, p])
-    SLN[h, p, m0] = exp(BQK[h, p, m0] - RM1[h, p])
-    SLD[h, p] = sum(m0) SLN[h, p, m0]
-    PRM[h, p] = select(RM1[h, p] > RM[h, p], exp(RM[h, p] - RM1[h, p]), 1.0)
-    RD1[h, p] = RD[h, p] * PRM[h, p] + SLD[h, p]
-    SLNV[h, p, f] = sum(m0) SLN[h, p, m0] * V[h, 128*m1 + m0, f]
-    RNV1[h, p, f] = RNV[h, p, f] * PRM[h, p] + SLNV[h, p, f]
-    yield (RM1, RD1, RNV1)
-  } -> (RMK, RDK, RNVK)
-  O[h, p, f] = RNVK[h, p, f] / RDK[h, p]
-}
-"""
-)
+ONE_PASS = pass_cascades.ONE_PASS.replace("max(RM1[h, p], -3.4028234663852886e38)", "RM1[h, p]").lstrip()
 """As a running reduction is written."""
 
 CASCADE_5 = (

@@ -19,9 +19,9 @@ from dlc.passes.winograd import Winograd
 DTYPES = {"f32": 4, "f16": 2, "f64": 8}
 
 
-def prepared(text: str, **options: bool) -> Program:
+def prepared(text: str, pitch: bool = True) -> Program:
     before = parse_program(text)
-    after = PrepareContractions(**options).apply(before)  # type: ignore[arg-type]
+    after = PrepareContractions(pitch=pitch).apply(before)
     verify(after)
     return after
 

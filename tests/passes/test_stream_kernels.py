@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -93,8 +94,7 @@ def test_a_projection_is_a_contraction_of_its_own() -> None:
   {ATTENTION}
   R[h:2, p:20, g:6] = sum(f:3) O[h, p, f] * W[f, g]
 }}"""
-    before = parse_program(text)
-    before.data["W"] = np.ones((3, 6), np.float32)  # type: ignore[index]
+    before = replace(parse_program(text), data={"W": np.ones((3, 6), np.float32)})
     assert left(streamed(before)) == ["R"]
 
 
@@ -200,8 +200,7 @@ def test_weights_are_no_stream() -> None:
   R[p:20, m:9] = max(H[p, m], 0.0)
   O[p:20, f:3] = sum(m:9) R[p, m] * B[m, f]
 }"""
-    before = parse_program(text)
-    before.data.update(A=np.ones((9, 4), np.float32), B=np.ones((9, 3), np.float32))  # type: ignore[attr-defined]
+    before = replace(parse_program(text), data={"A": np.ones((9, 4), np.float32), "B": np.ones((9, 3), np.float32)})
     assert not streamed(before).kernels
     given = program("X: f32[20, 4], A: f32[9, 4], B: f32[9, 3]", "\n".join(text.splitlines()[3:-1]))
     assert len(streamed(given).kernels) == 1  # the same of activations
@@ -272,8 +271,7 @@ def test_attention_with_weights_for_keys_is_left_alone() -> None:
   const K: f32[2, 30, 4]
   {ATTENTION}
 }}"""
-    before = parse_program(text)
-    before.data["K"] = np.ones((2, 30, 4), np.float32)  # type: ignore[index]
+    before = replace(parse_program(text), data={"K": np.ones((2, 30, 4), np.float32)})
     assert not streamed(before).kernels
 
 
