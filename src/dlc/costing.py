@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from dlc.codegen.target import TARGETS
@@ -67,18 +67,13 @@ def spatial_cost(
     target: Target,
     extents: Mapping[str, int],
     *,
-    derive: Callable[[Cascade], Cascade] = fewer_passes,
     traffic_bytes: float | None = None,
     as_published: bool = False,
 ) -> SpatialCost:
-    """The cost of a cascade on a spatial target; one of more passes than the mapping covers is derived from first.
-
-    Args:
-        derive: gives a cascade of fewer passes, or the same one.
-    """
+    """The cost of a cascade on a spatial target; from one of more passes than the mapping covers fewer are derived first."""
     covers = target.mapping.passes
     if covers is not None and count(cascade) > covers:
-        cascade = derive(cascade)
+        cascade = fewer_passes(cascade)
     return predict_spatial(cascade, target, extents, traffic_bytes=traffic_bytes, as_published=as_published)
 
 
