@@ -10,7 +10,7 @@ from dlc.ir.dtype import BOOL
 from dlc.ir.einsum import Einsum, Reduce, TensorType, einsum
 from dlc.ir.errors import NotInBounds, OutsideDomain
 from dlc.ir.expr import Access, Expr, Index, apply, const
-from dlc.ir.extent import int_expr, var, variables
+from dlc.ir.extent import IntExpr, int_expr, var, variables
 from dlc.ir.facts import Facts, SymbolFact
 from dlc.ir.program import Program
 from dlc.ir.prove import Assumptions
@@ -76,6 +76,6 @@ def _diagonal(step: Einsum, known: Facts) -> bool:
     return any(known.within(var(r.name), m.extent) and _holds(step, known, {m.name: var(r.name)}) for r in step.ranks)
 
 
-def _holds(step: Einsum, known: Facts, point: dict[str, object]) -> bool:
+def _holds(step: Einsum, known: Facts, point: Mapping[str, IntExpr]) -> bool:
     under = Assumptions(known)
-    return all(under.holds(c.substitute(point)) for c in conjuncts(step.where))  # type: ignore[arg-type]
+    return all(under.holds(c.substitute(point)) for c in conjuncts(step.where))

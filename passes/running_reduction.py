@@ -13,11 +13,12 @@ from dlc.ir.program import Program, Region, Stmt, tensor_types, walk_statements
 from dlc.passes.emptiness import known_symbols
 from dlc.passes.explicit_domains import explicit_domains
 from dlc.passes.pipeline import BadOption, Pass
+from dlc.passes.plan_chain import plan_chain
 from dlc.passes.reduction_chains import Chain, add_locals, find_chains, inline_picks
 from dlc.passes.refusals import Reason, Refusal, Refused
 from dlc.passes.rewrite import Names, drop_dead, map_regions
 from dlc.passes.running_form import RunningForm
-from dlc.passes.running_plan import Plan, plan_chain
+from dlc.passes.running_plan import Plan
 
 
 @dataclass(frozen=True)
