@@ -199,9 +199,13 @@ class _ContractionLowering:
         col = self.roles.col
         lanes = self._lanes(steps)
         packed = _panel_width(_access(self.roles.cols).index, col)
-        width = packed or self._streamed(steps[0], lanes) or panel_columns(self.columns, lanes, self.target.vector_registers)
+        rows = self.rest.get(self.roles.row) if self.roles.row else None
+        streamed = None if packed else self._streamed(steps[0], lanes)
+        width = packed or streamed or panel_columns(self.columns, lanes, self.target.vector_registers)
         width = width if width % lanes == 0 else lanes
-        self.tile = choose_tile(width, lanes, self.rest.get(self.roles.row) if self.roles.row else None, self.target)
+        self.tile = choose_tile(width, lanes, rows, self.target)
+        if streamed:  # every row in the one tile that reads the columns
+            self.tile = replace(self.tile, rows=1 if rows is None else rows.const or self.tile.rows)
         if self.roles.words:
             floats = compute_type(steps[0].dtypes[0]).is_float
             extent = self.rest.get(self.roles.row) if self.roles.row else None
