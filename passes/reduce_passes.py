@@ -11,14 +11,16 @@ from typing import ClassVar
 
 from dlc.ir.einsum import Einsum, Scan, flat
 from dlc.ir.extent import IntExpr
+from dlc.ir.facts import Facts
 from dlc.ir.products import factors
 from dlc.ir.program import Program, Stmt
 from dlc.passes.explicit_domains import explicit_domains
+from dlc.passes.lone_folds import lone_folds
 from dlc.passes.pipeline import BadOption, Pass
-from dlc.passes.reduction_chains import Chain
+from dlc.passes.reduction_chains import Chain, Kind
 from dlc.passes.refusals import Reason, Refusal
 from dlc.passes.running_plan import Plan
-from dlc.passes.running_reduction import Rewriter
+from dlc.passes.running_reduction import Rewriter, whole_reads
 from dlc.passes.stream_kernels import StreamKernels, Streams
 
 
@@ -29,6 +31,8 @@ class ReducePasses(Pass):
     A cascade of several passes over a rank keeps that rank's fibres, and contractions between the passes put them into
     memory; the running form keeps a block. A chain without contractions gains nothing from it here: its fibres are rows that
     lie in a core's cache anyway, and each block costs a correction. So it is derived for those scans alone that stream.
+    A cascade of one pass keeps its fibres, too, where a contraction makes what the next one sums: it gets the scan without
+    the corrections (`lone_folds`).
 
     Source: Nayak et al., FuseMax, MICRO 2024 (arXiv 2406.10491).
     """
@@ -52,9 +56,14 @@ class ReducePasses(Pass):
 
 @dataclass
 class _Chosen(Rewriter):
-    """Rewrites the chains whose scans stream; `declined` has those that have a running form and do not."""
+    """Rewrites the chains whose scans stream; `declined` has those that have a running form and do not.
+
+    Attributes:
+        looked_at: folds that were tried alone, by identity.
+    """
 
     declined: list[Refusal] = field(default_factory=list)
+    looked_at: dict[int, Einsum] = field(default_factory=dict)
 
     def block_of(self, extent: IntExpr) -> int:
         """Blocks of a known extent are of nearly equal size, so that the last one is no remainder."""
@@ -90,6 +99,27 @@ class _Chosen(Rewriter):
             return plan
         fold = next(m.step for m in chain.folds if self._streams(m.step))
         self.declined.append(Refusal(fold.out, chain.rank, Reason.APART, obstacle, fold.loc))
+        return None
+
+    def _first(
+        self, body: list[Stmt], yields: Sequence[str], done: dict[tuple[int, str], Einsum]
+    ) -> list[Stmt] | None:
+        """The body with the next chain rewritten, or when there is none the next fold alone that streams."""
+        return super()._first(body, yields, done) or self._first_lone(body, yields)
+
+    def _first_lone(self, body: list[Stmt], yields: Sequence[str]) -> list[Stmt] | None:
+        outside = frozenset(yields).union(*(whole_reads(s) for s in body))
+        before = {id(s) for s in body}
+        for step in [s for s in body if isinstance(s, Einsum) and id(s) not in self.looked_at and self._streams(s)]:
+            self.looked_at[id(step)] = step
+            for outlined, plan in lone_folds(step, body, outside, self.types, self.names):
+                if Facts({}, self.program.facts).nonneg(self.block - plan.chain.extent):
+                    continue
+                if not any(self._streams(m.step) for m in plan.chain.of(Kind.LOCAL)):
+                    continue
+                names = copy.deepcopy(self.names)
+                if not self._obstacle(self.form(plan, names).rewritten(outlined), before, outside):
+                    return self.form(plan, self.names).rewritten(outlined)
         return None
 
     def _obstacle(self, tried: Sequence[Stmt], before: set[int], outside: frozenset[str]) -> str:

@@ -232,11 +232,12 @@ def _aligned(chain: Chain, step: Einsum) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def add_locals(chain: Chain, body: Sequence[Stmt], outside: frozenset[str]) -> None:
+def add_locals(chain: Chain, body: Sequence[Stmt], outside: frozenset[str], data: str | None = None) -> None:
     """Add what makes the chain's data: steps that only the chain reads, at the place of the rank, over ranks of its folds.
 
     Args:
         outside: tensors that something other than a direct Einsum of `body` reads.
+        data: an operand of a fold that is data of the chain although it lacks free ranks of the fold.
     """
     made = {s.out: s for s in body if isinstance(s, Einsum) and s.write is None and len(s.outs) == 1}
     readers: dict[str, list[Einsum]] = {}
@@ -252,7 +253,7 @@ def add_locals(chain: Chain, body: Sequence[Stmt], outside: frozenset[str]) -> N
             if producer is None or a.tensor in chain.members or a.tensor in outside or not producer.row_major:
                 continue
             dim = _dimension(chain, readers[a.tensor], a.tensor)
-            if dim is None or not _is_data(a, dim, member) or chain.depends(producer):
+            if dim is None or not _is_data(a, dim, member, data) or chain.depends(producer):
                 continue
             local = Member(producer, Kind.LOCAL, producer.ranks[dim].name)
             _join(chain, local)
@@ -299,7 +300,7 @@ def _dimension(chain: Chain, readers: Sequence[Einsum], tensor: str) -> int | No
     return dims.pop() if len(dims) == 1 else None
 
 
-def _is_data(a: Access, dim: int, member: Member) -> bool:
+def _is_data(a: Access, dim: int, member: Member, data: str | None) -> bool:
     """Whether a member reads one element at each of its points: the index is the rank, free ranks, and constants.
 
     A fold's other operands lack some free rank of it, as V does in `SN[p, m] * V[m, f]`.
@@ -307,7 +308,8 @@ def _is_data(a: Access, dim: int, member: Member) -> bool:
     free = {r.name for r in member.step.ranks}
     if not all(i.const is not None or str(i) in free for d, i in enumerate(a.index) if d != dim):
         return False
-    return member.kind is not Kind.FOLD or {r.name for r in member.step.ranks if r.extent.const != 1} <= a.variables
+    whole = {r.name for r in member.step.ranks if r.extent.const != 1} <= a.variables
+    return member.kind is not Kind.FOLD or whole or a.tensor == data
 
 
 def ordered(chain: Chain, body: Sequence[Stmt]) -> list[Member]:

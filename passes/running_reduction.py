@@ -102,7 +102,7 @@ class Rewriter:
         self, body: list[Stmt], yields: Sequence[str], done: dict[tuple[int, str], Einsum]
     ) -> list[Stmt] | None:
         """The body with the first chain that can be rewritten replaced; `done` are first folds looked at before."""
-        outside = frozenset(yields).union(*(_whole(s) for s in body))
+        outside = frozenset(yields).union(*(whole_reads(s) for s in body))
         for chain in find_chains(body, done):
             folds = chain.folds
             read_once = self._picks(chain, body)
@@ -153,7 +153,7 @@ class Rewriter:
         self.refusals.append(Refusal(step.out, chain.rank, error.reason, detail, step.loc))
 
 
-def _whole(stmt: Stmt) -> set[str]:
+def whole_reads(stmt: Stmt) -> set[str]:
     """Tensors that a statement reads in another way than element by element in an Einsum of this list."""
     if isinstance(stmt, Einsum):
         return {stmt.write.onto} if stmt.write is not None else set()

@@ -147,6 +147,29 @@ def test_wherever_the_division_stands(name: str) -> None:
     assert_same_result(before, after, {}, rtol=2e-5)
 
 
+ONE_PASS = {
+    "sigmoid": "G[p:20, m:300] = sigmoid(QK[p, m] * 0.5 - 1.0)\n  O[p:20, f:3] = sum(m:300) G[p, m] * V[m, f]",
+    "written inside the sum": "O[p:20, f:3] = sum(m:300) V[m, f] * sigmoid(QK[p, m] * 0.5 - 1.0)",
+    "causal": "O[p:20, f:3] = sum(m:300) (QK[p, m] * QK[p, m]) * V[m, f] where m <= 10*p",
+    "three products": "A[p:20, g:5] = sum(m:300) QK[p, m] * W[m, g]\n  O[p:20, f:3] = sum(m:300) QK[p, m] * V[m, f]",
+}
+
+
+@pytest.mark.parametrize("name", ONE_PASS)
+def test_one_pass_keeps_a_block(name: str) -> None:
+    """No fold needs another: the scan has no corrections, and the scores stay in the core."""
+    steps = f"QK[p:20, m:300] = sum(e:4) Q[p, e] * K[m, e]\n  {ONE_PASS[name]}"
+    before = program("Q: f32[20, 4], K: f32[300, 4], V: f32[300, 3], W: f32[300, 5]", steps)
+    after = run_passes(before, "reduce-passes{block=64},stream-kernels")
+    assert_same_result(before, after, {}, rtol=2e-5)
+    if name == "three products":  # the scores have two readers: they are no sum's alone
+        assert not any(isinstance(s, Scan) for k in after.kernels for s in k.cascade.steps)
+        return
+    assert len(after.kernels) == 1 and not left(after)
+    assert [s.rank.extent.const for s in after.kernels[0].cascade.steps if isinstance(s, Scan)] == [5]
+    assert ReducePasses(block=300).apply(before) is before
+
+
 @pytest.mark.parametrize("text", ["reduce-passes{block=0}", "stream-kernels{lane_bytes=0}"])
 def test_options_below_one(text: str) -> None:
     with pytest.raises(BadOption, match="at least 1"):
