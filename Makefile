@@ -14,7 +14,7 @@ PYTEST := $(ONE_THREAD) $(BIN)/pytest -n $(TEST_WORKERS) --dist=worksteal
 # A log wants the outcome, a terminal also the way there.
 PROGRESS := $$(if [ -t 1 ]; then echo progress; else echo classic; fi)
 
-.PHONY: help venv demo test test-all format lint types browser bench bench-peers docs clean
+.PHONY: help venv demo test test-all format lint types browser emulator bench bench-peers docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -44,7 +44,7 @@ types: $(STAMP)  ## mypy, strict
 test: lint types  ## lint, types and the sampled tests (under 25 minutes on two cores)
 	@$(PYTEST) -q -o console_output_style=$(PROGRESS) --durations=8 --durations-min=10
 
-test-all: lint types browser  ## the whole: every slow check whose inputs changed since the ledger saw it
+test-all: lint types browser emulator  ## the whole: every slow check whose inputs changed since the ledger saw it
 	@$(PYTEST) -q -o console_output_style=$(PROGRESS) --all --durations=20 --durations-min=30
 
 # The report of a dump is opened in a real browser; without one that test says so and is skipped.
@@ -52,6 +52,12 @@ browser:
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium >/dev/null; } || \
 	  echo "no chromium: the report's browser test will be skipped"
+
+# Artifacts run on emulated lesser processors; without qemu-user those tests say so and are skipped.
+emulator:
+	@command -v qemu-x86_64 >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends qemu-user >/dev/null; } || \
+	  echo "no qemu-user: the tests on lesser processors will be skipped"
 
 bench: $(STAMP)  ## time dlc beside its peers; results go to benchmarks/results
 	@$(BIN)/python -m benchmarks.run

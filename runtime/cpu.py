@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from dlc.runtime.cpuid import known_features, reported_features
 from dlc.runtime.errors import BadThreadCount, MissingCpuFeatures, UnsupportedPlatform
 
 MAX_THREADS = 1024
@@ -21,7 +22,16 @@ _ALWAYS = frozenset({"64bit", "x87", "fxsr", "crc32", "baseline", "x8664"})
 
 @functools.cache
 def cpu_features() -> frozenset[str]:
-    """Feature names of this CPU, normalised (see `normalise`)."""
+    """Feature names of this CPU, normalised (see `normalise`): what the kernel lists and CPUID does not deny."""
+    reported = reported_features() if platform.machine() in ("x86_64", "AMD64") else None
+    listed = _listed_features()
+    if reported is None:
+        return listed
+    return (listed - known_features()) | (reported & listed if listed else reported)
+
+
+def _listed_features() -> frozenset[str]:
+    """The kernel's list; none where it cannot be read."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:
