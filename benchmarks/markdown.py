@@ -14,7 +14,7 @@ PEAK_SHARE = 0.8
 INTRO = """\
 # Whole models beside their peers
 
-Written by `python -m benchmarks.run`. Median milliseconds per call, f32, from torch tensors to torch tensors; in
+Written by `python -m benchmarks.run`. Median milliseconds per call, f32 (or what the name says), from torch tensors to torch tensors; in
 parentheses the lowest and the highest median of a turn. **Bold** is the fastest. dlc runs one saved `.dlc` per model, with symbolic
 batch (and length, where the model has one), for all its rows; OpenVINO, IREE and TVM were given the static shapes, Inductor specialises by
 itself, and TVM was not tuned. Inputs come from a ring larger than the last-level cache, of 64 sets at most. Contenders take turns in

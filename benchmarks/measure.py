@@ -89,7 +89,7 @@ def run(
         entrants.enter("dlc", model=str(path))
         enter_peers(entrants, row, given, settings)
         entrants.prepare(settings.patience_s)
-        judge = entrants.check()
+        judge = entrants.check(tolerance=given.tolerance)
         rows = entrants.run(settings.rounds, block_s=settings.block_s)
         profile = entrants.profile() if threads > 1 else None
         probe = entrants.probe
@@ -124,9 +124,9 @@ def enter_peers(entrants: Contest, row: Row, given: Source, settings: Settings) 
     """Let the peers in, or say why one cannot take part."""
     for peer in settings.peers:
         if peer in ONNX_PEERS:
-            path, why = onnx_file(row.entry, settings.work)
+            path, why = onnx_file(given.onnx_entry(peer), settings.work)
             plain = given.plain if peer != "onnxruntime" else ""
-            entrants.enter(peer, model=plain or str(path), absent=why)
+            entrants.enter(peer, model=plain or str(path), absent=why, precision=given.precision)
             continue
         absent = "" if given.python else "it runs Python models, and this is none"
         entrants.enter(peer, model=given.python, absent=absent)
@@ -163,8 +163,8 @@ def prepare(row: Row, settings: Settings) -> None:
     """Make what is kept: the artifact, the ONNX file, and what peers compile and cache."""
     artifact(row.entry, settings.work)
     given = source(row.entry)
-    if set(settings.peers) & set(ONNX_PEERS):
-        onnx_file(row.entry, settings.work)
+    for entry in {given.onnx_entry(peer) for peer in settings.peers if peer in ONNX_PEERS}:
+        onnx_file(entry, settings.work)
     slow = tuple(p for p in settings.peers if p in ("inductor", "iree"))  # they keep what they compile
     if not slow:
         return

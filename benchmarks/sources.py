@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from benchmarks.suite import Row
+from dlc.contest import TOLERANCE
 
 RING_LEAST, RING_MOST = 3, 64
 """Sets of inputs. More are of no use: 64 sets of token numbers are still small, but what they select is not."""
@@ -21,11 +22,18 @@ class Source(Protocol):
         python: how a contender opens it as a Python model; empty if it is none.
         names: of its inputs, where a contender needs them to tell the order.
         plain: a simpler ONNX file of the same model for peers that cannot read the usual one; empty if there is none.
+        precision: what OpenVINO is told to compute in.
+        tolerance: of results against the reference's, relative to the largest value.
     """
 
     python: str
     names: tuple[str, ...]
     plain: str
+    precision: str
+    tolerance: float
+
+    def onnx_entry(self, peer: str) -> str:
+        """The entry whose ONNX file the peer is given."""
 
     def inputs(self, row: Row, seed: int) -> list[np.ndarray]:
         """One set of inputs."""
@@ -42,12 +50,21 @@ class ZooSource:
 
     names: tuple[str, ...] = ()
     plain = ""
+    precision = "f32"
+    tolerance = TOLERANCE
 
     def __init__(self, name: str) -> None:
         from tests.models.zoo import ZOO
 
         self.entry = ZOO[name]
         self.python = f"benchmarks.zoo:{name}"
+
+    def onnx_entry(self, peer: str) -> str:
+        return self.entry.name
+
+    def model(self) -> Any:
+        """The module."""
+        return self.entry.make()
 
     def inputs(self, row: Row, seed: int) -> list[np.ndarray]:
         length = row.length or self.entry.lengths[0]
@@ -64,7 +81,7 @@ class ZooSource:
 
         import dlc
 
-        model = self.entry.make()
+        model = self.model()
         with torch.no_grad(), symbolic_recurrence():
             return dlc.compile(model, self.entry.example(), dynamic_shapes=self.entry.dynamic_shapes)
 
@@ -77,6 +94,8 @@ class SileroSource:
 
     python = ""
     names: tuple[str, ...] = ("input", "state", "sr")
+    precision = "f32"
+    tolerance = TOLERANCE
     RATE, SAMPLES = 16000, 576
 
     @property
@@ -89,6 +108,9 @@ class SileroSource:
     @property
     def plain(self) -> str:
         return str(self.path.with_name("silero_vad_op18_ifless.onnx"))
+
+    def onnx_entry(self, peer: str) -> str:
+        return "silero_vad"
 
     def inputs(self, row: Row, seed: int) -> list[np.ndarray]:
         generator = np.random.default_rng(seed)
@@ -110,7 +132,14 @@ class SileroSource:
 
 def source(entry: str) -> Source:
     """The model of that name."""
-    return SileroSource() if entry == "silero_vad" else ZooSource(entry)
+    if entry == "silero_vad":
+        return SileroSource()
+    name, _, types = entry.rpartition("_")
+    if types in ("bf16", "i8"):
+        from benchmarks.narrow import Bf16Source, BytesSource
+
+        return Bf16Source(name) if types == "bf16" else BytesSource(name)
+    return ZooSource(entry)
 
 
 def ring(given: Source, row: Row) -> list[list[np.ndarray]]:

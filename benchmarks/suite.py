@@ -48,6 +48,14 @@ SUITE = (
     Row("silero_vad"),
     Row("mlp", 128),
     Row("dlrm", 128),
+    Row("bert_base_bf16", 1, 128),
+    Row("vit_base_bf16"),
+    Row("resnet50_bf16"),
+    Row("mobilenet_v2_bf16"),
+    Row("bert_base_i8", 1, 128),
+    Row("vit_base_i8"),
+    Row("resnet50_i8"),
+    Row("mobilenet_v2_i8"),
 )
 
 

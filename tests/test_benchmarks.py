@@ -18,6 +18,7 @@ from benchmarks.plots import draw, ratios_svg, roofline_svg
 from benchmarks.results import keep
 from benchmarks.sources import RING_LEAST, RING_MOST, cache_bytes, ring, source
 from benchmarks.suite import SUITE, Row, chosen
+import dlc
 from tests.models.zoo import ZOO
 
 SMALL = [
@@ -38,9 +39,38 @@ SMALL = [
 def test_every_row_has_a_model_and_a_name_of_its_own() -> None:
     assert len({row.name for row in SUITE}) == len(SUITE)
     for row in SUITE:
-        assert row.entry == "silero_vad" or row.entry in ZOO
-        if row.entry in ZOO:
-            assert bool(row.length) == (ZOO[row.entry].symbolic_length or row.entry == "whisper_tiny_encoder")
+        model = row.entry.removesuffix("_bf16").removesuffix("_i8")
+        assert model == "silero_vad" or model in ZOO
+        if model in ZOO:
+            assert bool(row.length) == (ZOO[model].symbolic_length or model == "whisper_tiny_encoder")
+
+
+def test_models_in_narrow_types() -> None:
+    """A bf16 model takes and gives f32; the file of a quantised one has byte products, and results near the model's."""
+    row = Row("lstm_tagger_bf16", 1, 5)
+    narrow, plain = source(row.entry), source("lstm_tagger")
+    given = [torch.from_numpy(a) for a in narrow.inputs(row, 1)]
+    with torch.no_grad():
+        got, want = narrow.model()(*given), plain.model()(*given)
+    assert all(g.dtype == torch.float32 and (g != w).any() for g, w in zip(flat(got), flat(want), strict=True))
+    assert narrow.onnx_entry("openvino") == "lstm_tagger" and narrow.onnx_entry("iree") == row.entry
+    assert source("mlp_i8").onnx_entry("openvino") == "mlp_i8" and not source("mlp_i8").python
+
+
+def test_a_quantised_file(tmp_path: Path) -> None:
+    row = Row("mlp_i8", 3)
+    given = source(row.entry)
+    given.write_onnx(tmp_path / "model.onnx")
+    (x,) = given.inputs(row, 1)
+    got = dlc.compile(tmp_path / "model.onnx")(x)
+    with torch.no_grad():
+        want = source("mlp").model()(torch.from_numpy(x))
+    (got,), (want,) = flat(got), flat(want)
+    assert 0.99 < np.corrcoef(got.ravel(), want.numpy().ravel())[0, 1] < 0.99999  # largest values are cut off
+
+
+def flat(results: Any) -> tuple[Any, ...]:
+    return tuple(results) if isinstance(results, (tuple, list)) else (results,)
 
 
 def test_rows_are_chosen_by_row_or_by_model() -> None:

@@ -200,7 +200,7 @@ class Contender:
             "INFERENCE_NUM_THREADS": self.threads,
             "ENABLE_CPU_PINNING": False,  # pinned threads collide with those of others on a shared machine
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": str(plan.get("precision", "f32")),
         }
         request = ov.compile_model(model, "CPU", settings).create_infer_request()
         if self.given_outputs:

@@ -299,7 +299,9 @@ class Contest:
             for _ in team.map(one, self.entrants.values()):
                 pass
 
-    def check(self, order: Sequence[str] = ("eager", "onnxruntime", "openvino"), sets: int = 3) -> str:
+    def check(
+        self, order: Sequence[str] = ("eager", "onnxruntime", "openvino"), sets: int = 3, tolerance: float = TOLERANCE
+    ) -> str:
         """Compare everybody's results for the first sets of inputs with those of the first of `order` that is here.
 
         Returns:
@@ -318,7 +320,7 @@ class Contest:
                 with np.load(path) as got:
                     error = largest_error({key: got[key] for key in got.files}, expected)
                 self.entrants[name].error = None if name == judge else error
-                if not error < TOLERANCE:
+                if not error < tolerance:
                     self.entrants[name].out(f"its results are wrong: error {error:.1e} against {judge}")
         for path in results.values():
             path.unlink()
