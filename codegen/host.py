@@ -19,7 +19,7 @@ from dlc.codegen.pool import CALLERS
 from dlc.codegen.tile import TileProgram, arg_words
 from dlc.errors import Internal
 from dlc.ir.einsum import Einsum
-from dlc.ir.extent import IntExpr, int_expr, var
+from dlc.ir.extent import IntExpr, int_expr, show_extent, var
 from dlc.ir.loc import Loc
 from dlc.ir.memory import (
     AtConstant,
@@ -337,7 +337,10 @@ class _Entry(Memory):
         if symbol.divisor > 1:
             rest = code.binary("srem", value, code.constant(symbol.divisor))
             bad = code.binary("or", bad, code.compare("ne", rest, code.constant(0)), "i1")
+        if symbol.below is not None:  # buffers are made for no more
+            bad = code.binary("or", bad, code.compare("sge", value, code.expr(symbol.below)), "i1")
         by = f", a multiple of {symbol.divisor}" if symbol.divisor > 1 else ""
+        by += f" and below {show_extent(symbol.below)}" if symbol.below is not None else ""
         limits = f"{symbol.lo}..{'' if symbol.hi is None else symbol.hi}{by}"
         message = f"{EXTENT_CHECK}: the extent '{symbol.name}' found at run time is not in {limits}"
         self.fail_if(bad, message, loc)
