@@ -25,6 +25,7 @@ from dlc.codegen.build import HOST_OPT_LEVEL, Built, Lower, ObjectCache, Progres
 from dlc.codegen.host import host_entry
 from dlc.codegen.host_manifest import Interface, constant_layout, host_manifest
 from dlc.codegen.target import Target, parse_target
+from dlc.control_graph import control_graph
 from dlc.errors import BadInput, DlcError, Internal, Unsupported
 from dlc.ir.einsum import TensorType
 from dlc.ir.errors import DivisionByZeroExtent, NotInBounds
@@ -400,6 +401,7 @@ def compile_program(
         memory = memory_report(program, plan)
         dump.json("memory", memory)
         dump.json("schedule", schedule_report(program, memory))
+        dump.json("control", control_graph(executable.manifest))
         for stage in ("plan", "lower", "compile", "entry", "load"):
             dump.stage(stage, report.seconds[stage])
         dump.note(kernels=report.kernels, distinct=report.distinct, cache_hits=built.hits)
