@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from dlc.codegen.host_code import PTR
 from dlc.codegen.host_launch import FIRST_WORD, FRAME, LAUNCH
 from dlc.codegen.host_memory import Check, Memory
+from dlc.codegen.host_regions import VISITS, HostRegion, Regions
 from dlc.codegen.pool import CALLERS
 from dlc.codegen.tile import TileProgram, arg_words
 from dlc.errors import Internal
 from dlc.ir.einsum import Einsum
-from dlc.ir.extent import IntExpr, int_expr, var
+from dlc.ir.extent import IntExpr, int_expr, show_extent, var
 from dlc.ir.loc import Loc
 from dlc.ir.memory import (
     AtConstant,
@@ -96,6 +97,7 @@ class Host:
         checks: what error word 1 + i means.
         symbols: names (with `#`) in the order of the frame; those after `static_symbols` are found at run time.
         frame: first word of each group, and the size.
+        regions: the control graph; the first is the program, alone where there is no control.
     """
 
     mlir: str
@@ -104,6 +106,7 @@ class Host:
     symbols: tuple[str, ...]
     static_symbols: int
     frame: dict[str, int]
+    regions: tuple[HostRegion, ...] = ()
 
 
 def host_entry(
@@ -141,6 +144,8 @@ class _Entry(Memory):
         self.calls: list[Call] = []
         self.trips = int_expr(1)
         self.max_words = 1
+        counted = any(isinstance(s, (If, For, Loop)) for s in walk_statements(program.body))
+        self.regions = Regions(self.code, counted)
         self._layout_frame()
 
     def _layout_frame(self) -> None:
@@ -186,8 +191,9 @@ class _Entry(Memory):
             self.symbols[name] = f"%s{position}"
         for index, constant in self.expected.items():
             self.expect(index, constant)
-        self.region(self.program.body)
-        self.outputs()
+        with self.regions.visit(0):
+            self.region(self.program.body)
+            self.outputs()
         code.jump("^exit")
         code.begin("^fail", [("%check", "i64")])
         code.store_word("%check", "%frame", FRAME["error"])
@@ -202,9 +208,11 @@ class _Entry(Memory):
         if self.expected:
             declared.append(f"llvm.func @memcmp({PTR}, {PTR}, i64) -> i32")
         body = "\n".join([*entry, *code.lines])
-        text = "\n".join([*declared, LAUNCH, f"llvm.func @dlc_main(%frame: {PTR}) -> i64 {{", body, "}", ""])
+        helpers = LAUNCH + (VISITS if self.regions.counted else "")
+        text = "\n".join([*declared, helpers, f"llvm.func @dlc_main(%frame: {PTR}) -> i64 {{", body, "}", ""])
         checks = tuple(self.checks)
-        return Host(text, tuple(self.calls), checks, self.frame_symbols, self.static_symbols, self.frame)
+        listed = tuple(self.regions.listed)
+        return Host(text, tuple(self.calls), checks, self.frame_symbols, self.static_symbols, self.frame, listed)
 
     def expect(self, index: int, constant: str) -> None:
         """The program holds for one value of this input alone: leave with an error for any other."""
@@ -296,6 +304,7 @@ class _Entry(Memory):
         function = code.value(f"llvm.mlir.addressof @{kernel.symbol} : {PTR}")
         tasks, work = code.expr(kernel.tile.tasks), code.expr(kernel.work)
         index = code.constant(len(self.calls))
+        self.regions.current.add_call(len(self.calls))
         self.calls.append(Call(name, loc, self.trips))
         code.emit(
             f"llvm.call @launch(%frame, {function}, %args, {tasks}, {work}, {index})"
@@ -337,7 +346,10 @@ class _Entry(Memory):
         if symbol.divisor > 1:
             rest = code.binary("srem", value, code.constant(symbol.divisor))
             bad = code.binary("or", bad, code.compare("ne", rest, code.constant(0)), "i1")
+        if symbol.below is not None:  # buffers are made for no more
+            bad = code.binary("or", bad, code.compare("sge", value, code.expr(symbol.below)), "i1")
         by = f", a multiple of {symbol.divisor}" if symbol.divisor > 1 else ""
+        by += f" and below {show_extent(symbol.below)}" if symbol.below is not None else ""
         limits = f"{symbol.lo}..{'' if symbol.hi is None else symbol.hi}{by}"
         message = f"{EXTENT_CHECK}: the extent '{symbol.name}' found at run time is not in {limits}"
         self.fail_if(bad, message, loc)
@@ -349,10 +361,13 @@ class _Entry(Memory):
         code = self.code
         then, orelse, after = code.label("then"), code.label("else"), code.label("after")
         code.branch(self.load_bool(stmt.cond), then, orelse)
-        for label, arm in ((then, stmt.then), (orelse, stmt.orelse)):
+        numbers = [self.regions.new(kind, stmt.loc) for kind in ("then", "else")]
+        self.regions.current.items.append(["if", *numbers])
+        for label, arm, number in zip((then, orelse), (stmt.then, stmt.orelse), numbers, strict=True):
             code.begin(label)
             with code.scope():
-                self.region(arm)
+                with self.regions.visit(number):
+                    self.region(arm)
                 code.jump(after, [(self.address(name), PTR) for name in arm.yields])
         results = [(code.fresh("%r"), PTR) for _ in stmt.outs]
         code.begin(after, results)
@@ -374,7 +389,9 @@ class _Entry(Memory):
         code.branch(code.compare("slt", step, extent), body, after)
         code.begin(body)
         trips, self.trips = self.trips, self.trips * stmt.extent
-        with code.scope():
+        number = self.regions.new("for", stmt.loc)
+        self.regions.current.items.append(["loop", number])
+        with code.scope(), self.regions.visit(number):
             self.symbols["#" + stmt.symbol.name] = step
             self.place_in_step(stmt.body, stmt.body.yields, step)
             in_place = {s for s in stmt.stacked if self.plan.places[s[1]] == AtSlice(s[0], stmt.symbol.name)}
@@ -386,7 +403,8 @@ class _Entry(Memory):
                     target = self.element(outer, inner, step)
                     code.copy(target, self.address(inner), self.bytes_of(self.types[inner]))
             following = self.next_values(stmt, stmt.body.yields, step)
-            code.jump(head, [(code.binary("add", step, code.constant(1)), "i64"), *following])
+            after_step = code.binary("add", step, code.constant(1))
+        code.jump(head, [(after_step, "i64"), *following])
         self.trips = trips
         code.begin(after)
         self.pointers.update(zip(stmt.finals, (name for name, _ in carries), strict=True))
@@ -411,7 +429,9 @@ class _Entry(Memory):
         code.begin(body)
         first = 1 if stmt.cond is not None else 0
         last = len(stmt.body.yields) - len(stmt.collected)
-        with code.scope():
+        number = self.regions.new("while", stmt.loc)
+        self.regions.current.items.append(["loop", number])
+        with code.scope(), self.regions.visit(number):
             self.pointers[stmt.index] = self.index_memory(stmt.index)
             code.emit(f"llvm.store {step}, {self.pointers[stmt.index]} : i64, {PTR}")
             self.place_in_step(stmt.body, stmt.body.yields[first:last], step)
@@ -420,7 +440,7 @@ class _Entry(Memory):
             following = self.next_values(stmt, stmt.body.yields[first:last], step)
             again = self.load_bool(stmt.body.yields[0]) if first else code.constant(1, "i1")
             after_step = code.binary("add", step, code.constant(1))
-            code.jump(head, [(after_step, "i64"), (again, "i1"), (room, "i64"), *following])
+        code.jump(head, [(after_step, "i64"), (again, "i1"), (room, "i64"), *following])
         code.begin(after)
         self.pointers.update(zip(stmt.finals, (name for name, _ in carries), strict=True))
         if stmt.count is not None:

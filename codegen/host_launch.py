@@ -16,6 +16,8 @@ FRAME = {
     "profile": 9,
     "malloc": 10,
     "free": 11,
+    "counts": 12,
+    "times": 13,
 }
 FIRST_WORD = 16
 """First word after the frame's header."""

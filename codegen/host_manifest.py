@@ -14,6 +14,7 @@ from dlc.codegen.tile import scratch_offsets
 from dlc.costmodel.work import cascade_work
 from dlc.errors import Internal, Unsupported
 from dlc.ir.dtype import DType
+from dlc.ir.einsum import flat
 from dlc.ir.extent import Atom, FloorDiv, IntExpr, Max, Min, Mod, Var, int_expr, maximum, substitute, variables
 from dlc.ir.memory import MemoryPlan, OutputPlan
 from dlc.ir.program import For, Program, bound_symbols, tensor_types, walk_statements
@@ -99,6 +100,7 @@ def host_manifest(
             "items": [{"name": n, "offset": at, "bytes": size} for n, (at, size) in constants.items()],
         },
         "kernels": _calls(program, host, kernels, limits, names),
+        "regions": [{"kind": r.kind, "loc": str(r.loc), "items": r.items} for r in host.regions],
         "checks": [{"code": c.code, "message": c.message, "loc": c.loc} for c in host.checks],
         "arg_names": list(interface.arg_names),
         "frame": host.frame,
@@ -152,6 +154,7 @@ def _calls(
 ) -> list[dict[str, Any]]:
     """One entry per launch; a kernel in a loop costs what all its runs cost, for so it is measured."""
     works = {k.name: cascade_work(k.cascade) for k in program.kernels}
+    einsums = {k.name: sum(1 for _ in flat(k.cascade.steps)) for k in program.kernels}
     costs = {name: (work.flops, work.bytes) for name, work in works.items()}
     known = frozenset(host.symbols)
     calls = []
@@ -167,6 +170,7 @@ def _calls(
                 "flops": "0" if flops is None else expression(flops, names),
                 "bytes": "0" if moved is None else expression(moved, names),
                 "loc": str(call.loc or kernel.tile.loc),
+                "x-einsums": einsums.get(call.kernel, 0),
             }
         )
     return calls

@@ -299,6 +299,8 @@ class _Run:
 
     def _bind(self, symbol: Symbol, value: int, loc: Loc) -> None:
         check_symbol(symbol, value, loc)
+        if symbol.below is not None and value >= int(evaluate(symbol.below, self.symbols)):
+            raise RunTimeExtent(loc, symbol=symbol.name, value=value, range=f"{symbol.lo}.. below {symbol.below}")
         self.symbols["#" + symbol.name] = value
 
     def _library(self, stmt: Library) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from dlc.ir.einsum import Einsum, Rank, Reduce, Scan, Step
 from dlc.ir.extent import substitute, var
 from dlc.ir.program import For, If, Library, Loop, Program, Region, Stmt
-from dlc.passes.fold_constants import yielded
+from dlc.passes.fold_constants import kept
 from dlc.passes.pipeline import Pass
 from dlc.passes.rename import rename_operands, rename_reads
 from dlc.passes.rewrite import drop_dead
@@ -28,14 +28,14 @@ class CommonEinsums(Pass):
         O[i, j] = A[i, j] + B[j, i]
 
     Equal up to the names of ranks and up to tensors already found equal. Equal constants are one too: small ones by
-    content, large ones when they are the same memory. A tensor that a region yields keeps its writer.
+    content, large ones when they are the same memory. A result keeps its writer, and so does what a scan yields.
     """
 
     name: ClassVar[str] = "common-einsums"
 
     def apply(self, program: Program) -> Program:
         same = _equal_constants(program)
-        body = _Sharing(same, yielded(program)).region(program.body, {})
+        body = _Sharing(same, kept(program)).region(program.body, {})
         return program if body == program.body else drop_dead(program.with_body(body))
 
 
@@ -63,7 +63,7 @@ class _Sharing:
                 case _:
                     stmt = rename_reads(stmt, self.names)
                     if not (
-                        isinstance(stmt, Library) and not stmt.binds and self.seen(_library_key(stmt), stmt, known)
+                        isinstance(stmt, Library) and not stmt.binds and self.seen(library_key(stmt), stmt, known)
                     ):
                         body.append(stmt)
         return Region(tuple(body), tuple(self.names.get(y, y) for y in region.yields))
@@ -121,7 +121,7 @@ def _captures(step: Einsum, fresh: Mapping[str, str]) -> bool:
     return not outer.isdisjoint(fresh.values())
 
 
-def _library_key(stmt: Library) -> Hashable:
+def library_key(stmt: Library) -> Hashable:
     return (stmt.op, stmt.args, stmt.attrs, stmt.types)
 
 

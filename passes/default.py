@@ -10,12 +10,16 @@ from dlc.passes.reduce_passes import ReducePasses
 # makes visible (an index of an index, a twin) is simplified after it.
 # integer-products comes before fold-constants, which dequantises weights for good, and before a quantisation moves into
 # the dequantisation that reads it.
+# host-assignments comes after fold-constants and hoist-common, which leave copies and equal arms; sink after
+# hoist-invariants, for what an arm in a loop alone needs is better computed once before the loop. All four come before
+# inline-pointwise, which would spread a cheap producer over both arms.
 # winograd reads the convolution with its padding in the access, and its products are contractions to be prepared.
 # inline-pointwise runs again after prepare-contractions: the copies that it makes read through what precedes them.
 # reduce-passes and stream-kernels come before prepare-contractions, which would pack what they stream.
 # split-reductions comes when nothing else asks what a step reduces over.
 _PIPELINE = (
     "explicit-domains,simplify-indices,integer-products,fold-constants,algebra,common-einsums,dead-code,"
+    "hoist-common,host-assignments,hoist-invariants,sink,"
     "inline-pointwise,simplify-indices,algebra,fold-constants,common-einsums,"
     "{winograd}reduce-passes{block},stream-kernels,prepare-contractions{options},inline-pointwise,simplify-indices,split-reductions,fuse"
 )

@@ -17,7 +17,7 @@ from dlc.ir.expr import Access, Apply, Bitcast, Cast, Const, Expr, Index, const,
 from dlc.ir.extent import IntExpr, Value, Var, has_value, int_expr, maximum, minimum, rebuild, var, variables
 from dlc.ir.facts import Facts
 from dlc.ir.interpret import eval_einsum
-from dlc.ir.program import Bind, For, If, Library, Loop, Param, Program, Region, Stmt, tensor_types, walk_statements
+from dlc.ir.program import Bind, For, If, Loop, Param, Program, Region, Stmt, tensor_types, walk_statements
 from dlc.passes.inline_pointwise import cost
 from dlc.passes.pipeline import Pass
 from dlc.passes.rewrite import drop_dead
@@ -40,7 +40,8 @@ class FoldConstants(Pass):
         bind n = T[0]                     (T = 2*s)                ->   n is 2*s everywhere
 
     An Einsum is evaluated when its extents are static and its result is at most `max_bytes` or four times its operands;
-    views of large constants, and cheap expressions of indices alone, are left to be read through. Values are rounded as
+    views of large constants, and cheap expressions of indices alone, are left to be read through, but for what branches
+    and loops pass on. Values are rounded as
     declared, so a literal that was wider than its type inside one expression is rounded there once more. With
     `uniform`, a constant whose elements are all equal bit for bit is read as that literal.
     """
@@ -63,13 +64,15 @@ class _Folder:
     symbols: dict[str, IntExpr] = field(default_factory=dict)
     made: dict[str, Any] = field(default_factory=dict)
     kept_names: set[str] = field(default_factory=set)
+    passed_on: set[str] = field(default_factory=set)
     types: dict[str, TensorType] = field(default_factory=dict)
     literals: dict[str, Const | None] = field(default_factory=dict)
 
     def run(self) -> Program:
         program = self.program
         self.arrays = {c.name: program.data[c.name] for c in program.consts if c.name in program.data}
-        self.kept_names = yielded(program)
+        self.kept_names = kept(program)
+        self.passed_on = _passed_on(program)
         self.types = tensor_types(program)
         body = self.region(program.body)
         if body == program.body:
@@ -182,6 +185,7 @@ class _Folder:
         generator = all(r in self.generated for r in step.reads)
         single = elements == 1
         cheap = generator and step.reduce is None and step.write is None and cost(step.expr) < 10 and not single
+        cheap = cheap and not (size <= _VIEW_BYTES and self.passed_on.issuperset(step.outs))
         if size > _VIEW_BYTES and (cheap or _plain_view(step)):
             return False
         try:
@@ -348,8 +352,25 @@ def _with_body(stmt: Loop | For, body: Region) -> Stmt:
     return stmt if body is stmt.body else replace(stmt, body=body)
 
 
-def yielded(program: Program) -> set[str]:
-    """Tensors whose writer must stay: what regions and scans yield is written there."""
+def _passed_on(program: Program) -> set[str]:
+    """Tensors that control takes as memory: an address of constants is cheaper than a kernel that writes them anew."""
+    names: set[str] = set()
+    for stmt in walk_statements(program.body):
+        match stmt:
+            case If():
+                names.update(stmt.then.yields + stmt.orelse.yields)
+            case Loop():
+                names.update(stmt.body.yields)
+                names.update(init for _, init in stmt.carries)
+            case Scan():
+                names.update(c.init for c in stmt.carries)
+            case _:
+                pass
+    return names
+
+
+def kept(program: Program) -> set[str]:
+    """Tensors whose writer must stay: results of the program, and what a scan yields or stacks."""
     names = set(program.body.yields)
 
     def scan(s: Scan) -> None:
@@ -363,12 +384,9 @@ def yielded(program: Program) -> set[str]:
         match stmt:
             case Scan():
                 scan(stmt)
-            case If():
-                names.update(stmt.then.yields + stmt.orelse.yields)
-            case Loop() | For():
+            case For():
                 names.update(stmt.body.yields)
-            case Library():
-                pass
+                names.update(inner for _, inner in stmt.stacked)
             case _:
                 pass
     return names

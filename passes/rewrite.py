@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from dlc.ir.einsum import Einsum, Scan, Step, flat
-from dlc.ir.program import For, If, Library, Loop, Program, Region, Stmt, regions, walk_statements
+from dlc.ir.program import Bind, For, If, Launch, Library, Loop, Program, Region, Stmt, regions, walk_statements
 
 
 def map_regions(program: Program, change: Callable[[Region], Region]) -> Program:
@@ -32,6 +32,14 @@ def _with_regions(stmt: Stmt, visit: Callable[[Region], Region]) -> Stmt:
             return stmt if body is stmt.body else replace(stmt, body=body)
         case _:
             return stmt
+
+
+def has_branches(program: Program) -> bool:
+    return any(isinstance(s, If) for s in walk_statements(program.body))
+
+
+def has_loops(program: Program) -> bool:
+    return any(isinstance(s, (Loop, For, Scan)) for s in walk_statements(program.body))
 
 
 def map_steps(program: Program, change: Callable[[Einsum], Einsum]) -> Program:
@@ -100,16 +108,17 @@ def access_counts(program: Program) -> Counter[str]:
 
 
 def drop_dead(program: Program) -> Program:
-    """Without statements and constants whose results nothing needs. Bindings and checks stay."""
+    """Without statements, constants, values of branches and states of loops that nothing needs. Bindings and checks stay."""
 
     def region(r: Region, live: set[str]) -> Region:
         live = live | set(r.yields)
         kept: list[Stmt] = []
         for stmt in reversed(r.body):
-            if isinstance(stmt, (Einsum, Scan, Library, If)) and live.isdisjoint(stmt.outs) and not _binds(stmt):
+            if not isinstance(stmt, (Bind, Launch)) and live.isdisjoint(stmt.outs) and not _binds(stmt):
                 continue
-            live |= set(stmt.reads)
-            kept.append(_with_regions(stmt, lambda inner, live=live: region(inner, live)))  # type: ignore[misc]
+            left = _needed(stmt, live, region)
+            live |= set(left.reads)
+            kept.append(left)
         kept.reverse()
         return (
             r
@@ -125,10 +134,65 @@ def drop_dead(program: Program) -> Program:
     return replace(program, body=body, consts=consts)
 
 
+def _needed(stmt: Stmt, live: set[str], region: Callable[[Region, set[str]], Region]) -> Stmt:
+    """The statement with what its regions make for `live` alone; `region` drops what is dead in one."""
+    match stmt:
+        case If():
+            kept = [n for n, out in enumerate(stmt.outs) if out in live]
+            then, orelse = (region(_yielding(arm, kept), set()) for arm in (stmt.then, stmt.orelse))
+            same = then is stmt.then and orelse is stmt.orelse
+            return stmt if same else replace(stmt, then=then, orelse=orelse, outs=tuple(stmt.outs[n] for n in kept))
+        case Loop():
+            return _needed_in_loop(stmt, live, region)
+        case For():
+            body = region(stmt.body, {inner for _, inner in stmt.stacked})
+            return stmt if body is stmt.body else replace(stmt, body=body)
+        case _:
+            return stmt
+
+
+def _needed_in_loop(loop: Loop, live: set[str], region: Callable[[Region, set[str]], Region]) -> Loop:
+    first = 0 if loop.cond is None else 1
+    last = first + len(loop.carries)
+    rows = [n for n, out in enumerate(loop.collected) if out in live]
+    states = [n for n, out in enumerate(loop.finals) if out in live]
+    while True:  # a state is needed after the loop, or for what is needed in a step
+        yields = [*range(first), *(first + n for n in states), *(last + n for n in rows)]
+        body = region(_yielding(loop.body, yields), set())
+        more = [n for n, (name, _) in enumerate(loop.carries) if n in states or name in body.reads]
+        if more == states:
+            break
+        states = more
+    if body is loop.body:
+        return loop
+    return replace(
+        loop,
+        carries=tuple(loop.carries[n] for n in states),
+        body=body,
+        finals=tuple(loop.finals[n] for n in states),
+        collected=tuple(loop.collected[n] for n in rows),
+    )
+
+
+def _yielding(region: Region, kept: list[int]) -> Region:
+    """The region with those of its yields alone."""
+    if len(kept) == len(region.yields):
+        return region
+    return Region(region.body, tuple(region.yields[n] for n in kept))
+
+
 def _binds(stmt: Stmt) -> bool:
-    if isinstance(stmt, Library):
-        return bool(stmt.binds)
-    return any(_binds(s) or not isinstance(s, (Einsum, Scan, Library, If)) for r in regions(stmt) for s in r.body)
+    """Whether an extent is bound by the statement, or inside it, or something else that has to stay is there."""
+    inner = any(_binds(s) for r in regions(stmt) for s in r.body)
+    match stmt:
+        case Library():
+            return bool(stmt.binds)
+        case Loop():
+            return stmt.count is not None or inner
+        case Bind() | Launch():
+            return True
+        case _:
+            return inner
 
 
 class Names:

@@ -323,7 +323,11 @@ def _bounds(program: Program, static: set[str]) -> dict[str, _Bound]:
                 bounds["#" + stmt.symbol.name] = _Bound(stmt.extent - 1, False)
             else:
                 for s in bound_symbols(stmt):
-                    if s.hi is not None and "#" + s.name not in static:
+                    if "#" + s.name in static:
+                        continue
+                    if s.below is not None:
+                        bounds["#" + s.name] = _Bound(s.below - 1, False)
+                    elif s.hi is not None:
                         bounds["#" + s.name] = _Bound(s.hi, True)
             for inner in regions(stmt):
                 visit(inner)

@@ -21,6 +21,7 @@ import numpy as np
 from dlc.runtime import cpu
 from dlc.runtime.arena import Slab, SlabPool
 from dlc.runtime.artifact import Bytes, complete_manifest, read_artifact, write_artifact
+from dlc.runtime.control import Region
 from dlc.runtime.dtypes import accepts
 from dlc.runtime.elf import libc, load_objects
 from dlc.runtime.errors import (
@@ -55,7 +56,7 @@ MAX_PLANS: Final = 256
 
 # Words of the native frame's header.
 _ABI, _PARALLEL_FOR, _POOL, _THREADS, _CONSTANTS, _SCRATCH, _SCRATCH_BYTES = 0, 1, 2, 3, 4, 6, 7
-_ERROR, _PROFILE, _MALLOC, _FREE = 8, 9, 10, 11
+_ERROR, _PROFILE, _MALLOC, _FREE, _COUNTS, _TIMES = 8, 9, 10, 11, 12, 13
 
 _ENTRY = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)
 
@@ -104,6 +105,7 @@ class Executable:
         self._readers = tuple(InputReader(spec) for spec in manifest.inputs)
         self._writers = tuple(OutputWriter(spec.element) for spec in manifest.outputs)
         self._plain = not manifest.dynamic and all(s.alias is None and not s.dynamic for s in manifest.outputs)
+        self._counts = (ctypes.c_int64 * max(len(manifest.regions), 1))()
         self._header = self._frame_header()
 
     @classmethod
@@ -163,7 +165,9 @@ class Executable:
     def _run(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, profile: int, symbols: list[int] | None
     ) -> Any:
-        """One call; with the address of profile words, and a list that gets the symbols' values."""
+        """One call; with the address of profile words (two per kernel call, then one per region), and a list that gets
+        the symbols' values.
+        """
         inputs = self._flatten(args, kwargs)
         keep: list[Any] = []
         addresses = []
@@ -197,6 +201,7 @@ class Executable:
             frame[spec.inputs : spec.inputs + len(addresses)] = addresses
             frame[_ERROR] = 0
             frame[_PROFILE] = profile
+            frame[_TIMES] = profile + 16 * len(self._spec.kernels) if profile else 0
             if self._plain and out is None:
                 results, targets = self._allocate(plan, torch)
                 frame[spec.outputs : spec.outputs + len(targets)] = targets
@@ -431,6 +436,7 @@ class Executable:
             (_CONSTANTS, array_address(self._constants)),
             (_MALLOC, malloc or 0),
             (_FREE, free or 0),
+            (_COUNTS, ctypes.addressof(self._counts)),
         )
 
     def _context(self, plan: Plan) -> Context:
@@ -463,6 +469,16 @@ class Executable:
             check = self._spec.checks[error - 1]
             return RuntimeCheckFailed(check.loc or None, message=check.message, check_code=check.code)
         return NativeFault(message=f"status {status}", status=status if not error else f"error word {error}")
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """The control graph; the first is the program."""
+        return self._spec.regions
+
+    @property
+    def visits(self) -> tuple[int, ...]:
+        """How often each region ran since it was loaded, over all calls; nothing for a program without control."""
+        return tuple(self._counts[: len(self._spec.regions)]) if len(self._spec.regions) > 1 else ()
 
     def profile(self, *args: Any, repeat: int = 10, warmup: int = 2, **kwargs: Any) -> Profile:
         """Run the model `repeat` times and report each kernel call: time, GFLOP/s, GB/s and share.

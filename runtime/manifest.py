@@ -15,6 +15,7 @@ runtime read or write where it should not.  The code generator writes the same f
     dynamic     [{name}]                                   slots of memory that native code allocates
     scratch     expr, bytes per thread                     constants  {"bytes": n, "items": [{name, offset, bytes}]}
     kernels     [{name, symbol, object, flops: expr, bytes: expr, loc}]   one per call, in profile order
+    regions     [{kind, loc, items}]                       the control graph, see `control.py`; may be missing
     objects     [{name, offset, bytes, sha256}]            offsets from the start of the data sections
     checks      [{code, message, loc}]                     what error word 1 + i means
     in_tree, out_tree, arg_names                           see `tree.py`
@@ -29,9 +30,10 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from dlc.errors import DlcError
+from dlc.runtime.control import Region, check_regions
 from dlc.runtime.dtypes import ELEMENT_TYPES, ElementType
 from dlc.runtime.errors import BadManifest, WrongVersion
 from dlc.runtime.expr import I64_MAX, I64_MIN, RESERVED, names_in, parse_expression
@@ -144,6 +146,7 @@ class Manifest:
     scratch: str
     constants_bytes: int
     kernels: tuple[Kernel, ...]
+    regions: tuple[Region, ...]
     objects: tuple[ObjectEntry, ...]
     checks: tuple[Check, ...]
     in_tree: Node
@@ -258,6 +261,7 @@ def check_manifest(value: object) -> Manifest:
         scratch=top.expression("scratch", static, "0"),
         constants_bytes=constants_bytes,
         kernels=top.items("kernels", lambda item, path: _kernel(item, path, names)),
+        regions=top.items("regions", _region),
         objects=objects,
         checks=top.items("checks", _check),
         in_tree=_tree(top.value.get("in_tree"), "in_tree", len(inputs)),
@@ -267,6 +271,7 @@ def check_manifest(value: object) -> Manifest:
         clock=clock,
     )
     _check_frame(manifest)
+    check_regions(manifest.regions, len(manifest.kernels))
     if objects:
         check_object_names(manifest, frozenset(item.name for item in objects))
     return manifest
@@ -284,7 +289,7 @@ def check_object_names(manifest: Manifest, have: frozenset[str]) -> None:
 
 
 _TOP: Final = frozenset(
-    "format abi producer target entry pool symbols inputs outputs buffers dynamic scratch constants kernels objects "
+    "format abi producer target entry pool symbols inputs outputs buffers dynamic scratch constants kernels regions objects "
     "checks in_tree out_tree arg_names frame clock".split()
 )
 _NAMED: Final = frozenset({"name"})
@@ -457,6 +462,21 @@ def _check(value: object, path: str) -> Check:
     if not _CODE.match(code):
         raise item.bad("code", f"expected DLC and four digits, found {_show(code)}")
     return Check(code, item.text("message"), item.text("loc", ""))
+
+
+def _region(value: object, path: str) -> Region:
+    item = _Fields(value, path, frozenset({"kind", "loc", "items"}))
+    return Region(item.text("kind"), item.text("loc", ""), item.items("items", _region_item))
+
+
+def _region_item(value: object, path: str) -> tuple[Any, ...]:
+    """`[what, number, ...]`; which of them are allowed is looked at when all regions are known."""
+    if not isinstance(value, (list, tuple)) or not 0 < len(value) <= 3 or not isinstance(value[0], str):
+        raise BadManifest(field=path, reason=f"expected a list of a text and numbers, found {_show(value)}")
+    for number in value[1:]:
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= MAX_LIST:
+            raise BadManifest(field=path, reason=f"expected a number, found {_show(number)}")
+    return tuple(value)
 
 
 def _frame(value: object) -> Frame:

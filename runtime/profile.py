@@ -13,6 +13,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from dlc.runtime.control import Region, Visits
 from dlc.runtime.elf import PAGE, libc
 from dlc.runtime.errors import NativeMemory
 from dlc.runtime.expr import compile_expressions
@@ -53,12 +54,16 @@ class Profile:
         rows: one per kernel call that ran, in the order of the manifest.
         total_ns: median time of the whole call, Python included.
         kernels_ns: sum over rows.
+        regions, visits: the control graph, and how often and how long each of its regions ran, per run; empty where there
+            is no control.
     """
 
     rows: tuple[Row, ...]
     total_ns: float
     threads: int
     repeat: int
+    regions: tuple[Region, ...] = ()
+    visits: tuple[Visits, ...] = ()
 
     @property
     def kernels_ns(self) -> float:
@@ -86,6 +91,7 @@ class Profile:
             "threads": self.threads,
             "repeat": self.repeat,
             "rows": [asdict(row) for row in self.rows],
+            "regions": [{**r.to_json(), **asdict(v)} for r, v in zip(self.regions, self.visits)],
         }
 
     def to_trace(self) -> dict[str, Any]:
@@ -119,12 +125,15 @@ class Profile:
 def measure(executable: Executable, args: tuple[Any, ...], kwargs: dict[str, Any], repeat: int, warmup: int) -> Profile:
     """Run with the profile words on; see `Executable.profile`."""
     kernels = executable._spec.kernels
-    words = (ctypes.c_int64 * max(2 * len(kernels), 1))()
+    regions = executable.regions if len(executable.regions) > 1 else ()
+    words = (ctypes.c_int64 * max(2 * len(kernels) + len(regions), 1))()
     scale = 1.0 if executable._spec.clock == "ns" else ns_per_tick()
     symbols: list[int] = []
     totals: list[float] = []
     starts: list[list[float]] = [[] for _ in kernels]
     spans: list[list[float]] = [[] for _ in kernels]
+    ticks = [0] * len(regions)
+    before = executable.visits
     for run in range(warmup + max(repeat, 1)):
         ctypes.memset(words, 0, ctypes.sizeof(words))
         begin = time.perf_counter_ns()
@@ -132,7 +141,9 @@ def measure(executable: Executable, args: tuple[Any, ...], kwargs: dict[str, Any
         executable._run(args, kwargs, None, ctypes.addressof(words), symbols)
         total = time.perf_counter_ns() - begin
         if run < warmup:
+            before = executable.visits
             continue
+        ticks = [all_ + words[2 * len(kernels) + n] for n, all_ in enumerate(ticks)]
         totals.append(float(total))
         for index in range(len(kernels)):
             start, end = words[2 * index], words[2 * index + 1]
@@ -164,7 +175,12 @@ def measure(executable: Executable, args: tuple[Any, ...], kwargs: dict[str, Any
                 gbytes=moved / span,
             )
         )
-    return Profile(tuple(rows), statistics.median(totals), executable.threads, max(repeat, 1))
+    runs = len(totals)
+    visits = tuple(
+        Visits((after - first) / runs, time * scale / runs)
+        for after, first, time in zip(executable.visits, before, ticks)
+    )
+    return Profile(tuple(rows), statistics.median(totals), executable.threads, max(repeat, 1), regions, visits)
 
 
 @functools.cache

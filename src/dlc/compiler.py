@@ -25,6 +25,7 @@ from dlc.codegen.build import HOST_OPT_LEVEL, Built, Lower, ObjectCache, Progres
 from dlc.codegen.host import host_entry
 from dlc.codegen.host_manifest import Interface, constant_layout, host_manifest
 from dlc.codegen.target import Target, parse_target
+from dlc.control_graph import control_graph
 from dlc.errors import BadInput, DlcError, Internal, Unsupported
 from dlc.ir.einsum import TensorType
 from dlc.ir.errors import DivisionByZeroExtent, NotInBounds
@@ -160,6 +161,7 @@ def compile(
     progress: Progress | None = None,
     verify_each: bool = False,
     specialise: Mapping[str, Any] | None = None,
+    per_sample: bool = False,
 ) -> Executable | Specialising:
     """Compile a model for this machine's processor.
 
@@ -182,6 +184,8 @@ def compile(
         verify_each: verify the program after each pass, not only what went in and what comes out.
         specialise: values of ONNX inputs that decide shapes; the result holds for these values alone. Without it, a
             model that needs some is compiled for each value it is called with (`dlc.specialising`).
+        per_sample: the model is written for one sample (inputs whose first dimension is 1); the executable takes batches of
+            any size, in which each sample takes its own branches and steps (`passes/per_sample.py`).
 
     Raises:
         DlcError: with a code, a place and a way out.
@@ -211,6 +215,8 @@ def compile(
         start = time.perf_counter()
         given = None if args is None else tuple(args) if isinstance(args, (tuple, list)) else (args,)
         imported = import_any(model, given, kwargs, dynamic_shapes, specialise, name)
+        if per_sample:
+            imported = _per_sample(imported)
         export = float(imported.seconds.get("export", 0.0))
         report.seconds["export"] = export
         report.seconds["import"] = time.perf_counter() - start - export
@@ -281,6 +287,16 @@ def _specialising(model: Any, options: dict[str, Any], needs: Any) -> Specialisi
     if args or kwargs:
         made.executable(*(args if isinstance(args, (tuple, list)) else (args,)), **kwargs)
     return made
+
+
+def _per_sample(imported: Imported) -> Imported:
+    """The model of one sample for a batch."""
+    from dlc.passes.per_sample import NotPerSample, PerSample
+
+    if imported.mutated:
+        name = imported.mutated[0][0]
+        raise NotPerSample(op=f"'{name}'", reason="the model changes it in place, and all samples would share it")
+    return replace(imported, program=PerSample().apply(imported.program))
 
 
 def _check_import(program: Program) -> None:
@@ -385,6 +401,7 @@ def compile_program(
         memory = memory_report(program, plan)
         dump.json("memory", memory)
         dump.json("schedule", schedule_report(program, memory))
+        dump.json("control", control_graph(executable.manifest))
         for stage in ("plan", "lower", "compile", "entry", "load"):
             dump.stage(stage, report.seconds[stage])
         dump.note(kernels=report.kernels, distinct=report.distinct, cache_hits=built.hits)

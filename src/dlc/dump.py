@@ -6,6 +6,7 @@
     kernels/NAME.{tile,mlir,ll,s}   each kernel at each level
     constants/NAME.npy          bytes of the constants, when they are few (see `constants_limit_bytes`)
     memory.json, schedule.json  the arena's plan; the order and its objective
+    control.json                the control graph (`dlc.control_graph`); `dlc profile` adds counts and times
     pass_analysis.json          passes over the fibers of each cascade and kernel, barriers, traffic (`dlc.pass_report`)
     manifest.json               versions, target, pipeline, digest, outcome
     index.html                  all of it side by side, with diffs; one file, no network
@@ -223,7 +224,7 @@ class Dump(Observer):
     def _clear(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         ours = re.compile(
-            r"\d{3}-.*\.ein|passes\.jsonl|manifest\.json|memory\.json|schedule\.json|pass_analysis\.json|index\.html|error\.txt|reproduce\.sh"
+            r"\d{3}-.*\.ein|passes\.jsonl|manifest\.json|memory\.json|schedule\.json|pass_analysis\.json|control\.json|index\.html|error\.txt|reproduce\.sh"
         )
         stale = [p for p in self.folder.iterdir() if ours.fullmatch(p.name)]
         stale += [*self.folder.glob("kernels/*"), *self.folder.glob("constants/*.npy")]

@@ -12,6 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dlc.control_graph import graph_svg, has_control
+
 LARGEST_TEXT = 4_000_000
 
 
@@ -25,7 +27,7 @@ def write_report(folder: str | Path) -> Path:
 
 
 def collect(folder: Path) -> dict[str, Any]:
-    """What the page shows: {programs, kernels, passes, memory, schedule, pass_analysis, manifest, error}."""
+    """What the page shows: {programs, kernels, passes, memory, schedule, pass_analysis, control, manifest, error}."""
     kernels: dict[str, dict[str, str]] = {}
     for path in sorted(folder.glob("kernels/*")):
         name, _, level = path.name.partition(".")
@@ -37,9 +39,15 @@ def collect(folder: Path) -> dict[str, Any]:
         "memory": _read_json(folder / "memory.json"),
         "schedule": _read_json(folder / "schedule.json"),
         "pass_analysis": _read_json(folder / "pass_analysis.json"),
+        "control": _control(_read_json(folder / "control.json")),
         "manifest": _read_json(folder / "manifest.json"),
         "error": _read(folder / "error.txt"),
     }
+
+
+def _control(graph: Any) -> str | None:
+    """The control graph's drawing, where there is control."""
+    return graph_svg(graph) if graph is not None and has_control(graph) else None
 
 
 def _read(path: Path) -> str:
@@ -249,6 +257,7 @@ if (data.pass_analysis && data.pass_analysis.cascades.length) tab("fibers", s =>
   const which = choose(all.map(c => `${c.level} ${c.cascade}: ${c.passes}`), all.reduce((m, c, i) => c.passes > all[m].passes ? i : m, 0), pickCascade);
   tools.prepend(which); s.append(tools, area); pickCascade();
 });
+if (data.control) tab("control", s => { const box = make("div", {style: "overflow: auto"}); box.innerHTML = data.control; s.append(box); });
 tab("memory", s => {
   const m = data.memory; if (!m || !m.buffers || !m.buffers.length) { s.append("no plan"); return; }
   const W = 1100, H = 460, steps = Math.max(1, m.steps ?? Math.max(...m.buffers.map(b => b.last)) + 1), bytes = Math.max(1, m.arena_bytes ?? Math.max(...m.buffers.map(b => b.offset + b.bytes)));

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlc.commands import options as shared
 from dlc.console import Console, bytes_text, seconds_text
+from dlc.control_graph import Graph, control_graph, graph_lines, has_control, write_svg
 from dlc.errors import REGISTRY, BadInput, DlcError
 from dlc.feeds import signature
 from dlc.models import open_model
@@ -79,6 +80,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     cost.add_argument(
         "--as-published", action="store_true", help="energy with the errors of the figures published for the target"
     )
+    parser.add_argument("--graph", metavar="FILE", help="draw the control graph there (SVG)")
     shared.add_threads(parser)
     shared.add_compile(parser)
     shared.add_format(parser)
@@ -92,7 +94,9 @@ def run(options: argparse.Namespace, console: Console) -> int:
         return explain_cost(options, console)
     model = open_model(options.model)
     if model.kind == "dlc":
-        return explain_manifest(shared.executable_of(options, console)[1].manifest, {}, console)
+        manifest = shared.executable_of(options, console)[1].manifest
+        explain_manifest(manifest, {}, console)
+        return say_control(control_graph(manifest), console, options.graph)
     with tempfile.TemporaryDirectory() as folder:
         if shared.dump_dir(options) is None:
             options.dump_dir = folder
@@ -110,7 +114,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
     explain_manifest(executable.manifest, kernels, console, facts_of(analysis, model.kind == "ein"))
     say_passes(analysis, console)
-    return 0
+    return say_control(control_graph(executable.manifest), console, options.graph)
 
 
 def _check_use(options: argparse.Namespace) -> None:
@@ -120,8 +124,9 @@ def _check_use(options: argparse.Namespace) -> None:
         raise OptionHasNoUse(option="--traffic-bytes", use="a spatial --target")
     if options.as_published and not spatial:
         raise OptionHasNoUse(option="--as-published", use="a spatial --target")
-    if options.kernel and (spatial or options.extent):
-        raise OptionHasNoUse(option="--kernel", use="a model that is compiled for this processor")
+    for option, given in (("--kernel", options.kernel), ("--graph", options.graph)):
+        if given and (spatial or options.extent):
+            raise OptionHasNoUse(option=option, use="a model that is compiled for this processor")
 
 
 def explain_code(code: str, console: Console) -> int:
@@ -240,6 +245,7 @@ def explain_manifest(
         "buffers": arena,
         "kernel_calls": len(calls),
         "kernels": len(grouped),
+        "control": control_graph(manifest),
         **(more or {}),
     }
     rows = [
@@ -265,6 +271,18 @@ def explain_manifest(
         places = ", ".join(dict.fromkeys(str(c.get("loc", "")) for c in group if c.get("loc")))
         table.append((len(group), symbol, steps or "", first.get("flops", ""), first.get("bytes", ""), _short(places)))
     console.table(("calls", "kernel", "Einsums", "flops", "bytes", "from"), table, "r r")
+    return 0
+
+
+def say_control(graph: Graph, console: Console, drawing: str | None) -> int:
+    """Print the control graph where there is control, and draw it where that is asked for."""
+    if has_control(graph):
+        console.say("")
+        for line in graph_lines(graph):
+            console.say(line)
+    if drawing:
+        write_svg(graph, drawing)
+        console.say(f"control graph: {drawing}")
     return 0
 
 

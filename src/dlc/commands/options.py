@@ -77,6 +77,11 @@ def add_compile(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=N,N",
         help="extents of an ONNX input: integers, or names for symbolic ones; repeatable",
     )
+    group.add_argument(
+        "--per-sample",
+        action="store_true",
+        help="the model decides for one sample: take batches of any size, each sample on its own path",
+    )
     group.add_argument("--dump-dir", metavar="DIR", help="write every pass's result and an HTML report there")
     add_printing(parser)
 
@@ -193,6 +198,7 @@ def compile_model(model: Model, options: argparse.Namespace, console: Console) -
             target=options.target,
             threads=threads,
             accuracy=options.accuracy,
+            per_sample=options.per_sample,
             dump_dir=dump_dir(options),
             passes=options.pass_pipeline,
             disable_passes=tuple(options.disable_pass),

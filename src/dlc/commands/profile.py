@@ -8,15 +8,21 @@ dlc profile model.onnx --top 10 --format json
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
 
 from dlc.commands import options as shared
+from dlc.commands.explain import say_control
 from dlc.console import Console
+from dlc.control_graph import control_graph
+from dlc.report import write_report
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="FILE", help="a .dlc file or a model")
     parser.add_argument("--repeat", type=int, default=10, metavar="N", help="calls to take medians over (default 10)")
     parser.add_argument("--top", type=int, metavar="N", help="only the N longest, longest first")
+    parser.add_argument("--graph", metavar="FILE", help="draw the control graph there, with counts and times (SVG)")
     parser.add_argument("--trace", metavar="FILE", help="also write a Chrome/Perfetto trace")
     shared.add_inputs(parser)
     shared.add_threads(parser)
@@ -47,4 +53,9 @@ def run(options: argparse.Namespace, console: Console) -> int:
     )
     if options.trace:
         console.say(f"trace: {options.trace}")
-    return 0
+    graph = control_graph(executable.manifest, profile.visits)
+    dumped = shared.dump_dir(options)
+    if dumped is not None and Path(dumped, "control.json").exists():
+        Path(dumped, "control.json").write_text(json.dumps(graph, indent=2) + "\n")
+        write_report(dumped)
+    return say_control(graph, console, options.graph)
