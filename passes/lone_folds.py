@@ -20,7 +20,7 @@ from dlc.ir.extent import var
 from dlc.ir.facts import Facts
 from dlc.ir.products import plain_access
 from dlc.ir.program import Stmt
-from dlc.passes.plan_fold import FoldPlanner, accumulates_wider, accumulator
+from dlc.passes.plan_fold import FoldPlanner, accumulates_wider, accumulator, is_short
 from dlc.passes.reduction_chains import Chain, Kind, Member, add_locals
 from dlc.passes.refusals import Refused
 from dlc.passes.rewrite import Names
@@ -79,8 +79,10 @@ def _outlined(step: Einsum, types: Mapping[str, TensorType], names: Names) -> tu
         within = {r.name for r in ranks}
         if any(not c.variables <= within for c in conjuncts(step.where)):
             return [], None  # outside of the domain its operands may not exist
-        name = names.fresh(f"{step.out}_factor")
         dtype = dtype_of(e, lambda t: types[t].dtype)
+        if is_short(dtype):
+            return [], None  # a tensor would round it
+        name = names.fresh(f"{step.out}_factor")
         made.append(einsum(name, ranks, e, dtype, where=step.where, loc=step.loc))
         factors.append(Access(name, tuple(var(r.name) for r in ranks)))
     return made, replace(step, exprs=(Apply("mul", tuple(factors)),)) if made else step

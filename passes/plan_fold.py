@@ -74,7 +74,7 @@ class FoldPlanner:
         assert step.reduce is not None
         if MONOIDS[step.reduce.op].arity > 1:
             raise Refused(Reason.TUPLE, step.reduce.op)
-        if _is_short(step.dtype):
+        if is_short(step.dtype):
             raise Refused(Reason.NARROW, str(step.dtype))
 
     def _dependent(self, operand: Operand) -> FoldPlan:
@@ -146,7 +146,7 @@ def _check_rounding(member: Member) -> None:
 def accumulator(step: Einsum) -> DType:
     """The type that a fold adds up in: as the text says, else short floats in f32 and others in their own."""
     assert step.reduce is not None
-    return step.reduce.accumulator or (F32 if _is_short(step.dtype) else step.dtype)
+    return step.reduce.accumulator or (F32 if is_short(step.dtype) else step.dtype)
 
 
 def accumulates_wider(step: Einsum) -> bool:
@@ -154,7 +154,8 @@ def accumulates_wider(step: Einsum) -> bool:
     return step.dtype.is_float and accumulator(step).bits > step.dtype.bits
 
 
-def _is_short(dtype: DType) -> bool:
+def is_short(dtype: DType) -> bool:
+    """Whether the type is a float that is computed in f32."""
     return dtype.is_float and dtype.bits < F32.bits
 
 

@@ -83,7 +83,7 @@ class _Chosen(Rewriter):
 
     @cached_property
     def streams(self) -> Streams:
-        return Streams(self.program, StreamKernels.lane_bytes)
+        return Streams(self.program, StreamKernels.lane_bytes, self.types)
 
     def _plan(self, chain: Chain, body: Sequence[Stmt], outside: frozenset[str]) -> Plan | None:
         if not any(self._streams(m.step) for m in chain.folds):
@@ -113,6 +113,7 @@ class _Chosen(Rewriter):
         for step in [s for s in body if isinstance(s, Einsum) and id(s) not in self.looked_at and self._streams(s)]:
             self.looked_at[id(step)] = step
             for outlined, plan in lone_folds(step, body, outside, self.types, self.names):
+                self.learn(s for s in outlined if id(s) not in before)
                 if Facts({}, self.program.facts).nonneg(self.block - plan.chain.extent):
                     continue
                 if not any(self._streams(m.step) for m in plan.chain.of(Kind.LOCAL)):

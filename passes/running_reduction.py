@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from dlc.ir.einsum import Einsum, Scan
 from dlc.ir.extent import IntExpr
 from dlc.ir.facts import Facts
-from dlc.ir.program import Program, Region, Stmt, tensor_types, walk_statements
+from dlc.ir.program import Program, Region, Stmt, collect_step_types, tensor_types, walk_statements
 from dlc.passes.emptiness import known_symbols
 from dlc.passes.explicit_domains import explicit_domains
 from dlc.passes.pipeline import BadOption, Pass
@@ -93,10 +93,17 @@ class Rewriter:
                 break
             # what joins parts is a chain, too, and short
             known = {id(s) for s in body}
-            made = [s for s in found if isinstance(s, Einsum) and id(s) not in known]
-            done |= {(id(s), r.name): s for s in made for r in s.reduced}
+            made = [s for s in found if id(s) not in known]
+            self.learn(made)
+            done |= {(id(s), r.name): s for s in made if isinstance(s, Einsum) for r in s.reduced}
             body, changed = found, True
         return region if not changed else Region(tuple(body), region.yields)
+
+    def learn(self, made: Iterable[Stmt]) -> None:
+        """Know the types of what new statements make."""
+        for s in made:
+            if isinstance(s, (Einsum, Scan)):
+                collect_step_types(s, self.types)
 
     def _first(
         self, body: list[Stmt], yields: Sequence[str], done: dict[tuple[int, str], Einsum]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from dlc.ir.einsum import Einsum, Scan, Step, flat
+from dlc.ir.einsum import Einsum, Scan, Step, TensorType, flat
 from dlc.ir.expr import Access
 from dlc.ir.extent import Var
 from dlc.ir.products import factors
@@ -57,11 +57,12 @@ class Streams:
 
     Attributes:
         reason: why the last statement that was looked at begins no kernel.
+        types: of the program's tensors, or those given, which may become more.
     """
 
-    def __init__(self, program: Program, lane_bytes: int) -> None:
+    def __init__(self, program: Program, lane_bytes: int, types: dict[str, TensorType] | None = None) -> None:
         self.lane_bytes, self.reason = lane_bytes, ""
-        self.types = tensor_types(program)
+        self.types = tensor_types(program) if types is None else types
         self.constants = {c.name for c in program.consts}
         self.kernels = Kernels(self.types, dict(program.facts), program.kernel_table)
 
