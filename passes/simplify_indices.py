@@ -85,9 +85,9 @@ def simplify_step(step: Einsum, facts: Facts, shape: Callable[[str], tuple[IntEx
 
 
 def _simplify_where(step: Einsum, simplify: Callable[[Expr], Expr]) -> Einsum:
-    pairs = [(c, simplify(c)) for c in conjuncts(step.where)]
-    kept = [(c, short) for c, short in pairs if short != TRUE]
     reduced = {r.name for r in step.reduced}
+    pairs = [(c, _still_over(reduced, c, simplify(c))) for c in conjuncts(step.where)]
+    kept = [(c, short) for c, short in pairs if short != TRUE]
     failing = [c for c, short in kept if short == FALSE]
     # One that fails over free ranks alone says that the result does not exist: it stays.
     single = len(step.outs) == 1  # without a reduction a step has one result
@@ -104,6 +104,12 @@ def _simplify_where(step: Einsum, simplify: Callable[[Expr], Expr]) -> Einsum:
         return replace(step, exprs=identity, reduce=None, where=conjunction(free))
     new = conjunction(short for _, short in kept)
     return step if new == step.where else replace(step, where=new)
+
+
+def _still_over(reduced: set[str], condition: Expr, short: Expr) -> Expr:
+    """`short`, or the condition as it was if it were about free ranks alone then, which would make the result partial."""
+    loses = short not in (TRUE, FALSE) and reduced & condition.variables and reduced.isdisjoint(short.variables)
+    return condition if loses else short
 
 
 def _drop_unit_ranks(step: Einsum, facts: Facts) -> Einsum:

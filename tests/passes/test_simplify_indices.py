@@ -71,3 +71,10 @@ def test_every_point_keeps_its_index(e: IntExpr) -> None:
     points = dict(zip("ijk", np.meshgrid(np.arange(4), np.arange(6), np.arange(1), indexing="ij"), strict=True))
     short = simplify_index(e, FACTS)
     np.testing.assert_array_equal(evaluate(e, points) + 0 * points["i"], evaluate(short, points) + 0 * points["i"])
+
+
+def test_a_condition_stays_over_the_rank_that_is_reduced() -> None:
+    """Where it fails the sum is 0; on free ranks alone the sum would not exist."""
+    text = "cascade f(X: f32[n, 5], B: bool[n, 2]) -> (Y) {\n  Y[n] = sum(m:5) X[n, m] where B[n, m//5]\n}"
+    before, after = rewrite(text, SimplifyIndices())
+    assert_same_result(before, after, {"n": 9}, rtol=1e-6)
