@@ -223,7 +223,10 @@ class Op:
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """dst = src as `dtype`; `mode` ('sat' or 'wrap') says what floats outside an integer type give."""
+    """dst = src as `dtype`; `mode` ('sat' or 'wrap') says what floats outside an integer type give.
+
+    Mode 'fits': the floats are integers of the type already, which is for the maker of the program to see to.
+    """
 
     dst: str
     src: str

@@ -121,7 +121,10 @@ class _Machine:
         self.keep(s.dst, result.dtype, np.asarray(value))
 
     def _cast(self, s: tile.Cast) -> None:
-        self.keep(s.dst, s.dtype, cast_array(self.tiles[s.src], s.dtype.numpy, s.mode))
+        value = self.tiles[s.src]
+        made = cast_array(value, s.dtype.numpy, "sat" if s.mode == "fits" else s.mode)
+        assert s.mode != "fits" or (made == value).all(), f"{s.src} does not fit {s.dtype}"
+        self.keep(s.dst, s.dtype, made)
 
     def _bitcast(self, s: tile.Bitcast) -> None:
         self.keep(s.dst, s.dtype, self.tiles[s.src].view(s.dtype.numpy))

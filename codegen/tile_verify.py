@@ -10,7 +10,7 @@ from dlc.codegen import tile
 from dlc.codegen.tile import Buffer, Stmt, TileProgram, TileType
 from dlc.codegen.tile_print import program_lines
 from dlc.errors import DlcError, Internal
-from dlc.ir.dtype import BOOL, I64, DType
+from dlc.ir.dtype import BOOL, F32, I64, DType
 from dlc.ir.extent import IntExpr, has_value, variables
 from dlc.ir.loc import Loc
 from dlc.ir.scalar import CAST_MODES
@@ -205,7 +205,9 @@ class _Verifier:
                     self.fail(result)
                 self.define(s.dst, result)
             case tile.Cast():
-                self.need(s.mode in CAST_MODES, f"there is no cast mode '{s.mode}'")
+                self.need(s.mode in (*CAST_MODES, "fits"), f"there is no cast mode '{s.mode}'")
+                whole = self.type_of(s.src).dtype == F32 and s.dtype.is_int and s.dtype.bits <= 16
+                self.need(s.mode != "fits" or whole, "'fits' is for f32 that are integers of 16 bits at most")
                 self.define(s.dst, self.type_of(s.src).with_dtype(s.dtype))
             case tile.Bitcast():
                 src = self.type_of(s.src)
