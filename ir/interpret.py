@@ -39,14 +39,22 @@ from dlc.ir.program import (
 Array: TypeAlias = np.ndarray[Any, Any]
 Inputs: TypeAlias = Sequence[Any] | Mapping[str, Any]
 Observer: TypeAlias = Callable[[str, Array], None]
+Launcher: TypeAlias = Callable[[Launch, Sequence[Array], Mapping[str, int]], Sequence[Array]]
+"""Runs the kernel of a launch on its arguments, with the values of the symbols bound so far."""
 
 
 def run_program(
-    program: Program, inputs: Inputs, data: Mapping[str, Any] | None = None, *, observe: Observer | None = None
+    program: Program,
+    inputs: Inputs,
+    data: Mapping[str, Any] | None = None,
+    *,
+    observe: Observer | None = None,
+    launch: Launcher | None = None,
 ) -> tuple[Array, ...]:
     """The outputs of `program` on `inputs` (in order or by name); `observe` is shown every tensor as it is computed.
 
-    Constants come from `data`, else from `program.data`.
+    Constants come from `data`, else from `program.data`. Given `launch`, kernels are run by it: control, extents and library
+    operations stay the interpreter's.
 
     Raises:
         WrongInputs, SymbolMismatch: the inputs do not fit the parameters.
@@ -60,7 +68,7 @@ def run_program(
         if c.name not in known:
             raise WrongInputs(program.loc, reason=f"constant '{c.name}' has no data")
         env[c.name] = np.asarray(known[c.name])
-    run = _Run(env, symbols, program, observe=observe)
+    run = _Run(env, symbols, program, observe=observe, launcher=launch)
     run.region(program.body)
     return tuple(run.read(y) for y in program.results)
 
@@ -190,6 +198,7 @@ class _Run:
     program: Program | None = None
     domains: dict[str, Domain] = field(default_factory=dict)
     observe: Observer | None = None
+    launcher: Launcher | None = None
     _types: dict[str, TensorType] | None = None
 
     def read(self, name: str, loc: Loc | None = None) -> Array:
@@ -293,7 +302,10 @@ class _Run:
         assert self.program is not None
         kernel = self.program.kernel_table[stmt.kernel]
         args = [self.read(a, stmt.loc) for a in stmt.args]
-        results = run_kernel(kernel, args, self.symbols)
+        if self.launcher is not None:
+            results = tuple(self.launcher(stmt, args, self.symbols))
+        else:
+            results = run_kernel(kernel, args, self.symbols)
         for name, value in zip(stmt.outs, results, strict=True):
             self.write(name, value)
 

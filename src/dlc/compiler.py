@@ -45,6 +45,7 @@ from dlc.specialising import Specialising
 if TYPE_CHECKING:
     from dlc.dump import Dump
     from dlc.frontend.imported import Imported
+    from dlc.hosted import Choice, Hosted
     from dlc.passes.observers import Observer
     from dlc.passes.pipeline import Pipeline
 
@@ -162,7 +163,8 @@ def compile(
     verify_each: bool = False,
     specialise: Mapping[str, Any] | None = None,
     per_sample: bool = False,
-) -> Executable | Specialising:
+    backend: Choice = "dlc",
+) -> Executable | Specialising | Hosted:
     """Compile a model for this machine's processor.
 
     Args:
@@ -186,6 +188,8 @@ def compile(
             model that needs some is compiled for each value it is called with (`dlc.specialising`).
         per_sample: the model is written for one sample (inputs whose first dimension is 1); the executable takes batches of
             any size, in which each sample takes its own branches and steps (`passes/per_sample.py`).
+        backend: who compiles the straight-line cascades: 'dlc', or 'onnxruntime', 'inductor', 'tvm' or 'eager', or a function
+            from a cascade to one of these. With any but 'dlc' the result is a `dlc.hosted.Hosted`, for comparisons.
 
     Raises:
         DlcError: with a code, a place and a way out.
@@ -224,6 +228,10 @@ def compile(
         report.specialised = tuple(imported.specialised)
         if dump is not None:
             dump.stage("import", report.seconds["import"], export_seconds=export)
+        if backend != "dlc":
+            from dlc.hosted import hosted
+
+            return hosted(imported, backend, threads)
         if passes is None:
             passes = default_pipeline(wanted.lanes, wanted.vector_registers, accuracy)
         key = None
