@@ -2,7 +2,7 @@
 
 from dlc.passes.packing.buffers import Buffer, Infeasible, NotFound, Packed, check, most_live
 from dlc.passes.packing.fit import best_fit, first_fit
-from dlc.passes.packing.pack import Placement, pack, pack_least
+from dlc.passes.packing.packer import Placement, pack, pack_least
 
 __all__ = [
     "Buffer",

@@ -9,13 +9,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dlc.passes.packing.buffers import Answer, Buffer, Infeasible, NotFound, Packed, check, height, most_live
+from dlc.passes.packing.buffers import Answer, Buffer, Infeasible, NotFound, Packed, height, most_live
 from dlc.passes.packing.fit import first_fit, lowest_fit
-from dlc.passes.packing.search import Instance, Ints, OutOfNodes, Search
+from dlc.passes.packing.search import FOUND, NONE, OPEN, Advance, Instance, Ints, Search
 
 PREORDERS = ("WAT", "AT", "TWA")
 """Keys of the preorders, each falling, that restarts take in turn; see `Instance.keys`."""
 
+NATIVE_CHUNK, PYTHON_CHUNK = 200, 10
+"""Decisions between two looks at the clock."""
+
+LEARN = 1.0
+EXTRA = 100
 NOISE = 0.5
 """A restart multiplies each buffer's keys by up to this much more or less."""
 
@@ -41,7 +46,13 @@ class Placement:
 
 
 def pack(
-    buffers: Sequence[Buffer], capacity: int, *, time_limit: float = 60.0, seed: int = 0, node_limit: int | None = None
+    buffers: Sequence[Buffer],
+    capacity: int,
+    *,
+    time_limit: float = 60.0,
+    seed: int = 0,
+    node_limit: int | None = None,
+    native: Advance | None = None,
 ) -> Answer:
     """Offsets below `capacity` for all buffers, or a proof that there are none, or neither in time.
 
@@ -49,6 +60,7 @@ def pack(
         time_limit: seconds of wall time.
         seed: of the restarts' preorders; one seed gives one answer, if time does not decide.
         node_limit: gives up after so many decisions of the search, for answers that no clock decides.
+        native: the search as native code (`dlc.native_packing`); in Python it is much slower.
     """
     began = time.monotonic()
     for b in buffers:
@@ -63,28 +75,33 @@ def pack(
             return Packed(offsets)
     solid = [i for i, b in enumerate(buffers) if not b.empty]
     unit = _unit([buffers[i] for i in solid])
-    search = Search(Instance([_scaled(buffers[i], unit) for i in solid]), capacity // unit, began + time_limit)
-    for order, limit in _restarts(search.instance, seed):
-        left = limit if node_limit is None else min(limit, node_limit - search.nodes)
-        if left <= 0 or time.monotonic() > search.deadline:
-            break
-        try:
-            found = search.run(order, left)
-        except OutOfNodes:
-            continue
-        if found is None:
+    search = Search(Instance([_scaled(buffers[i], unit) for i in solid]), capacity // unit, native)
+    chunk = NATIVE_CHUNK if native else PYTHON_CHUNK
+    for order, limit in _restarts(search, seed):
+        search.begin(order)
+        answer, stop = OPEN, search.nodes + limit
+        while answer == OPEN and search.nodes < stop:
+            if time.monotonic() - began > time_limit or (node_limit is not None and search.nodes >= node_limit):
+                return NotFound(time.monotonic() - began, search.nodes)
+            answer = search.advance(min(chunk, stop - search.nodes))
+        if answer == NONE:
             proof = f"a complete search of {search.nodes} decisions found no way below {capacity}"
             return Infeasible(proof, (capacity // unit + 1) * unit)
-        offsets = [b.offset or 0 for b in buffers]
-        for i, offset in zip(solid, found, strict=True):
-            offsets[i] = offset * unit
-        assert check(buffers, offsets, capacity) is None
-        return Packed(tuple(offsets))
-    return NotFound(time.monotonic() - began, search.nodes)
+        if answer == FOUND:
+            given = [b.offset or 0 for b in buffers]
+            for i, offset in zip(solid, search.offsets(), strict=True):
+                given[i] = offset * unit
+            return Packed(tuple(given))
+    raise AssertionError("restarts do not end")
 
 
 def pack_least(
-    buffers: Sequence[Buffer], *, time_limit: float = 1.0, seed: int = 0, node_limit: int | None = None
+    buffers: Sequence[Buffer],
+    *,
+    time_limit: float = 1.0,
+    seed: int = 0,
+    node_limit: int | None = None,
+    native: Advance | None = None,
 ) -> Placement | None:
     """The lowest placement that is found in time, with a bound; None where fixed offsets collide.
 
@@ -102,7 +119,7 @@ def pack_least(
     capacity = low
     while low < top and time.monotonic() < deadline:
         limit = (deadline - time.monotonic()) / 2
-        match pack(buffers, capacity, time_limit=limit, seed=seed, node_limit=node_limit):
+        match pack(buffers, capacity, time_limit=limit, seed=seed, node_limit=node_limit, native=native):
             case Packed(offsets):
                 best, top = offsets, height(buffers, offsets)
             case Infeasible(_, least):
@@ -131,11 +148,12 @@ def _by_hint(buffers: Sequence[Buffer]) -> list[int]:
     return sorted(range(len(buffers)), key=lambda i: (hints[i] is None, hints[i] or 0, -buffers[i].size))
 
 
-def _restarts(of: Instance, seed: int) -> Iterator[tuple[Ints, int]]:
+def _restarts(search: Search, seed: int) -> Iterator[tuple[Ints, int]]:
     """Preorders and how many decisions each may take: short runs mostly, and now and then a long one.
 
     Source of the lengths: Luby, Sinclair and Zuckerman, Optimal speedup of Las Vegas algorithms, 1993.
     """
+    of = search.instance
     if any(b.hint is not None for b in of.buffers):
         yield np.array(_by_hint(of.buffers), np.int64), of.count * 2
     random = np.random.default_rng(seed)
@@ -143,12 +161,13 @@ def _restarts(of: Instance, seed: int) -> Iterator[tuple[Ints, int]]:
     while True:
         step += 1
         for letters in PREORDERS:
-            keys = of.keys(letters)
+            keys = [of.key(letter) for letter in letters]
             if step > 1:
-                noise = random.uniform(1 - NOISE, 1 + NOISE, of.count)
+                noise = random.uniform(1 - NOISE, 1 + NOISE, of.count) * (1 + LEARN * search.blame())
                 keys = [key * noise for key in keys]
             order = np.lexsort([-key for key in reversed(keys)]).astype(np.int64)
-            yield order, _luby(step) * (of.count + 100)
+            yield order, _luby(step) * (of.count + EXTRA)
+            search.fade()
 
 
 def _luby(step: int) -> int:
