@@ -91,7 +91,10 @@ def host_manifest(
         "symbols": _symbols(program, plan, host, names),
         "inputs": inputs,
         "outputs": outputs,
-        "buffers": [{"name": b.name, "bytes": text(b.bytes), "first": b.first, "last": b.last} for b in plan.buffers],
+        "buffers": [
+            {"name": b.name, "bytes": text(b.bytes), "first": b.first, "last": b.last, "offset": b.offset}
+            for b in plan.buffers
+        ],
         "dynamic": [{"name": name} for name in plan.heap],
         "scratch": text(_scratch(kernels, static, limits)),
         "constants": {

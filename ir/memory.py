@@ -81,12 +81,14 @@ class ArenaBuffer:
 
     Attributes:
         bytes: its size over the symbols that the inputs bind (an upper bound where other symbols decide).
+        offset: where it lies for the extents that were planned for.
     """
 
     name: str
     bytes: IntExpr
     first: int
     last: int
+    offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ class MemoryPlan:
 
     Attributes:
         places: by tensor name.
-        buffers: the arena; offsets are found per call, when the symbols are known.
+        buffers: the arena; final offsets are found per call, when the symbols are known.
         heap: tensor that each dynamic slot is for.
         copied: carries whose next value has to be copied, to one of two places in turn.
         outputs: one for each result of the program.

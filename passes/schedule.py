@@ -2,7 +2,8 @@
 
 Statements are numbered in the order they run, nested ones included; a loop's number is below those of its body, and
 one number after them is its end. What lives across a loop's back edge lives for the whole loop. The offsets are not
-chosen here: sizes are expressions over symbols, so the runtime places the buffers when it knows them (greedy by size).
+chosen here: `dlc.arena_plan` packs the buffers for the extents that are known, and the runtime, guided by what it
+found, for those of a call.
 """
 
 from __future__ import annotations

@@ -1,7 +1,12 @@
 """Memory for intermediate tensors: where each lies (`plan`) and the blocks they lie in (`Slab`, `SlabPool`).
 
-Buffers whose lifetimes do not overlap share addresses.  Placing is greedy by size: the largest buffer first, each at
-the lowest gap that is free for its whole life.
+Buffers whose lifetimes do not overlap share addresses.  The compiler has packed them for the extents it was told; what
+it found comes as hints.  A call's sizes may be others, so buffers are placed anew, one after the other, each at the
+lowest gap that is free for its whole life: in the order of the hints, and largest first; the lower of both is taken.
+
+Why the hints' order keeps its promise: a buffer's neighbours with lower hints end, at sizes not above those planned for,
+no higher than planned (by induction), so the planned place is free and first fit finds that or a lower one. The arena
+is then never larger than planned, whatever smaller extents a call has, and overlaps are impossible whatever a file says.
 
 Source: Pisarchyk and Lee, Efficient Memory Management for Deep Neural Net Inference, 2020 (arXiv 2001.03288),
 "greedy by size for offset calculation".
@@ -31,17 +36,30 @@ def align(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def plan(sizes: Sequence[int], lifetimes: Sequence[tuple[int, int]]) -> tuple[tuple[int, ...], int]:
+def plan(
+    sizes: Sequence[int], lifetimes: Sequence[tuple[int, int]], hints: Sequence[int] | None = None
+) -> tuple[tuple[int, ...], int]:
     """Offsets of buffers such that no two live ones overlap, and the bytes of the whole.
 
     Args:
         sizes: bytes of each buffer; empty and negative ones take no room.
         lifetimes: first and last statement that uses each, inclusive.
+        hints: an offset for each, from a good plan for these or other sizes.
     """
+    by_size = _place(sizes, lifetimes, sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)))
+    if hints is None:
+        return by_size
+    by_hint = _place(sizes, lifetimes, sorted(range(len(sizes)), key=lambda i: (hints[i], i)))
+    return by_hint if by_hint[1] <= by_size[1] else by_size
+
+
+def _place(
+    sizes: Sequence[int], lifetimes: Sequence[tuple[int, int]], order: Sequence[int]
+) -> tuple[tuple[int, ...], int]:
     offsets = [0] * len(sizes)
     placed: list[tuple[int, int, int, int]] = []  # offset, end, first, last; ascending by offset
     total = 0
-    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+    for index in order:
         size = align(sizes[index])
         if size <= 0:
             continue

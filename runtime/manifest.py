@@ -11,7 +11,7 @@ runtime read or write where it should not.  The code generator writes the same f
     symbols     [{name, lo, hi|null, divisor, inputs: [[input, dim], ...], dynamic}]
     inputs      [{name, dtype, shape: [expr], donate}]
     outputs     [{name, dtype, shape: [expr], dynamic, alias: null | ["input"|"output"|"constant", n]}]
-    buffers     [{name, bytes: expr, first, last}]         arena, live from statement first to last
+    buffers     [{name, bytes: expr, first, last, offset}] arena, live from statement first to last; offset: the plan's
     dynamic     [{name}]                                   slots of memory that native code allocates
     scratch     expr, bytes per thread                     constants  {"bytes": n, "items": [{name, offset, bytes}]}
     kernels     [{name, symbol, object, flops: expr, bytes: expr, loc}]   one per call, in profile order
@@ -75,12 +75,13 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """One arena buffer."""
+    """One arena buffer; `offset` is where the compiler would have it, for the extents that it planned for."""
 
     name: str
     bytes: str
     first: int
     last: int
+    offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -422,10 +423,11 @@ def _check_output(
 
 
 def _buffer(value: object, path: str, names: frozenset[str]) -> Buffer:
-    item = _Fields(value, path, frozenset({"name", "bytes", "first", "last"}))
+    item = _Fields(value, path, frozenset({"name", "bytes", "first", "last", "offset"}))
     first = item.integer("first", 0, I64_MAX)
     last = item.integer("last", first, I64_MAX)
-    return Buffer(item.text("name"), item.expression("bytes", names), first, last)
+    offset = item.integer("offset", 0, MAX_BYTES, 0)
+    return Buffer(item.text("name"), item.expression("bytes", names), first, last, offset)
 
 
 def _constant(value: object, path: str, total: int) -> None:

@@ -98,6 +98,7 @@ class Planner:
         ]
         self._sizes = compile_expressions([manifest.scratch, *(b.bytes for b in manifest.buffers)], self.names)
         self._lifetimes = [(buffer.first, buffer.last) for buffer in manifest.buffers]
+        self._hints = [buffer.offset for buffer in manifest.buffers]
         self.value_inputs = tuple(sorted({source.input for source in self.sources if source.dim == -1}))
 
     def plan(self, shapes: Shapes, values: dict[int, int]) -> Plan:
@@ -128,7 +129,7 @@ class Planner:
                 raise CannotEvaluate(reason=f"the size of '{name}' is {size}")
             if size > MAX_BYTES:
                 raise NotEnoughMemory(needed=size, what=f"'{name}'")
-        offsets, total = arena.plan(sizes, self._lifetimes)
+        offsets, total = arena.plan(sizes, self._lifetimes, self._hints)
         scratch = arena.align(scratch)
         arena_bytes = total + scratch * self.threads
         if arena_bytes > MAX_BYTES:

@@ -2,7 +2,7 @@
 
 from dlc.passes.packing.buffers import Buffer, Infeasible, NotFound, Packed, check, most_live
 from dlc.passes.packing.fit import best_fit, first_fit
-from dlc.passes.packing.packer import Placement, pack, pack_least
+from dlc.passes.packing.packer import Placement, fit_least, pack, pack_least
 
 __all__ = [
     "Buffer",
@@ -13,6 +13,7 @@ __all__ = [
     "best_fit",
     "check",
     "first_fit",
+    "fit_least",
     "most_live",
     "pack",
     "pack_least",

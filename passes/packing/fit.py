@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Iterator, Sequence
 
-from dlc.passes.packing.buffers import Buffer, align, height
+from dlc.passes.packing.buffers import Buffer, align
 
 
 def first_fit(buffers: Sequence[Buffer], order: Sequence[int] | None = None) -> tuple[int, ...] | None:
@@ -40,10 +40,13 @@ def orders(buffers: Sequence[Buffer]) -> Iterator[tuple[int, ...]]:
     yield tuple(sorted(everything, key=lambda i: (buffers[i].lower, -sizes[i], i)))
 
 
-def lowest_fit(buffers: Sequence[Buffer]) -> tuple[int, ...] | None:
-    """The lowest of the packings by first and best fit in all `orders`."""
-    found = (fit(buffers, order) for order in orders(buffers) for fit in (first_fit, best_fit))
-    return min((f for f in found if f is not None), key=lambda f: height(buffers, f), default=None)
+def fits(buffers: Sequence[Buffer]) -> Iterator[tuple[int, ...]]:
+    """The packings by first fit in all `orders`, then those by best fit."""
+    for fit in (first_fit, best_fit):
+        for order in orders(buffers):
+            found = fit(buffers, order)
+            if found is not None:
+                yield found
 
 
 def _fit(buffers: Sequence[Buffer], order: Sequence[int] | None, tightest: bool) -> tuple[int, ...] | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dlc.passes.packing.buffers import Answer, Buffer, Infeasible, NotFound, Packed, height, most_live
-from dlc.passes.packing.fit import first_fit, lowest_fit
+from dlc.passes.packing.fit import first_fit, fits
 from dlc.passes.packing.search import FOUND, NONE, OPEN, Advance, Instance, Ints, Search
 
 PREORDERS = ("WAT", "AT", "TWA")
@@ -109,13 +109,12 @@ def pack_least(
     proven impossible and what is found.
     """
     deadline = time.monotonic() + time_limit
-    best = min(_fits(buffers), key=lambda f: height(buffers, f), default=None)
-    if best is None:
+    fitted = fit_least(buffers, time_limit=time_limit / 2)
+    if fitted is None:
         return None
-    solid = [b for b in buffers if not b.empty]
-    unit = _unit(solid)
-    bound = max([most_live(solid)[0], *((b.offset or 0) + b.size for b in solid)], default=0)
-    low, top = bound, height(buffers, best)  # nothing below `low` is worth a try: impossible, or not found before
+    best, top, bound = fitted.offsets, fitted.height, fitted.bound
+    unit = _unit([b for b in buffers if not b.empty])
+    low = bound  # nothing below is worth a try: impossible, or not found before
     capacity = low
     while low < top and time.monotonic() < deadline:
         limit = (deadline - time.monotonic()) / 2
@@ -131,15 +130,28 @@ def pack_least(
     return Placement(best, top, min(bound, top))
 
 
+def fit_least(buffers: Sequence[Buffer], *, time_limit: float = 1.0) -> Placement | None:
+    """The lowest placement that the usual allocators find; None where fixed offsets collide."""
+    deadline = time.monotonic() + time_limit
+    solid = [b for b in buffers if not b.empty]
+    bound = max([most_live(solid)[0], *((b.offset or 0) + b.size for b in solid)], default=0)
+    best: Placement | None = None
+    for offsets in _fits(buffers):
+        found = Placement(offsets, height(buffers, offsets), bound)
+        if best is None or found.height < best.height:
+            best = found
+        if best.height == bound or time.monotonic() > deadline:
+            break
+    return best
+
+
 def _fits(buffers: Sequence[Buffer]) -> Iterator[tuple[int, ...]]:
     """What costs no search: in the order of the hints, when there are any, and the usual allocators."""
     if any(b.hint is not None for b in buffers):
         found = first_fit(buffers, _by_hint(buffers))
         if found is not None:
             yield found
-    found = lowest_fit(buffers)
-    if found is not None:
-        yield found
+    yield from fits(buffers)
 
 
 def _by_hint(buffers: Sequence[Buffer]) -> list[int]:
@@ -190,4 +202,4 @@ def _scaled(b: Buffer, unit: int) -> Buffer:
     return replace(b, size=b.size // unit, alignment=max(1, b.alignment // unit), offset=offset)
 
 
-__all__ = ["Placement", "pack", "pack_least"]
+__all__ = ["Placement", "fit_least", "pack", "pack_least"]

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import dlc
+from dlc.arena_plan import SCHEDULE_SECONDS, ArenaPlan, memory_report, plan_arena
 from dlc.codegen.build import HOST_OPT_LEVEL, Built, Lower, ObjectCache, Progress, build_kernels, build_pool, build_text
 from dlc.codegen.host import host_entry
 from dlc.codegen.host_manifest import Interface, constant_layout, host_manifest
@@ -29,7 +30,6 @@ from dlc.errors import BadInput, DlcError, Internal, Unsupported
 from dlc.ir.einsum import TensorType
 from dlc.ir.errors import DivisionByZeroExtent, NotInBounds
 from dlc.ir.extent import int_expr
-from dlc.ir.memory import MemoryPlan
 from dlc.ir.program import Launch, Param, Program, fresh_name, walk_statements
 from dlc.ir.verify import verify
 from dlc.passes.assume_bounds import assume_bounds
@@ -160,6 +160,7 @@ def compile(
     progress: Progress | None = None,
     verify_each: bool = False,
     specialise: Mapping[str, Any] | None = None,
+    schedule_time: float = SCHEDULE_SECONDS,
 ) -> Executable | Specialising:
     """Compile a model for this machine's processor.
 
@@ -182,6 +183,7 @@ def compile(
         verify_each: verify the program after each pass, not only what went in and what comes out.
         specialise: values of ONNX inputs that decide shapes; the result holds for these values alone. Without it, a
             model that needs some is compiled for each value it is called with (`dlc.specialising`).
+        schedule_time: seconds for the plan of the arena, where the least is not found at once.
 
     Raises:
         DlcError: with a code, a place and a way out.
@@ -223,7 +225,7 @@ def compile(
         key = None
         if cache is True and dump is None and not observers:
             start = time.perf_counter()
-            key = program_key(imported, (wanted.key, str(passes), tuple(disable_passes), accuracy))
+            key = program_key(imported, (wanted.key, str(passes), tuple(disable_passes), accuracy, schedule_time))
             kept = ProgramCache().get(key, threads)
             report.seconds["program cache"] = time.perf_counter() - start
             if kept is not None:
@@ -256,6 +258,7 @@ def compile(
             dump=dump,
             progress=progress,
             report=report,
+            schedule_time=schedule_time,
         )
         report.seconds["total"] = time.perf_counter() - began
         LOG.info("%s", report)
@@ -333,6 +336,7 @@ def compile_program(
     progress: Progress | None = None,
     report: CompileReport | None = None,
     lower: Lower | None = None,
+    schedule_time: float = SCHEDULE_SECONDS,
 ) -> Executable:
     """Code generation: the executable of a program whose statements are launches and control.
 
@@ -350,7 +354,8 @@ def compile_program(
         store = cache
     clock = time.perf_counter
     start = clock()
-    plan = plan_memory(program)
+    arena = plan_arena(program, plan_memory(program), schedule_time)
+    plan = arena.memory
     report.seconds["plan"] = clock() - start
     built = build_kernels(
         program, target, store=store, dump=dump.kernel if dump is not None else None, progress=progress, lower=lower
@@ -382,9 +387,8 @@ def compile_program(
     report.seconds["load"] = clock() - start
     _count(report, built, len(host.calls), size, objects)
     if dump is not None:
-        memory = memory_report(program, plan)
-        dump.json("memory", memory)
-        dump.json("schedule", schedule_report(program, memory))
+        dump.json("memory", memory_report(arena))
+        dump.json("schedule", schedule_report(program, arena))
         for stage in ("plan", "lower", "compile", "entry", "load"):
             dump.stage(stage, report.seconds[stage])
         dump.note(kernels=report.kernels, distinct=report.distinct, cache_hits=built.hits)
@@ -481,39 +485,19 @@ def _copy(target: np.ndarray, source: np.ndarray) -> None:
             panel[first : first + BLOCK] = part.T
 
 
-def schedule_report(program: Program, memory: Mapping[str, Any]) -> dict[str, Any]:
+def schedule_report(program: Program, plan: ArenaPlan) -> dict[str, Any]:
     """The order of launches, and how far the arena is from what is alive at once, which no plan can go below."""
-    alive = [
-        sum(b["bytes"] for b in memory["buffers"] if b["first"] <= step <= b["last"]) for step in range(memory["steps"])
-    ]
-    bound, found = max(alive, default=0), int(memory["arena_bytes"])
     launches = [s for s in walk_statements(program.body) if isinstance(s, Launch)]
     return {
         "objective": "arena bytes",
-        "value": found,
-        "bound": bound,
-        "gap": round((found - bound) / bound, 4) if bound else 0.0,
-        "method": "program order, first fit by falling size",
-        "symbols": memory["symbols"],
+        "value": plan.height,
+        "bound": plan.bound,
+        "gap": round(plan.gap, 4),
+        "method": "program order, addresses packed",
+        "seconds": round(plan.seconds, 4),
+        "symbols": {name[1:]: value for name, value in plan.symbols.items()},
         "order": [{"kernel": s.kernel, "reads": s.args, "writes": s.outs, "loc": str(s.loc)} for s in launches],
     }
-
-
-def memory_report(program: Program, plan: MemoryPlan, symbols: Mapping[str, int] | None = None) -> dict[str, Any]:
-    """The arena for given extents (by default each symbol's least, or 1), as `Dump.json` wants it."""
-    from dlc.ir.extent import evaluate
-    from dlc.runtime import arena
-
-    values = {"#" + s.name: max(s.lo, 1) for s in program.symbols} | dict.fromkeys(plan.values, 1)
-    values.update({"#" + name.removeprefix("#"): value for name, value in (symbols or {}).items()})
-    sizes = [max(int(evaluate(b.bytes, values)), 0) for b in plan.buffers]
-    offsets, total = arena.plan(sizes, [(b.first, b.last) for b in plan.buffers])
-    listed = [
-        {"name": b.name, "bytes": size, "offset": at, "first": b.first, "last": b.last}
-        for b, size, at in zip(plan.buffers, sizes, offsets, strict=True)
-    ]
-    steps = 1 + max((b.last for b in plan.buffers), default=0)
-    return {"arena_bytes": total, "steps": steps, "buffers": listed, "symbols": {k[1:]: v for k, v in values.items()}}
 
 
 def _shown(model: Any) -> str:

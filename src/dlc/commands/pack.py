@@ -88,10 +88,10 @@ def run(options: argparse.Namespace, console: Console) -> int:
 def _offsets(table: Table, options: argparse.Namespace) -> tuple[int, ...]:
     native = native_advance()
     if options.capacity is None:
-        least = pack_least(table.buffers, time_limit=options.time_limit, seed=options.seed, native=native)
-        if least is None:
+        lowest = pack_least(table.buffers, time_limit=options.time_limit, seed=options.seed, native=native)
+        if lowest is None:
             raise FixedCollide(Loc(str(options.file)))
-        return least.offsets
+        return lowest.offsets
     capacity, loc = options.capacity, Loc(str(options.file))
     answer = pack(table.buffers, capacity, time_limit=options.time_limit, seed=options.seed, native=native)
     match answer:
