@@ -16,6 +16,7 @@ FRAME = {
     "profile": 9,
     "malloc": 10,
     "free": 11,
+    "spill": 12,
 }
 FIRST_WORD = 16
 """First word after the frame's header."""

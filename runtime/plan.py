@@ -16,6 +16,7 @@ from dlc.runtime.errors import (
     BadManifest,
     CannotEvaluate,
     NotEnoughMemory,
+    OverBudget,
     SymbolMismatch,
     SymbolOutOfRange,
     WrongRank,
@@ -134,6 +135,10 @@ class Planner:
         arena_bytes = total + scratch * self.threads
         if arena_bytes > MAX_BYTES:
             raise NotEnoughMemory(needed=arena_bytes, what="intermediate results")
+        budget = self.manifest.memory_budget
+        if budget is not None and arena_bytes > budget:
+            limit = (budget - total) // scratch if scratch else 0
+            raise OverBudget(needed=arena_bytes, budget=budget, threads=self.threads, limit=limit)
         input_bytes = tuple(math.prod(s) * spec.element.bytes for spec, s in zip(self.manifest.inputs, shapes))
         self._check_copies(input_bytes, outputs)
         return Plan(symbols, input_bytes, outputs, offsets, total, scratch, arena_bytes)

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import dlc
-from dlc.arena_plan import SCHEDULE_SECONDS, ArenaPlan, memory_report, plan_arena
+from dlc.arena_plan import SCHEDULE_SECONDS, ArenaPlan, memory_report, plan_arena, plan_within, scratch_bytes
+from dlc.byte_sizes import parse_bytes
 from dlc.codegen.build import HOST_OPT_LEVEL, Built, Lower, ObjectCache, Progress, build_kernels, build_pool, build_text
 from dlc.codegen.host import host_entry
 from dlc.codegen.host_manifest import Interface, constant_layout, host_manifest
@@ -34,9 +35,9 @@ from dlc.ir.program import Launch, Param, Program, fresh_name, walk_statements
 from dlc.ir.verify import verify
 from dlc.passes.assume_bounds import assume_bounds
 from dlc.passes.default import default_pipeline
-from dlc.passes.schedule import plan_memory
 from dlc.program_cache import ProgramCache, program_key
 from dlc.runtime.cache import KernelCache
+from dlc.runtime.cpu import default_threads
 from dlc.runtime.executable import Executable, empty_constants
 from dlc.runtime.executable import load as _load_artifact
 from dlc.specialising import Specialising
@@ -161,6 +162,7 @@ def compile(
     verify_each: bool = False,
     specialise: Mapping[str, Any] | None = None,
     schedule_time: float = SCHEDULE_SECONDS,
+    memory_budget: int | str | None = None,
 ) -> Executable | Specialising:
     """Compile a model for this machine's processor.
 
@@ -184,6 +186,8 @@ def compile(
         specialise: values of ONNX inputs that decide shapes; the result holds for these values alone. Without it, a
             model that needs some is compiled for each value it is called with (`dlc.specialising`).
         schedule_time: seconds for the plan of the arena, where the least is not found at once.
+        memory_budget: bytes, or '16MiB', that the arena never exceeds, the threads' scratch memory included; what does not
+            fit is spilled to a mapped file as planned, and the results are the same to the bit.
 
     Raises:
         DlcError: with a code, a place and a way out.
@@ -223,9 +227,11 @@ def compile(
         if passes is None:
             passes = default_pipeline(wanted.lanes, wanted.vector_registers, accuracy)
         key = None
+        budget_threads = None if memory_budget is None else threads or default_threads()  # each has scratch memory
         if cache is True and dump is None and not observers:
             start = time.perf_counter()
-            key = program_key(imported, (wanted.key, str(passes), tuple(disable_passes), accuracy, schedule_time))
+            planned = (schedule_time, memory_budget, budget_threads)
+            key = program_key(imported, (wanted.key, str(passes), tuple(disable_passes), accuracy, *planned))
             kept = ProgramCache().get(key, threads)
             report.seconds["program cache"] = time.perf_counter() - start
             if kept is not None:
@@ -259,6 +265,7 @@ def compile(
             progress=progress,
             report=report,
             schedule_time=schedule_time,
+            memory_budget=None if memory_budget is None else parse_bytes(memory_budget),
         )
         report.seconds["total"] = time.perf_counter() - began
         LOG.info("%s", report)
@@ -337,6 +344,7 @@ def compile_program(
     report: CompileReport | None = None,
     lower: Lower | None = None,
     schedule_time: float = SCHEDULE_SECONDS,
+    memory_budget: int | None = None,
 ) -> Executable:
     """Code generation: the executable of a program whose statements are launches and control.
 
@@ -354,13 +362,18 @@ def compile_program(
         store = cache
     clock = time.perf_counter
     start = clock()
-    arena = plan_arena(program, plan_memory(program), schedule_time)
-    plan = arena.memory
-    report.seconds["plan"] = clock() - start
     built = build_kernels(
         program, target, store=store, dump=dump.kernel if dump is not None else None, progress=progress, lower=lower
     )
     report.seconds.update(built.seconds)
+    start = clock()
+    if memory_budget is None:
+        arena = plan_arena(program, schedule_time)
+    else:
+        scratch = scratch_bytes(program, built.kernels, threads)
+        arena = plan_within(program, memory_budget, scratch, schedule_time)
+    program, plan = arena.program, arena.memory
+    report.seconds["plan"] = clock() - start
     start = clock()
     layout, size = constant_layout(program, [*expected.values(), *_used_constants(program)])
     host = host_entry(program, plan, built.kernels, {name: at for name, (at, _) in layout.items()}, expected)
@@ -379,6 +392,8 @@ def compile_program(
         entry=ENTRY,
         pool=POOL,
         interface=_interface(imported),
+        spill_bytes=arena.spill_bytes,
+        memory_budget=memory_budget,
     )
     report.seconds["entry"] = clock() - start
     start = clock()
