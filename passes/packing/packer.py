@@ -73,9 +73,41 @@ def pack(
     for offsets in _fits(buffers):
         if height(buffers, offsets) <= capacity:
             return Packed(offsets)
-    solid = [i for i, b in enumerate(buffers) if not b.empty]
-    unit = _unit([buffers[i] for i in solid])
-    search = Search(Instance([_scaled(buffers[i], unit) for i in solid]), capacity // unit, native)
+    given = [b.offset or 0 for b in buffers]
+    for part in _parts(buffers):
+        left = time_limit - (time.monotonic() - began)
+        answer = _search([buffers[i] for i in part], capacity, left, seed, node_limit, native)
+        if not isinstance(answer, Packed):
+            return answer
+        for i, offset in zip(part, answer.offsets, strict=True):
+            given[i] = offset
+    return Packed(tuple(given))
+
+
+def _parts(buffers: Sequence[Buffer]) -> list[list[int]]:
+    """Buffers in groups of which no two are alive at the same time, the hardest first."""
+    parts: list[list[int]] = []
+    end = -math.inf
+    for i in sorted((i for i, b in enumerate(buffers) if not b.empty), key=lambda i: buffers[i].lower):
+        if buffers[i].lower >= end:
+            parts.append([])
+        parts[-1].append(i)
+        end = max(end, buffers[i].upper)
+    return sorted(parts, key=lambda part: -most_live([buffers[i] for i in part])[0])
+
+
+def _search(
+    buffers: Sequence[Buffer],
+    capacity: int,
+    time_limit: float,
+    seed: int,
+    node_limit: int | None,
+    native: Advance | None,
+) -> Answer:
+    """The complete search with restarts, for buffers none of which is empty."""
+    began = time.monotonic()
+    unit = _unit(buffers)
+    search = Search(Instance([_scaled(b, unit) for b in buffers]), capacity // unit, native)
     chunk = NATIVE_CHUNK if native else PYTHON_CHUNK
     for order, limit in _restarts(search, seed):
         search.begin(order)
@@ -88,10 +120,7 @@ def pack(
             proof = f"a complete search of {search.nodes} decisions found no way below {capacity}"
             return Infeasible(proof, (capacity // unit + 1) * unit)
         if answer == FOUND:
-            given = [b.offset or 0 for b in buffers]
-            for i, offset in zip(solid, search.offsets(), strict=True):
-                given[i] = offset * unit
-            return Packed(tuple(given))
+            return Packed(tuple(offset * unit for offset in search.offsets()))
     raise AssertionError("restarts do not end")
 
 
