@@ -39,6 +39,7 @@ from dlc.ir.program import (
     Region,
     Stmt,
     Symbol,
+    Transfer,
     cascade_types,
     collect_step_types,
 )
@@ -218,6 +219,8 @@ class Elaborator:
             case "bind":
                 symbol = self.symbol(node.children[0])
                 return [Bind(symbol, name_of(node.children[1]), self.loc(node.children, node))]
+            case "spill" | "fill" as kind:
+                return [Transfer(name_of(node.children[0]), kind == "fill", self.loc(node.children, node))]
             case "if_stmt":
                 return [self.if_stmt(node)]
             case "for_stmt":

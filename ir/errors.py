@@ -211,6 +211,21 @@ class DivisionByZeroExtent(IrError):
 # --- interpreter -----------------------------------------------------------------------------------------------------
 
 
+class NotResident(IrError):
+    """A tensor is read between its `spill` and its `fill`."""
+
+    code = "DLC0148"
+    template = "'{tensor}' is read in '{where}' while it is spilled"
+    hint = "`fill` it first"
+
+
+class BadTransfer(IrError):
+    """A `spill` or `fill` where none can be."""
+
+    code = "DLC0149"
+    template = "transfer of '{tensor}': {reason}"
+
+
 class IndexOutOfRange(IrError):
     code = "DLC0150"
     template = "'{access}' reads index {index} of dimension {dimension}, which has extent {extent}"

@@ -32,6 +32,7 @@ from dlc.ir.program import (
     Region,
     Stmt,
     Symbol,
+    Transfer,
     collect_step_types,
     tensor_types,
 )
@@ -239,6 +240,8 @@ class _Run:
                 self._launch(stmt)
             case Bind(symbol, tensor):
                 self._bind(symbol, int(self.read(tensor, stmt.loc).reshape(-1)[0]), stmt.loc)
+            case Transfer():
+                pass
             case Library():
                 self._library(stmt)
             case If():

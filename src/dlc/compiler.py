@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import dlc
+from dlc.arena_plan import SCHEDULE_SECONDS, ArenaPlan, memory_report, plan_arena, plan_within, scratch_bytes
+from dlc.byte_sizes import parse_bytes
 from dlc.codegen.build import HOST_OPT_LEVEL, Built, Lower, ObjectCache, Progress, build_kernels, build_pool, build_text
 from dlc.codegen.host import host_entry
 from dlc.codegen.host_manifest import Interface, constant_layout, host_manifest
@@ -30,14 +32,13 @@ from dlc.errors import BadInput, DlcError, Internal, Unsupported
 from dlc.ir.einsum import TensorType
 from dlc.ir.errors import DivisionByZeroExtent, NotInBounds
 from dlc.ir.extent import int_expr
-from dlc.ir.memory import MemoryPlan
 from dlc.ir.program import Launch, Param, Program, fresh_name, walk_statements
 from dlc.ir.verify import verify
 from dlc.passes.assume_bounds import assume_bounds
 from dlc.passes.default import default_pipeline
-from dlc.passes.schedule import plan_memory
 from dlc.program_cache import ProgramCache, program_key
 from dlc.runtime.cache import KernelCache
+from dlc.runtime.cpu import default_threads
 from dlc.runtime.executable import Executable, empty_constants
 from dlc.runtime.executable import load as _load_artifact
 from dlc.specialising import Specialising
@@ -164,6 +165,8 @@ def compile(
     specialise: Mapping[str, Any] | None = None,
     per_sample: bool = False,
     backend: Choice = "dlc",
+    schedule_time: float = SCHEDULE_SECONDS,
+    memory_budget: int | str | None = None,
 ) -> Executable | Specialising | Hosted:
     """Compile a model for this machine's processor.
 
@@ -190,6 +193,9 @@ def compile(
             any size, in which each sample takes its own branches and steps (`passes/per_sample.py`).
         backend: who compiles the straight-line cascades: 'dlc', or 'onnxruntime', 'inductor', 'tvm' or 'eager', or a function
             from a cascade to one of these. With any but 'dlc' the result is a `dlc.hosted.Hosted`, for comparisons.
+        schedule_time: seconds for the plan of the arena, where the least is not found at once.
+        memory_budget: bytes, or '16MiB', that the arena never exceeds, the threads' scratch memory included; what does not
+            fit is spilled to a mapped file as planned, and the results are the same to the bit.
 
     Raises:
         DlcError: with a code, a place and a way out.
@@ -235,9 +241,11 @@ def compile(
         if passes is None:
             passes = default_pipeline(wanted.lanes, wanted.vector_registers, accuracy)
         key = None
+        budget_threads = None if memory_budget is None else threads or default_threads()  # each has scratch memory
         if cache is True and dump is None and not observers:
             start = time.perf_counter()
-            key = program_key(imported, (wanted.key, str(passes), tuple(disable_passes), accuracy))
+            planned = (schedule_time, memory_budget, budget_threads)
+            key = program_key(imported, (wanted.key, str(passes), tuple(disable_passes), accuracy, *planned))
             kept = ProgramCache().get(key, threads)
             report.seconds["program cache"] = time.perf_counter() - start
             if kept is not None:
@@ -270,6 +278,8 @@ def compile(
             dump=dump,
             progress=progress,
             report=report,
+            schedule_time=schedule_time,
+            memory_budget=None if memory_budget is None else parse_bytes(memory_budget),
         )
         report.seconds["total"] = time.perf_counter() - began
         LOG.info("%s", report)
@@ -357,6 +367,8 @@ def compile_program(
     progress: Progress | None = None,
     report: CompileReport | None = None,
     lower: Lower | None = None,
+    schedule_time: float = SCHEDULE_SECONDS,
+    memory_budget: int | None = None,
 ) -> Executable:
     """Code generation: the executable of a program whose statements are launches and control.
 
@@ -374,12 +386,18 @@ def compile_program(
         store = cache
     clock = time.perf_counter
     start = clock()
-    plan = plan_memory(program)
-    report.seconds["plan"] = clock() - start
     built = build_kernels(
         program, target, store=store, dump=dump.kernel if dump is not None else None, progress=progress, lower=lower
     )
     report.seconds.update(built.seconds)
+    start = clock()
+    if memory_budget is None:
+        arena = plan_arena(program, schedule_time)
+    else:
+        scratch = scratch_bytes(program, built.kernels, threads)
+        arena = plan_within(program, memory_budget, scratch, schedule_time)
+    program, plan = arena.program, arena.memory
+    report.seconds["plan"] = clock() - start
     start = clock()
     layout, size = constant_layout(program, [*expected.values(), *_used_constants(program)])
     host = host_entry(program, plan, built.kernels, {name: at for name, (at, _) in layout.items()}, expected)
@@ -398,6 +416,8 @@ def compile_program(
         entry=ENTRY,
         pool=POOL,
         interface=_interface(imported),
+        spill_bytes=arena.spill_bytes,
+        memory_budget=memory_budget,
     )
     report.seconds["entry"] = clock() - start
     start = clock()
@@ -406,9 +426,8 @@ def compile_program(
     report.seconds["load"] = clock() - start
     _count(report, built, len(host.calls), size, objects)
     if dump is not None:
-        memory = memory_report(program, plan)
-        dump.json("memory", memory)
-        dump.json("schedule", schedule_report(program, memory))
+        dump.json("memory", memory_report(arena))
+        dump.json("schedule", schedule_report(program, arena))
         dump.json("control", control_graph(executable.manifest))
         for stage in ("plan", "lower", "compile", "entry", "load"):
             dump.stage(stage, report.seconds[stage])
@@ -506,39 +525,19 @@ def _copy(target: np.ndarray, source: np.ndarray) -> None:
             panel[first : first + BLOCK] = part.T
 
 
-def schedule_report(program: Program, memory: Mapping[str, Any]) -> dict[str, Any]:
+def schedule_report(program: Program, plan: ArenaPlan) -> dict[str, Any]:
     """The order of launches, and how far the arena is from what is alive at once, which no plan can go below."""
-    alive = [
-        sum(b["bytes"] for b in memory["buffers"] if b["first"] <= step <= b["last"]) for step in range(memory["steps"])
-    ]
-    bound, found = max(alive, default=0), int(memory["arena_bytes"])
     launches = [s for s in walk_statements(program.body) if isinstance(s, Launch)]
     return {
         "objective": "arena bytes",
-        "value": found,
-        "bound": bound,
-        "gap": round((found - bound) / bound, 4) if bound else 0.0,
-        "method": "program order, first fit by falling size",
-        "symbols": memory["symbols"],
+        "value": plan.height,
+        "bound": plan.bound,
+        "gap": round(plan.gap, 4),
+        "method": "program order, addresses packed",
+        "seconds": round(plan.seconds, 4),
+        "symbols": {name[1:]: value for name, value in plan.symbols.items()},
         "order": [{"kernel": s.kernel, "reads": s.args, "writes": s.outs, "loc": str(s.loc)} for s in launches],
     }
-
-
-def memory_report(program: Program, plan: MemoryPlan, symbols: Mapping[str, int] | None = None) -> dict[str, Any]:
-    """The arena for given extents (by default each symbol's least, or 1), as `Dump.json` wants it."""
-    from dlc.ir.extent import evaluate
-    from dlc.runtime import arena
-
-    values = {"#" + s.name: max(s.lo, 1) for s in program.symbols} | dict.fromkeys(plan.values, 1)
-    values.update({"#" + name.removeprefix("#"): value for name, value in (symbols or {}).items()})
-    sizes = [max(int(evaluate(b.bytes, values)), 0) for b in plan.buffers]
-    offsets, total = arena.plan(sizes, [(b.first, b.last) for b in plan.buffers])
-    listed = [
-        {"name": b.name, "bytes": size, "offset": at, "first": b.first, "last": b.last}
-        for b, size, at in zip(plan.buffers, sizes, offsets, strict=True)
-    ]
-    steps = 1 + max((b.last for b in plan.buffers), default=0)
-    return {"arena_bytes": total, "steps": steps, "buffers": listed, "symbols": {k[1:]: v for k, v in values.items()}}
 
 
 def _shown(model: Any) -> str:

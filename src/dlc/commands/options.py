@@ -143,6 +143,16 @@ def extents(text: str) -> dict[str, int]:
     return found
 
 
+def byte_size(text: str) -> int:
+    """A number of bytes as people write it, `16MiB`."""
+    from dlc.byte_sizes import parse_bytes
+
+    try:
+        return parse_bytes(text)
+    except BadInput as error:
+        raise argparse.ArgumentTypeError(error.message) from None
+
+
 def byte_count(text: str) -> float:
     """A number of bytes, not below 0."""
     try:
