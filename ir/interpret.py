@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from dlc.ir.codes import as_stored
 from dlc.ir.domain import Domain, add_domains
 from dlc.ir.dtype import from_numpy
 from dlc.ir.einsum import Einsum, Scan, Step, TensorType
@@ -59,7 +60,7 @@ def run_program(
     for c in program.consts:
         if c.name not in known:
             raise WrongInputs(program.loc, reason=f"constant '{c.name}' has no data")
-        env[c.name] = np.asarray(known[c.name])
+        env[c.name] = as_stored(known[c.name])
     run = _Run(env, symbols, program, observe=observe)
     run.region(program.body)
     return tuple(run.read(y) for y in program.results)
@@ -112,7 +113,7 @@ def _arrange(params: Sequence[Param], inputs: Inputs) -> dict[str, Array]:
         raise WrongInputs(reason=f"{len(params)} inputs are expected, {len(given)} given")
     arrays = {}
     for p, value in zip(params, given, strict=True):
-        a = np.asarray(value)
+        a = as_stored(value)
         if a.ndim != p.type.rank:
             raise WrongInputs(reason=f"input '{p.name}' is {p.type}, but has {a.ndim} dimensions")
         if a.dtype != p.type.dtype.numpy:
