@@ -616,8 +616,8 @@ class _State:
 
     @staticmethod
     def _unrounded(value: Array, b: Array) -> Array:
-        """A fused kernel may keep more bits than the tensor's type has."""
-        if value.dtype.kind in "iub":
+        """A fused kernel may keep more bits than the tensor's type has, unless it is a coded type."""
+        if value.dtype.kind in "iub" or value.dtype.names is not None:
             return b
         size = np.abs(value.astype(np.float64))
         narrow = value.dtype.itemsize < 4
