@@ -53,7 +53,7 @@ def run_program(
         WrongInputs, SymbolMismatch: the inputs do not fit the parameters.
         IndexOutOfRange, ScatterOutOfRange: an index held in a tensor is out of range.
     """
-    arrays = _arrange(program.params, inputs)
+    arrays = arrange(program.params, inputs)
     symbols = bind_symbols(program.params, arrays, program.symbols)
     known = data if data is not None else program.data
     env: dict[str, Array] = dict(arrays)
@@ -74,7 +74,7 @@ def run_cascade(
     observe: Observer | None = None,
 ) -> tuple[Array, ...]:
     """The results of `cascade` on `inputs`; `symbols` gives extents that no input's shape determines."""
-    arrays = _arrange(cascade.params, inputs)
+    arrays = arrange(cascade.params, inputs)
     bound = bind_symbols(cascade.params, arrays, cascade.symbols, symbols)
     run = _Run(dict(arrays), bound, observe=observe)
     for step in cascade.steps:
@@ -100,7 +100,7 @@ def with_hash(symbols: Mapping[str, int]) -> dict[str, int]:
 # --- inputs and symbols ----------------------------------------------------------------------------------------------
 
 
-def _arrange(params: Sequence[Param], inputs: Inputs) -> dict[str, Array]:
+def arrange(params: Sequence[Param], inputs: Inputs) -> dict[str, Array]:
     """Inputs by name, with their number, rank and element type checked."""
     if isinstance(inputs, Mapping):
         missing = [p.name for p in params if p.name not in inputs]

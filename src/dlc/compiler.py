@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from dlc.frontend.imported import Imported
     from dlc.passes.observers import Observer
     from dlc.passes.pipeline import Pipeline
+    from dlc.passes.quantize_weights import QuantisedLayer
+    from dlc.quantize import Quantize
 
 LOG = logging.getLogger("dlc.compile")
 ACCURACY = ("strict", "default", "fast")
@@ -94,6 +96,7 @@ class CompileReport:
         decomposed: operators that torch decomposed, for lack of a definition of their own.
         specialised: inputs whose values are compiled in.
         from_cache: the whole program was found compiled; the counts are then 0.
+        quantised: the matrices that `quantize=` made of few bits, with their errors; empty when from the cache.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -108,6 +111,7 @@ class CompileReport:
     decomposed: tuple[str, ...] = ()
     specialised: tuple[str, ...] = ()
     from_cache: bool = False
+    quantised: tuple[QuantisedLayer, ...] = ()
 
     @property
     def own_seconds(self) -> float:
@@ -129,6 +133,7 @@ class CompileReport:
             "decomposed": list(self.decomposed),
             "specialised": list(self.specialised),
             "from_cache": self.from_cache,
+            "quantised": [layer.to_json() for layer in self.quantised],
         }
 
     def __str__(self) -> str:
@@ -160,6 +165,7 @@ def compile(
     progress: Progress | None = None,
     verify_each: bool = False,
     specialise: Mapping[str, Any] | None = None,
+    quantize: Quantize | str | None = None,
 ) -> Executable | Specialising:
     """Compile a model for this machine's processor.
 
@@ -182,15 +188,17 @@ def compile(
         verify_each: verify the program after each pass, not only what went in and what comes out.
         specialise: values of ONNX inputs that decide shapes; the result holds for these values alone. Without it, a
             model that needs some is compiled for each value it is called with (`dlc.specialising`).
+        quantize: store the model's matrices in few bits (`dlc.Quantize`, or its short form `i4:g64`).
 
     Raises:
         DlcError: with a code, a place and a way out.
     """
     from dlc.importing import import_any, is_ir, is_onnx
+    from dlc.quantize import Quantize, quantise
 
     if accuracy not in ACCURACY:
         raise UnknownAccuracy(accuracy=accuracy)
-    options = {k: v for k, v in locals().items() if k not in ("model", "import_any", "is_ir", "is_onnx")}
+    options = {k: v for k, v in locals().items() if k not in ("model", "import_any", "is_ir", "is_onnx", "Quantize", "quantise")}
     if specialise is None and is_onnx(model):
         from dlc.frontend.onnx_errors import NeedsValue
 
@@ -221,9 +229,10 @@ def compile(
         if passes is None:
             passes = default_pipeline(wanted.lanes, wanted.vector_registers, accuracy)
         key = None
+        wish = Quantize.parse(quantize) if isinstance(quantize, str) else quantize
         if cache is True and dump is None and not observers:
             start = time.perf_counter()
-            key = program_key(imported, (wanted.key, str(passes), tuple(disable_passes), accuracy))
+            key = program_key(imported, (wanted.key, str(passes), tuple(disable_passes), accuracy, wish and wish.key()))
             kept = ProgramCache().get(key, threads)
             report.seconds["program cache"] = time.perf_counter() - start
             if kept is not None:
@@ -231,6 +240,12 @@ def compile(
                 report.seconds["total"] = time.perf_counter() - began
                 kept.compile_report = report
                 return kept
+        if wish is not None:
+            start = time.perf_counter()
+            imported, report.quantised = quantise(imported, wish)
+            report.seconds["quantise"] = time.perf_counter() - start
+            if dump is not None:
+                dump.json("quantisation", [layer.to_json() for layer in report.quantised])
         start = time.perf_counter()
         assumed = assume_bounds(imported.program)
         if not is_ir(model):
@@ -373,7 +388,7 @@ def compile_program(
         producer=f"dlc {dlc.__version__}",
         entry=ENTRY,
         pool=POOL,
-        interface=_interface(imported),
+        interface=interface_of(imported),
     )
     report.seconds["entry"] = clock() - start
     start = clock()
@@ -392,7 +407,7 @@ def compile_program(
     return executable
 
 
-def _interface(imported: Imported | None) -> Interface:
+def interface_of(imported: Imported | None) -> Interface:
     if imported is None:
         return Interface()
     in_tree, names = imported.in_tree, imported.arg_names

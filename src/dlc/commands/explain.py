@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlc.commands import options as shared
+from dlc.commands.quantised import say_quantised
 from dlc.console import Console, bytes_text, seconds_text
 from dlc.errors import REGISTRY, BadInput, DlcError
 from dlc.feeds import signature
@@ -110,6 +111,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
     explain_manifest(executable.manifest, kernels, console, facts_of(analysis, model.kind == "ein"))
     say_passes(analysis, console)
+    say_quantised(executable, console)
     return 0
 
 
