@@ -164,19 +164,23 @@ class QuantizeWeights(Pass):
 
 
 def quantize_weights(
-    program: Program, options: QuantizeWeights, calibration: Mapping[int, Calibration] | None = None
+    program: Program,
+    options: QuantizeWeights,
+    calibration: Mapping[int, Calibration] | None = None,
+    given: Mapping[str, Quantised] | None = None,
 ) -> tuple[Program, tuple[QuantisedLayer, ...]]:
     """The program with its matrices quantised, and what became of each.
 
     Args:
         calibration: by the place of a linear layer among `linear_layers(program)`.
+        given: matrices that are quantised already, by the constant they are for.
 
     Raises:
         BadQuantisation, NeedsCalibration.
     """
     if calibration is None and (options.method == "compensated" or options.outliers):
         raise NeedsCalibration(what="method='compensated'" if options.method == "compensated" else "outliers")
-    return _Quantiser(program, options, calibration or {}).run()
+    return _Quantiser(program, options, calibration or {}, given or {}).run()
 
 
 def linear_layers(program: Program, options: QuantizeWeights) -> list[Linear]:
@@ -261,9 +265,15 @@ class _Stored:
 
 
 class _Quantiser(Search):
-    def __init__(self, program: Program, options: QuantizeWeights, calibration: Mapping[int, Calibration]) -> None:
+    def __init__(
+        self,
+        program: Program,
+        options: QuantizeWeights,
+        calibration: Mapping[int, Calibration],
+        given: Mapping[str, Quantised],
+    ) -> None:
         super().__init__(program, options)
-        self.calibration = calibration
+        self.calibration, self.given = calibration, given
         self.types = tensor_types(program)
         self.names = Names(program)
         self.consts, self.data = list(program.consts), dict(program.data)
@@ -289,6 +299,10 @@ class _Quantiser(Search):
         keys = {(x.tensor, x.transposed): n for n, x in reversed(list(enumerate(search.linears)))}
         keys |= {(g.tensor, False): -1 for g in search.gathers if (g.tensor, False) not in keys}
         self.first = keys
+        unknown = self.given.keys() - {tensor for tensor, _ in keys}
+        if unknown:
+            raise BadQuantisation(reason=f"'{min(unknown)}' is no matrix that would be quantised")
+        keys = {key: n for key, n in keys.items() if key[0] not in self.given}
         if budget is None:
             grid = self.options.grid(self.options.weights)
             return dict.fromkeys(keys, grid)
@@ -320,6 +334,8 @@ class _Quantiser(Search):
         if key in self.stored:
             return self.stored[key]
         known = self.calibration.get(self.first[key])
+        if tensor in self.given:
+            return self.keep(key, self.matrix(key), self.given[tensor], (), known)
         grid, w = self.chosen[key], self.matrix(key)
         columns: tuple[int, ...] = ()
         if self.options.outliers and known is not None:
@@ -329,6 +345,17 @@ class _Quantiser(Search):
         moments = None if known is None else known.moments
         exact = self.options.method != "nearest" and moments is not None
         made = compensated(rest, grid, moments) if exact and moments is not None else round_to_nearest(rest, grid)
+        return self.keep(key, w, made, columns, known)
+
+    def keep(
+        self, key: tuple[str, bool], w: Array, made: Quantised, columns: tuple[int, ...], known: Calibration | None
+    ) -> _Stored:
+        """A quantised matrix as constants, and its line of the report."""
+        tensor, grid = key[0], made.grid
+        if made.codes.shape != w.shape:
+            is_given, wanted = (" x ".join(map(str, s)) for s in (made.codes.shape, w.shape))
+            raise BadQuantisation(reason=f"'{tensor}' is {wanted}, what is given for it {is_given}")
+        moments = None if known is None else known.moments
         apart = None
         if columns:
             apart = self.add(f"{tensor}_outliers", w[:, list(columns)].astype(np.float16), F16)

@@ -13,6 +13,7 @@ from dlc.errors import BadInput
 from dlc.frontend.imported import Imported
 from dlc.ir.interpret import arrange
 from dlc.passes.calibration import calibrate
+from dlc.passes.quantisers import Quantised
 from dlc.passes.quantize_weights import (
     BadQuantisation,
     Calibration,
@@ -50,12 +51,14 @@ class Quantize(QuantizeWeights):
             compensated when it is given.
         outliers: columns in which an activation of the calibration inputs reaches this are multiplied as they are; 0 for none.
         calibrate: example calls: a tuple of arguments each.
+        given: matrices that are quantised already, by the name of the constant they are for (`dlc.load_gguf` reads some).
 
     Raises:
         BadQuantisation, NeedsCalibration: what is asked for does not exist, or does not go together.
     """
 
     calibrate: Sequence[Any] | None = field(default=None, compare=False)
+    given: Mapping[str, Quantised] | None = field(default=None, compare=False)
 
     @classmethod
     def parse(cls, text: str) -> Quantize:
@@ -78,6 +81,10 @@ class Quantize(QuantizeWeights):
         for call in self.calibrate or ():
             for a in call if isinstance(call, (tuple, list)) else (call,):
                 digest.update(repr(type(a)).encode() + np.ascontiguousarray(np.asarray(a)).tobytes())
+        for name, matrix in sorted((self.given or {}).items()):
+            digest.update(f"{name} {matrix.grid}".encode())
+            for array in (matrix.codes, matrix.scales, matrix.zeros):
+                digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
         return f"{self.plain()} {digest.hexdigest()}"
 
     def plain(self) -> QuantizeWeights:
@@ -121,7 +128,7 @@ def quantise(imported: Imported, options: Quantize) -> tuple[Imported, tuple[Qua
         if not calls:
             raise BadQuantisation(reason="`calibrate` holds no example")
         known = calibrate(program, options, calls)
-    made, layers = quantize_weights(program, options, known)
+    made, layers = quantize_weights(program, options, known, options.given)
     return replace(imported, program=made), layers
 
 
