@@ -120,9 +120,8 @@ def test_a_short_form_that_says_nothing(text: str, error: type[Exception], said:
 
 
 def test_no_example_is_no_calibration() -> None:
-    model, ids = tied()
     with pytest.raises(BadQuantisation, match="holds no example"):
-        dlc.compile(model, (ids,), quantize=Quantize("i4", calibrate=[]))
+        Quantize("i4", calibrate=[])
 
 
 def test_the_command_line_reports_each_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,6 +60,11 @@ class Quantize(QuantizeWeights):
     calibrate: Sequence[Any] | None = field(default=None, compare=False)
     given: Mapping[str, Quantised] | None = field(default=None, compare=False)
 
+    def __post_init__(self) -> None:
+        QuantizeWeights.__post_init__(self)
+        if self.calibrate is not None and not len(self.calibrate):
+            raise BadQuantisation(reason="`calibrate` holds no example")
+
     @classmethod
     def parse(cls, text: str) -> Quantize:
         """Read `i3:g64`, `auto:4.5bits:row:a=i8`.
@@ -124,10 +129,7 @@ def quantise(imported: Imported, options: Quantize) -> tuple[Imported, tuple[Qua
     program = imported.program
     known: dict[int, Calibration] | None = None
     if options.calibrate is not None:
-        calls = [_flat(imported, call) for call in options.calibrate]
-        if not calls:
-            raise BadQuantisation(reason="`calibrate` holds no example")
-        known = calibrate(program, options, calls)
+        known = calibrate(program, options, [_flat(imported, call) for call in options.calibrate])
     made, layers = quantize_weights(program, options, known, options.given)
     return replace(imported, program=made), layers
 
