@@ -259,6 +259,14 @@ class UnknownLibraryOp(IrError):
     hint = "known: {known}"
 
 
+class InvalidCode(IrError):
+    """A byte is to be packed as a code that its type does not have."""
+
+    code = "DLC0157"
+    template = "{code} is no code of {dtype}, which has {codes}"
+    hint = "`dlc.ir.codes.encode` makes codes of numbers"
+
+
 # --- analyses --------------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from dlc.ir.codes import as_stored
 from dlc.ir.domain import Domain, add_domains
 from dlc.ir.dtype import from_numpy
 from dlc.ir.einsum import Einsum, Scan, Step, TensorType
@@ -61,14 +62,14 @@ def run_program(
         WrongInputs, SymbolMismatch: the inputs do not fit the parameters.
         IndexOutOfRange, ScatterOutOfRange: an index held in a tensor is out of range.
     """
-    arrays = _arrange(program.params, inputs)
+    arrays = arrange(program.params, inputs)
     symbols = bind_symbols(program.params, arrays, program.symbols)
     known = data if data is not None else program.data
     env: dict[str, Array] = dict(arrays)
     for c in program.consts:
         if c.name not in known:
             raise WrongInputs(program.loc, reason=f"constant '{c.name}' has no data")
-        env[c.name] = np.asarray(known[c.name])
+        env[c.name] = as_stored(known[c.name])
     run = _Run(env, symbols, program, observe=observe, launcher=launch)
     run.region(program.body)
     return tuple(run.read(y) for y in program.results)
@@ -82,7 +83,7 @@ def run_cascade(
     observe: Observer | None = None,
 ) -> tuple[Array, ...]:
     """The results of `cascade` on `inputs`; `symbols` gives extents that no input's shape determines."""
-    arrays = _arrange(cascade.params, inputs)
+    arrays = arrange(cascade.params, inputs)
     bound = bind_symbols(cascade.params, arrays, cascade.symbols, symbols)
     run = _Run(dict(arrays), bound, observe=observe)
     for step in cascade.steps:
@@ -108,7 +109,7 @@ def with_hash(symbols: Mapping[str, int]) -> dict[str, int]:
 # --- inputs and symbols ----------------------------------------------------------------------------------------------
 
 
-def _arrange(params: Sequence[Param], inputs: Inputs) -> dict[str, Array]:
+def arrange(params: Sequence[Param], inputs: Inputs) -> dict[str, Array]:
     """Inputs by name, with their number, rank and element type checked."""
     if isinstance(inputs, Mapping):
         missing = [p.name for p in params if p.name not in inputs]
@@ -121,7 +122,7 @@ def _arrange(params: Sequence[Param], inputs: Inputs) -> dict[str, Array]:
         raise WrongInputs(reason=f"{len(params)} inputs are expected, {len(given)} given")
     arrays = {}
     for p, value in zip(params, given, strict=True):
-        a = np.asarray(value)
+        a = as_stored(value)
         if a.ndim != p.type.rank:
             raise WrongInputs(reason=f"input '{p.name}' is {p.type}, but has {a.ndim} dimensions")
         if a.dtype != p.type.dtype.numpy:

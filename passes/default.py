@@ -8,6 +8,7 @@ from dlc.passes.reduce_passes import ReducePasses
 # explicit-domains comes first: no other pass looks at what a tensor's readers inherit.
 # fold-constants comes before inline-pointwise, which would spread an Einsum of constants over its readers; what inlining
 # makes visible (an index of an index, a twin) is simplified after it.
+# decode-codes comes before all that computes with constants, or looks for bytes.
 # integer-products comes before fold-constants, which dequantises weights for good, and before a quantisation moves into
 # the dequantisation that reads it.
 # host-assignments comes after fold-constants and hoist-common, which leave copies and equal arms; sink after
@@ -18,7 +19,7 @@ from dlc.passes.reduce_passes import ReducePasses
 # reduce-passes and stream-kernels come before prepare-contractions, which would pack what they stream.
 # split-reductions comes when nothing else asks what a step reduces over.
 _PIPELINE = (
-    "explicit-domains,simplify-indices,integer-products,fold-constants,algebra,common-einsums,dead-code,"
+    "explicit-domains,simplify-indices,decode-codes,integer-products,fold-constants,algebra,common-einsums,dead-code,"
     "hoist-common,host-assignments,hoist-invariants,sink,"
     "inline-pointwise,simplify-indices,algebra,fold-constants,common-einsums,"
     "{winograd}reduce-passes{block},stream-kernels,prepare-contractions{options},inline-pointwise,simplify-indices,split-reductions,fuse"

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from dlc.hosted import Choice, Hosted
     from dlc.passes.observers import Observer
     from dlc.passes.pipeline import Pipeline
+    from dlc.passes.quantize_weights import QuantisedLayer
+    from dlc.quantize import Quantize
 
 LOG = logging.getLogger("dlc.compile")
 ACCURACY = ("strict", "default", "fast")
@@ -97,6 +99,7 @@ class CompileReport:
         decomposed: operators that torch decomposed, for lack of a definition of their own.
         specialised: inputs whose values are compiled in.
         from_cache: the whole program was found compiled; the counts are then 0.
+        quantised: the matrices that `quantize=` made of few bits, with their errors; empty when from the cache.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -111,6 +114,7 @@ class CompileReport:
     decomposed: tuple[str, ...] = ()
     specialised: tuple[str, ...] = ()
     from_cache: bool = False
+    quantised: tuple[QuantisedLayer, ...] = ()
 
     @property
     def own_seconds(self) -> float:
@@ -132,6 +136,7 @@ class CompileReport:
             "decomposed": list(self.decomposed),
             "specialised": list(self.specialised),
             "from_cache": self.from_cache,
+            "quantised": [layer.to_json() for layer in self.quantised],
         }
 
     def __str__(self) -> str:
@@ -167,6 +172,7 @@ def compile(
     backend: Choice = "dlc",
     schedule_time: float = SCHEDULE_SECONDS,
     memory_budget: int | str | None = None,
+    quantize: Quantize | str | None = None,
 ) -> Executable | Specialising | Hosted:
     """Compile a model for this machine's processor.
 
@@ -196,15 +202,17 @@ def compile(
         schedule_time: seconds for the plan of the arena, where the least is not found at once.
         memory_budget: bytes, or '16MiB', that the arena never exceeds, the threads' scratch memory included; what does not
             fit is spilled to a mapped file as planned, and the results are the same to the bit.
+        quantize: store the model's matrices in few bits (`dlc.Quantize`, or its short form `i4:g64`).
 
     Raises:
         DlcError: with a code, a place and a way out.
     """
     from dlc.importing import import_any, is_ir, is_onnx
+    from dlc.quantize import Quantize, quantise
 
     if accuracy not in ACCURACY:
         raise UnknownAccuracy(accuracy=accuracy)
-    options = {k: v for k, v in locals().items() if k not in ("model", "import_any", "is_ir", "is_onnx")}
+    options = {k: v for k, v in locals().items() if k not in ("model", "import_any", "is_ir", "is_onnx", "Quantize", "quantise")}
     if specialise is None and is_onnx(model):
         from dlc.frontend.onnx_errors import NeedsValue
 
@@ -234,18 +242,19 @@ def compile(
         report.specialised = tuple(imported.specialised)
         if dump is not None:
             dump.stage("import", report.seconds["import"], export_seconds=export)
+        wish = Quantize.parse(quantize) if isinstance(quantize, str) else quantize
         if backend != "dlc":
             from dlc.hosted import hosted
 
-            return hosted(imported, backend, threads)
+            return hosted(imported if wish is None else quantise(imported, wish)[0], backend, threads)
         if passes is None:
             passes = default_pipeline(wanted.lanes, wanted.vector_registers, accuracy)
         key = None
         budget_threads = None if memory_budget is None else threads or default_threads()  # each has scratch memory
         if cache is True and dump is None and not observers:
             start = time.perf_counter()
-            planned = (schedule_time, memory_budget, budget_threads)
-            key = program_key(imported, (wanted.key, str(passes), tuple(disable_passes), accuracy, *planned))
+            more = (schedule_time, memory_budget, budget_threads, wish and wish.key())
+            key = program_key(imported, (wanted.key, str(passes), tuple(disable_passes), accuracy, *more))
             kept = ProgramCache().get(key, threads)
             report.seconds["program cache"] = time.perf_counter() - start
             if kept is not None:
@@ -253,6 +262,12 @@ def compile(
                 report.seconds["total"] = time.perf_counter() - began
                 kept.compile_report = report
                 return kept
+        if wish is not None:
+            start = time.perf_counter()
+            imported, report.quantised = quantise(imported, wish)
+            report.seconds["quantise"] = time.perf_counter() - start
+            if dump is not None:
+                dump.json("quantisation", [layer.to_json() for layer in report.quantised])
         start = time.perf_counter()
         assumed = assume_bounds(imported.program)
         if not is_ir(model):
@@ -415,7 +430,7 @@ def compile_program(
         producer=f"dlc {dlc.__version__}",
         entry=ENTRY,
         pool=POOL,
-        interface=_interface(imported),
+        interface=interface_of(imported),
         spill_bytes=arena.spill_bytes,
         memory_budget=memory_budget,
     )
@@ -436,7 +451,7 @@ def compile_program(
     return executable
 
 
-def _interface(imported: Imported | None) -> Interface:
+def interface_of(imported: Imported | None) -> Interface:
     if imported is None:
         return Interface()
     in_tree, names = imported.in_tree, imported.arg_names

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlc.commands import options as shared
+from dlc.commands.quantised import say_quantised
 from dlc.console import Console, bytes_text, seconds_text
 from dlc.control_graph import Graph, control_graph, graph_lines, has_control, write_svg
 from dlc.errors import REGISTRY, BadInput, DlcError
@@ -114,6 +115,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
     explain_manifest(executable.manifest, kernels, console, facts_of(analysis, model.kind == "ein"))
     say_passes(analysis, console)
+    say_quantised(executable, console)
     return say_control(control_graph(executable.manifest), console, options.graph)
 
 

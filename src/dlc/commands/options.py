@@ -82,6 +82,11 @@ def add_compile(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the model decides for one sample: take batches of any size, each sample on its own path",
     )
+    group.add_argument(
+        "--quantize",
+        metavar="Q",
+        help="store matrices in few bits: i4:g64, u3:row:a=i8, auto:4.5bits (docs/quantisation.md)",
+    )
     group.add_argument("--dump-dir", metavar="DIR", help="write every pass's result and an HTML report there")
     add_printing(parser)
 
@@ -217,6 +222,7 @@ def compile_model(model: Model, options: argparse.Namespace, console: Console) -
             progress=lambda done, of, name: console.progress(f"compiled {done} of {of} kernels"),
             verify_each=options.check_each,
             specialise=specialised(model, options.specialise) if model.kind == "onnx" else None,
+            quantize=options.quantize,
         )
     assert isinstance(executable, Executable)  # only without `specialise` it might be compiled per value
     if timer is not None:
