@@ -259,8 +259,11 @@ class _Verifier:
         error: Callable[..., IrError] = YieldMismatch,
     ) -> None:
         facts = Facts({}, self.scope.symbols)
-        shapes = [tuple(facts.simplify(e) for e in t.shape) for t in (actual, expected)]
-        if actual.dtype != expected.dtype or shapes[0] != shapes[1] or actual.pitch != expected.pitch:
+        kinds = [
+            (t.dtype, tuple(facts.simplify(e) for e in t.shape), t.order or tuple(range(t.rank)), t.pitch)
+            for t in (actual, expected)
+        ]
+        if kinds[0] != kinds[1]:
             raise error(loc, what=what, reason=f"it is {actual}, where {expected} is expected")
 
 

@@ -15,12 +15,12 @@ from dataclasses import replace
 
 from dlc.ir.domain import conjuncts
 from dlc.ir.einsum import Einsum, TensorType, einsum
-from dlc.ir.expr import Access, Apply, Expr, dtype_of
+from dlc.ir.expr import Access, Apply, Cast, Expr, dtype_of
 from dlc.ir.extent import var
 from dlc.ir.facts import Facts
 from dlc.ir.products import plain_access
 from dlc.ir.program import Stmt
-from dlc.passes.plan_fold import FoldPlanner
+from dlc.passes.plan_fold import FoldPlanner, accumulates_wider, accumulator
 from dlc.passes.reduction_chains import Chain, Kind, Member, add_locals
 from dlc.passes.refusals import Refused
 from dlc.passes.rewrite import Names
@@ -40,8 +40,9 @@ def lone_folds(
     made, fold = _outlined(step, types, names)
     if fold is None:
         return
+    fold, rounded = _unrounded(fold, names)
     place = next(n for n, s in enumerate(body) if s is step)
-    whole = [*body[:place], *made, fold, *body[place + 1 :]]
+    whole = [*body[:place], *made, fold, *rounded, *body[place + 1 :]]
     rank = fold.reduced[0]
     for operand in fold.accesses():
         member = Member(fold, Kind.FOLD, rank.name)
@@ -53,6 +54,15 @@ def lone_folds(
         add_locals(chain, whole, outside, operand.tensor)
         if chain.of(Kind.LOCAL):
             yield whole, plan
+
+
+def _unrounded(fold: Einsum, names: Names) -> tuple[Einsum, list[Einsum]]:
+    """(`fold` in the type that it adds up in, the step that rounds it): blocks are added unrounded."""
+    if not accumulates_wider(fold):
+        return fold, []
+    wide = replace(fold, outs=(names.fresh(f"{fold.out}_sum"),), dtypes=(accumulator(fold),))
+    whole = Access(wide.out, tuple(var(r.name) for r in fold.ranks))
+    return wide, [replace(fold, exprs=(Cast(fold.dtype, whole),), reduce=None, where=None)]
 
 
 def _outlined(step: Einsum, types: Mapping[str, TensorType], names: Names) -> tuple[list[Einsum], Einsum | None]:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from dlc.ir.domain import conjuncts
-from dlc.ir.dtype import BF16, F16, DType
-from dlc.ir.einsum import TensorType
+from dlc.ir.dtype import F32, DType
+from dlc.ir.einsum import Einsum, TensorType
 from dlc.ir.expr import Expr, accesses, const, dtype_of
 from dlc.ir.facts import Facts
 from dlc.ir.monoid import MONOIDS
@@ -31,7 +31,7 @@ from dlc.passes.separate import (
     terms,
 )
 
-_SHORT = (F16, BF16)
+_ADDS_UP = ("sum", "prod", "welford")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class FoldPlanner:
 
     def plan(self, member: Member) -> FoldPlan:
         self._check_domain(member)
+        _check_rounding(member)
         if not self.chain.depends(member.step):
             return FoldPlan(member)
         self._check_result(member)
@@ -73,7 +74,7 @@ class FoldPlanner:
         assert step.reduce is not None
         if MONOIDS[step.reduce.op].arity > 1:
             raise Refused(Reason.TUPLE, step.reduce.op)
-        if step.dtype in _SHORT:
+        if _is_short(step.dtype):
             raise Refused(Reason.NARROW, str(step.dtype))
 
     def _dependent(self, operand: Operand) -> FoldPlan:
@@ -133,6 +134,28 @@ class FoldPlanner:
             if op in ("sum", "prod", "min") and rules.is_nonnegative(self.chain.operand(m)):
                 rules.nonnegative.add(m.step.out)
         return rules.is_nonnegative(self.chain.inlined(e, Kind.VALUE))
+
+
+def _check_rounding(member: Member) -> None:
+    """What is carried from block to block is no narrower than what the fold adds up in."""
+    step = member.step
+    if step.reduce is not None and step.reduce.op in _ADDS_UP and accumulates_wider(step):
+        raise Refused(Reason.NARROW, f"{accumulator(step)} to {step.dtype}")
+
+
+def accumulator(step: Einsum) -> DType:
+    """The type that a fold adds up in: as the text says, else short floats in f32 and others in their own."""
+    assert step.reduce is not None
+    return step.reduce.accumulator or (F32 if _is_short(step.dtype) else step.dtype)
+
+
+def accumulates_wider(step: Einsum) -> bool:
+    """Whether the fold's float result is rounded to a narrower type when all has been added."""
+    return step.dtype.is_float and accumulator(step).bits > step.dtype.bits
+
+
+def _is_short(dtype: DType) -> bool:
+    return dtype.is_float and dtype.bits < F32.bits
 
 
 def _parts(term: Term, operand: Operand) -> list[Part]:

@@ -18,7 +18,7 @@ class Reason(Enum):
     OPAQUE = "the dependence goes through a step that is not point-wise"
     PARTIAL = "the result exists on a part of its free ranks only"
     TUPLE = "a tuple reduction has no factor that an update could replace"
-    NARROW = "16-bit results would be rounded after every block"
+    NARROW = "partial results would be rounded to a narrower type than the one they are added up in"
     SIGN = "a factor moves past max or min only where it is known to be positive"
     BOUNDS = "what would be read after the reduction is in bounds only where something is reduced"
     MONOID = "factors do not move past this reduction"

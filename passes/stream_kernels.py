@@ -163,7 +163,9 @@ class Streams:
         points = next(r.extent for s in flat(steps) for r in s.ranks if r.name == lane)
         if points.const is not None and points.const < FEWEST:
             return f"the rank that moves one operand of each contraction has {points} points, fewer than {FEWEST}"
-        sums = _products(steps)
+        sums, made = _products(steps), dimensions(steps)
+        if any(r in self.types and not self.types[r].row_major for s in flat(steps) for r in s.reads if r not in made):
+            return "it is given a tensor in a layout of its own, where what a launch reads is row-major"
         if any(a.tensor in self.constants for pair in sums for a in pair):
             return "an operand is a weight, which is packed: its rows are worth more in the lanes"
         running = any(isinstance(s, Scan) for s in steps)

@@ -144,6 +144,19 @@ program f(X: f32[4, 8]) -> Z {
         verify(parse(text.replace("Y[n:4, k:8]: f32{+ 4}", "Y[n:4, k:8]: f32")))
 
 
+def test_a_launch_passes_on_the_order() -> None:
+    text = """kernel over (n) copy(A: f32[4, 8]{1, 0}) -> B {
+  B[n:4, k:8] = A[n, k]
+}
+program f(X: f32[4, 8]) -> Z {
+  Y[n:4, k:8]: f32{1, 0} = X[n, k]
+  (Z) = launch copy(Y)
+}"""
+    verify(parse(text))
+    with pytest.raises(errors.ArgumentMismatch, match=r"it is f32\[4, 8\], where f32\[4, 8\]\{1, 0\} is expected"):
+        verify(parse(text.replace("Y[n:4, k:8]: f32{1, 0}", "Y[n:4, k:8]: f32")))
+
+
 FINE = [
     "Y[i: 0] = X[i + 5]\n  Z[n] = X[n]",
     "Y[n] = X[n] where n >= 2\n  Z[n] = (Y[n] else 0.0)",

@@ -261,6 +261,8 @@ LOOK_ALIKES = [
     ("X: f32[p, m]", "GM[p] = max(m) X[p, m]\n  V[p] = prod(m) exp(X[p, m] - GM[p]) where m < p", "V", Reason.MONOID, "prod under a domain"),
     ("X: f32[p, m]", "GM[p] = max(m) X[p, m]\n  V[p] = prod(m) X[p, m] / GM[p]", "V", Reason.UNSTABLE, "power of the number"),
     ("X: f16[p, m]", "GM[p] = max(m) X[p, m]\n  SD[p] = sum(m) exp(X[p, m] - GM[p])", "SD", Reason.NARROW, "f16"),
+    ("X: f32[p, m]", "GM[p] = max(m) X[p, m]\n  SD[p]: f32 = sum<f64>(m) exp(X[p, m] - GM[p])", "SD", Reason.NARROW, "f64 to f32"),
+    ("X: bf16[p, m]", "S[p]: bf16 = sum<f32>(m) cast<f32>(X[p, m])\n  SD[p] = sum(m) exp(cast<f32>(X[p, m]) - cast<f32>(S[p]))", "SD", Reason.NARROW, "f32 to bf16"),
     ("X: f32[p, m]", "GM[p] = max(m) X[p, m]\n  SD[p] = sum(m) exp(X[p, m] - GM[p]) where m < p & p > 1\n  T[p] = (SD[p] else 0.0)", "T", Reason.PARTIAL, "p > 1"),
 ]  # fmt: skip
 

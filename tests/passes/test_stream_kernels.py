@@ -12,7 +12,7 @@ from tests.passes.samples import assert_same_result
 from dlc.compiler import run_passes
 from dlc.ir.einsum import Einsum, Scan, flat
 from dlc.ir.parser import parse_program
-from dlc.ir.program import Launch, Program
+from dlc.ir.program import Launch, Program, cascade_types
 from dlc.ir.streamed import lane_rank
 from dlc.ir.verify import verify
 from dlc.passes.reduce_passes import ReducePasses
@@ -168,6 +168,30 @@ def test_one_pass_keeps_a_block(name: str) -> None:
     assert len(after.kernels) == 1 and not left(after)
     assert [s.rank.extent.const for s in after.kernels[0].cascade.steps if isinstance(s, Scan)] == [5]
     assert ReducePasses(block=300).apply(before) is before
+
+
+@pytest.mark.parametrize(("given", "adds", "result"), [("f32", "f64", "f32"), ("bf16", "f32", "bf16")])
+def test_one_pass_is_rounded_once(given: str, adds: str, result: str) -> None:
+    """What goes from block to block has the type that the sum adds up in."""
+    steps = f"""QK[p:20, m:300]: f32 = sum<f32>(e:4) cast<f32>(Q[p, e]) * cast<f32>(K[m, e])
+  O[p:20, f:3]: {result} = sum<{adds}>(m:300) cast<{adds}>(max(QK[p, m], 0.0)) * cast<{adds}>(V[m, f])"""
+    before = program(f"Q: {given}[20, 4], K: {given}[300, 4], V: {given}[300, 3]", steps)
+    after = run_passes(before, "reduce-passes{block=64},stream-kernels")
+    (kernel,) = after.kernels
+    (scan,) = (s for s in kernel.cascade.steps if isinstance(s, Scan))
+    types = cascade_types(kernel.cascade)
+    assert [str(types[c.init].dtype) for c in scan.carries] == [adds]
+    assert_same_result(before, after, {}, rtol=1e-6)
+
+
+def test_what_is_given_in_a_layout_of_its_own() -> None:
+    """A launch reads row-major tensors: scores in another order are made outside, and stay apart."""
+    steps = ATTENTION.replace("QK[h:2, p:20, m:30] =", "QK[h:2, p:20, m:30]: f32{0, 2, 1} =")
+    assert len(streamed(program(QKV, steps)).kernels) == 1  # made inside
+    before = program(QKV, steps)
+    (told,) = ReducePasses(block=8).explain(before)
+    assert told.reason is Reason.APART and "a layout of its own" in told.detail
+    assert ReducePasses(block=8).apply(before) is before
 
 
 @pytest.mark.parametrize("text", ["reduce-passes{block=0}", "stream-kernels{lane_bytes=0}"])
