@@ -22,7 +22,7 @@ _PIPELINE = (
     "explicit-domains,simplify-indices,decode-codes,integer-products,fold-constants,algebra,common-einsums,dead-code,"
     "hoist-common,host-assignments,hoist-invariants,sink,"
     "inline-pointwise,simplify-indices,algebra,fold-constants,common-einsums,"
-    "{winograd}reduce-passes{block},stream-kernels,prepare-contractions{options},inline-pointwise,simplify-indices,split-reductions,fuse"
+    "carried-layouts,{winograd}reduce-passes{block},stream-kernels,prepare-contractions{options},inline-pointwise,simplify-indices,split-reductions,fuse"
 )
 
 

@@ -55,6 +55,11 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("dlc.compile")
 ACCURACY = ("strict", "default", "fast")
 ENTRY, POOL = "entry", "pool"
+BEFORE_BATCHING = (
+    "explicit-domains,simplify-indices,fold-constants,algebra,common-einsums,dead-code,hoist-common,host-assignments,"
+    "hoist-invariants,sink"
+)
+"""What has to be done while there are branches: each arm's own work is in it before samples are sent there."""
 PACK_THREADS = 2
 PAGE_BYTES = 4096
 BLOCK = 128
@@ -329,7 +334,8 @@ def _per_sample(imported: Imported) -> Imported:
     if imported.mutated:
         name = imported.mutated[0][0]
         raise NotPerSample(op=f"'{name}'", reason="the model changes it in place, and all samples would share it")
-    return replace(imported, program=PerSample().apply(imported.program))
+    one = run_passes(assume_bounds(imported.program), BEFORE_BATCHING)
+    return replace(imported, program=PerSample().apply(one))
 
 
 def _check_import(program: Program) -> None:
