@@ -190,6 +190,13 @@ class _Build(Transformer[Token, Any]):
     def view(self, dst: Token, dtype: Token, src: Token) -> tile.View:
         return tile.View(str(dst), str(src), _dtype(dtype))
 
+    def unpack(self, dst: Token, bits: Token, src: Token) -> tile.Unpack:
+        return tile.Unpack(str(dst), str(src), int(bits))
+
+    def lookup(self, dst: Token, dtype: Token, *rest: Any) -> tile.Lookup:
+        *table, src = rest
+        return tile.Lookup(str(dst), str(src), _dtype(dtype), tuple(table))
+
     def dot(self, dst: Token, left: Token, right: Token, *operands: Token) -> tile.Dot:
         a, b, acc = map(str, operands)
         return tile.Dot(str(dst), _dtype(left), _dtype(right), a, b, acc)

@@ -21,6 +21,7 @@ from dlc.codegen.tile import (
     Iota,
     Lead,
     Load,
+    Lookup,
     Mask,
     Op,
     Prefetch,
@@ -32,6 +33,7 @@ from dlc.codegen.tile import (
     Store,
     TileProgram,
     TileType,
+    Unpack,
     View,
     While,
 )
@@ -169,6 +171,10 @@ def show_stmt(stmt: Stmt) -> str:
             return f"{stmt.dst} = bitcast<{stmt.dtype}>({stmt.src})"
         case View():
             return f"{stmt.dst} = view<{stmt.dtype}>({stmt.src})"
+        case Unpack():
+            return f"{stmt.dst} = unpack {stmt.bits} {stmt.src}"
+        case Lookup():
+            return f"{stmt.dst} = lookup {stmt.dtype} ({', '.join(map(show_value, stmt.table))}) {stmt.src}"
         case Dot():
             return f"{stmt.dst} = dot<{stmt.left}, {stmt.right}>({stmt.a}, {stmt.b}, {stmt.acc})"
         case Broadcast():
