@@ -229,9 +229,10 @@ class _Fusion:
         if coded_sum(first, self.types) is None:
             return False
         reads = {a for a in step.accesses() if a.tensor == first.out}
-        if len(reads) != 1 or any(i.atom is None for a in reads for i in a.index):
+        pairs = [(i, r) for a in reads for i, r in zip(a.index, first.ranks, strict=True) if r.extent.const != 1]
+        if len(reads) != 1 or any(i.atom is None for i, _ in pairs):
             return False
-        names = {str(i): r.name for a in reads for i, r in zip(a.index, first.ranks, strict=True) if r.extent.const != 1}
+        names = {str(i): r.name for i, r in pairs}
         if {r.name for r in step.all_ranks if r.extent.const != 1} != names.keys():
             return False
         folded = {names[r.name] for r in step.reduced if r.name in names}
