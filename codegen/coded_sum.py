@@ -26,13 +26,13 @@ from dlc.codegen.merge import merge_ranks
 from dlc.codegen.nest import PointStep, in_tiles
 from dlc.codegen.point import Emitter, Slot, Space
 from dlc.codegen.sweep import accumulate, identities, keep
-from dlc.codegen.tile import TileType
+from dlc.codegen.tile import IndexCond, TileType
 from dlc.ir.coded_sums import TERMS, CodedSum, coded_sum
 from dlc.ir.codes import coded
 from dlc.ir.dtype import BF16, F32, F64, I8, I32, U8, DType
 from dlc.ir.einsum import Einsum, Rank, einsum
 from dlc.ir.expr import Access, Apply, Cast, Const, Expr, accesses, map_indices, transform
-from dlc.ir.extent import IntExpr, int_expr, minimum, product, split_linear, substitute, var
+from dlc.ir.extent import IntExpr, IntLike, int_expr, minimum, product, split_linear, substitute, var
 from dlc.ir.facts import Facts
 from dlc.ir.interpret import eval_einsum
 from dlc.ir.monoid import MONOIDS
@@ -40,8 +40,9 @@ from dlc.ir.monoid import MONOIDS
 if TYPE_CHECKING:
     from dlc.codegen.lower import KernelLowering, Lowered
 
-BLOCK_BYTES = 256 << 10
-"""Of a panel unpacked at a time: a quarter of a core's second cache."""
+BLOCK_BYTES = 128 << 10
+"""Of a panel unpacked at a time: it stays in a core's second cache, together with the rows' part."""
+_UNPACKED, _SUMS = "unpacked", "sums"
 _WORDS = 8  # words of a lane that one round of the innermost loop takes, at most
 
 
@@ -111,6 +112,8 @@ class CodedLowering:
         self.terms = self.first.reduced[self.sum.inner]
         self._numbers(of)
         self.groups = dict(self.fold.reduced) if self.fold is not None else {}
+        self.steps = self.terms // (TERMS * self.sum.together)
+        self.scaled, self.scale = self._common()
 
     def _in_panels(self, steps: list[PointStep], column: str) -> list[PointStep]:
         ranks = {n: e for n, e in self.em.facts.ranks.items() if n != column}
@@ -163,36 +166,66 @@ class CodedLowering:
         plain = (table == np.arange(len(table))).all()
         self.table = None if plain else table
 
+    def _common(self) -> tuple[bool, Expr | None]:
+        """Whether a group's factors can be multiplied into decoded numbers, and these factors."""
+        if self.fold is None or self.kind != F32:
+            return False, None
+        match self.fold.exprs[0]:
+            case Access():
+                return True, None
+            case Apply("mul", (Access(name), factor)) if name == self.first.outs[0] and self.row not in factor.variables:
+                return True, factor
+            case _:
+                return False, None
+
     # --- tasks ---
 
     def run(self) -> Lowered:
         rows = self.rest[self.row] if self.row is not None else int_expr(1)
         batch = {n: e for n, e in self.rest.items() if n != self.row}
-        few = self._few()
-        height = _even(rows.const, few) if self.row is not None else 1
-        block = max(height, ROW_BLOCK // height * height)
+        few = _even(rows.const, self._few()) if self.row is not None else 1
+        many = _even(rows.const, self._many())
+        block = max(many, (2 * ROW_BLOCK if self.kind == F32 else ROW_BLOCK) // many * many)
+        tiles = self._tiles_before()
+        most = None if tiles is None else few * tiles
         moves = self.sum.codes.variables
         tasks = {n: e for n, e in batch.items() if n in moves} | {"panel": self.panels}
         tasks |= {n: e for n, e in batch.items() if n not in moves} | {"block": (rows + (block - 1)) // block}
         base = self.low.task_base(tasks)
         first = base.pop("block") * block
         last = minimum(first + block, rows)
-        mask = self._column_mask(base["panel"])
-        if self.row is None:
-            self._tile(self.em.scoped(), base, 1, mask, self._taken)
+        here = _Rows(base, first, last, rows.const, self._column_mask(base["panel"]))
+        if most is None or (rows.const is not None and rows.const <= most):
+            self._as_they_come(self.em.scoped(), here, few)
+        elif rows.const is not None:
+            self._unpacked(self.em.scoped(), here, many, block)
         else:
-            row = self.row
-            in_tiles(
-                self.b, row, first, last, rows.const, height,
-                lambda n, at: self._tile(self.em.scoped(), {**base, row: at}, n, mask, self._taken),
-            )  # fmt: skip
+            with self.b.branch(IndexCond(last - first, "le", int_expr(most))) as branch:
+                with branch.then():
+                    self._as_they_come(self.em.scoped(), here, few)
+                with branch.orelse():
+                    self._unpacked(self.em.scoped(), here, many, block)
         work = int_expr(2 * self.width) * (minimum(rows, block) if rows.const is None else min(rows.const, block))
         return self.low.finish(product(tasks.values()), work * self.terms * product(self.groups.values()))
 
+    def _tiles_before(self) -> int | None:
+        """How many tiles of rows take the codes apart each for itself before it pays to unpack them first; None for any number."""
+        if self.kind != I8:
+            return 1
+        cheap = self.table is None and (self.bytes.together > 1 or self.bytes.bits == 8)
+        return None if cheap else 4
+
     def _few(self) -> int:
-        """Rows of a tile: sums of a group and of all of them, and what is being decoded, fit the registers."""
+        """Rows of a tile that takes codes apart: sums of a group and of all of them, and what is decoded, fit the registers."""
         sums = self.vectors * (2 if self.fold is not None else 1)
         spare = 2 * self.vectors + 3 if self.kind == I8 else self.vectors + 4
+        return max(1, min(8, (self.target.vector_registers - spare) // sums))
+
+    def _many(self) -> int:
+        """Rows of a tile that reads a panel unpacked."""
+        sums = self.vectors * (2 if self.fold is not None and not self.scaled else 1)
+        fused = self.kind == F32 or self.target.has("avx512_vnni" if self.kind == I8 else "avx512_bf16")
+        spare = self.vectors + 2 if fused else 2 * self.vectors + 3
         return max(1, min(8, (self.target.vector_registers - spare) // sums))
 
     def _column_mask(self, panel: IntExpr) -> str | None:
@@ -203,79 +236,210 @@ class CodedLowering:
         count = self.columns - panel * self.width
         return self.b.stack(*(self.b.mask(self.lanes, count - q * self.lanes) for q in range(self.vectors)))
 
-    # --- one tile ---
-
-    def _tile(self, em: Emitter, base: dict[str, IntExpr], rows: int, mask: str | None, words: Words) -> None:
-        slots = (Slot(self.row or "@none", rows, 1), Slot("column", self.vectors, self.lanes))
-        space = Space({**base, "column": int_expr(0)}, "column", self.lanes, slots, mask)
-        if self.fold is None:
-            total = self._sum(em, replace(space, mask=self._needed(self.first, mask)), words)
-            keep(em, self.first, [total], space)
+    def _tiles(self, rows: _Rows, height: int, body: Callable[[int, IntExpr], None]) -> None:
+        """`body` for every tile of a task's rows."""
+        if self.row is None:
+            body(1, int_expr(0))
         else:
-            keep(em, self.fold, self._folded(em, space, words), space)
+            in_tiles(self.b, self.row, rows.first, rows.last, rows.extent, height, body)
+
+    def _space(self, rows: _Rows, count: int, at: IntExpr) -> Space:
+        slots = (Slot(self.row or "@none", count, 1), Slot("column", self.vectors, self.lanes))
+        base = {**rows.base, "column": int_expr(0), **({self.row: at} if self.row is not None else {})}
+        return Space(base, "column", self.lanes, slots, rows.mask)
+
+    # --- few rows ---
+
+    def _as_they_come(self, em: Emitter, rows: _Rows, height: int) -> None:
+        """Tiles that take the codes apart."""
+
+        def tile(count: int, at: IntExpr) -> None:
+            inner, space = em.scoped(), self._space(rows, count, at)
+            if self.fold is None:
+                total = self._sum(inner, self._unmasked(space), self._taken, None)
+            else:
+                start = self._nothing(inner, space)
+                total = self._folded(inner, self._unmasked(space), self._taken, start, dict(self.groups), scaled=False)
+            self._finished(inner, space, total)
+
+        self._tiles(rows, height, tile)
+
+    def _nothing(self, em: Emitter, space: Space) -> str:
+        """The sum over groups of none."""
+        assert self.fold is not None
+        return identities(em, self.fold, tuple(s.count for s in space.slots), self.lanes)[0]
+
+    def _finished(self, em: Emitter, space: Space, total: str) -> None:
+        """What follows the sum, point by point."""
+        keep(em, self.fold or self.first, [total], space)
         for later in self.after:
             where = em.value(later.where, space) if later.where is not None else None
             keep(em, later, [em.value(e, space, where) for e in later.exprs], space)
 
-    def _folded(self, em: Emitter, space: Space, words: Words) -> tuple[str, ...]:
-        """The sum over groups."""
+    def _folded(
+        self, em: Emitter, space: Space, feed: Feed, total: str, groups: dict[str, IntExpr], *, scaled: bool
+    ) -> str:
+        """`total` plus the sum over `groups`."""
         fold = self.fold
-        assert fold is not None and fold.reduce is not None
-        start = tuple(identities(em, fold, tuple(s.count for s in space.slots), self.lanes))
-        here = replace(space, mask=self._needed(fold, self._needed(self.first, space.mask)))
+        assert fold is not None
+        if not groups:
+            if scaled:
+                return self._sum(em, space, feed, total)
+            em.tiles[self.first.outs[0]] = (self.first.index, self._sum(em, space, feed, None))
+            em.dtypes[self.first.outs[0]] = self.first.dtypes[0]
+            return accumulate(em, fold, MONOIDS["sum"], fold.fold_types, space, (total,))[0]
+        name, rest = next(iter(groups)), dict(list(groups.items())[1:])
+        with self.b.loop(name, 0, groups[name], carries=(total,)) as loop:
+            at = space.at(name, loop.index)
+            loop.yields(self._folded(em.scoped(), at, feed, loop.carries[0], rest, scaled=scaled))
+        return loop.results[0]
 
-        def nested(em: Emitter, here: Space, loops: dict[str, IntExpr], accs: tuple[str, ...]) -> tuple[str, ...]:
-            if not loops:
-                em.tiles[self.first.outs[0]] = (self.first.index, self._sum(em, here, words))
-                em.dtypes[self.first.outs[0]] = self.first.dtypes[0]
-                return accumulate(em, fold, MONOIDS["sum"], fold.fold_types, here, accs)
-            name, rest = next(iter(loops)), dict(list(loops.items())[1:])
-            with self.b.loop(name, 0, loops[name], carries=accs) as loop:
-                loop.yields(*nested(em.scoped(), here.at(name, loop.index), rest, loop.carries))
-            return loop.results
-
-        return nested(em, here, dict(self.groups), start)
-
-    def _needed(self, step: PointStep, mask: str | None) -> str | None:
+    def _unmasked(self, space: Space) -> Space:
         """No mask where what moves with the columns lies in panels, which are padded."""
-        read = [a for e in step.scalars for a in accesses(e) if "column" in a.variables and a.tensor in self.em.storage]
-        types = self.low.types
+        types, steps = self.low.types, [self.first, *([self.fold] if self.fold is not None else [])]
+        read = [a for s in steps for e in s.scalars for a in accesses(e) if "column" in a.variables and a.tensor in self.em.storage]
         padded = all(
             a.index[-1] == var("column") and types[a.tensor].shape[-1].const == self.width for a in read if a != self.sum.codes
         )
-        return None if padded else mask
+        return replace(space, mask=None) if padded else space
 
-    def _sum(self, em: Emitter, space: Space, words: Words) -> str:
-        """The sum over the terms of a group, at the points of a tile."""
-        acc = self.b.const(space.tile(I32 if self.kind == I8 else F32), 0 if self.kind == I8 else 0.0)
-        zero = None if self.zero is None else em.value(self.zero, space)
-        step = TERMS * self.bytes.together
-        steps = self.terms // step
-        unroll = max(1, _WORDS // self.bytes.together)
-        if steps.const is not None and steps.const % unroll:
-            unroll = next(u for u in range(unroll, 0, -1) if steps.const % u == 0)
-        with self.b.loop("word", 0, steps, carries=(acc,), unroll=unroll) as loop:
+    # --- many rows ---
+
+    def _unpacked(self, em: Emitter, rows: _Rows, height: int, block: int) -> None:
+        """A part of the panel at a time is decoded into the core's cache, where all tiles of rows read it."""
+        if len(self.groups) != 1:
+            self._part(em, rows, {}, 1)
+            self._tiles(rows, height, lambda count, at: self._alone(em.scoped(), self._space(rows, count, at)))
+            return
+        ((name, extent),) = self.groups.items()
+        together = max(1, min(extent.const or 1, BLOCK_BYTES // self._group_bytes()))
+        if together == extent.const:
+            self._part(em, rows, {name: int_expr(0)}, together)
+            self._tiles(rows, height, lambda count, at: self._whole(em.scoped(), self._space(rows, count, at)))
+            return
+        self.low.local(_SUMS, F32, int_expr(block * self.width))
+        self._tiles(rows, height, lambda count, at: self._clear(rows, count, at))
+        with self.b.loop("part", 0, extent, together) as loop:
+            inner = em.scoped()
+            count = minimum(together, extent - loop.index)
+            self._part(inner, rows, {name: loop.index}, count)
+            self._tiles(rows, height, lambda n, at: self._added(inner.scoped(), rows, n, at, name, loop.index, count))
+        self._tiles(rows, height, lambda count, at: self._out(em.scoped(), rows, count, at))
+
+    def _group_bytes(self) -> int:
+        dtype, count, elements = self._operand()
+        words = (self.terms // TERMS).const or 1
+        return words * count * self.vectors * elements * dtype.bytes
+
+    def _operand(self) -> tuple[DType, int, int]:
+        """Type of what is multiplied, how many registers of it a word of codes makes, and elements of each."""
+        return {I8: (U8, 1, TERMS * self.lanes), BF16: (I32, 2, self.lanes), F32: (F32, 4, self.lanes)}[self.kind]
+
+    def _part(self, em: Emitter, rows: _Rows, start: dict[str, IntExpr], count: IntLike) -> None:
+        """Decode `count` groups from `start` on into the scratch."""
+        dtype, registers, elements = self._operand()
+        most = count if isinstance(count, int) else BLOCK_BYTES // self._group_bytes()
+        self.low.local(_UNPACKED, dtype, int_expr(most * self._group_bytes() // dtype.bytes))
+        name = next(iter(start), "@group")
+        space = self._unmasked(self._space(rows, 1, rows.first))
+        with self.b.loop("group", 0, count) as loop:
+            inner = em.scoped()
+            here = space.at(name, start[name] + loop.index) if start else space
+            scale = inner.value(self.scale, here) if self.scaled and self.scale is not None else None
+            with self.b.loop("word", 0, self.steps) as word:
+                for turn, operands in enumerate(self._taken(inner.scoped(), here, word.index)):
+                    at = self._scratch_place(loop.index, word.index, turn)
+                    for n, operand in enumerate(operands):
+                        value = operand if scale is None else self.b.op("mul", operand, scale)
+                        value = self.b.broadcast(value, TileType(dtype, (1, self.vectors), elements))
+                        self.b.store(_UNPACKED, at + n * self.vectors * elements, value, (0, elements))
+
+    def _scratch_place(self, group: IntExpr, step: IntExpr, turn: int) -> IntExpr:
+        _, registers, elements = self._operand()
+        words = self.sum.together
+        return ((group * self.steps + step) * words + turn) * (registers * self.vectors * elements)
+
+    def _kept(self, group: IntExpr) -> Feed:
+        """The operands of a group of the scratch."""
+        dtype, registers, elements = self._operand()
+
+        def feed(em: Emitter, space: Space, step: IntExpr) -> list[tuple[str, ...]]:
+            type_ = TileType(dtype, (1, self.vectors), elements)
+            return [
+                tuple(
+                    self.b.load(type_, _UNPACKED, self._scratch_place(group, step, turn) + n * self.vectors * elements, (0, elements))
+                    for n in range(registers)
+                )
+                for turn in range(self.sum.together)
+            ]
+
+        return feed
+
+    def _alone(self, em: Emitter, space: Space) -> None:
+        """A tile of a sum without groups."""
+        self._finished(em, space, self._sum(em, space, self._kept(int_expr(0)), None))
+
+    def _whole(self, em: Emitter, space: Space) -> None:
+        """A tile with all groups in the scratch."""
+        ((name, extent),) = self.groups.items()
+        total = self._over(em, self._unmasked(space), self._nothing(em, space), name, int_expr(0), extent)
+        self._finished(em, space, total)
+
+    def _over(self, em: Emitter, space: Space, total: str, name: str, start: IntExpr, count: IntExpr) -> str:
+        """`total` plus the groups of the scratch, which are those from `start` on."""
+        with self.b.loop(name, 0, count, carries=(total,)) as loop:
+            at = space.at(name, start + loop.index)
+            feed = self._kept(loop.index)
+            loop.yields(self._folded(em.scoped(), at, feed, loop.carries[0], {}, scaled=self.scaled))
+        return loop.results[0]
+
+    def _sums_at(self, rows: _Rows, at: IntExpr) -> IntExpr:
+        return (at - rows.first) * self.width if self.row is not None else int_expr(0)
+
+    def _clear(self, rows: _Rows, count: int, at: IntExpr) -> None:
+        zero = self.b.const(TileType(F32, (count, self.vectors), self.lanes), 0.0)
+        self.b.store(_SUMS, self._sums_at(rows, at), zero, (self.width, self.lanes))
+
+    def _added(
+        self, em: Emitter, rows: _Rows, count: int, at: IntExpr, name: str, start: IntExpr, groups: IntExpr
+    ) -> None:
+        place, type_ = self._sums_at(rows, at), TileType(F32, (count, self.vectors), self.lanes)
+        total = self.b.load(type_, _SUMS, place, (self.width, self.lanes))
+        total = self._over(em, self._unmasked(self._space(rows, count, at)), total, name, start, groups)
+        self.b.store(_SUMS, place, total, (self.width, self.lanes))
+
+    def _out(self, em: Emitter, rows: _Rows, count: int, at: IntExpr) -> None:
+        type_ = TileType(F32, (count, self.vectors), self.lanes)
+        total = self.b.load(type_, _SUMS, self._sums_at(rows, at), (self.width, self.lanes))
+        self._finished(em, self._space(rows, count, at), total)
+
+    # --- the sum over a group ---
+
+    def _sum(self, em: Emitter, space: Space, feed: Feed, total: str | None) -> str:
+        """`total` plus the sum over the terms of a group, at the points of a tile."""
+        kind = I32 if self.kind == I8 else F32
+        total = total if total is not None else self.b.const(space.tile(kind), 0 if kind == I32 else 0.0)
+        words = self.sum.together
+        unroll = max(1, _WORDS // words)
+        if self.steps.const is not None and self.steps.const % unroll:
+            unroll = next(u for u in range(unroll, 0, -1) if self.steps.const % u == 0)
+        with self.b.loop("word", 0, self.steps, carries=(total,), unroll=unroll) as loop:
             inner, total = em.scoped(), loop.carries[0]
-            for turn, word in enumerate(words(space, loop.index)):
-                total = self._multiplied(inner, space, loop.index * step + turn * TERMS, word, zero, total)
+            for turn, operands in enumerate(feed(inner, space, loop.index)):
+                at = (loop.index * words + turn) * TERMS
+                for n, operand in enumerate(operands):
+                    total = self._product(inner, space, at + n * (TERMS // len(operands)), operand, total)
             loop.yields(total)
         return loop.results[0]
 
-    def _multiplied(self, em: Emitter, space: Space, at: IntExpr, word: str, zero: str | None, total: str) -> str:
-        """`total` plus the products of four terms from `at` on with the bytes of `word`."""
+    def _product(self, em: Emitter, space: Space, at: IntExpr, operand: str, total: str) -> str:
+        """`total` plus the products of the terms from `at` on with what was decoded for them."""
         b = self.b
         if self.kind == I8:
-            number = word if self.table is None else b.lookup(word, U8, self._byte_table())
-            return b.dot(U8, I8, b.view(number, I32), b.view(self._rows(em, space, at, TERMS), I32), total)
-        parts = [self._real(word, p, zero) for p in range(TERMS)]
+            return b.dot(U8, I8, b.view(operand, I32), b.view(self._rows(em, space, at, TERMS), I32), total)
         if self.kind == BF16:
-            for n in (0, 2):
-                pair = self._pair(parts[n], parts[n + 1])
-                total = b.dot(BF16, BF16, b.view(self._rows(em, space, at + n, 2), I32), pair, total)
-            return total
-        for n, part in enumerate(parts):
-            total = b.op("fma", self._rows(em, space, at + n, 1), part, total)
-        return total
+            return b.dot(BF16, BF16, b.view(self._rows(em, space, at, 2), I32), operand, total)
+        return b.op("fma", self._rows(em, space, at, 1), operand, total)
 
     def _rows(self, em: Emitter, space: Space, at: IntExpr, count: int) -> str:
         """Neighbouring terms of the tile's rows."""
@@ -284,9 +448,20 @@ class CodedLowering:
         a = self.sum.row_access
         return em.raw(em.storage[a.tensor], a.index, here)
 
+    def _taken(self, em: Emitter, space: Space, step: IntExpr) -> list[tuple[str, ...]]:
+        """What is multiplied, decoded from the stream: for each turn of a step the registers of its four terms."""
+        zero = None if self.zero is None else em.value(self.zero, space)
+        return [self._decoded(word, zero) for word in self._bytes(space, step)]
+
+    def _decoded(self, word: str, zero: str | None) -> tuple[str, ...]:
+        if self.kind == I8:
+            return (word if self.table is None else self.b.lookup(word, U8, self._byte_table()),)
+        parts = [self._real(word, p, zero) for p in range(TERMS)]
+        return tuple(parts) if self.kind == F32 else (self._pair(*parts[:2]), self._pair(*parts[2:]))
+
     # --- codes ---
 
-    def _taken(self, space: Space, step: IntExpr) -> list[str]:
+    def _bytes(self, space: Space, step: IntExpr) -> list[str]:
         """The bytes of a step's codes, in registers for each vector of columns; one tile for each turn."""
         b, how = self.b, self.bytes
         w = b.load(TileType(U8, (1, self.vectors), TERMS * self.lanes), self.sum.codes.tensor, self._place(space, step), (0, how.stride))
@@ -355,8 +530,25 @@ class CodedLowering:
         return b.op("or", low, b.op("and", b.bitcast(second, I32), b.const(I32, -0x10000)))
 
 
-Words = Callable[[Space, IntExpr], list[str]]
-"""The bytes of a step's codes: for each turn a tile of registers, one for each vector of columns."""
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of a task.
+
+    Attributes:
+        base: index of every other rank.
+        first, last: of the rows, and how many there are in all where that is known.
+        mask: of the panel's columns.
+    """
+
+    base: dict[str, IntExpr]
+    first: IntExpr
+    last: IntExpr
+    extent: int | None
+    mask: str | None
+
+
+Feed = Callable[[Emitter, Space, IntExpr], list[tuple[str, ...]]]
+"""What is multiplied at a step of a group: for each turn the registers of its four terms, a tile of one row each."""
 
 
 def lower_coded(low: KernelLowering, found: CodedSum) -> Lowered:
