@@ -133,7 +133,8 @@ class CodedLowering:
     def _again(self) -> CodedSum:
         """The sum as it is over the merged ranks and panels."""
         step = self.first
-        ranks = tuple(Rank(n, e) for n, e in {**self.rest, **self._fold_ranks(), "panel": self.panels, "column": int_expr(self.width)}.items())
+        extents = {**self.rest, **self._fold_ranks(), "panel": self.panels, "column": int_expr(self.width)}
+        ranks = tuple(Rank(n, e) for n, e in extents.items())
         whole = Einsum(step.outs, ranks, step.exprs, step.dtypes, step.reduce)
         found = coded_sum(whole, self.low.types)
         assert found is not None

@@ -1,9 +1,9 @@
 """Lowering a kernel (a fused cascade) to a tile program.
 
-These shapes of loop cover every kernel: a contraction with its epilogue (`contraction.py`; with weights in codes, `coded_sum.py`), points (all steps share all
-free ranks; one nest, everything in registers), blocks (`unroll.py`: a few points of every step per task, unrolled into
-points) and rows (steps share outer ranks; inner ranks run in nests of their own, and what passes between nests lives in
-scratch). A scatter is a kernel of its own.
+These shapes of loop cover every kernel: a contraction with its epilogue (`contraction.py`; with weights in codes,
+`coded_sum.py`), points (all steps share all free ranks; one nest, everything in registers), blocks (`unroll.py`: a few points
+of every step per task, unrolled into points) and rows (steps share outer ranks; inner ranks run in nests of their own, and
+what passes between nests lives in scratch). A scatter is a kernel of its own.
 """
 
 from __future__ import annotations

@@ -617,8 +617,9 @@ def op_type(op: str, types: tuple[TileType, ...]) -> TileType | str:
 
 
 __all__ = [
-    "BOOL", "DOTS", "DTYPES", "F32", "I64", "Bitcast", "Broadcast", "Buffer", "Cast", "Check", "Const", "Dot", "Fold", "For",
-    "FromIndex", "Gather", "If", "IndexCond", "IndexOf", "Iota", "LOOKUPS", "Load", "Lookup", "Mask", "Op", "Prefetch", "Reduce", "Scatter", "Slice",
-    "Stack", "Stmt", "Store", "TileProgram", "TileType", "Unpack", "View", "While", "Word", "arg_words", "check_ids",
-    "dot_type", "fold_type", "join_shapes", "lookup_type", "op_type", "regions", "scratch_offsets", "unpack_type", "view_type", "walk",
+    "BOOL", "Bitcast", "Broadcast", "Buffer", "Cast", "Check", "Const", "DOTS", "DTYPES", "Dot", "F32", "Fold", "For",
+    "FromIndex", "Gather", "I64", "If", "IndexCond", "IndexOf", "Iota", "LOOKUPS", "Load", "Lookup", "Mask", "Op", "Prefetch",
+    "Reduce", "Scatter", "Slice", "Stack", "Stmt", "Store", "TileProgram", "TileType", "Unpack", "View", "While", "Word",
+    "arg_words", "check_ids", "dot_type", "fold_type", "join_shapes", "lookup_type", "op_type", "regions", "scratch_offsets",
+    "unpack_type", "view_type", "walk",
 ]  # fmt: skip

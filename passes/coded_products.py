@@ -9,12 +9,26 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dlc.ir.codes import coded, codes_of, decode
 from dlc.ir.coded_sums import TERMS
+from dlc.ir.codes import coded, codes_of, decode
 from dlc.ir.dtype import BF16, F16, F32, I8, I16, I32, U8, UNSIGNED, DType
 from dlc.ir.einsum import Einsum, Rank, Reduce, TensorType, einsum
-from dlc.ir.expr import Access, Apply, Cast, Const, Expr, Index, Piecewise, accesses, apply, const, dtype_of, map_indices, transform
-from dlc.ir.extent import IntExpr, int_expr, minimum, split_linear, substitute, var, variables
+from dlc.ir.expr import (
+    Access,
+    Apply,
+    Cast,
+    Const,
+    Expr,
+    Index,
+    Piecewise,
+    accesses,
+    apply,
+    const,
+    dtype_of,
+    map_indices,
+    transform,
+)
+from dlc.ir.extent import IntExpr, int_expr, minimum, split_linear, substitute, var
 from dlc.ir.facts import Facts
 from dlc.ir.products import plain_access
 from dlc.ir.program import Param, Program, Region, Stmt, fresh_name, tensor_types
@@ -138,6 +152,8 @@ def _find(pass_: _Products, step: Einsum, known: Mapping[str, Einsum]) -> _Produ
     size = group_of((*rest, *((weights.zero,) if weights.zero is not None else ())), term.name, terms)
     if size is None or column.name in rows[0].variables or (column.extent.const or 0) < 2:
         return None
+    if not pass_.held[weights.codes.tensor].dtype.is_coded and size == terms and opened.bytes_in(rows[0]):
+        return None  # bytes by bytes, with one scale for the whole sum: `integer-products`
     found = _Product(pass_, step, replace(weights, scales=rest), rows[0], column, term, size)
     return found if found.kind is not None else None
 
@@ -160,9 +176,18 @@ class _Opened:
             return factors(e)
         return (e,)
 
+    def bytes_in(self, e: Expr) -> bool:
+        """Whether bytes lie behind `e`, point by point."""
+        for a in accesses(e):
+            if self.pass_.types[a.tensor].dtype in (U8, I8):
+                return True
+            if a.tensor in self.known and self.bytes_in(self.known[a.tensor].expr):
+                return True
+        return False
+
     def behind(self, tensor: str) -> bool:
         """Whether a matrix of codes, or bytes made at run time, lie behind a point-wise tensor."""
-        read = [a for a in self.known[tensor].accesses()]
+        read = list(self.known[tensor].accesses())
         if any(a.tensor in self.pass_.held and _matrix_of_codes(self.pass_.held[a.tensor]) for a in read):
             return True
         if any(isinstance(p, Cast) and _is_byte(p.arg, self.pass_.types) for p in factors(self.known[tensor].expr)):
@@ -353,7 +378,8 @@ class _Product:
         inner = var("step") * step_terms + var("turn") * TERMS + var("part")
         term = var("group") * self.size + inner
         source = tuple(substitute(i, {self.column.name: column, self.term.name: term}) for i in self.weights.codes.index)
-        limits = [(column, columns, panels * self.width), (inner, self.size, extent), (term, self.term.extent.const or 0, self.groups * extent)]
+        terms = self.term.extent.const or 0
+        limits = [(column, columns, panels * self.width), (inner, self.size, extent), (term, terms, self.groups * extent)]
         guards = [(e, n) for e, n, most in limits if n < most]
         name = self.pass_.constant(
             f"{tensor}_packed", (tensor, dtype, source, tuple(ranks), tuple(guards)), dtype, ranks,
@@ -386,7 +412,7 @@ class _Product:
             if self.column.name not in a.variables or self.group.name not in a.variables:
                 if dtype == self.pass_.types[a.tensor].dtype:
                     return None
-                shape = [("d%d" % d, n) for d, n in enumerate(array.shape)]
+                shape = [(f"d{d}", n) for d, n in enumerate(array.shape)]
                 name = self.pass_.constant(f"{a.tensor}_{dtype}", (a.tensor, dtype), dtype, shape, lambda: array)
                 return Access(name, a.index)
             columns = self.column.extent.const or 0
@@ -419,7 +445,7 @@ class _Product:
         if self.kind == I8:
             return self.integer_sum(rows, codes)
         held = rows if self.dtype(rows) == F32 else Cast(F32, rows)
-        slope, value, zero = Fraction(1), transform(self.weights.value, lambda a: codes if a == self.weights.codes else None), None
+        slope, value, zero = Fraction(1), self.value_of(codes), None
         if self.weights.zero is not None:
             zero = self.in_panels(self.moved(self.weights.zero))
         if self.line is not None:
@@ -428,22 +454,27 @@ class _Product:
             value = Cast(F32, value)
         if zero is not None and self.kind == F32:
             value = apply("sub", value, zero)
-        total = self.partial_sum(apply("mul", held, value), F32)
+        total: Expr = self.partial_sum(apply("mul", held, value), F32)
         if zero is not None and self.kind == BF16:
             total = apply("sub", total, apply("mul", zero, self.row_sum(rows, F32)))
         return total, slope
 
+    def value_of(self, codes: Access) -> Expr:
+        """What a code stands for, read from the packed constant."""
+        return transform(self.weights.value, lambda a: codes if a == self.weights.codes else None)
+
     def integer_sum(self, rows: Expr, codes: Access) -> tuple[Expr, Fraction]:
+        value: Expr = Cast(I32, codes)
         if self.line is not None:
-            line, value = self.line, Cast(I32, codes)
+            line = self.line
         else:
             assert self.bytes is not None
             power, least = self.bytes
             line = Affine(Fraction(2) ** -power, least * Fraction(2) ** -power, 0)
-            number = transform(self.weights.value, lambda a: codes if a == self.weights.codes else None)
+            number = self.value_of(codes)
             scaled = apply("mul", number, const(2.0**power, self.dtype(number)))
-            value = Cast(I32, scaled) if least == 0 else apply("sub", Cast(I32, scaled), const(least, I32))  # type: ignore[assignment]
-        total = self.partial_sum(apply("mul", Cast(I32, rows), value), I32)
+            value = Cast(I32, scaled) if least == 0 else apply("sub", Cast(I32, scaled), const(least, I32))
+        total: Expr = self.partial_sum(apply("mul", Cast(I32, rows), value), I32)
         zero = None if self.weights.zero is None else self.in_panels(self.moved(self.weights.zero))
         whole = _whole(zero, line, self.pass_.types)
         if whole is not None:
@@ -501,13 +532,13 @@ def _whole(zero: Expr | None, line: Affine, types: Mapping[str, TensorType]) -> 
         return (const(int(number), I32) if number else None), shift.denominator
     if line.slope != 1 or line.start.denominator != 1:
         return None
-    inner = zero
+    inner: Expr = zero
     while isinstance(inner, Cast):
         inner = inner.arg
     if not isinstance(inner, Access) or not types[inner.tensor].dtype.is_int or types[inner.tensor].dtype.bits > 16:
         return None
-    number_of = Cast(I32, inner)
-    return (number_of if not line.start else apply("sub", number_of, const(int(line.start), I32))), 1
+    whole: Expr = Cast(I32, inner)
+    return (whole if not line.start else apply("sub", whole, const(int(line.start), I32))), 1
 
 
 __all__ = ["CodedProducts"]

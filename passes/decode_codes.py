@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dlc.errors import Unsupported
-from dlc.ir.codes import codes_of, decode, values
 from dlc.ir.coded_sums import coded_sum
+from dlc.ir.codes import codes_of, decode, values
 from dlc.ir.dtype import BF16, U8, DType
 from dlc.ir.einsum import Einsum, TensorType
 from dlc.ir.evaluate import round_to
