@@ -138,10 +138,10 @@ def _find(pass_: _Products, step: Einsum, known: Mapping[str, Einsum]) -> _Produ
         return None
     opened = _Opened(pass_, step, known)
     parts = tuple(f for e in factors(step.expr) for f in opened.factor(e))
-    weights = decoded(_times(parts), pass_.held) if len(parts) > 1 else None
+    term = step.reduced[0]
+    weights = decoded(_times(parts), pass_.held, term.name) if len(parts) > 1 else None
     if weights is None:
         return None
-    term = step.reduced[0]
     terms = term.extent.const or 0
     free = [r for r in step.ranks if r.name in weights.codes.variables]
     rows = [s for s in weights.scales if group_of((s,), term.name, terms) is None]

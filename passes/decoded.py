@@ -45,14 +45,15 @@ def factors(e: Expr) -> tuple[Expr, ...]:
     return (e,)
 
 
-def decoded(e: Expr, held: Mapping[str, TensorType]) -> Decoded | None:
-    """`e` as a decoded weight.
+def decoded(e: Expr, held: Mapping[str, TensorType], term: str) -> Decoded | None:
+    """`e` as a decoded weight, together with what else it is multiplied by.
 
     Args:
         held: the constants, among which codes are sought: coded types, and bytes.
+        term: the rank that is summed over; what varies with `term // size` alone is a scale.
     """
     parts = factors(e)
-    found = [p for p in parts if _codes(p, held)]
+    found = [p for p in parts if _codes(p, held) and group_of((p,), term, 1) is None]
     if len(found) != 1:
         return None
     rest = tuple(p for p in parts if p is not found[0])
