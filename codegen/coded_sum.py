@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -76,7 +76,7 @@ class Bytes:
         return self.lanes * TERMS * self.together * self.bits // 8
 
 
-def number_table(codes: Access, number: Expr, dtype: DType) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def number_table(codes: Access, number: Expr, dtype: DType) -> np.ndarray[Any, Any]:
     """What `number` is for each code."""
     count = 1 << dtype.bits
     numbers = (np.arange(count) % (dtype.codes if dtype.is_coded else 256)).astype(np.uint8)
@@ -164,6 +164,7 @@ class CodedLowering:
         if isinstance(self.zero, Const):
             number, self.zero = Apply("sub", (number, self.zero)), None
         table = number_table(self.sum.codes, number, of)
+        self.numbers = table
         plain = (table == np.arange(len(table))).all()
         self.table = None if plain else table
 
@@ -457,8 +458,12 @@ class CodedLowering:
     def _decoded(self, word: str, zero: str | None) -> tuple[str, ...]:
         if self.kind == I8:
             return (word if self.table is None else self.b.lookup(word, U8, self._byte_table()),)
-        parts = [self._real(word, p, zero) for p in range(TERMS)]
-        return tuple(parts) if self.kind == F32 else (self._pair(*parts[:2]), self._pair(*parts[2:]))
+        if self.kind == BF16:
+            low, high = self._halves(word)
+            return tuple(self.b.zip(low, high, half) for half in (0, 1))
+        few = len(self.numbers) <= _most_words(self.target.vector_bits)
+        halves = self._halves(word) if not (few or self._counts()) and _in_bf16(self.numbers) else None
+        return tuple(self._real(word, halves, p, zero) for p in range(TERMS))
 
     # --- codes ---
 
@@ -490,45 +495,52 @@ class CodedLowering:
         assert self.table is not None
         return tuple(int(x) & 255 for x in np.nan_to_num(self.table, posinf=0.0, neginf=0.0))
 
-    def _real(self, word: str, part: int, zero: str | None) -> str:
-        """The f32 numbers of one byte of each lane."""
+    def _counts(self) -> bool:
+        """Whether numbers are the codes, or these plus a constant."""
+        return bool((self.numbers - self.numbers[0] == np.arange(len(self.numbers))).all())
+
+    def _real(self, word: str, halves: tuple[str, str] | None, part: int, zero: str | None) -> str:
+        """The f32 numbers of one byte of each lane: looked up, put together of their halves, or converted."""
         b = self.b
-        bits = b.view(word, I32)
-        if self.table is not None and len(self.table) <= _most_words(self.target.vector_bits):
-            index = bits if part == 0 else b.op("shr", bits, b.const(I32, 8 * part))
-            number = b.lookup(index, F32, tuple(float(x) for x in self.table))
-        elif self.table is not None and not self._counts():
-            number = self._from_halves(word, part)
+        if halves is not None:
+            number = self._joined(*halves, part)
         else:
+            bits = b.view(word, I32)
             index = bits if part == 0 else b.op("shr", bits, b.const(I32, 8 * part))
-            index = b.op("and", index, b.const(I32, 255))
-            number = b.cast(index, F32)
-            if self.table is not None:
-                number = b.op("add", number, b.const(F32, float(self.table[0])))
+            few = len(self.numbers) <= _most_words(self.target.vector_bits)
+            if self.table is not None and (few or not self._counts()):
+                number = b.lookup(index, F32, tuple(map(float, self.numbers)))
+            else:
+                number = b.cast(b.op("and", index, b.const(I32, 255)), F32)
+                if self.numbers[0] != 0:
+                    number = b.op("add", number, b.const(F32, float(self.numbers[0])))
         return number if zero is None else b.op("sub", number, zero)
 
-    def _counts(self) -> bool:
-        """Whether the table is the code plus a number that f32 holds."""
-        return self.table is not None and bool((self.table - self.table[0] == np.arange(len(self.table))).all())
-
-    def _from_halves(self, word: str, part: int) -> str:
-        """Numbers of at most 8 significant bits: the two bytes of a bf16 number, each looked up."""
+    def _halves(self, word: str) -> tuple[str, str]:
+        """The low and the high byte of each number as bf16, which holds it: looked up, without the sign where that is a bit."""
         b = self.b
-        halves = np.asarray(self.table, np.float32).view(np.uint32) >> 16
-        high, low = (b.view(b.lookup(word, U8, tuple(int(h) >> s & 255 for h in halves)), I32) for s in (8, 0))
+        bits = [int(x) >> 16 for x in np.asarray(self.numbers, np.float32).view(np.uint32)]
+        half = len(bits) // 2
+        nan = np.isnan(self.numbers)
+        signed = half > 1 and all(bits[c + half] == bits[c] ^ 0x8000 or (nan[c] and nan[c + half]) for c in range(half))
+        table = bits[:half] if signed else bits
+        low, high = (b.lookup(word, U8, tuple(x >> s & 255 for x in table)) for s in (0, 8))
+        if signed:
+            away = 8 - self.bytes.bits
+            moved = word if away == 0 else b.op("shl", word, b.const(U8, away))
+            high = b.op("or", high, b.op("and", moved, b.const(U8, 128)))
+        return low, high
+
+    def _joined(self, low: str, high: str, part: int) -> str:
+        """f32 numbers of one byte of each word of the two halves."""
+        b = self.b
         placed = []
-        for half, place in ((high, 24), (low, 16)):
+        for half, place in ((b.view(high, I32), 24), (b.view(low, I32), 16)):
             by = place - 8 * part
             moved = half if by == 0 else b.op("shl" if by > 0 else "shr", half, b.const(I32, abs(by)))
             mask = 255 << place
             placed.append(b.op("and", moved, b.const(I32, mask - (1 << 32) if mask >> 31 else mask)))
         return b.bitcast(b.op("or", *placed), F32)
-
-    def _pair(self, first: str, second: str) -> str:
-        """Words of two bf16 numbers, from two f32 that have no more bits than those."""
-        b = self.b
-        low = b.op("and", b.op("shr", b.bitcast(first, I32), b.const(I32, 16)), b.const(I32, 0xFFFF))
-        return b.op("or", low, b.op("and", b.bitcast(second, I32), b.const(I32, -0x10000)))
 
 
 @dataclass(frozen=True)
@@ -559,6 +571,11 @@ def lower_coded(low: KernelLowering, found: CodedSum) -> Lowered:
 
 def _simplified(e: Expr, facts: Facts) -> Expr:
     return map_indices(e, facts.simplify)
+
+
+def _in_bf16(numbers: np.ndarray[Any, Any]) -> bool:
+    """Whether the numbers have no more bits than bf16."""
+    return not (np.asarray(numbers, np.float32).view(np.uint32) & 0xFFFF).any()
 
 
 def _most_words(vector_bits: int) -> int:

@@ -3,7 +3,8 @@
     unpack   vpermb spreads the bytes of 8 codes over a quadword, vpmultishiftqb moves each code to its byte (AVX512-VBMI); else
              each code's two bytes are shuffled into a 16-bit lane, where a product moves the code to the top, even and odd
              codes apart
-    lookup   vpermb for 64 bytes (VBMI), else pshufb for 16; vpermps for 16 f32 (AVX-512) or 8 (AVX2); a larger table is halved
+    zip      a permutation of two registers' bytes, as LLVM finds it (vpermt2b; two vpunpck elsewhere)
+    lookup   vpermb for 64 bytes, vpermi2b for 128 (VBMI), else pshufb for 16; vpermps for 16 f32 (AVX-512) or 8 (AVX2); a larger table is halved
              by a bit of the index, down to single elements where nothing looks up
 
 Source: the cast instructions of Tilus (arXiv 2504.12984), with x86's permutes in place of a GPU's `lop3` and `prmt`.
@@ -68,6 +69,14 @@ def _shifted_pairs(e: Emitter, bits: int, lanes: int, packed: str) -> str:
     return e.v(f"llvm.bitcast {both} : {pairs} to {t}")
 
 
+def emit_zip(e: Emitter, lanes: int, half: int, low: str, high: str) -> str:
+    """Words of two bytes each of two registers of `lanes` words: those of the first or second half of every word."""
+    t, words = vector_type("i8", 4 * lanes), vector_type("i32", lanes)
+    picks = [n for lane in range(lanes) for k in (0, 1) for n in (4 * lane + 2 * half + k, 4 * (lanes + lane) + 2 * half + k)]
+    mixed = e.v(f"vector.shuffle {low}, {high} {picks} : {t}, {t}")
+    return e.v(f"llvm.bitcast {mixed} : {t} to {words}")
+
+
 def emit_lookup(e: Emitter, dtype: DType, table: Sequence[float | int], lanes: int, index: str) -> str:
     """`table[index % len(table)]` in every lane."""
     return _words(e, table, lanes, index) if dtype == F32 else _bytes(e, table, lanes, index)
@@ -76,13 +85,16 @@ def emit_lookup(e: Emitter, dtype: DType, table: Sequence[float | int], lanes: i
 def _bytes(e: Emitter, table: Sequence[float | int], lanes: int, index: str) -> str:
     t, wide = vector_type("i8", lanes), e.target.has("avx512vbmi") and lanes == 64
     feature, name = _SHUFFLE_BYTES.get(lanes, ("", ""))
-    most = 64 if wide else 16 if e.target.has(feature) else 1
+    most = 128 if wide else 16 if e.target.has(feature) else 1
     if len(table) > most:
         return _halved(e, table, lanes, index, "i8", lambda part: _bytes(e, part, lanes, index))
     if most == 1:
         return e.const(table[0], "i8", lanes)
-    unit = most if wide else 16
+    unit = min(most, max(64, len(table))) if wide else 16
     whole = [int(x) - 256 if int(x) > 127 else int(x) for x in (*table,) * (unit // len(table))]
+    if wide and unit == 128:
+        low, high = _constant(e, whole[:64], "i8"), _constant(e, whole[64:], "i8")
+        return _call(e, "avx512.vpermi2var.qi.512", t, (low, t), (index, t), (high, t))
     if wide:
         return _call(e, "avx512.permvar.qi.512", t, (_constant(e, whole, "i8"), t), (index, t))
     low = e.v(f"arith.andi {index}, {e.const(15, 'i8', lanes)} : {t}")  # a byte of 128 and more would give 0

@@ -279,6 +279,19 @@ class Lookup:
 
 
 @dataclass(frozen=True, slots=True)
+class Zip:
+    """dst = i32 words of two bytes of `low` and two of `high` in turn: bytes `2 * half` and `2 * half + 1` of their words.
+
+    Two registers with the low and high bytes of 16-bit numbers, four in a word of each, are pairs of these numbers after it.
+    """
+
+    dst: str
+    low: str
+    high: str
+    half: int
+
+
+@dataclass(frozen=True, slots=True)
 class Dot:
     """dst = acc + the sum of the products of the elements that a lane of `a` and `b` holds; broadcasts as `fma` does.
 
@@ -422,7 +435,7 @@ class Check:
 
 
 Stmt: TypeAlias = (
-    Const | Iota | FromIndex | IndexOf | Lead | Load | Gather | Store | Scatter | Op | Cast | Bitcast | View | Unpack | Lookup | Dot
+    Const | Iota | FromIndex | IndexOf | Lead | Load | Gather | Store | Scatter | Op | Cast | Bitcast | View | Unpack | Lookup | Zip | Dot
     | Broadcast
     | Slice | Stack | Reduce | Fold | Mask | For | If | While | Prefetch | Check
 )  # fmt: skip
@@ -571,6 +584,13 @@ def lookup_type(type_: TileType, dtype: DType, size: int) -> TileType | str:
     return type_.with_dtype(dtype)
 
 
+def zip_type(low: TileType, high: TileType, half: int) -> TileType | str:
+    """Type of a `Zip`, or a sentence saying why it has none."""
+    if low != high or low.dtype != U8 or low.lanes < 4:
+        return f"'zip' needs two tiles of bytes of one shape, not {low} and {high}"
+    return TileType(I32, low.slots, low.lanes // 4) if half in (0, 1) else f"a word has no half {half}"
+
+
 def dot_type(left: DType, right: DType, types: tuple[TileType, ...]) -> TileType | str:
     """Type of a `Dot` of tiles (a, b, acc), or a sentence saying why it has none."""
     total = DOTS.get((left, right))
@@ -619,7 +639,7 @@ def op_type(op: str, types: tuple[TileType, ...]) -> TileType | str:
 __all__ = [
     "BOOL", "Bitcast", "Broadcast", "Buffer", "Cast", "Check", "Const", "DOTS", "DTYPES", "Dot", "F32", "Fold", "For",
     "FromIndex", "Gather", "I64", "If", "IndexCond", "IndexOf", "Iota", "LOOKUPS", "Load", "Lookup", "Mask", "Op", "Prefetch",
-    "Reduce", "Scatter", "Slice", "Stack", "Stmt", "Store", "TileProgram", "TileType", "Unpack", "View", "While", "Word",
+    "Reduce", "Scatter", "Slice", "Stack", "Stmt", "Store", "TileProgram", "TileType", "Unpack", "View", "While", "Word", "Zip",
     "arg_words", "check_ids", "dot_type", "fold_type", "join_shapes", "lookup_type", "op_type", "regions", "scratch_offsets",
-    "unpack_type", "view_type", "walk",
+    "unpack_type", "view_type", "walk", "zip_type",
 ]  # fmt: skip

@@ -198,6 +198,13 @@ class Builder:
         self.emit(tile.Lookup(name, src, dtype, table))
         return name
 
+    def zip(self, low: str, high: str, half: int) -> str:
+        type_ = tile.zip_type(self.types[low], self.types[high], half)
+        assert isinstance(type_, TileType), type_
+        name = self._new("w", type_)
+        self.emit(tile.Zip(name, low, high, half))
+        return name
+
     def dot(self, left: DType, right: DType, a: str, b: str, acc: str) -> str:
         type_ = tile.dot_type(left, right, (self.types[a], self.types[b], self.types[acc]))
         assert isinstance(type_, TileType), type_

@@ -197,6 +197,9 @@ class _Build(Transformer[Token, Any]):
         *table, src = rest
         return tile.Lookup(str(dst), str(src), _dtype(dtype), tuple(table))
 
+    def zip_(self, dst: Token, low: Token, high: Token, half: Token) -> tile.Zip:
+        return tile.Zip(str(dst), str(low), str(high), int(half))
+
     def dot(self, dst: Token, left: Token, right: Token, *operands: Token) -> tile.Dot:
         a, b, acc = map(str, operands)
         return tile.Dot(str(dst), _dtype(left), _dtype(right), a, b, acc)

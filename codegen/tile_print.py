@@ -36,6 +36,7 @@ from dlc.codegen.tile import (
     Unpack,
     View,
     While,
+    Zip,
 )
 from dlc.ir.extent import IntExpr
 
@@ -175,6 +176,8 @@ def show_stmt(stmt: Stmt) -> str:
             return f"{stmt.dst} = unpack {stmt.bits} {stmt.src}"
         case Lookup():
             return f"{stmt.dst} = lookup {stmt.dtype} ({', '.join(map(show_value, stmt.table))}) {stmt.src}"
+        case Zip():
+            return f"{stmt.dst} = zip {stmt.low} {stmt.high} half {stmt.half}"
         case Dot():
             return f"{stmt.dst} = dot<{stmt.left}, {stmt.right}>({stmt.a}, {stmt.b}, {stmt.acc})"
         case Broadcast():
