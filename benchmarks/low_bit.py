@@ -98,37 +98,39 @@ def onnx_ring(layer: Layer, accuracy: int, least: int) -> Turn:
 
 
 def measure(group: Sequence[Layer], options: argparse.Namespace) -> dict[str, Any]:
-    """The layers of one shape, in turns."""
+    """The layers of one shape, in turns; each round begins and ends with a look at the memory."""
     memory = MemoryProbe(2)
-    times: dict[str, list[float]] = {}
+    contenders: dict[str, Turn] = {}
     sizes: dict[str, int] = {}
     for layer in group:
-        contenders = {layer.name: ring(artifact(layer, options.work), layer, options.ring)}
+        contenders[layer.name] = ring(artifact(layer, options.work), layer, options.ring)
         bits = DTYPES[layer.weights].bits
+        sizes[layer.name] = sizes["onnxruntime " + layer.name] = layer.weight_bytes
         if options.peers and bits in NBITS and layer.weights[0] in "ui" and layer.terms % layer.group == 0:
             level = 4 if layer.activation == "i8" else 0
             contenders["onnxruntime " + layer.name] = onnx_ring(layer, level, options.ring)
-        for turn in contenders.values():
-            turn()
-        memory.look()
-        for _ in range(options.rounds):
-            for name, turn in contenders.items():
-                time.sleep(GAP_S)
-                times.setdefault(name, []).append(timed(turn, options.least_s))
-        memory.look()
-        sizes |= dict.fromkeys(contenders, layer.weight_bytes)
-        del contenders
-    read = statistics.median(memory.reads)
+    for turn in contenders.values():
+        turn()
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    shares: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(options.rounds):
+        for name, turn in contenders.items():
+            time.sleep(GAP_S)
+            before = memory.look(1)[0]
+            spent = timed(turn, options.least_s)
+            rate = (before + memory.look(1)[0]) / 2
+            times[name].append(spent)
+            shares[name].append(sizes[name] / spent / 1e9 / rate)
     rows = {
         name: {
-            "us": round(1e6 * statistics.median(found), 1),
-            "least_us": round(1e6 * min(found), 1),
+            "us": round(1e6 * statistics.median(times[name]), 1),
+            "least_us": round(1e6 * min(times[name]), 1),
             "bytes": sizes[name],
-            "of_read": round(sizes[name] / statistics.median(found) / 1e9 / read, 3),
+            "of_read": round(statistics.median(shares[name]), 3),
         }
-        for name, found in times.items()
+        for name in contenders
     }
-    return {"read_gbytes": round(read, 1), "reads": [round(r, 1) for r in memory.reads], "rows": rows}
+    return {"read_gbytes": round(statistics.median(memory.reads), 1), "rows": rows}
 
 
 def timed(turn: Turn, least_s: float) -> float:
@@ -153,7 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
         head = group[0]
         found |= {"shape": [head.rows, head.terms, head.columns], "group": head.group, "revision": revision()}
         found |= {"machine": machine(), "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime())}
-        print(f"rows {head.rows}, {head.terms} x {head.columns}, group {head.group}: plain read {found['reads']} GB/s")
+        print(f"rows {head.rows}, {head.terms} x {head.columns}, group {head.group}: plain read {found['read_gbytes']} GB/s")
         for name, row in found["rows"].items():
             print(f"  {name:48s} {row['us']:9.1f} us  {row['of_read']:.2f} of a plain read", flush=True)
         if options.keep:

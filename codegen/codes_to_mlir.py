@@ -3,9 +3,9 @@
     unpack   vpermb spreads the bytes of 8 codes over a quadword, vpmultishiftqb moves each code to its byte (AVX512-VBMI); else
              each code's two bytes are shuffled into a 16-bit lane, where a product moves the code to the top, even and odd
              codes apart
-    zip      a permutation of two registers' bytes, as LLVM finds it (vpermt2b; two vpunpck elsewhere)
-    lookup   vpermb for 64 bytes, vpermi2b for 128 (VBMI), else pshufb for 16; vpermps for 16 f32 (AVX-512) or 8 (AVX2); a larger table is halved
-             by a bit of the index, down to single elements where nothing looks up
+    zip      a permutation of two registers' bytes, as LLVM finds it (vpermt2b; vpunpck and shuffles elsewhere)
+    lookup   vpermb for 64 bytes, vpermi2b for 128 (VBMI), else pshufb for 16; vpermps for 16 f32 (AVX-512) or 8 (AVX2); a larger
+             table is halved by a bit of the index, down to single elements where nothing looks up
 
 Source: the cast instructions of Tilus (arXiv 2504.12984), with x86's permutes in place of a GPU's `lop3` and `prmt`.
 """

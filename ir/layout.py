@@ -241,7 +241,8 @@ class Selection:
                 parts.append(wanted.pop(0))
                 left //= parts[-1]
             pieces[c] = parts[::-1]
-        modes, first = [], {}
+        modes: list[int] = []
+        first: dict[int, int] = {}
         for m, n in enumerate(self.modes):
             first[m] = len(modes)
             modes += pieces.get(m, [n])
