@@ -13,6 +13,7 @@ from dlc.codegen.target import Target
 from dlc.codegen.tile import scratch_offsets
 from dlc.costmodel.work import cascade_work
 from dlc.errors import Internal, Unsupported
+from dlc.ir.coded_sums import memory_of
 from dlc.ir.dtype import DType
 from dlc.ir.einsum import flat
 from dlc.ir.extent import Atom, FloorDiv, IntExpr, Max, Min, Mod, Var, int_expr, maximum, substitute, variables
@@ -241,14 +242,14 @@ def constant_layout(
         if name not in types:
             continue
         of = types[name]
-        elements = of.stored.const
-        if elements is None:
+        kind, elements = memory_of(of)
+        if elements.const is None:
             raise Internal(program.loc, message=f"constant '{name}' has the shape {of}")
         key = (id(program.data.get(name)), of.dtype, of.order)
         if name in program.data and key in shared:
             layout[name] = shared[key]
             continue
-        layout[name] = shared[key] = (at, elements * of.dtype.bytes)
+        layout[name] = shared[key] = (at, elements.const * kind.bytes)
         at += -(-layout[name][1] // alignment) * alignment
     return layout, at
 

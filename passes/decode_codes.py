@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dlc.errors import Unsupported
+from dlc.ir.coded_sums import coded_sum
 from dlc.ir.codes import codes_of, decode, values
 from dlc.ir.dtype import BF16, U8, DType
 from dlc.ir.einsum import Einsum, TensorType
@@ -38,7 +39,8 @@ class DecodeCodes(Pass):
 
     Integers and ternary numbers go to bytes, floats to bf16, which holds all of them. A table of which only gathered rows are
     read stays packed, and a read takes its code out of two bytes. Numbers stay the same, so that a cast to another type is the
-    cast as it was. Arithmetic in a coded type is refused: a model that does it casts first.
+    cast as it was. Arithmetic in a coded type is refused: a model that does it casts first. What `coded-products` packed for a kernel
+    that takes codes as they are stays so.
     """
 
     name: ClassVar[str] = "decode-codes"
@@ -74,6 +76,8 @@ class _Decoder:
         self.data = dict(program.data)
         self.names = Names(program)
         packable = self.gathered_only()
+        sums = [coded_sum(s, self.types) for s in all_einsums(program)]
+        self.streamed = {s.codes.tensor for s in sums if s is not None}
         for c in program.consts:
             self.constant(c, c.name in packable)
         decoded = map_regions(map_steps(program, self.step), self.library)
@@ -98,6 +102,9 @@ class _Decoder:
 
     def constant(self, c: Param, packable: bool) -> None:
         dtype = c.type.dtype
+        if c.name in self.streamed:
+            self.consts.append(c)
+            return
         if not dtype.is_coded or c.name not in self.data:
             self.consts.append(c if not dtype.is_coded else replace(c, type=_retyped(c.type)))
             return
@@ -132,6 +139,8 @@ class _Decoder:
 
     def step(self, step: Einsum) -> Einsum:
         self.loc = step.loc
+        if coded_sum(step, self.types) is not None:
+            return step
         if step.reduce is not None and step.reduce.op not in _FOLDS and any(t.is_coded for t in step.dtypes):
             raise Unsupported(
                 step.loc, op=step.reduce.op, reason=f"sums in {step.dtype} have no native form: cast first"

@@ -29,9 +29,12 @@ from dlc.codegen.host_manifest import Interface, constant_layout, host_manifest
 from dlc.codegen.target import Target, parse_target
 from dlc.control_graph import control_graph
 from dlc.errors import BadInput, DlcError, Internal, Unsupported
+from dlc.ir.codes import codes_of
+from dlc.ir.dtype import DType
 from dlc.ir.einsum import TensorType
 from dlc.ir.errors import DivisionByZeroExtent, NotInBounds
 from dlc.ir.extent import int_expr
+from dlc.ir.packing import pack
 from dlc.ir.program import Launch, Param, Program, fresh_name, walk_statements
 from dlc.ir.verify import verify
 from dlc.passes.assume_bounds import assume_bounds
@@ -61,6 +64,7 @@ BEFORE_BATCHING = (
 )
 """What has to be done while there are branches: each arm's own work is in it before samples are sent there."""
 PACK_THREADS = 2
+_PACKED_AT_ONCE = 1 << 22
 PAGE_BYTES = 4096
 BLOCK = 128
 
@@ -521,13 +525,29 @@ def pack_constants(program: Program, layout: Mapping[str, tuple[int, int]], size
             raise Internal(program.loc, message=f"constant '{name}' is {found}, its type says {of}")
         if of.order is not None:
             array = array.transpose(of.order)
-        if length:
+        if of.dtype.is_coded and length:
+            _pack(block[at : at + length], array, of.dtype)
+        elif length:
             _copy(block[at : at + length].view(array.dtype).reshape(array.shape), array)
 
     with ThreadPoolExecutor(PACK_THREADS) as team:  # NumPy copies without the interpreter lock
         for _ in team.map(place, sorted(layout, key=lambda name: -layout[name][1])):
             pass
     return block
+
+
+def _pack(target: np.ndarray, array: np.ndarray, dtype: DType) -> None:
+    """The codes of `array` without gaps, a block of them at a time; zeros behind them."""
+    done, parts = 0, [codes_of(array)]
+    while parts:
+        part = parts.pop()
+        if part.ndim > 1 and part.size > _PACKED_AT_ONCE and part[0].size % 8 == 0 and dtype.per_byte is None:
+            parts += reversed(list(part))
+            continue
+        packed = pack(part, dtype)
+        target[done : done + packed.size] = packed
+        done += packed.size
+    target[done:] = 0
 
 
 def _copy(target: np.ndarray, source: np.ndarray) -> None:
