@@ -92,7 +92,19 @@ class ArenaPlan:
 
     @property
     def gap(self) -> float:
+        """How much of the arena may be too much: 0 when it is proven least for these lives."""
         return (self.height - self.bound) / self.bound if self.bound else 0.0
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the artifact keeps of the plan, for people."""
+        return {
+            "bytes": self.height,
+            "bound": self.bound,
+            "gap": round(self.gap, 4),
+            "traffic": self.traffic_bytes,
+            "symbols": {name[1:]: value for name, value in self.symbols.items()},
+        }
 
 
 def plan_arena(program: Program, seconds: float = SCHEDULE_SECONDS) -> ArenaPlan:
