@@ -12,7 +12,7 @@ from dlc.errors import Internal
 from dlc.ir.dtype import BOOL, DType
 from dlc.ir.einsum import TensorType
 from dlc.ir.loc import Loc
-from dlc.ir.memory import AtBuffer, AtConstant, AtHeap, AtInput, AtOutput, MemoryPlan, Place
+from dlc.ir.memory import AtBuffer, AtConstant, AtHeap, AtInput, AtOutput, AtSpilled, MemoryPlan, Place
 from dlc.ir.program import Program, Transfer, tensor_types
 
 MAX_BLOCK_BYTES = float(1 << 46)
@@ -75,6 +75,9 @@ class Memory:
                 return code.load_word("%frame", self.frame["outputs"] + index, PTR)
             case AtBuffer(index):
                 return code.load_word("%frame", self.frame["buffers"] + self.moved.get(index, index), PTR)
+            case AtSpilled(tensor):
+                base = code.load_word("%frame", FRAME["spill"], PTR)
+                return code.offset(base, code.constant(self.plan.spilled[tensor].offset))
             case AtHeap(index):
                 return code.load_word("%frame", self.frame["dynamic"] + index, PTR)
             case _:

@@ -68,11 +68,18 @@ class AtSlice:
 
 
 @dataclass(frozen=True, slots=True)
+class AtSpilled:
+    """Outside the arena for all its life, where `MemoryPlan.spilled` has `tensor`: kernels read and write it there."""
+
+    tensor: str
+
+
+@dataclass(frozen=True, slots=True)
 class AtPointer:
     """An address that control flow decides: the result of an `If`, a carry, a final."""
 
 
-Place: TypeAlias = AtInput | AtConstant | AtOutput | AtBuffer | AtHeap | AtEither | AtSlice | AtPointer
+Place: TypeAlias = AtInput | AtConstant | AtOutput | AtBuffer | AtHeap | AtEither | AtSlice | AtSpilled | AtPointer
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +126,8 @@ class MemoryPlan:
         outputs: one for each result of the program.
         values: symbols (with `#`) that are the value of a parameter of rank 0: (symbol, input index).
         stays: the buffers of a tensor that leaves the arena, from one `fill` to the next `spill`.
-        spilled: where each such tensor lies outside the arena, from its first `spill` to its last `fill`.
+        spilled: where each such tensor lies outside the arena, from its first `spill` to its last `fill`, and where those
+            lie that are never in it.
         starts: number of each statement of the program's body, and, last, of its end.
         pinned: buffers that something else than one tensor's name leads to: they cannot leave the arena.
     """

@@ -24,6 +24,7 @@ from dlc.ir.memory import (
     AtOutput,
     AtPointer,
     AtSlice,
+    AtSpilled,
     MemoryPlan,
     OutputPlan,
     Place,
@@ -45,13 +46,20 @@ from dlc.ir.program import (
     tensor_types,
 )
 
+NEVER = 1 << 60
+"""Later than every statement."""
+
 SMALL_BYTES = 1 << 20
 """A tensor of run-time size stays in the arena when its bound is below this; larger ones are allocated to measure."""
 
 
-def plan_memory(program: Program) -> MemoryPlan:
-    """Places and lifetimes of all tensors of a program of launches, library operations and control."""
-    return _Planner(program).plan()
+def plan_memory(program: Program, outside: frozenset[str] = frozenset()) -> MemoryPlan:
+    """Places and lifetimes of all tensors of a program of launches, library operations and control.
+
+    Args:
+        outside: tensors that lie outside the arena for all their lives; each would have a buffer of its own.
+    """
+    return _Planner(program, outside).plan()
 
 
 @dataclass(slots=True)
@@ -71,8 +79,9 @@ class _LoopScope:
 
 
 class _Planner:
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, outside: frozenset[str]) -> None:
         self.program = program
+        self.outside = outside
         self.types = tensor_types(program)
         self.places: dict[str, Place] = {}
         self.buffers: list[_Buffer] = []
@@ -281,7 +290,13 @@ class _Planner:
 
     def define(self, name: str) -> None:
         place = self.wanted.get(name)
-        if place is None:
+        if name in self.outside:
+            of = self.types[name]
+            size = self.upper_bound(of.stored * of.dtype.bytes)
+            assert place is None and size is not None, name
+            self.spilled[name] = _Buffer(name, size, self.clock, self.clock)
+            place = AtSpilled(name)
+        elif place is None:
             place = self.new_storage(name, self.types[name])
         self.place(name, place, self.roots_of(place))
         for index in self.roots[name]:
@@ -321,6 +336,8 @@ class _Planner:
         return AtBuffer(index)
 
     def use(self, name: str) -> None:
+        if name in self.outside:
+            self.spilled[name].last = NEVER if self.loops else max(self.spilled[name].last, self.clock)
         for index in self.roots[name]:
             self.touch(index)
 

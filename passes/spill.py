@@ -4,11 +4,14 @@ A statement of the program's body is a step: what it reads and writes has to be 
 that is alive may wait outside. Only a tensor with a buffer of its own can leave; what control flow knows by its address
 (carries, results of branches) stays. A tensor that has left once has its copy outside for good, for tensors do not
 change: it costs one copy out, and one back per return.
+
+A step that alone needs more than the budget cannot have all its tensors in the arena. Some of them then never enter it:
+kernels read and write them where they lie outside, which a mapped file allows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dlc.ir.memory import AtBuffer, MemoryPlan
@@ -40,9 +43,17 @@ class Steps:
 
     @property
     def least(self) -> int:
-        """No budget below this one lets every step run."""
+        """The most that a step needs: no budget below this one lets every step have all its tensors in the arena."""
         steps = zip(self.fixed, self.needed, strict=True)
         return max((fixed + sum(self.sizes[t] for t in needed) for fixed, needed in steps), default=0)
+
+    def without(self, outside: Collection[str]) -> Steps:
+        """The steps when some tensors never enter the arena."""
+        return Steps(
+            {name: uses for name, uses in self.uses.items() if name not in outside},
+            {name: size for name, size in self.sizes.items() if name not in outside},
+            self.fixed,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +90,24 @@ def steps_of(program: Program, memory: MemoryPlan, sizes: Sequence[int]) -> Step
         {name: sizes[index_of[name]] for name in uses},
         tuple(fixed),
     )
+
+
+def kept_outside(steps: Steps, capacity: int) -> frozenset[str]:
+    """Tensors without which every step fits in `capacity` bytes, few and small.
+
+    Where a step needs too much, the smallest tensor whose absence is enough stays outside, or the largest of all.
+    Tensors that take part in many such steps count for all of them at once, for the steps are looked at in turn.
+    """
+    outside: set[str] = set()
+    for fixed, needed in zip(steps.fixed, steps.needed, strict=True):
+        inside = sorted((name for name in needed if name not in outside), key=lambda n: (steps.sizes[n], n))
+        excess = fixed + sum(steps.sizes[n] for n in inside) - capacity
+        while excess > 0 and inside:
+            name = next((n for n in inside if steps.sizes[n] >= excess), inside[-1])
+            inside.remove(name)
+            outside.add(name)
+            excess -= steps.sizes[name]
+    return frozenset(outside)
 
 
 def furthest_first(steps: Steps, capacity: int) -> list[Moves] | None:

@@ -10,6 +10,7 @@ from torch import nn
 
 import dlc
 from dlc.arena_plan import OverMemoryBudget
+from dlc.byte_sizes import parse_bytes
 from dlc.runtime.errors import OverBudget
 
 
@@ -53,16 +54,26 @@ def test_spills_and_is_equal_to_the_bit(model: nn.Module, tmp_path: Path) -> Non
     assert torch.equal(loaded(X), free(X)) and _arena(loaded) <= natural // 2
 
 
-def test_impossible_budget_names_the_least_and_the_least_works(model: nn.Module) -> None:
-    with pytest.raises(OverMemoryBudget) as caught:
-        dlc.compile(model, (X,), threads=1, memory_budget="1KiB")
-    assert caught.value.exit_code == 6
+def test_below_what_one_kernel_needs(model: nn.Module) -> None:
+    """Kernels then read and write the mapped file: any budget is enough for a program without loops and scratch memory."""
     free = dlc.compile(model, (X,), threads=1)
+    for budget in (TENSOR_BYTES, "1KiB"):
+        tight = dlc.compile(model, (X,), threads=1, memory_budget=budget)
+        assert torch.equal(tight(X), free(X)) and _arena(tight) <= parse_bytes(budget)
+
+
+def test_impossible_budget_names_the_least_and_the_least_works() -> None:
+    """What a loop carries from step to step cannot leave the arena."""
+    torch.manual_seed(0)
+    lstm, x = nn.LSTM(16, 16), torch.randn(5, 2, 16)
+    with pytest.raises(OverMemoryBudget) as caught:
+        dlc.compile(lstm, (x,), threads=1, memory_budget=64)
+    assert caught.value.exit_code == 6
     least = caught.value.fields["least"]
-    tight = dlc.compile(model, (X,), threads=1, memory_budget=least)
-    assert _arena(tight) <= least and torch.equal(tight(X), free(X))
+    free, tight = dlc.compile(lstm, (x,), threads=1), dlc.compile(lstm, (x,), threads=1, memory_budget=least)
+    assert torch.equal(tight(x)[0], free(x)[0]) and _arena(tight) <= least < _arena(free)
     with pytest.raises(OverMemoryBudget):
-        dlc.compile(model, (X,), threads=1, memory_budget=least - 1)
+        dlc.compile(lstm, (x,), threads=1, memory_budget=least - 1)
 
 
 def test_bounded_shapes_stay_within_the_budget(model: nn.Module) -> None:

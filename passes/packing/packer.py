@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dlc.passes.packing.buffers import Answer, Buffer, Infeasible, NotFound, Packed, height, most_live
 from dlc.passes.packing.fit import first_fit, fits
 from dlc.passes.packing.search import FOUND, NONE, OPEN, Advance, Instance, Ints, Search
 
-PREORDERS = ("WAT", "AT", "TWA")
-"""Keys of the preorders, each falling, that restarts take in turn; see `Instance.keys`."""
+PREORDERS = ("AT", "WAT", "TWA")
+"""Keys of the first preorders, each falling (see `Instance.key`)."""
+
+VARIED = ("AT", "AT", "WAT", "AT")
+"""Keys of the preorders that restarts vary, in turn."""
 
 NATIVE_CHUNK, PYTHON_CHUNK = 200, 10
 """Decisions between two looks at the clock."""
 
-LEARN = 1.0
-EXTRA = 100
 NOISE = 0.5
-"""A restart multiplies each buffer's keys by up to this much more or less."""
+"""A restart multiplies each buffer's keys by up to this much more or less,"""
+
+LEARN = 1.0
+"""and by up to this much more where earlier runs failed most often."""
+
+RUN = 100
+"""Decisions of the shortest runs, above one per buffer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,17 +207,18 @@ def _restarts(search: Search, seed: int) -> Iterator[tuple[Ints, int]]:
     if any(b.hint is not None for b in of.buffers):
         yield np.array(_by_hint(of.buffers), np.int64), of.count * 2
     random = np.random.default_rng(seed)
-    step = 0
-    while True:
-        step += 1
-        for letters in PREORDERS:
-            keys = [of.key(letter) for letter in letters]
-            if step > 1:
-                noise = random.uniform(1 - NOISE, 1 + NOISE, of.count) * (1 + LEARN * search.blame())
-                keys = [key * noise for key in keys]
-            order = np.lexsort([-key for key in reversed(keys)]).astype(np.int64)
-            yield order, _luby(step) * (of.count + EXTRA)
+    for letters in PREORDERS:
+        yield _preorder(of, letters, np.ones(of.count)), of.count + RUN
+    for step in itertools.count(1):
+        for letters in VARIED:
+            noise = random.uniform(1 - NOISE, 1 + NOISE, of.count) * (1 + LEARN * search.blame())
             search.fade()
+            yield _preorder(of, letters, noise), _luby(step) * (of.count + RUN)
+
+
+def _preorder(of: Instance, letters: str, factors: NDArray[np.float64]) -> Ints:
+    """The buffers by falling keys, the first letter's first, each key times a factor."""
+    return np.lexsort([-of.key(letter) * factors for letter in reversed(letters)]).astype(np.int64)
 
 
 def _luby(step: int) -> int:

@@ -21,7 +21,16 @@ from dlc.ir.program import Program, Symbol, bound_symbols, walk_statements
 from dlc.native_packing import native_advance
 from dlc.passes.packing import Buffer, Placement, fit_least, pack_least
 from dlc.passes.schedule import plan_memory
-from dlc.passes.spill import Moves, Steps, furthest_first, restless, steps_of, traffic_bytes, with_transfers
+from dlc.passes.spill import (
+    Moves,
+    Steps,
+    furthest_first,
+    kept_outside,
+    restless,
+    steps_of,
+    traffic_bytes,
+    with_transfers,
+)
 from dlc.runtime.arena import MAX_ARENA_BYTES, align
 from dlc.runtime.cpu import default_threads
 
@@ -67,7 +76,8 @@ class ArenaPlan:
         height: bytes of the arena, its threads' scratch memory excluded.
         bound: no plan for these lives is smaller.
         spill_bytes: bytes outside the arena.
-        traffic_bytes: bytes that go there and back in one run.
+        traffic_bytes: bytes that are copied there and back in one run.
+        outside: tensors that never are in the arena: kernels read and write them in the mapped file.
     """
 
     program: Program
@@ -78,10 +88,23 @@ class ArenaPlan:
     seconds: float
     spill_bytes: int = 0
     traffic_bytes: int = 0
+    outside: frozenset[str] = frozenset()
 
     @property
     def gap(self) -> float:
+        """How much of the arena may be too much: 0 when it is proven least for these lives."""
         return (self.height - self.bound) / self.bound if self.bound else 0.0
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the artifact keeps of the plan, for people."""
+        return {
+            "bytes": self.height,
+            "bound": self.bound,
+            "gap": round(self.gap, 4),
+            "traffic": self.traffic_bytes,
+            "symbols": {name[1:]: value for name, value in self.symbols.items()},
+        }
 
 
 def plan_arena(program: Program, seconds: float = SCHEDULE_SECONDS) -> ArenaPlan:
@@ -102,6 +125,7 @@ def plan_within(
 
     Which tensors leave is decided for as many bytes as the budget has and then, for their addresses may not fit
     together, for a little fewer; at last everything but what a step needs leaves, which needs no luck with addresses.
+    Where one step needs more than the budget, some of its tensors never enter the arena.
 
     Raises:
         BudgetNeedsBounds: an extent that the inputs bind has no upper bound.
@@ -118,29 +142,39 @@ def plan_within(
     if natural.height <= budget:
         return natural
     steps = steps_of(program, memory, buffer_bytes(memory, symbols))
+    least = max(steps.fixed, default=0)
+    if budget < least:
+        raise OverMemoryBudget(program.loc, budget=memory_budget, least=least + scratch)
+    outside = kept_outside(steps, budget)
+    steps = steps.without(outside)
     for share in SHARES:
-        moves = furthest_first(steps, budget - round((budget - steps.least) * share) if budget > steps.least else budget)
+        moves = furthest_first(steps, budget - round((budget - steps.least) * share))
         if moves is None:
             break
-        found = _with_moves(program, symbols, steps, moves, seconds / len(SHARES))
+        found = _with_moves(program, symbols, steps, moves, outside, seconds / len(SHARES))
         if found.height <= budget:
             return replace(found, seconds=time.monotonic() - began)
-    last = _with_moves(program, symbols, steps, restless(steps), seconds)
-    if last.height > budget:
+    last = _with_moves(program, symbols, steps, restless(steps), outside, seconds)
+    if last.height > budget:  # what cannot leave the arena lies in the way
         raise OverMemoryBudget(program.loc, budget=memory_budget, least=last.height + scratch)
     return replace(last, seconds=time.monotonic() - began)
 
 
 def _with_moves(
-    program: Program, symbols: Mapping[str, int], steps: Steps, moves: Sequence[Moves], seconds: float
+    program: Program,
+    symbols: Mapping[str, int],
+    steps: Steps,
+    moves: Sequence[Moves],
+    outside: frozenset[str],
+    seconds: float,
 ) -> ArenaPlan:
     moved = with_transfers(program, moves)
-    memory = plan_memory(moved)
+    memory = plan_memory(moved, outside)
     found = _pack(_buffers(memory, symbols), seconds)
     homes = list(memory.spilled.values())
     sizes = [align(max(int(evaluate(h.bytes, symbols)), 0)) for h in homes]
-    outside = _pack([Buffer(h.name, h.first, h.last + 1, n) for h, n in zip(homes, sizes, strict=True)], seconds)
-    spilled = {h.name: replace(h, offset=at) for h, at in zip(homes, outside.offsets, strict=True)}
+    file = _pack([Buffer(h.name, h.first, h.last + 1, n) for h, n in zip(homes, sizes, strict=True)], seconds)
+    spilled = {h.name: replace(h, offset=at) for h, at in zip(homes, file.offsets, strict=True)}
     return ArenaPlan(
         moved,
         replace(_placed(memory, found), spilled=spilled),
@@ -148,8 +182,9 @@ def _with_moves(
         found.height,
         found.bound,
         0.0,
-        outside.height,
+        file.height,
         traffic_bytes(steps, moves),
+        outside,
     )
 
 
@@ -218,6 +253,7 @@ def memory_report(plan: ArenaPlan) -> dict[str, Any]:
         "arena_bytes": plan.height,
         "spill_bytes": plan.spill_bytes,
         "traffic_bytes": plan.traffic_bytes,
+        "outside": sorted(plan.outside),
         "steps": 1 + max((b.last for b in plan.memory.buffers), default=0),
         "buffers": listed,
         "symbols": {name[1:]: value for name, value in plan.symbols.items()},

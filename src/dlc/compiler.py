@@ -444,6 +444,7 @@ def compile_program(
         spill_bytes=arena.spill_bytes,
         memory_budget=memory_budget,
     )
+    manifest["x-arena"] = arena.facts
     report.seconds["entry"] = clock() - start
     start = clock()
     constants = pack_constants(program, layout, size)

@@ -264,7 +264,7 @@ def explain_manifest(
     target = manifest.get("target", {})
     console.say(f"target:    {target.get('isa')} {' '.join(target.get('features', ()))}")
     console.say(f"constants: {bytes_text(facts['constants_bytes'])}")
-    console.say(f"arena:     {len(arena)} buffers, {len(manifest.get('dynamic', ()))} sized at run time")
+    console.say(f"arena:     {len(arena)} buffers, {len(manifest.get('dynamic', ()))} sized at run time{_arena(manifest)}")
     console.say(f"kernels:   {len(calls)} calls of {len(grouped)} distinct ones\n")
     table = []
     for symbol, group in sorted(grouped.items(), key=lambda item: -len(item[1])):
@@ -286,6 +286,22 @@ def say_control(graph: Graph, console: Console, drawing: str | None) -> int:
         write_svg(graph, drawing)
         console.say(f"control graph: {drawing}")
     return 0
+
+
+def _arena(manifest: Mapping[str, Any]) -> str:
+    """The plan's size, how far it is from what is alive at once, and what is spilled."""
+    plan = manifest.get("x-arena")
+    if plan is None:
+        return ""
+    gap = "the least there is" if plan["bytes"] == plan["bound"] else f"at most {plan['gap']:.1%} above the least"
+    at = ", ".join(f"{name} = {value}" for name, value in plan["symbols"].items())
+    text = f"; {bytes_text(plan['bytes'])}{f' at {at}' if at else ''}, {gap}"
+    if manifest.get("spill_bytes"):
+        text += (
+            f"; budget {bytes_text(manifest['memory_budget'])}, {bytes_text(manifest['spill_bytes'])} outside, "
+            f"{bytes_text(plan['traffic'])} copied"
+        )
+    return text
 
 
 def _kernel_texts(folder: Path) -> dict[str, str]:

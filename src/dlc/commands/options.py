@@ -87,6 +87,15 @@ def add_compile(parser: argparse.ArgumentParser) -> None:
         metavar="Q",
         help="store matrices in few bits: i4:g64, u3:row:a=i8, auto:4.5bits (docs/quantisation.md)",
     )
+    group.add_argument(
+        "--memory-budget",
+        type=byte_size,
+        metavar="N",
+        help="bytes, or 16MiB, that the arena never exceeds; what does not fit is spilled to a mapped file",
+    )
+    group.add_argument(
+        "--schedule-time", type=float, default=1.0, metavar="S", help="seconds for the plan of the arena (default 1)"
+    )
     group.add_argument("--dump-dir", metavar="DIR", help="write every pass's result and an HTML report there")
     add_printing(parser)
 
@@ -221,6 +230,8 @@ def compile_model(model: Model, options: argparse.Namespace, console: Console) -
             observers=watching,
             progress=lambda done, of, name: console.progress(f"compiled {done} of {of} kernels"),
             verify_each=options.check_each,
+            memory_budget=options.memory_budget,
+            schedule_time=options.schedule_time,
             specialise=specialised(model, options.specialise) if model.kind == "onnx" else None,
             quantize=options.quantize,
         )
