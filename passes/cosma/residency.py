@@ -1,0 +1,220 @@
+"""What leaves fast memory when, for a given order; and a bound on it over all orders: one integer programme for both.
+
+A tensor needs to be there at its uses; between two of them it is there throughout or not at all (what leaves later or comes back
+earlier occupies more and saves nothing).  So one binary variable for a tensor's return before a use, and one for its being
+written, stand for all time steps; a row for an operator asks that enough of what would be alive beside it has gone.
+
+`encode` takes a precedence relation.  A total one gives the exact problem of that order.  A partial one (the graph's own) counts beside an
+operator only what is alive there in every order, and lets a tensor return before any use that may be the next: a
+relaxation of all orders at once, which classic networks, chains almost everywhere, meet exactly.
+
+Source: Li et al., COSMA (arXiv 2311.18246), equations 1-8 and 12; interval variables instead of time-indexed ones after
+Bartan et al., MOCCASIN (arXiv 2304.14463).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import highspy
+import numpy as np
+from ortools.sat.python import cp_model
+
+from dlc.passes.cosma.graph import Tables, bits
+from dlc.passes.cosma.plan import Span
+
+
+@dataclass(frozen=True, slots=True)
+class Precedence:
+    """Which operators are known to come before and after each one."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
+def partial_order(tables: Tables) -> Precedence:
+    """What the graph itself demands."""
+    return Precedence(tuple(tables.before), tuple(tables.after))
+
+
+def total_order(order: Sequence[int]) -> Precedence:
+    """One order."""
+    before, after, seen = [0] * len(order), [0] * len(order), 0
+    everything = (1 << len(order)) - 1
+    for o in order:
+        before[o] = seen
+        seen |= 1 << o
+        after[o] = everything & ~seen
+    return Precedence(tuple(before), tuple(after))
+
+
+@dataclass(slots=True)
+class Programme:
+    """min cost x, rows >= their bounds, x binary; `returns` names the variables: (tensor, use) -> column."""
+
+    cost: list[int] = field(default_factory=list)
+    rows: list[tuple[dict[int, int], int]] = field(default_factory=list)
+    returns: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    def column(self, cost: int) -> int:
+        self.cost.append(cost)
+        return len(self.cost) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Values of the columns, their cost, and what no values can go below."""
+
+    values: tuple[bool, ...]
+    cost: int
+    bound: int
+
+
+def encode(tables: Tables, given: Precedence, capacity: int) -> Programme:
+    """The programme for fast memory of `capacity` bytes."""
+    programme = Programme()
+    written: dict[tuple[int, int], int] = {}
+    demands: dict[tuple[int, ...], int] = {}
+    for o in range(tables.count):
+        room = capacity - tables.footprint(o, tables.all & ~(given.after[o] | 1 << o))
+        alive = _alive_beside(tables, given, o)
+        over = tables.total(_mask(alive)) - room
+        if over <= 0:
+            continue
+        columns = tuple(_gone(tables, given, programme, written, a, o) for a in alive)
+        terms = {c: tables.sizes[a] for c, a in zip(columns, alive, strict=True)}
+        key = tuple(v for item in sorted(terms.items()) for v in item)
+        if demands.get(key, 0) < over:
+            demands[key] = over
+    for key, over in demands.items():
+        terms = {c: min(size, over) for c, size in zip(key[::2], key[1::2], strict=True)}
+        programme.rows.append((terms, over))
+    return programme
+
+
+def _alive_beside(tables: Tables, given: Precedence, operator: int) -> list[int]:
+    before, after, touched = given.before[operator], given.after[operator], tables.touched[operator]
+    return [
+        a
+        for a, uses in enumerate(tables.uses)
+        if uses & before and uses & after and not touched >> a & 1 and tables.sizes[a]
+    ]
+
+
+def _mask(numbers: Sequence[int]) -> int:
+    return sum(1 << n for n in numbers)
+
+
+def _gone(
+    tables: Tables, given: Precedence, programme: Programme, written: dict[tuple[int, int], int], a: int, o: int
+) -> int:
+    """The column that is 1 when tensor `a` is elsewhere while `o` runs."""
+    later = tables.uses[a] & ~given.before[o]
+    following = [u for u in bits(later) if not given.before[u] & later]
+    columns = [_return(tables, given, programme, written, a, u) for u in following]
+    if len(columns) == 1:
+        return columns[0]
+    gone = programme.column(0)
+    programme.rows.append(({gone: -1, **dict.fromkeys(columns, 1)}, 0))
+    return gone
+
+
+def _return(
+    tables: Tables, given: Precedence, programme: Programme, written: dict[tuple[int, int], int], a: int, use: int
+) -> int:
+    if (a, use) in programme.returns:
+        return programme.returns[a, use]
+    size = tables.sizes[a]
+    column = programme.returns[a, use] = programme.column(size)
+    made = (given.before[use] & tables.written[a]).bit_count()
+    whole = made == tables.written[a].bit_count()
+    if tables.written[a] and not (whole and tables.clean_outputs >> a & 1):
+        key = (a, made if _is_total(given) else 0)
+        if key not in written:
+            written[key] = programme.column(size)
+        programme.rows.append(({written[key]: 1, column: -1}, 0))
+    return column
+
+
+def _is_total(given: Precedence) -> bool:
+    n = len(given.before)
+    return all(b.bit_count() + a.bit_count() == n - 1 for b, a in zip(given.before, given.after, strict=True))
+
+
+def decode(tables: Tables, order: Sequence[int], programme: Programme, answer: Answer) -> tuple[Span, ...]:
+    """The stays of all tensors in a total order: from a use to the last one before the tensor leaves."""
+    step = {o: at for at, o in enumerate(order)}
+    returns = {key for key, column in programme.returns.items() if answer.values[column]}
+    spans: list[Span] = []
+    for a, uses in enumerate(tables.uses):
+        steps = sorted(step[o] for o in bits(uses))
+        first = None
+        for at, following in zip(steps, [*steps[1:], None]):
+            first = at if first is None else first
+            if following is None or (a, order[following]) in returns:
+                spans.append((a, first, at))
+                first = None
+    return tuple(spans)
+
+
+def solve_highs(programme: Programme, time_limit_s: float) -> Answer | None:
+    """By HiGHS' branch and cut; None when it found nothing in time."""
+    unit = math.gcd(*(v for v in programme.cost if v)) or 1
+    if not programme.rows:
+        return Answer((False,) * len(programme.cost), 0, 0)
+    model = highspy.Highs()
+    model.setOptionValue("output_flag", False)
+    model.setOptionValue("threads", 1)
+    model.setOptionValue("time_limit", max(time_limit_s, 0.01))
+    model.setOptionValue("mip_rel_gap", 0.0)
+    model.passModel(_highs_model(programme, unit))
+    model.run()
+    info = model.getInfo()
+    bound = max(0, math.ceil(info.mip_dual_bound - 1e-6)) * unit if math.isfinite(info.mip_dual_bound) else 0
+    if info.primal_solution_status != 2:
+        return None
+    values = tuple(v > 0.5 for v in model.getSolution().col_value)
+    return Answer(values, _cost(programme, values), bound)
+
+
+def _highs_model(programme: Programme, unit: int) -> highspy.HighsLp:
+    lp = highspy.HighsLp()
+    n = len(programme.cost)
+    lp.num_col_, lp.num_row_ = n, len(programme.rows)
+    lp.col_cost_ = np.array(programme.cost, dtype=np.float64) / unit
+    lp.col_lower_, lp.col_upper_ = np.zeros(n), np.ones(n)
+    scale = [math.gcd(*(abs(v) for v in terms.values())) for terms, _ in programme.rows]
+    lp.row_lower_ = np.array([math.ceil(low / s) for (_, low), s in zip(programme.rows, scale)], dtype=np.float64)
+    lp.row_upper_ = np.full(len(programme.rows), highspy.kHighsInf)
+    lengths = [len(terms) for terms, _ in programme.rows]
+    lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
+    lp.a_matrix_.start_ = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    lp.a_matrix_.index_ = np.array([c for terms, _ in programme.rows for c in terms], dtype=np.int32)
+    lp.a_matrix_.value_ = np.array(
+        [v / s for (terms, _), s in zip(programme.rows, scale) for v in terms.values()], dtype=np.float64
+    )
+    lp.integrality_ = [highspy.HighsVarType.kInteger] * n
+    return lp
+
+
+def solve_cp(programme: Programme, time_limit_s: float) -> Answer | None:
+    """By CP-SAT, the other solver; `docs/schedule.md` has the comparison."""
+    model = cp_model.CpModel()
+    columns = [model.new_bool_var(f"x{i}") for i in range(len(programme.cost))]
+    for terms, low in programme.rows:
+        model.add(sum(v * columns[c] for c, v in terms.items()) >= low)
+    model.minimize(sum(c * x for c, x in zip(programme.cost, columns, strict=True) if c))
+    solver = cp_model.CpSolver()
+    solver.parameters.max_time_in_seconds = max(time_limit_s, 0.01)
+    solver.parameters.num_workers = 1
+    status = solver.solve(model)
+    if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+        return None
+    values = tuple(bool(solver.value(x)) for x in columns)
+    return Answer(values, _cost(programme, values), math.ceil(solver.best_objective_bound - 1e-6))
+
+
+def _cost(programme: Programme, values: Sequence[bool]) -> int:
+    return sum(c for c, v in zip(programme.cost, values, strict=True) if v)
