@@ -181,6 +181,8 @@ class Tables:
         for o in reversed(range(n)):
             for s in bits(self.next[o]):
                 self.after[o] |= self.after[s] | 1 << s
+        self.touched_list = [tuple(bits(mask)) for mask in self.touched]
+        self.next_list = [tuple(bits(mask)) for mask in self.next]
         self.need = [sum(self.sizes[a] for a in bits(self.touched[o])) for o in range(n)]
         self.clean_outputs = _mask(i for i, t in enumerate(graph.tensors) if t.output)
         self.inputs = _mask(i for i, t in enumerate(graph.tensors) if not t.producers)
@@ -203,10 +205,17 @@ class Tables:
 
     def total(self, tensors: int) -> int:
         """Bytes of a set of tensors."""
-        return sum(self.sizes[a] for a in bits(tensors))
+        sizes, found = self.sizes, 0
+        while tensors:
+            low = tensors & -tensors
+            found += sizes[low.bit_length() - 1]
+            tensors ^= low
+        return found
 
     def footprint(self, operator: int, done: int) -> int:
         """Bytes that `operator` cannot do without when it runs after `done`."""
+        if not self.takes[operator]:
+            return self.need[operator]
         return self.need[operator] - self.total(self.taken(operator, done))
 
 

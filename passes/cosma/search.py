@@ -7,7 +7,7 @@ state, stops at the optimum.  It is kept small by
 * immediate steps: an operator (or a chain) that fits, and leaves no more alive than there was, runs at once, unless
   what it leaves could be dearer to send away than what it took;
 * least evictions: of what leaves, no part could have stayed.
-An optional bound on what is still to come (`Rest`) makes it A*.
+A bound on what is still to come (`Rest`) makes it A*.
 
 All of this is about bytes alone; addresses come after (`optimise`).
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -77,18 +77,14 @@ class Moves:
     def eviction_cost(self, tensors: int, copied: int) -> int:
         return self.tables.total(tensors) + self.tables.total(tensors & ~copied)
 
-    def run(self, state: State, operator: int, limit: int) -> Iterator[State]:
-        """States after `operator`, one for each least set of tensors that can make room for it."""
+    def run(self, state: State, operator: int, limit: int) -> Iterator[tuple[int, int]]:
+        """(what leaves, its cost) for each least set of tensors that makes room for `operator`."""
         t = self.tables
-        touched = t.touched[operator]
-        room = self.capacity - t.footprint(operator, state.done)
-        idle = state.here & ~touched
-        over = t.total(idle) - room
+        idle = state.here & ~t.touched[operator]
+        over = t.total(idle) + t.footprint(operator, state.done) - self.capacity
         if over <= 0:
-            yield self.after(state, operator, 0, 0)
-            return
-        for gone, cost in self.evictions(idle, state.copied, over, limit - state.cost):
-            yield self.after(state, operator, gone, cost)
+            return iter(((0, 0),))
+        return self.evictions(idle, state.copied, over, limit - state.cost)
 
     def after(self, state: State, operator: int, gone: int, cost: int) -> State:
         t = self.tables
@@ -96,7 +92,7 @@ class Moves:
         here = (state.here & ~gone) | t.touched[operator]
         copied = state.copied | gone
         steps = ((operator, here),)
-        for a in bits(t.touched[operator]):
+        for a in t.touched_list[operator]:
             if t.written[a] >> operator & 1:
                 whole = not t.written[a] & ~done
                 copied = copied | 1 << a if whole and t.clean_outputs >> a & 1 else copied & ~(1 << a)
@@ -104,7 +100,7 @@ class Moves:
                 here &= ~(1 << a)
                 copied &= ~(1 << a)
         ready = state.ready & ~(1 << operator)
-        for s in bits(t.next[operator]):
+        for s in t.next_list[operator]:
             if not t.direct[s] & ~done:
                 ready |= 1 << s
         return State(state.cost + cost, state.to_go - 1, next(self.serial), done, here, copied, ready, state, steps)
@@ -159,8 +155,8 @@ class Moves:
         involved = 0
         for _ in range(LONGEST_CHAIN):
             touched = t.touched[operator]
-            born = sum(1 << a for a in bits(touched) if not t.uses[a] & state.done)
-            if touched & ~state.here & ~born:
+            absent = touched & ~state.here
+            if any(t.uses[a] & state.done for a in bits(absent)):
                 return None  # something would have to come back
             if t.total(state.here & ~touched) + t.footprint(operator, state.done) > self.capacity:
                 return None
@@ -224,6 +220,26 @@ def _twin_key(tables: Tables) -> list[tuple[int, int, int]]:
     return [(size, uses, written) for size, uses, written in zip(tables.sizes, tables.uses, tables.written, strict=True)]
 
 
+class Rest:
+    """A bound on the traffic that a state has still to pay: of parts of the graph, what each costs by itself.
+
+    A part is (tensors, cost): that many bytes are moved for these tensors whatever the order.  It counts until one of
+    them comes into being; a part of one tensor counts until that leaves.
+    """
+
+    def __init__(self, tables: Tables, parts: Sequence[tuple[int, int]]) -> None:
+        self.tables = tables
+        self.parts = []
+        for tensors, cost in parts:
+            born = 0
+            for a in bits(tensors):
+                born |= tables.uses[a]
+            self.parts.append((born, tensors, cost))
+
+    def after(self, state: State) -> int:
+        return sum(cost for born, _, cost in self.parts if not born & state.done)
+
+
 class Front:
     """States after the same operators of which none makes another one needless."""
 
@@ -253,38 +269,88 @@ class Front:
         return cost + self.moves.eviction_cost(extra, copied) + t.total(missing_copies) <= cost2
 
 
+@dataclass(order=True, slots=True)
+class _Move:
+    """A step that is not taken yet: from `state`, run `operator` when `gone` has left."""
+
+    estimate: int
+    to_go: int
+    serial: int
+    state: State = field(compare=False)
+    operator: int = field(compare=False)
+    gone: int = field(compare=False)
+    price: int = field(compare=False)
+
+
 def search(
-    tables: Tables, capacity: int, *, limit: int | None = None, time_limit_s: float = 60.0, most_states: int = 5_000_000
+    tables: Tables,
+    capacity: int,
+    *,
+    limit: int | None = None,
+    rest: Rest | None = None,
+    time_limit_s: float = 60.0,
 ) -> Outcome:
     """The least traffic of any order within `capacity`.
 
     Args:
         limit: cost of a plan that is known; only cheaper ones are looked for.
+        rest: a bound on the cost of what is still to run.
     """
     deadline = time.monotonic() + time_limit_s
     moves = Moves(tables, capacity)
     front = Front(moves)
+    rest = rest or Rest(tables, ())
     top = limit - 1 if limit is not None else 4 * tables.total((1 << len(tables.sizes)) - 1) * (tables.count + 1)
-    heap = [moves.start()]
+    seen: set[tuple[int, int, int]] = set()
+    heap: list[_Move] = []
+    state = moves.start()
+    estimate = rest.after(state)
     for taken in count():
-        if not heap:
+        key = (state.done, state.here, state.copied)
+        if key not in seen:
+            seen.add(key)
+            state = moves.settle(state)
+            if state.done == tables.all:
+                order, spans = trace(tables, state)
+                return Outcome(order, spans, state.cost, state.cost)
+            if front.add(state):
+                estimate = max(estimate, state.cost + rest.after(state))
+                for o in bits(state.ready):
+                    for gone, price in moves.run(state, o, top):
+                        if max(estimate, state.cost + price) <= top:
+                            new = max(estimate, state.cost + price)
+                            heapq.heappush(heap, _Move(new, state.to_go, next(moves.serial), state, o, gone, price))
+        if not heap or heap[0].estimate > top:
             return Outcome((), None, top + 1, top + 1)
-        state = heapq.heappop(heap)
-        if state.cost > top:
-            return Outcome((), None, top + 1, top + 1)
-        if taken % 128 == 0 and (time.monotonic() > deadline or taken > most_states):
-            return Outcome((), None, top + 1, state.cost)
-        state = moves.settle(state)
-        if state.done == tables.all:
-            order, spans = trace(tables, state)
-            return Outcome(order, spans, state.cost, state.cost)
-        if not front.add(state):
-            continue
-        for o in bits(state.ready):
-            for new in moves.run(state, o, top):
-                if new.cost <= top:
-                    heapq.heappush(heap, new)
+        move = heapq.heappop(heap)
+        if taken % 64 == 0 and time.monotonic() > deadline:
+            return Outcome((), None, top + 1, move.estimate)
+        state, estimate = moves.after(move.state, move.operator, move.gone, move.price), move.estimate
     raise AssertionError("the loop ends by returning")
+
+
+def beam(tables: Tables, capacity: int, *, width: int, deadline: float) -> Outcome:
+    """A plan by keeping, of all states after as many operators, the `width` cheapest; its bound is 0."""
+    moves = Moves(tables, capacity)
+    front = Front(moves)
+    top = 4 * tables.total((1 << len(tables.sizes)) - 1) * (tables.count + 1)
+    layers: list[list[State]] = [[] for _ in range(tables.count + 1)]
+    layers[0].append(moves.start())
+    for layer in layers[:-1]:
+        if time.monotonic() > deadline:
+            return Outcome((), None, top, 0)
+        layer.sort(key=lambda state: (state.cost, tables.total(state.here)))
+        for state in layer[:width]:
+            for o in bits(state.ready):
+                best = sorted(moves.run(state, o, top), key=lambda move: move[1])[:4]
+                for gone, price in best:
+                    new = moves.settle(moves.after(state, o, gone, price))
+                    if front.add(new):
+                        layers[new.done.bit_count()].append(new)
+        layer.clear()
+    final = min(layers[-1])
+    order, spans = trace(tables, final)
+    return Outcome(order, spans, final.cost, 0)
 
 
 def trace(tables: Tables, state: State) -> tuple[tuple[int, ...], tuple[Span, ...]]:
