@@ -12,15 +12,17 @@ Source: Belady, IBM Systems Journal 1966; Li et al., COSMA (arXiv 2311.18246), e
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
 from dlc.passes.cosma.graph import Graph, Tables, bits
 from dlc.passes.cosma.peak import least_peak
-from dlc.passes.cosma.placing import merge_heirs
+from dlc.passes.cosma.placing import as_buffers, with_offsets
 from dlc.passes.cosma.plan import Plan, Stay
 from dlc.passes.cosma.simulate import simulate
+from dlc.passes.packing import best_fit, first_fit
+from dlc.passes.packing.buffers import height
 
 Rule = Literal["belady", "greedy"]
 Allocator = Literal["first fit", "best fit"]
@@ -62,16 +64,13 @@ def replace_and_allocate(
 def _fit(graph: Graph, plan: Plan, capacity: int, allocator: Allocator) -> Plan | None:
     """The stays of `plan` at the places that the allocator finds, the largest first."""
     spans = [(s.tensor, s.first, s.last) for s in plan.stays]
-    owner, lives = merge_heirs(graph, plan.order, spans)
-    placed: dict[int, int] = {}
-    sizes = [graph.tensors[s.tensor].bytes for s in plan.stays]
-    for index, (start, end) in sorted(lives.items(), key=lambda item: -sizes[item[0]]):
-        beside = [(placed[i], placed[i] + sizes[i]) for i in placed if lives[i][0] < end and start < lives[i][1]]
-        offset = find_gap(beside, sizes[index], capacity, allocator)
-        if offset is None:
-            return None
-        placed[index] = offset
-    return Plan(plan.order, tuple(replace(s, offset=placed[owner[i]]) for i, s in enumerate(plan.stays)))
+    owner, buffers = as_buffers(graph, plan.order, spans)
+    rectangles = list(buffers.values())
+    by_size = sorted(range(len(rectangles)), key=lambda i: -rectangles[i].size)
+    offsets = (best_fit if allocator == "best fit" else first_fit)(rectangles, by_size)
+    if offsets is None or height(rectangles, offsets) > capacity:
+        return None
+    return with_offsets(plan.order, spans, owner, dict(zip(buffers, offsets, strict=True)))
 
 
 def find_gap(taken: Iterable[tuple[int, int]], size: int, capacity: int, allocator: Allocator) -> int | None:

@@ -4,37 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ortools.sat.python import cp_model
-
 from dlc.passes.cosma.graph import Graph
 from dlc.passes.cosma.plan import Plan, Span, Stay
+from dlc.passes.packing import Buffer, Packed, pack
 
 
 def place(
     graph: Graph, order: Sequence[int], spans: Sequence[Span], capacity: int, time_limit_s: float = 10.0
 ) -> Plan | None:
     """The plan with addresses below `capacity`, or None where none were found."""
-    owner, buffers = merge_heirs(graph, order, spans)
-    sizes = [graph.tensors[a].bytes for a, _, _ in spans]
-    unit = graph.unit
-    model = cp_model.CpModel()
-    at, times, heights = {}, [], []
-    for index, (first, end) in buffers.items():
-        size = sizes[index] // unit
-        at[index] = model.new_int_var(0, max(capacity // unit - size, 0), "")
-        if size:
-            times.append(model.new_fixed_size_interval_var(first, end - first, ""))
-            heights.append(model.new_fixed_size_interval_var(at[index], size, ""))
-    model.add_no_overlap_2d(times, heights)
-    solver = cp_model.CpSolver()
-    solver.parameters.max_time_in_seconds = time_limit_s
-    solver.parameters.num_workers = 1
-    if solver.solve(model) not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+    owner, buffers = as_buffers(graph, order, spans)
+    found = pack(tuple(buffers.values()), capacity, time_limit=time_limit_s)
+    if not isinstance(found, Packed):
         return None
-    offsets = {i: solver.value(v) * unit for i, v in at.items()}
-    return Plan(
-        tuple(order), tuple(Stay(a, first, last, offsets[owner[i]]) for i, (a, first, last) in enumerate(spans))
-    )
+    return with_offsets(order, spans, owner, dict(zip(buffers, found.offsets, strict=True)))
+
+
+def with_offsets(
+    order: Sequence[int], spans: Sequence[Span], owner: dict[int, int], offsets: dict[int, int]
+) -> Plan:
+    """The plan whose stays lie at their owners' offsets."""
+    stays = (Stay(a, first, last, offsets[owner[i]]) for i, (a, first, last) in enumerate(spans))
+    return Plan(tuple(order), tuple(stays))
+
+
+def as_buffers(
+    graph: Graph, order: Sequence[int], spans: Sequence[Span]
+) -> tuple[dict[int, int], dict[int, Buffer]]:
+    """By stay the one whose storage it has, and by such an owner the rectangle to place."""
+    owner, lives = merge_heirs(graph, order, spans)
+    names = [graph.tensors[a].name for a, _, _ in spans]
+    sizes = [graph.tensors[a].bytes for a, _, _ in spans]
+    return owner, {i: Buffer(names[i], *life, sizes[i]) for i, life in lives.items()}
 
 
 def merge_heirs(

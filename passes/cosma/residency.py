@@ -24,6 +24,7 @@ from ortools.sat.python import cp_model
 
 from dlc.passes.cosma.graph import Tables, bits
 from dlc.passes.cosma.plan import Span
+from dlc.passes.cosma.search import Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +53,17 @@ def total_order(order: Sequence[int]) -> Precedence:
 
 @dataclass(slots=True)
 class Programme:
-    """min cost x, rows >= their bounds, x binary; `returns` names the variables: (tensor, use) -> column."""
+    """min cost x, rows >= their bounds, x binary.
+
+    Attributes:
+        returns: the variables' names, (tensor, use) -> column.
+        operators: by row, the operator that makes it necessary, or -1.
+    """
 
     cost: list[int] = field(default_factory=list)
     rows: list[tuple[dict[int, int], int]] = field(default_factory=list)
     returns: dict[tuple[int, int], int] = field(default_factory=dict)
+    operators: list[int] = field(default_factory=list)
 
     def column(self, cost: int) -> int:
         self.cost.append(cost)
@@ -76,7 +83,7 @@ def encode(tables: Tables, given: Precedence, capacity: int) -> Programme:
     """The programme for fast memory of `capacity` bytes."""
     programme = Programme()
     written: dict[tuple[int, int], int] = {}
-    demands: dict[tuple[int, ...], int] = {}
+    demands: dict[tuple[int, ...], tuple[int, int]] = {}
     for o in range(tables.count):
         room = capacity - tables.footprint(o, tables.all & ~(given.after[o] | 1 << o))
         alive = _alive_beside(tables, given, o)
@@ -86,11 +93,12 @@ def encode(tables: Tables, given: Precedence, capacity: int) -> Programme:
         columns = tuple(_gone(tables, given, programme, written, a, o) for a in alive)
         terms = {c: tables.sizes[a] for c, a in zip(columns, alive, strict=True)}
         key = tuple(v for item in sorted(terms.items()) for v in item)
-        if demands.get(key, 0) < over:
-            demands[key] = over
-    for key, over in demands.items():
+        demands[key] = max(demands.get(key, (0, o)), (over, o))
+    programme.operators += [-1] * len(programme.rows)
+    for key, (over, o) in demands.items():
         terms = {c: min(size, over) for c, size in zip(key[::2], key[1::2], strict=True)}
         programme.rows.append((terms, over))
+        programme.operators.append(o)
     return programme
 
 
@@ -141,6 +149,34 @@ def _return(
 def _is_total(given: Precedence) -> bool:
     n = len(given.before)
     return all(b.bit_count() + a.bit_count() == n - 1 for b, a in zip(given.before, given.after, strict=True))
+
+
+def parts(tables: Tables, capacity: int, time_limit_s: float) -> tuple[Part, ...]:
+    """What falls apart in the relaxation of all orders: sets of tensors, each with its own least cost."""
+    programme = encode(tables, partial_order(tables), capacity)
+    group = list(range(len(programme.cost)))
+
+    def find(c: int) -> int:
+        while group[c] != c:
+            group[c] = group[group[c]]
+            c = group[c]
+        return c
+
+    for terms, _ in programme.rows:
+        first, *others = terms
+        for c in others:
+            group[find(c)] = find(first)
+    found = []
+    for root in {find(c) for c in range(len(group))}:
+        columns = [c for c in range(len(group)) if find(c) == root]
+        place = {c: i for i, c in enumerate(columns)}
+        own = [(r, o) for r, o in zip(programme.rows, programme.operators, strict=True) if find(next(iter(r[0]))) == root]
+        rows = [({place[c]: v for c, v in terms.items()}, low) for (terms, low), _ in own]
+        answer = solve_highs(Programme([programme.cost[c] for c in columns], rows), time_limit_s)
+        tensors = {a for (a, _), c in programme.returns.items() if c in place}
+        if answer is not None and answer.bound:
+            found.append(Part(tuple(sorted(tensors)), _mask(sorted({o for _, o in own if o >= 0})), answer.bound))
+    return tuple(found)
 
 
 def decode(tables: Tables, order: Sequence[int], programme: Programme, answer: Answer) -> tuple[Span, ...]:

@@ -6,7 +6,9 @@ state, stops at the optimum.  It is kept small by
 * dominance: of two states after the same operators one is left out if the other can become it for no more than the difference;
 * immediate steps: an operator (or a chain) that fits, and leaves no more alive than there was, runs at once, unless
   what it leaves could be dearer to send away than what it took;
-* least evictions: of what leaves, no part could have stayed.
+* least evictions: of what leaves, no part could have stayed;
+* late operators: what was made from no more bytes, that are still needed, does not leave before its first use if it could have been
+  made just before that (`_makeable_late`).
 A bound on what is still to come (`Rest`) makes it A*.
 
 All of this is about bytes alone; addresses come after (`optimise`).
@@ -69,6 +71,7 @@ class Moves:
         self.capacity = capacity
         self.serial = count(1)
         self.twins = _twin_key(tables)
+        self.sources = _makeable_late(tables)
 
     def start(self) -> State:
         t = self.tables
@@ -84,7 +87,7 @@ class Moves:
         over = t.total(idle) + t.footprint(operator, state.done) - self.capacity
         if over <= 0:
             return iter(((0, 0),))
-        return self.evictions(idle, state.copied, over, limit - state.cost)
+        return self.evictions(idle, state.copied, state.done, over, limit - state.cost)
 
     def after(self, state: State, operator: int, gone: int, cost: int) -> State:
         t = self.tables
@@ -105,10 +108,13 @@ class Moves:
                 ready |= 1 << s
         return State(state.cost + cost, state.to_go - 1, next(self.serial), done, here, copied, ready, state, steps)
 
-    def evictions(self, idle: int, copied: int, over: int, budget: int) -> Iterator[tuple[int, int]]:
+    def evictions(self, idle: int, copied: int, done: int, over: int, budget: int) -> Iterator[tuple[int, int]]:
         """Sets of tensors of `over` bytes or more, none of which could stay, that cost at most `budget`."""
         t = self.tables
-        tensors = sorted((a for a in bits(idle) if t.sizes[a]), key=lambda a: (-t.sizes[a], self.twins[a], a))
+        tensors = sorted(
+            (a for a in bits(idle) if t.sizes[a] and not self.waits(a, done)),
+            key=lambda a: (-t.sizes[a], self.twins[a], a),
+        )
         rest = [0]
         for a in reversed(tensors):
             rest.append(rest[-1] + t.sizes[a])
@@ -131,6 +137,13 @@ class Moves:
             yield from choose(skip, gone, size, least, cost)
 
         yield from choose(0, 0, 0, 0, 0)
+
+    def waits(self, a: int, done: int) -> bool:
+        """Whether `a` was made too early if it left now."""
+        t, sources = self.tables, self.sources[a]
+        if sources is None or t.uses[a] & done & ~t.written[a]:
+            return False
+        return all(t.uses[x] & ~done for x in sources)
 
     def are_twins(self, a: int, b: int, copied: int) -> bool:
         return self.twins[a] == self.twins[b] and (copied >> a & 1) == (copied >> b & 1)
@@ -165,6 +178,8 @@ class Moves:
             after = self.after(state, operator, 0, 0)
             left = after.here & involved
             new = left & ~start.here
+            if any(self.waits(a, after.done) for a in bits(new)):
+                return None  # what may not leave replaces nothing
             freed = [(h & ~left | h & new, c) for h, c in alive]
             if all(self.replaces(new, after.copied, h, c) for h, c in freed):
                 return self.joined(start, after)
@@ -220,24 +235,72 @@ def _twin_key(tables: Tables) -> list[tuple[int, int, int]]:
     return [(size, uses, written) for size, uses, written in zip(tables.sizes, tables.uses, tables.written, strict=True)]
 
 
-class Rest:
-    """A bound on the traffic that a state has still to pay: of parts of the graph, what each costs by itself.
+def _makeable_late(tables: Tables) -> list[tuple[int, ...] | None]:
+    """By tensor, what it is made from, if making it late costs nothing; else None.
 
-    A part is (tensors, cost): that many bytes are moved for these tensors whatever the order.  It counts until one of
-    them comes into being; a part of one tensor counts until that leaves.
+    Say v = f(X) left before its first use, by c, at the cost of 2 |v|.  If f ran just before c instead, X would have to be there, at a cost
+    of 2 |X| at most, and there would be room for it where c's results will lie.  So v need not leave if |X| <= |v| and
+    |X| <= |c's results|.  X has to be needed still: otherwise f may have run early to be rid of it.
+    """
+    graph = tables.graph
+    made = [0] * tables.count
+    for a, t in enumerate(graph.tensors):
+        if len(t.producers) == 1 and t.takes is None:
+            made[t.producers[0]] += tables.sizes[a]
+    found: list[tuple[int, ...] | None] = []
+    for a, t in enumerate(graph.tensors):
+        found.append(None)
+        if len(t.producers) != 1 or t.output or not t.consumers or t.takes is not None:
+            continue
+        sources = tuple(x for x in tables.touched_list[t.producers[0]] if x != a)
+        if any(t.producers[0] in graph.tensors[x].producers for x in sources):
+            continue  # it makes something else, too
+        size = sum(tables.sizes[x] for x in sources)
+        if size <= tables.sizes[a] and all(size <= made[c] for c in t.consumers):
+            found[a] = sources
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Tensors that cost `cost` bytes of traffic in whatever order, counted apart from all other parts.
+
+    Attributes:
+        operators: those beside which not all of the tensors that are alive there can be.
     """
 
-    def __init__(self, tables: Tables, parts: Sequence[tuple[int, int]]) -> None:
+    tensors: tuple[int, ...]
+    operators: int
+    cost: int
+
+
+class Rest:
+    """A bound on what a state has still to pay: the parts of which nothing has come into being yet.
+
+    A part of one tensor counts for longer: until the tensor leaves.
+    """
+
+    def __init__(self, tables: Tables, parts: Sequence[Part]) -> None:
         self.tables = tables
-        self.parts = []
-        for tensors, cost in parts:
-            born = 0
-            for a in bits(tensors):
-                born |= tables.uses[a]
-            self.parts.append((born, tensors, cost))
+        self.parts = [(self.born(part), part) for part in parts]
+
+    def born(self, part: Part) -> int:
+        born = 0
+        for a in part.tensors:
+            born |= self.tables.uses[a]
+        return born
 
     def after(self, state: State) -> int:
-        return sum(cost for born, _, cost in self.parts if not born & state.done)
+        total = 0
+        for born, part in self.parts:
+            if not born & state.done:
+                total += part.cost
+            elif len(part.tensors) == 1 and part.operators & ~state.done:
+                a = part.tensors[0]
+                if state.here >> a & 1:
+                    size = self.tables.sizes[a]
+                    total += min(part.cost, size if state.copied >> a & 1 else 2 * size)
+        return total
 
 
 class Front:
