@@ -107,7 +107,8 @@ class _Allocation:
     def run(self) -> Plan | None:
         t = self.tables
         done = 0
-        for self.step, operator in enumerate(self.order):
+        for step, operator in enumerate(self.order):
+            self.step = step
             needed = t.touched[operator]
             self.take_over(operator, done)
             if not self.make_room(needed, t.footprint(operator, done)):

@@ -1,8 +1,8 @@
 """Order, residency and addresses in one model, for when the cheapest plan's tensors do not pack: CP-SAT with rectangles.
 
 Each use of a tensor is a rectangle in time and address.  It ends where the next use's begins, at the same address, if the
-tensor stays in between, and after one step if it leaves.  Which use is the next one is a circuit through the tensor's uses.  So there are O(uses)
-rectangles instead of the paper's O(|T||A|^2) pairs (equations 9-11).
+tensor stays in between, and after one step if it leaves.  Which use is the next one is a circuit through the tensor's
+uses.  So there are O(uses) rectangles instead of the paper's O(|T||A|^2) pairs (equations 9-11).
 
 Source: Li et al., COSMA (arXiv 2311.18246); OR-tools' `AddNoOverlap2D` and `AddCircuit`.
 """
@@ -12,14 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 from ortools.sat.python import cp_model
 
 from dlc.passes.cosma.graph import Graph
 from dlc.passes.cosma.plan import Plan, Stay
 
-Literal = cp_model.LiteralT
-Linear = cp_model.LinearExprT
+Literal: TypeAlias = Any
+"""A Boolean variable or its negation: OR-tools publishes no type for both."""
+Linear: TypeAlias = Any
 
 
 @dataclass(slots=True)

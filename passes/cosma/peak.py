@@ -4,8 +4,8 @@ What is live after a set of operators depends on the set alone, so the order is 
 that hold all predecessors of their members) whose greatest footprint is least.  The search takes up sets in the order of that footprint
 (Serenity's dynamic programme, but best first, so that it stops at the optimum).  Its reduction: a chain of operators
 that is ready, fits below the footprint reached so far and ends with no more live memory than it began is run at once.
-That loses nothing: live memory is the cut of a hypergraph and so submodular, and with X the sets between D and D + S, live(D + S) <= live(X)
-for all X implies live(D + S + R) <= live(D + R) for every later R, the footprints of the operators likewise.
+That loses nothing: live memory is the cut of a hypergraph and so submodular.  If live(D + S) <= live(X) for all sets X
+between D and D + S, then live(D + S + R) <= live(D + R) for every later R, the footprints of the operators likewise.
 
 Source: Ahn et al., Serenity (arXiv 2003.02369), section 3.1; Liu, the generalised tree pebbling problem (SIAM J. Alg.
 Disc. Meth. 1987) for runs that end in a valley.
@@ -96,7 +96,8 @@ class Runner:
     def valley(
         self, done: int, live: int, ready: int, operator: int, level: int
     ) -> tuple[int, int, int, list[int]] | None:
-        start, ran = live, []
+        start = live
+        ran: list[int] = []
         while len(ran) < LONGEST_CHAIN:
             needed, live = self.step(done, live, operator)
             if needed > level:

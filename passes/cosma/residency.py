@@ -18,8 +18,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import highspy
-import numpy as np
 from ortools.sat.python import cp_model
 
 from dlc.passes.cosma.graph import Tables, bits
@@ -172,7 +170,7 @@ def parts(tables: Tables, capacity: int, time_limit_s: float) -> tuple[Part, ...
         place = {c: i for i, c in enumerate(columns)}
         own = [(r, o) for r, o in zip(programme.rows, programme.operators, strict=True) if find(next(iter(r[0]))) == root]
         rows = [({place[c]: v for c, v in terms.items()}, low) for (terms, low), _ in own]
-        answer = solve_highs(Programme([programme.cost[c] for c in columns], rows), time_limit_s)
+        answer = solve(Programme([programme.cost[c] for c in columns], rows), time_limit_s)
         tensors = {a for (a, _), c in programme.returns.items() if c in place}
         if answer is not None and answer.bound:
             found.append(Part(tuple(sorted(tensors)), _mask(sorted({o for _, o in own if o >= 0})), answer.bound))
@@ -195,48 +193,13 @@ def decode(tables: Tables, order: Sequence[int], programme: Programme, answer: A
     return tuple(spans)
 
 
-def solve_highs(programme: Programme, time_limit_s: float) -> Answer | None:
-    """By HiGHS' branch and cut; None when it found nothing in time."""
-    unit = math.gcd(*(v for v in programme.cost if v)) or 1
+def solve(programme: Programme, time_limit_s: float) -> Answer | None:
+    """By CP-SAT, whose arithmetic is exact; None when it found nothing in time.
+
+    HiGHS is as fast on these programmes (docs/schedule.md), but has tolerances.
+    """
     if not programme.rows:
         return Answer((False,) * len(programme.cost), 0, 0)
-    model = highspy.Highs()
-    model.setOptionValue("output_flag", False)
-    model.setOptionValue("threads", 1)
-    model.setOptionValue("time_limit", max(time_limit_s, 0.01))
-    model.setOptionValue("mip_rel_gap", 0.0)
-    model.passModel(_highs_model(programme, unit))
-    model.run()
-    info = model.getInfo()
-    bound = max(0, math.ceil(info.mip_dual_bound - 1e-6)) * unit if math.isfinite(info.mip_dual_bound) else 0
-    if info.primal_solution_status != 2:
-        return None
-    values = tuple(v > 0.5 for v in model.getSolution().col_value)
-    return Answer(values, _cost(programme, values), bound)
-
-
-def _highs_model(programme: Programme, unit: int) -> highspy.HighsLp:
-    lp = highspy.HighsLp()
-    n = len(programme.cost)
-    lp.num_col_, lp.num_row_ = n, len(programme.rows)
-    lp.col_cost_ = np.array(programme.cost, dtype=np.float64) / unit
-    lp.col_lower_, lp.col_upper_ = np.zeros(n), np.ones(n)
-    scale = [math.gcd(*(abs(v) for v in terms.values())) for terms, _ in programme.rows]
-    lp.row_lower_ = np.array([math.ceil(low / s) for (_, low), s in zip(programme.rows, scale)], dtype=np.float64)
-    lp.row_upper_ = np.full(len(programme.rows), highspy.kHighsInf)
-    lengths = [len(terms) for terms, _ in programme.rows]
-    lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-    lp.a_matrix_.start_ = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    lp.a_matrix_.index_ = np.array([c for terms, _ in programme.rows for c in terms], dtype=np.int32)
-    lp.a_matrix_.value_ = np.array(
-        [v / s for (terms, _), s in zip(programme.rows, scale) for v in terms.values()], dtype=np.float64
-    )
-    lp.integrality_ = [highspy.HighsVarType.kInteger] * n
-    return lp
-
-
-def solve_cp(programme: Programme, time_limit_s: float) -> Answer | None:
-    """By CP-SAT, the other solver; `docs/schedule.md` has the comparison."""
     model = cp_model.CpModel()
     columns = [model.new_bool_var(f"x{i}") for i in range(len(programme.cost))]
     for terms, low in programme.rows:

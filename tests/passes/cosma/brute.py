@@ -110,3 +110,38 @@ def least_peak(graph: Graph) -> int:
                     following[after] = min(worst, following.get(after, worst))
         best = following
     return best[frozenset(range(len(graph.operators)))]
+
+
+def feasible_order(graph: Graph, most: int) -> bool:
+    """Whether some order holds at most `most` bytes at a time: depth first over sets of operators, failures remembered.
+
+    An operator that fits and leaves no more than there was is run without looking at others.
+    """
+    count = len(graph.operators)
+    uses = [set(t.uses) for t in graph.tensors]
+    of = [[i for i, u in enumerate(uses) if o in u] for o in range(count)]
+    needs = [set().union(*(graph.tensors[i].producers for i in of[o] if o in graph.tensors[i].consumers)) for o in range(count)]
+    readers = [{c for i in of[o] if o in graph.tensors[i].producers for c in graph.tensors[i].consumers} for o in range(count)]
+    failed: set[frozenset[int]] = set()
+    stack = [(frozenset[int](), 0, frozenset(o for o in range(count) if not needs[o]))]
+    while stack:
+        done, live, ready = stack.pop()
+        if len(done) == count:
+            return True
+        if done in failed:
+            continue
+        failed.add(done)
+        found = []
+        for o in ready:
+            new = sum(graph.tensors[i].bytes for i in of[o] if not uses[i] & done)
+            old = sum(graph.tensors[i].bytes for i in of[o] if uses[i] <= done | {o})
+            if live + new > most:
+                continue
+            after = done | {o}
+            state = (after, live + new - old, ready - {o} | {r for r in readers[o] if needs[r] <= after})
+            if new <= old:
+                found = [state]
+                break
+            found.append(state)
+        stack += sorted(found, key=lambda state: -state[1])
+    return False
