@@ -16,8 +16,11 @@ Places = tuple[tuple[int, int], ...]
 """(tensor, address) of what is in fast memory, sorted."""
 
 
-def least_traffic(graph: Graph, capacity: int | None, *, addresses: bool = True) -> int | None:
-    """Least bytes of transfers that are not compulsory; without `addresses` only the sizes have to fit."""
+def least_traffic(graph: Graph, capacity: int, *, addresses: bool = True, below: int | None = None) -> int | None:
+    """Least bytes of transfers that are not compulsory; without `addresses` only the sizes have to fit.
+
+    With `below`, None where nothing costs less than that.
+    """
     whole = frozenset(range(len(graph.operators)))
     inputs = frozenset(i for i, t in enumerate(graph.tensors) if not t.producers)
     serial = count()
@@ -34,7 +37,7 @@ def least_traffic(graph: Graph, capacity: int | None, *, addresses: bool = True)
             if _may_run(graph, operator, done):
                 for price, now, copies in _steps(graph, capacity, operator, done, places, copied, addresses):
                     after = done | {operator}
-                    if (after, now, copies) not in seen:
+                    if (after, now, copies) not in seen and (below is None or cost + price < below):
                         heapq.heappush(heap, (cost + price, -len(after), next(serial), after, now, copies))
     return None
 
