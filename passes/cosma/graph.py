@@ -146,7 +146,8 @@ class Tables:
     Attributes:
         before: by operator, the operators that have to come before it, all of them.
         after: by operator, those that have to come after it.
-        direct: by operator, those it depends on directly.
+        late: operators that run right before the first one that reads their result (`_makeable_late`).
+        direct: by operator that is not late, those of its kind that it waits for; `next` is the other direction.
         touched: by operator, the tensors it reads or writes.
         uses: by tensor, the operators that read or write it.
         written: by tensor, the operators that write it.
@@ -160,8 +161,7 @@ class Tables:
         self.all = (1 << n) - 1
         self.sizes = [t.bytes for t in graph.tensors]
         self.touched = [0] * n
-        self.direct = [0] * n
-        self.next = [0] * n
+        depends = [0] * n
         self.takes: list[list[tuple[int, int]]] = [[] for _ in range(n)]
         self.uses = [_mask(t.uses) for t in graph.tensors]
         self.written = [_mask(t.producers) for t in graph.tensors]
@@ -169,31 +169,56 @@ class Tables:
             for o in t.uses:
                 self.touched[o] |= 1 << index
             for consumer in t.consumers:
-                self.direct[consumer] |= self.written[index]
+                depends[consumer] |= self.written[index]
             if t.takes is not None:
                 self.takes[t.producers[0]].append((index, t.takes))
         self.before = [0] * n
-        for o in range(n):  # the given order is a legal one
-            for p in bits(self.direct[o]):
-                self.before[o] |= self.before[p] | 1 << p
-                self.next[p] |= 1 << o
         self.after = [0] * n
+        for o in range(n):  # the given order is a legal one
+            for p in bits(depends[o]):
+                self.before[o] |= self.before[p] | 1 << p
         for o in reversed(range(n)):
-            for s in bits(self.next[o]):
-                self.after[o] |= self.after[s] | 1 << s
+            for p in bits(depends[o]):
+                self.after[p] |= self.after[o] | 1 << o
         self.touched_list = [tuple(bits(mask)) for mask in self.touched]
-        self.next_list = [tuple(bits(mask)) for mask in self.next]
+        self.late = _mask(_makeable_late(self))
+        self.direct = [0] * n
+        self.led_by = [0] * n  # late operators that run just before
+        for o in range(n):
+            for p in bits(depends[o]):
+                if self.late >> p & 1:
+                    self.direct[o] |= self.direct[p]
+                    self.led_by[o] |= self.led_by[p] | 1 << p
+                else:
+                    self.direct[o] |= 1 << p
+        self.next_list: list[list[int]] = [[] for _ in range(n)]
+        for o in bits(self.all & ~self.late):
+            for p in bits(self.direct[o]):
+                self.next_list[p].append(o)
         self.need = [sum(self.sizes[a] for a in bits(self.touched[o])) for o in range(n)]
         self.clean_outputs = _mask(i for i, t in enumerate(graph.tensors) if t.output)
         self.inputs = _mask(i for i, t in enumerate(graph.tensors) if not t.producers)
 
     def ready(self, done: int) -> int:
-        """Operators that may run next."""
+        """Operators that may run next, with the late ones they need before them."""
         found = 0
-        for o in bits(self.all & ~done):
+        for o in bits(self.all & ~done & ~self.late):
             if not self.direct[o] & ~done:
                 found |= 1 << o
         return found
+
+    def sequence(self, operator: int, done: int) -> tuple[int, ...]:
+        """What runs when `operator` does after `done`: late operators that it needs first."""
+        led_by = self.led_by[operator] & ~done
+        return (*bits(led_by), operator) if led_by else (operator,)
+
+    def ready_after(self, ready: int, done: int, operator: int) -> int:
+        """Ready operators when `operator`, one of `ready`, has run and made the set `done`."""
+        ready &= ~(1 << operator)
+        for s in self.next_list[operator]:
+            if not self.direct[s] & ~done:
+                ready |= 1 << s
+        return ready
 
     def taken(self, operator: int, done: int) -> int:
         """Tensors whose storage `operator` takes over when it runs after `done`: it is the last that needs them."""
@@ -217,6 +242,31 @@ class Tables:
         if not self.takes[operator]:
             return self.need[operator]
         return self.need[operator] - self.total(self.taken(operator, done))
+
+
+def _makeable_late(tables: Tables) -> Iterable[int]:
+    """Operators v = f(X) that lose nothing by running right before c, the first reader of v.
+
+    Until then X is there instead of v, which takes no more room and is no dearer to send away if |X| <= |v|; and f has room where c's
+    results will lie if |X| <= |those|.  Whatever c is, that has to hold.  (Of tensors that are taken over the
+    last reader matters, so they are left out, and results of the graph, since these leave for less.)
+    """
+    graph, sizes = tables.graph, tables.sizes
+    made = [0] * tables.count
+    for t in graph.tensors:
+        if len(t.producers) == 1 and t.takes is None:
+            made[t.producers[0]] += t.bytes
+    taken = {t.takes for t in graph.tensors}
+    for a, t in enumerate(graph.tensors):
+        if len(t.producers) != 1 or t.output or not t.consumers or t.takes is not None:
+            continue
+        operator = t.producers[0]
+        sources = [x for x in tables.touched_list[operator] if x != a]
+        if any(operator in graph.tensors[x].producers or x in taken for x in sources):
+            continue
+        size = sum(sizes[x] for x in sources)
+        if size <= sizes[a] and all(size <= made[c] for c in t.consumers):
+            yield operator
 
 
 def least_budget(graph: Graph) -> int:

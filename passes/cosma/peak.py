@@ -7,6 +7,8 @@ that is ready, fits below the footprint reached so far and ends with no more liv
 That loses nothing: live memory is the cut of a hypergraph and so submodular.  If live(D + S) <= live(X) for all sets X
 between D and D + S, then live(D + S + R) <= live(D + R) for every later R, the footprints of the operators likewise.
 
+Operators that may as well run late (`Tables.late`) are no choices of their own.
+
 Source: Ahn et al., Serenity (arXiv 2003.02369), section 3.1; Liu, the generalised tree pebbling problem (SIAM J. Alg.
 Disc. Meth. 1987) for runs that end in a valley.
 """
@@ -70,13 +72,14 @@ class Runner:
                 needed -= t.sizes[old]
         return needed, left
 
-    def ready_after(self, ready: int, done: int, operator: int) -> int:
-        """Ready operators when `operator`, one of `ready`, has run and made the set `done`."""
-        ready &= ~(1 << operator)
-        for s in bits(self.tables.next[operator]):
-            if not self.tables.direct[s] & ~done:
-                ready |= 1 << s
-        return ready
+    def run(self, done: int, live: int, operator: int) -> tuple[int, int, int, tuple[int, ...]]:
+        """(bytes needed, bytes live after it, operators run, which ones) of `operator` and the late ones before it."""
+        steps = self.tables.sequence(operator, done)
+        most = 0
+        for o in steps:
+            needed, live = self.step(done, live, o)
+            most, done = max(most, needed), done | 1 << o
+        return most, live, done, steps
 
     def settle(self, done: int, live: int, ready: int, level: int) -> tuple[int, int, int, tuple[int, ...]]:
         """Run every chain that fits in `level` and leaves no more alive than before: (done, live, ready, what ran)."""
@@ -99,12 +102,11 @@ class Runner:
         start = live
         ran: list[int] = []
         while len(ran) < LONGEST_CHAIN:
-            needed, live = self.step(done, live, operator)
+            needed, live, done, steps = self.run(done, live, operator)
             if needed > level:
                 return None
-            done |= 1 << operator
-            ready_now = self.ready_after(ready, done, operator)
-            ran.append(operator)
+            ready_now = self.tables.ready_after(ready, done, operator)
+            ran += steps
             new = ready_now & ~ready
             ready = ready_now
             if live <= start:
@@ -151,12 +153,11 @@ class _Search:
             if serial % 256 == 0 and time.monotonic() > deadline:
                 return None
             for o in bits(ready):
-                after = done | 1 << o
+                needed, left, after, steps = self.runner.run(done, live, o)
                 if after not in self.came:
-                    needed, left = self.runner.step(done, live, o)
-                    now = self.runner.ready_after(ready, after, o)
+                    now = t.ready_after(ready, after, o)
                     to_go = t.count - after.bit_count()
-                    new = _State(max(self.level, needed), to_go, serial * t.count + o, after, left, now, done, (o,))
+                    new = _State(max(self.level, needed), to_go, serial * t.count + o, after, left, now, done, steps)
                     heapq.heappush(heap, new)
         raise AssertionError("a graph without cycles has an order")
 
@@ -173,24 +174,20 @@ class _Search:
 def beam(tables: Tables, width: int) -> tuple[tuple[int, ...], int]:
     """An order of low peak: of all sets of a size only the `width` best are kept."""
     runner = Runner(tables)
-    layer = {0: (0, 0, tables.ready(0), ())}
-    orders: list[dict[int, tuple[int, int]]] = []
-    for _ in range(tables.count):
-        following: dict[int, tuple[int, int, int, int, int]] = {}
-        for done, (peak, live, ready, _) in layer.items():
+    layers: list[dict[int, tuple[int, int, int, int, tuple[int, ...]]]] = [{} for _ in range(tables.count + 1)]
+    layers[0][0] = (0, 0, tables.ready(0), 0, ())
+    for layer in layers:
+        best = sorted(layer.items(), key=lambda item: item[1][:2])[:width]
+        for done, (peak, live, ready, _, _) in best:
             for o in bits(ready):
-                after = done | 1 << o
-                needed, left = runner.step(done, live, o)
-                new = max(peak, needed)
-                other = following.get(after)
-                if other is None or (new, left) < other[:2]:
-                    following[after] = (new, left, runner.ready_after(ready, after, o), done, o)
-        best = sorted(following.items(), key=lambda item: item[1][:2])[:width]
-        orders.append({done: (origin, o) for done, (_, _, _, origin, o) in best})
-        layer = {done: (peak, live, ready, ()) for done, (peak, live, ready, _, _) in best}
-    at, order = tables.all, []
-    for step in reversed(orders):
-        at, o = step[at]
-        order.append(o)
+                needed, left, after, steps = runner.run(done, live, o)
+                new = (max(peak, needed), left)
+                following = layers[after.bit_count()]
+                if after not in following or new < following[after][:2]:
+                    following[after] = (*new, tables.ready_after(ready, after, o), done, steps)
+    at, order = tables.all, list[int]()
+    while at:
+        _, _, _, at, steps = layers[at.bit_count()][at]
+        order += reversed(steps)
     order.reverse()
-    return tuple(order), layer[tables.all][0]
+    return tuple(order), layers[-1][tables.all][0]

@@ -7,8 +7,7 @@ state, stops at the optimum.  It is kept small by
 * immediate steps: an operator (or a chain) that fits, and leaves no more alive than there was, runs at once, unless
   what it leaves could be dearer to send away than what it took;
 * least evictions: of what leaves, no part could have stayed;
-* late operators: what was made from no more bytes, that are still needed, does not leave before its first use if it could have been
-  made just before that (`_makeable_late`).
+* late operators (`Tables.late`) are no choices of their own: they run right before what needs them.
 A bound on what is still to come (`Rest`) makes it A*.
 
 All of this is about bytes alone; addresses come after (`optimise`).
@@ -49,6 +48,7 @@ class State:
         here: tensors in fast memory that are still needed.
         copied: tensors whose present value slow memory has.
         ready: operators that may run next.
+        forced: operators that have to, before any other.
         steps: (operator, tensors in fast memory while it runs) since `origin`.
     """
 
@@ -59,6 +59,7 @@ class State:
     here: int = field(compare=False)
     copied: int = field(compare=False)
     ready: int = field(compare=False)
+    forced: tuple[int, ...] = field(compare=False)
     origin: State | None = field(compare=False)
     steps: tuple[tuple[int, int], ...] = field(compare=False)
 
@@ -71,11 +72,10 @@ class Moves:
         self.capacity = capacity
         self.serial = count(1)
         self.twins = _twin_key(tables)
-        self.sources = _makeable_late(tables)
 
     def start(self) -> State:
         t = self.tables
-        return State(0, t.count, 0, 0, 0, t.inputs, t.ready(0), None, ())
+        return State(0, t.count, 0, 0, 0, t.inputs, t.ready(0), (), None, ())
 
     def eviction_cost(self, tensors: int, copied: int) -> int:
         return self.tables.total(tensors) + self.tables.total(tensors & ~copied)
@@ -87,9 +87,18 @@ class Moves:
         over = t.total(idle) + t.footprint(operator, state.done) - self.capacity
         if over <= 0:
             return iter(((0, 0),))
-        return self.evictions(idle, state.copied, state.done, over, limit - state.cost)
+        return self.evictions(idle, state.copied, over, limit - state.cost)
 
-    def after(self, state: State, operator: int, gone: int, cost: int) -> State:
+    def choices(self, state: State) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """What may run next, and what has to run after that."""
+        if state.forced:
+            yield state.forced[0], state.forced[1:]
+            return
+        for o in bits(state.ready):
+            first, *then = self.tables.sequence(o, state.done)
+            yield first, tuple(then)
+
+    def after(self, state: State, operator: int, gone: int = 0, cost: int = 0, forced: tuple[int, ...] = ()) -> State:
         t = self.tables
         done = state.done | 1 << operator
         here = (state.here & ~gone) | t.touched[operator]
@@ -102,19 +111,15 @@ class Moves:
             if not t.uses[a] & ~done:
                 here &= ~(1 << a)
                 copied &= ~(1 << a)
-        ready = state.ready & ~(1 << operator)
-        for s in t.next_list[operator]:
-            if not t.direct[s] & ~done:
-                ready |= 1 << s
-        return State(state.cost + cost, state.to_go - 1, next(self.serial), done, here, copied, ready, state, steps)
+        ready = state.ready if t.late >> operator & 1 else t.ready_after(state.ready, done, operator)
+        return State(
+            state.cost + cost, state.to_go - 1, next(self.serial), done, here, copied, ready, forced, state, steps
+        )  # fmt: skip
 
-    def evictions(self, idle: int, copied: int, done: int, over: int, budget: int) -> Iterator[tuple[int, int]]:
+    def evictions(self, idle: int, copied: int, over: int, budget: int) -> Iterator[tuple[int, int]]:
         """Sets of tensors of `over` bytes or more, none of which could stay, that cost at most `budget`."""
         t = self.tables
-        tensors = sorted(
-            (a for a in bits(idle) if t.sizes[a] and not self.waits(a, done)),
-            key=lambda a: (-t.sizes[a], self.twins[a], a),
-        )
+        tensors = sorted((a for a in bits(idle) if t.sizes[a]), key=lambda a: (-t.sizes[a], self.twins[a], a))
         rest = [0]
         for a in reversed(tensors):
             rest.append(rest[-1] + t.sizes[a])
@@ -138,13 +143,6 @@ class Moves:
 
         yield from choose(0, 0, 0, 0, 0)
 
-    def waits(self, a: int, done: int) -> bool:
-        """Whether `a` was made too early if it left now."""
-        t, sources = self.tables, self.sources[a]
-        if sources is None or t.uses[a] & done & ~t.written[a]:
-            return False
-        return all(t.uses[x] & ~done for x in sources)
-
     def are_twins(self, a: int, b: int, copied: int) -> bool:
         return self.twins[a] == self.twins[b] and (copied >> a & 1) == (copied >> b & 1)
 
@@ -152,7 +150,7 @@ class Moves:
 
     def settle(self, state: State) -> State:
         """The state after every operator and chain that may run at once without loss."""
-        again = True
+        again = not state.forced
         while again:
             again = False
             for first in bits(state.ready):
@@ -167,19 +165,15 @@ class Moves:
         state, alive = start, []
         involved = 0
         for _ in range(LONGEST_CHAIN):
-            touched = t.touched[operator]
-            absent = touched & ~state.here
-            if any(t.uses[a] & state.done for a in bits(absent)):
-                return None  # something would have to come back
-            if t.total(state.here & ~touched) + t.footprint(operator, state.done) > self.capacity:
-                return None
-            involved |= touched
-            alive.append((state.here & involved, state.copied))
-            after = self.after(state, operator, 0, 0)
+            after = state
+            for o in t.sequence(operator, state.done):
+                if not self.fits(after, o):
+                    return None
+                involved |= t.touched[o]
+                alive.append((after.here & involved, after.copied))
+                after = self.after(after, o)
             left = after.here & involved
             new = left & ~start.here
-            if any(self.waits(a, after.done) for a in bits(new)):
-                return None  # what may not leave replaces nothing
             freed = [(h & ~left | h & new, c) for h, c in alive]
             if all(self.replaces(new, after.copied, h, c) for h, c in freed):
                 return self.joined(start, after)
@@ -189,6 +183,14 @@ class Moves:
             state, operator = after, ready.bit_length() - 1
         return None
 
+    def fits(self, state: State, operator: int) -> bool:
+        """Whether nothing has to leave or come back for `operator`."""
+        t = self.tables
+        touched = t.touched[operator]
+        if any(t.uses[a] & state.done for a in bits(touched & ~state.here)):
+            return False
+        return t.total(state.here & ~touched) + t.footprint(operator, state.done) <= self.capacity
+
     def joined(self, start: State, after: State) -> State:
         steps: tuple[tuple[int, int], ...] = ()
         at: State | None = after
@@ -196,7 +198,7 @@ class Moves:
             steps = at.steps + steps
             at = at.origin
         return State(
-            after.cost, after.to_go, after.serial, after.done, after.here, after.copied, after.ready,
+            after.cost, after.to_go, after.serial, after.done, after.here, after.copied, after.ready, (),
             start.origin, start.steps + steps,
         )  # fmt: skip
 
@@ -233,32 +235,6 @@ class Moves:
 def _twin_key(tables: Tables) -> list[tuple[int, int, int]]:
     """Tensors of one key are interchangeable for as long as both are there."""
     return [(size, uses, written) for size, uses, written in zip(tables.sizes, tables.uses, tables.written, strict=True)]
-
-
-def _makeable_late(tables: Tables) -> list[tuple[int, ...] | None]:
-    """By tensor, what it is made from, if making it late costs nothing; else None.
-
-    Say v = f(X) left before its first use, by c, at the cost of 2 |v|.  If f ran just before c instead, X would have to be there, at a cost
-    of 2 |X| at most, and there would be room for it where c's results will lie.  So v need not leave if |X| <= |v| and
-    |X| <= |c's results|.  X has to be needed still: otherwise f may have run early to be rid of it.
-    """
-    graph = tables.graph
-    made = [0] * tables.count
-    for a, t in enumerate(graph.tensors):
-        if len(t.producers) == 1 and t.takes is None:
-            made[t.producers[0]] += tables.sizes[a]
-    found: list[tuple[int, ...] | None] = []
-    for a, t in enumerate(graph.tensors):
-        found.append(None)
-        if len(t.producers) != 1 or t.output or not t.consumers or t.takes is not None:
-            continue
-        sources = tuple(x for x in tables.touched_list[t.producers[0]] if x != a)
-        if any(t.producers[0] in graph.tensors[x].producers for x in sources):
-            continue  # it makes something else, too
-        size = sum(tables.sizes[x] for x in sources)
-        if size <= tables.sizes[a] and all(size <= made[c] for c in t.consumers):
-            found[a] = sources
-    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,11 +284,11 @@ class Front:
 
     def __init__(self, moves: Moves) -> None:
         self.moves = moves
-        self.kept: dict[int, list[tuple[int, int, int]]] = {}
+        self.kept: dict[tuple[int, tuple[int, ...]], list[tuple[int, int, int]]] = {}
 
     def add(self, state: State) -> bool:
         """Whether the state is worth going on from."""
-        kept = self.kept.setdefault(state.done, [])
+        kept = self.kept.setdefault((state.done, state.forced), [])
         mine = (state.here, state.copied, state.cost)
         if any(self.covers(other, mine) for other in kept):
             return False
@@ -343,6 +319,7 @@ class _Move:
     operator: int = field(compare=False)
     gone: int = field(compare=False)
     price: int = field(compare=False)
+    forced: tuple[int, ...] = field(compare=False)
 
 
 def search(
@@ -364,12 +341,12 @@ def search(
     front = Front(moves)
     rest = rest or Rest(tables, ())
     top = limit - 1 if limit is not None else 4 * tables.total((1 << len(tables.sizes)) - 1) * (tables.count + 1)
-    seen: set[tuple[int, int, int]] = set()
+    seen: set[tuple[int, int, int, tuple[int, ...]]] = set()
     heap: list[_Move] = []
     state = moves.start()
     estimate = rest.after(state)
     for taken in count():
-        key = (state.done, state.here, state.copied)
+        key = (state.done, state.here, state.copied, state.forced)
         if key not in seen:
             seen.add(key)
             state = moves.settle(state)
@@ -378,17 +355,18 @@ def search(
                 return Outcome(order, spans, state.cost, state.cost)
             if front.add(state):
                 estimate = max(estimate, state.cost + rest.after(state))
-                for o in bits(state.ready):
+                for o, then in moves.choices(state):
                     for gone, price in moves.run(state, o, top):
-                        if max(estimate, state.cost + price) <= top:
-                            new = max(estimate, state.cost + price)
-                            heapq.heappush(heap, _Move(new, state.to_go, next(moves.serial), state, o, gone, price))
+                        new = max(estimate, state.cost + price)
+                        if new <= top:
+                            move = _Move(new, state.to_go, next(moves.serial), state, o, gone, price, then)
+                            heapq.heappush(heap, move)
         if not heap or heap[0].estimate > top:
             return Outcome((), None, top + 1, top + 1)
         move = heapq.heappop(heap)
         if taken % 64 == 0 and time.monotonic() > deadline:
             return Outcome((), None, top + 1, move.estimate)
-        state, estimate = moves.after(move.state, move.operator, move.gone, move.price), move.estimate
+        state, estimate = moves.after(move.state, move.operator, move.gone, move.price, move.forced), move.estimate
     raise AssertionError("the loop ends by returning")
 
 
@@ -404,10 +382,10 @@ def beam(tables: Tables, capacity: int, *, width: int, deadline: float) -> Outco
             return Outcome((), None, top, 0)
         layer.sort(key=lambda state: (state.cost, tables.total(state.here)))
         for state in layer[:width]:
-            for o in bits(state.ready):
+            for o, then in moves.choices(state):
                 best = sorted(moves.run(state, o, top), key=lambda move: move[1])[:4]
                 for gone, price in best:
-                    new = moves.settle(moves.after(state, o, gone, price))
+                    new = moves.settle(moves.after(state, o, gone, price, then))
                     if front.add(new):
                         layers[new.done.bit_count()].append(new)
         layer.clear()
