@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dlc.ir.einsum import TensorType
+from dlc.ir.einsum import Einsum, TensorType
 from dlc.ir.extent import evaluate
 from dlc.ir.program import Launch, Program, Stmt, tensor_types
 from dlc.passes.cosma.graph import Graph, Tensor
@@ -43,7 +43,16 @@ def graph_of(program: Program, extents: Mapping[str, int] | None = None, *, weig
         for name in names
         if name in consumers or name in producer
     )
-    return Graph(program.name, tuple(_operator_name(stmt) for stmt in body), tensors)
+    cheap = tuple(o for o, stmt in enumerate(body) if _is_cheap(program, stmt))
+    return Graph(program.name, tuple(_operator_name(stmt) for stmt in body), tensors, cheap)
+
+
+def _is_cheap(program: Program, stmt: Stmt) -> bool:
+    """Whether a statement is a kernel that computes each element from a few others, without a reduction."""
+    if not isinstance(stmt, Launch):
+        return False
+    steps = program.kernel_table[stmt.kernel].cascade.steps
+    return all(isinstance(step, Einsum) and step.reduce is None for step in steps)
 
 
 def _bytes(of: TensorType, known: Mapping[str, int]) -> int:

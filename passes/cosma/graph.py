@@ -1,8 +1,8 @@
 """What is scheduled: operators that read and write tensors of known sizes.
 
 The text of a graph is JSON, `{"name", "operators": [name, ...], "tensors": [{"name", "bytes", "from": [operator, ...],
-"to": [operator, ...], "output": true, "weight": true, "takes": tensor}, ...]}`, where operators and tensors are numbers of
-the lists and what is empty or false is left out.  The operators stand in a legal order, the default one.
+"to": [operator, ...], "output": true, "weight": true, "takes": tensor}, ...], "cheap": [operator, ...]}`, where operators and
+tensors are numbers of the lists and what is empty or false is left out.  The operators stand in a legal order, the default one.
 """
 
 from __future__ import annotations
@@ -52,11 +52,16 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """Operators in a legal order, and the tensors between them."""
+    """Operators in a legal order, and the tensors between them.
+
+    Attributes:
+        cheap: operators that may run more than once (`rematerialise`).
+    """
 
     name: str
     operators: tuple[str, ...]
     tensors: tuple[Tensor, ...]
+    cheap: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for t in self.tensors:
@@ -98,7 +103,8 @@ class Graph:
 
     def to_json(self) -> str:
         """One tensor a line, so that a change is a small difference."""
-        head = f'{{"name": {json.dumps(self.name)},\n"operators": {json.dumps(self.operators)},\n"tensors": [\n'
+        cheap = f'"cheap": {json.dumps(self.cheap)},\n' if self.cheap else ""
+        head = f'{{"name": {json.dumps(self.name)},\n"operators": {json.dumps(self.operators)},\n{cheap}"tensors": [\n'
         return head + ",\n".join(json.dumps(_tensor_facts(t)) for t in self.tensors) + "\n]}\n"
 
 
@@ -127,7 +133,7 @@ def parse_graph(text: str) -> Graph:
             )
             for t in facts["tensors"]
         )
-        return Graph(facts["name"], tuple(facts["operators"]), tensors)
+        return Graph(facts["name"], tuple(facts["operators"]), tensors, tuple(facts.get("cheap", ())))
     except (ValueError, KeyError, TypeError) as fault:
         raise BadGraph(graph="?", what=f"the text is no operator graph ({fault!r})") from fault
 

@@ -118,7 +118,8 @@ def _gone(
 ) -> int:
     """The column that is 1 when tensor `a` is elsewhere while `o` runs."""
     later = tables.uses[a] & ~given.before[o]
-    following = [u for u in bits(later) if not given.before[u] & later]
+    surely = later & given.after[o]  # the others may have run before `o`
+    following = [u for u in bits(later) if not given.before[u] & surely]
     columns = [_return(tables, given, programme, written, a, u) for u in following]
     if len(columns) == 1:
         return columns[0]

@@ -341,14 +341,14 @@ def search(
     front = Front(moves)
     rest = rest or Rest(tables, ())
     top = limit - 1 if limit is not None else 4 * tables.total((1 << len(tables.sizes)) - 1) * (tables.count + 1)
-    seen: set[tuple[int, int, int, tuple[int, ...]]] = set()
+    seen: dict[tuple[int, int, int, tuple[int, ...]], int] = {}  # the bound is no metric: what comes later may be cheaper
     heap: list[_Move] = []
     state = moves.start()
     estimate = rest.after(state)
     for taken in count():
         key = (state.done, state.here, state.copied, state.forced)
-        if key not in seen:
-            seen.add(key)
+        if state.cost < seen.get(key, state.cost + 1):
+            seen[key] = state.cost
             state = moves.settle(state)
             if state.done == tables.all:
                 order, spans = trace(tables, state)

@@ -127,7 +127,7 @@ def _check_use(options: argparse.Namespace) -> None:
     """Refuse what would be ignored in silence."""
     scheduled = options.target == scratchpad.TARGET
     spatial = not scheduled and not _is_cpu(options.target)
-    given = {"--budget": options.budget is not None, "--weights": options.weights}
+    given = {"--budget": options.budget is not None, "--weights": options.weights, "--recompute": options.recompute}
     for option in (name for name, there in given.items() if there and not scheduled):
         raise OptionHasNoUse(option=option, use="--target scratchpad")
     if scheduled and options.kernel:

@@ -25,17 +25,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--schedule-time", type=float, default=60.0, metavar="S", help="seconds for the solver (default 60); the best plan found is shown"
     )
+    group.add_argument(
+        "--recompute", action="store_true", help="kernels without reductions may run again, where that moves fewer bytes"
+    )
     group.add_argument("--weights", action="store_true", help="constants take part, too: they come and go as inputs do")
 
 
 def explain(options: argparse.Namespace, console: Console) -> int:
     """Print the plan, and write it with its picture where --dump-dir says."""
     from dlc.passes.cosma.optimise import optimise
+    from dlc.passes.cosma.rematerialise import rematerialise
 
     graph = _graph(options)
+    more: dict[str, Any] = {}
     with console.step(f"scheduling {len(graph.operators)} operators"):
-        schedule = optimise(graph, options.budget, options.schedule_time)
-    facts = schedule_facts(graph, schedule)
+        if options.recompute and options.budget is not None:
+            found = rematerialise(graph, options.budget, options.schedule_time)
+            graph, schedule = found.graph, found.schedule
+            more = {"recomputed": found.copies, "saved_bytes": found.saved_bytes}
+        else:
+            schedule = optimise(graph, options.budget, options.schedule_time)
+    facts = schedule_facts(graph, schedule) | more
     console.emit(facts)
     _say(facts, console)
     if shared.dump_dir(options):
@@ -94,6 +104,8 @@ def _say(facts: Mapping[str, Any], console: Console) -> None:
     proof = "proven least" if facts["proven"] else f"at least {bytes_text(facts['bound'])}, a gap of {facts['gap']:.1%}"
     console.say(f"{facts['objective'] + ':':<15}{facts['value']} ({proof}, in {seconds_text(facts['seconds'])})")
     console.say(f"compulsory:    {facts['compulsory_bytes']} bytes in and out; highest address {facts['peak_bytes']}\n")
+    if "recomputed" in facts:
+        console.say(f"recomputed:    {', '.join(facts['recomputed']) or 'nothing'}, which saves {facts['saved_bytes']} bytes\n")
     arrivals: dict[int, list[str]] = {}
     for stay in facts["addresses"]:
         arrivals.setdefault(stay["first"], []).append(f"{stay['name']} at {stay['offset']} to step {stay['last']}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -11,6 +12,7 @@ from ledger import Ledger, digest_of
 from dlc.passes.cosma.graph import Graph, Tables, Tensor, least_budget, parse_graph
 from dlc.passes.cosma.optimise import BudgetTooSmall, lone_operators, optimise
 from dlc.passes.cosma.placing import as_buffers
+from dlc.passes.cosma.rematerialise import rematerialise
 from dlc.passes.cosma.search import search
 from dlc.passes.cosma.simulate import simulate
 from dlc.passes.packing import first_fit
@@ -159,3 +161,43 @@ def test_nothing_stays() -> None:
         graph, _ = case(5, number)
         tables = Tables(graph)
         simulate(graph, lone_operators(tables, range(tables.count)), least_budget(graph))
+
+
+def test_a_cheap_tensor_is_made_again() -> None:
+    """`a` makes a large x from a small s; x is wanted again when there was no room for it."""
+    graph = Graph(
+        "again",
+        ("s", "a", "b", "c", "d"),
+        (
+            Tensor("s", 1, (0,), (1, 4)),
+            Tensor("x", 4, (1,), (2, 4)),
+            Tensor("y", 4, (2,), (3,)),
+            Tensor("z", 3, (3,), (4,)),
+            Tensor("out", 1, (4,), output=True),
+            Tensor("big", 4, (3,), output=True),
+        ),
+        cheap=(1,),
+    )
+    budget = least_budget(graph)
+    found = rematerialise(graph, budget)
+    assert optimise(graph, budget).value == 10
+    assert (found.schedule.value, found.saved_bytes, found.copies) == (2, 8, ("a",))
+    assert rematerialise(replace(graph, cheap=()), budget).saved_bytes == 0
+    assert parse_graph(graph.to_json()) == graph
+
+
+def test_weights_are_read_where_they_lie() -> None:
+    """A weight that two operators use is dropped and read again, never written."""
+    graph = Graph(
+        "shared",
+        ("a", "b", "c"),
+        (
+            Tensor("w", 3, (), (0, 2), weight=True),
+            Tensor("x", 3, (0,), (1,)),
+            Tensor("y", 3, (1,), (2,)),
+            Tensor("z", 1, (2,), output=True),
+        ),
+    )
+    found = optimise(graph, 7)
+    assert found.value == 3 and {t.kind for t in found.replay.transfers if not t.compulsory} == {"fill"}
+    assert optimise(graph.without_weights(), 7).value == 0
