@@ -59,3 +59,20 @@ def sized(n: int, edges: Edges, random: Random) -> Graph:
         readers = tuple(sorted(random.sample(range(n), random.randint(1, min(n, 2)))))
         tensors.append(Tensor("input", random.randint(1, 4), (), readers))
     return Graph("dag", tuple(f"o{o}" for o in range(n)), tuple(tensors))
+
+
+def varied(n: int, random: Random) -> Graph:
+    """Any shape of `n` operators, with inputs that several read, sizes of 0, results that are read, two producers of a tensor."""
+    graph = sized(n, random.choice(connected_dags(n)), random)
+    tensors = []
+    for t in graph.tensors:
+        size = random.choice((0, 1, 1, 2, 3, 4)) if random.random() < 0.5 else t.bytes
+        tensors.append(Tensor(t.name, size, t.producers, t.consumers, t.output or random.random() < 0.05))
+    for k in range(random.randint(0, 2)):
+        readers = tuple(sorted(random.sample(range(n), random.randint(1, 3))))
+        tensors.append(Tensor(f"input{k}", random.randint(1, 4), (), readers))
+    if random.random() < 0.3:
+        a, b = sorted(random.sample(range(n), 2))
+        readers = tuple(c for c in range(b + 1, n) if random.random() < 0.5)
+        tensors.append(Tensor("sum", random.randint(1, 4), (a, b), readers, output=not readers))
+    return Graph("varied", graph.operators, tuple(tensors))
