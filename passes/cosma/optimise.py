@@ -104,8 +104,8 @@ class _LeastTraffic:
         if min((cost for cost, _, _ in self.found), default=None) != self.bound:
             self.search()
         self.place()
-        if self.settled():
-            return self.schedule("search")
+        if self.best is not None and self.best[0] == min(cost for cost, _, _ in self.found):
+            return self.schedule("search")  # addresses cost nothing; what is not proven is the order
         self.with_addresses()
         return self.schedule("model with addresses")
 
@@ -147,6 +147,8 @@ class _LeastTraffic:
         """Order or not, residency and addresses in one model."""
         cheapest = self.found[0][1] if self.found else None
         for order in dict.fromkeys((cheapest, None)):
+            if time.monotonic() > self.deadline:
+                return
             model = joint.encode(self.graph, self.budget, order=order, least_cost=self.bound)
             answer = joint.decode(self.graph, model, *joint.solve(model, self.left(0.5 if order else 1.0)))
             if answer.plan is not None:

@@ -27,15 +27,16 @@ from dlc.passes.cosma.search import Part
 
 @dataclass(frozen=True, slots=True)
 class Precedence:
-    """Which operators are known to come before and after each one."""
+    """Which operators are known to come before and after each one, and whether that is one order."""
 
     before: tuple[int, ...]
     after: tuple[int, ...]
+    total: bool
 
 
 def partial_order(tables: Tables) -> Precedence:
     """What the graph itself demands."""
-    return Precedence(tuple(tables.before), tuple(tables.after))
+    return Precedence(tuple(tables.before), tuple(tables.after), False)
 
 
 def total_order(order: Sequence[int]) -> Precedence:
@@ -46,7 +47,7 @@ def total_order(order: Sequence[int]) -> Precedence:
         before[o] = seen
         seen |= 1 << o
         after[o] = everything & ~seen
-    return Precedence(tuple(before), tuple(after))
+    return Precedence(tuple(before), tuple(after), True)
 
 
 @dataclass(slots=True)
@@ -82,10 +83,9 @@ def encode(tables: Tables, given: Precedence, capacity: int) -> Programme:
     programme = Programme()
     written: dict[tuple[int, int], int] = {}
     demands: dict[tuple[int, ...], tuple[int, int]] = {}
-    for o in range(tables.count):
+    for o, alive in enumerate(_alive_beside(tables, given)):
         room = capacity - tables.footprint(o, tables.all & ~(given.after[o] | 1 << o))
-        alive = _alive_beside(tables, given, o)
-        over = tables.total(_mask(alive)) - room
+        over = sum(tables.sizes[a] for a in alive) - room
         if over <= 0:
             continue
         columns = tuple(_gone(tables, given, programme, written, a, o) for a in alive)
@@ -100,17 +100,18 @@ def encode(tables: Tables, given: Precedence, capacity: int) -> Programme:
     return programme
 
 
-def _alive_beside(tables: Tables, given: Precedence, operator: int) -> list[int]:
-    before, after, touched = given.before[operator], given.after[operator], tables.touched[operator]
-    return [
-        a
-        for a, uses in enumerate(tables.uses)
-        if uses & before and uses & after and not touched >> a & 1 and tables.sizes[a]
-    ]
-
-
-def _mask(numbers: Sequence[int]) -> int:
-    return sum(1 << n for n in numbers)
+def _alive_beside(tables: Tables, given: Precedence) -> list[list[int]]:
+    """By operator, the tensors that it does not use and that are surely alive beside it: used before, and after."""
+    found: list[list[int]] = [[] for _ in range(tables.count)]
+    for a, uses in enumerate(tables.uses):
+        later = earlier = 0
+        for u in bits(uses):
+            later |= given.after[u]
+            earlier |= given.before[u]
+        if tables.sizes[a]:
+            for o in bits(later & earlier & ~uses):
+                found[o].append(a)
+    return found
 
 
 def _gone(
@@ -138,16 +139,11 @@ def _return(
     made = (given.before[use] & tables.written[a]).bit_count()
     whole = made == tables.written[a].bit_count()
     if tables.written[a] and not (whole and tables.clean_outputs >> a & 1):
-        key = (a, made if _is_total(given) else 0)
+        key = (a, made if given.total else 0)
         if key not in written:
             written[key] = programme.column(size)
         programme.rows.append(({written[key]: 1, column: -1}, 0))
     return column
-
-
-def _is_total(given: Precedence) -> bool:
-    n = len(given.before)
-    return all(b.bit_count() + a.bit_count() == n - 1 for b, a in zip(given.before, given.after, strict=True))
 
 
 def parts(tables: Tables, capacity: int, time_limit_s: float) -> tuple[Part, ...]:
@@ -165,16 +161,28 @@ def parts(tables: Tables, capacity: int, time_limit_s: float) -> tuple[Part, ...
         first, *others = terms
         for c in others:
             group[find(c)] = find(first)
+    members: dict[int, list[int]] = {}
+    for c in range(len(group)):
+        members.setdefault(find(c), []).append(c)
+    own: dict[int, list[int]] = {}
+    for r, (terms, _) in enumerate(programme.rows):
+        own.setdefault(find(next(iter(terms))), []).append(r)
+    tensor_of = {c: a for (a, _), c in programme.returns.items()}
+    solved: dict[str, int] = {}  # layers that are alike have parts that are alike
     found = []
-    for root in {find(c) for c in range(len(group))}:
-        columns = [c for c in range(len(group)) if find(c) == root]
+    for root, columns in members.items():
         place = {c: i for i, c in enumerate(columns)}
-        own = [(r, o) for r, o in zip(programme.rows, programme.operators, strict=True) if find(next(iter(r[0]))) == root]
-        rows = [({place[c]: v for c, v in terms.items()}, low) for (terms, low), _ in own]
-        answer = solve(Programme([programme.cost[c] for c in columns], rows), time_limit_s)
-        tensors = {a for (a, _), c in programme.returns.items() if c in place}
-        if answer is not None and answer.bound:
-            found.append(Part(tuple(sorted(tensors)), _mask(sorted({o for _, o in own if o >= 0})), answer.bound))
+        costs = [programme.cost[c] for c in columns]
+        rows = [programme.rows[r] for r in own.get(root, ())]
+        part = Programme(costs, [({place[c]: v for c, v in terms.items()}, low) for terms, low in rows])
+        key = repr((part.cost, part.rows))
+        if key not in solved:
+            answer = solve(part, time_limit_s)
+            solved[key] = 0 if answer is None else answer.bound
+        if solved[key]:
+            tensors = tuple(sorted({tensor_of[c] for c in columns if c in tensor_of}))
+            operators = {programme.operators[r] for r in own[root]} - {-1}
+            found.append(Part(tensors, sum(1 << o for o in operators), solved[key]))
     return tuple(found)
 
 

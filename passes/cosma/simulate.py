@@ -69,6 +69,10 @@ class _Replay:
         self.unwritten = [set(t.producers) for t in graph.tensors]
         self.valid = [not t.producers for t in graph.tensors]  # whether slow memory has the present value
         self.seen = [False] * len(graph.tensors)
+        self.touched: list[list[int]] = [[] for _ in graph.operators]
+        for index, t in enumerate(graph.tensors):
+            for o in t.uses:
+                self.touched[o].append(index)
         self.resident: dict[int, Stay] = {}
         self.transfers: list[Transfer] = []
         self.peak = self.live = 0
@@ -137,7 +141,8 @@ class _Replay:
     def handed_over(self, step: int, operator: int) -> set[int]:
         """Tensors whose storage is a new tensor's from this step on."""
         found = set()
-        for index, t in enumerate(self.graph.tensors):
+        for index in self.touched[operator]:
+            t = self.graph.tensors[index]
             old = t.takes
             if old is None or operator not in t.producers or self.remaining[old] != {operator}:
                 continue
@@ -147,9 +152,8 @@ class _Replay:
         return found
 
     def execute(self, step: int, operator: int) -> None:
-        for index, t in enumerate(self.graph.tensors):
-            if operator not in self.remaining[index]:
-                continue
+        for index in self.touched[operator]:
+            t = self.graph.tensors[index]
             if index not in self.resident:
                 raise WrongPlan(step=step, what=f"{self.name(index)} is needed and not there")
             if operator in t.consumers and self.unwritten[index] - {operator}:

@@ -89,7 +89,13 @@ def test_published_probes(name: str) -> None:
     assert least_budget(graph.scaled(4)) == 4 * least * 1024
 
 
-@pytest.mark.parametrize("make", CLASSIC + SEARCHED, ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(make, id=make.__name__, marks=pytest.mark.slow if make.__name__ == "transformer" else ())
+        for make in CLASSIC + SEARCHED
+    ],
+)
 def test_two_programs_agree_on_the_networks(make) -> None:  # type: ignore[no-untyped-def]
     """M_R and M_P by another algorithm: sums over operators; sets of operators, depth first, below a given peak."""
     graph = make()

@@ -9,8 +9,10 @@ from random import Random
 import pytest
 from ledger import Ledger, digest_of
 
+from dlc.passes.cosma.baselines import baselines
 from dlc.passes.cosma.graph import Graph, Tables, Tensor, least_budget, parse_graph
 from dlc.passes.cosma.optimise import BudgetTooSmall, lone_operators, optimise
+from dlc.passes.cosma.peak import least_peak
 from dlc.passes.cosma.placing import as_buffers
 from dlc.passes.cosma.rematerialise import rematerialise
 from dlc.passes.cosma.search import search
@@ -19,7 +21,7 @@ from dlc.passes.packing import first_fit
 from dlc.passes.packing.buffers import height
 from tests.passes.cosma import brute
 from tests.passes.cosma.dags import connected_dags, sized
-from tests.passes.cosma.test_graph import units
+from tests.passes.cosma.test_graph import graph_file, units
 
 SIZES = (1, 1, 4, 24, 267)
 
@@ -201,3 +203,31 @@ def test_weights_are_read_where_they_lie() -> None:
     found = optimise(graph, 7)
     assert found.value == 3 and {t.kind for t in found.replay.transfers if not t.compulsory} == {"fill"}
     assert optimise(graph.without_weights(), 7).value == 0
+
+
+def test_out_of_time_there_is_a_plan_and_a_gap() -> None:
+    graph = graph_file("amoebanet-d")
+    found = optimise(graph, least_budget(graph), 0.3)
+    assert not found.proven and 0 < found.gap <= 1 and found.bound < 3261440 < found.value
+    simulate(graph, found.plan, least_budget(graph))
+
+
+@pytest.mark.parametrize("name", ["densenet121", "r2plus1d-18", "vit-b16", "transformer", "nasnet-a", "pnasnet-5"])
+def test_networks(name: str) -> None:
+    """Proven at M_R, half-way and M_P, where nothing moves; never more than a baseline."""
+    graph = graph_file(name)
+    least, peak = least_budget(graph), least_peak(Tables(graph))
+    for capacity in (least, (least + peak.peak_bytes) // 2, peak.peak_bytes):
+        found = optimise(graph, capacity, 60)
+        assert found.proven and (capacity < peak.peak_bytes or found.value == 0)
+        others = [b.traffic_bytes for b in baselines(graph, capacity, peak.order)]
+        assert all(found.value <= other for other in others if other is not None)
+        wide = optimise(graph.scaled(4), 4 * capacity, 60)
+        assert wide.proven and wide.value == 4 * found.value
+
+
+def test_published_traffic() -> None:
+    """What a reproduction of COSMA measured at M_R: DenseNet-121 in 8 bits, R(2+1)D-18 in 32."""
+    for name, scale, traffic in (("densenet121", 1, 2609152), ("r2plus1d-18", 4, 205520896)):
+        graph = graph_file(name).scaled(scale)
+        assert optimise(graph, least_budget(graph)).value == traffic
