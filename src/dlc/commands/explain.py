@@ -6,6 +6,8 @@ dlc explain model.onnx --kernel k3    one kernel, as the Einsums that are in it
 dlc explain attention.ein --target fusemax --extent h=768,p=4096,m=4096,e=64,f=64
                                   time, traffic and energy of a cascade on a spatial accelerator, Einsum by Einsum
 dlc explain attention.ein --extent h=768,p=4096,m=4096,e=64,f=64      the same by the roofline of this CPU
+dlc explain model.onnx --target scratchpad --budget 256KiB
+                                  order, addresses and transfers of the kernels in a fast memory of that size
 dlc explain DLC0102               an error code: what it says and the way out
 """
 
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlc.commands import options as shared
+from dlc.commands import scratchpad
 from dlc.commands.quantised import say_quantised
 from dlc.console import Console, bytes_text, seconds_text
 from dlc.control_graph import Graph, control_graph, graph_lines, has_control, write_svg
@@ -82,6 +85,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--as-published", action="store_true", help="energy with the errors of the figures published for the target"
     )
     parser.add_argument("--graph", metavar="FILE", help="draw the control graph there (SVG)")
+    scratchpad.configure(parser)
     shared.add_threads(parser)
     shared.add_compile(parser)
     shared.add_format(parser)
@@ -91,6 +95,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
     if re.fullmatch(r"DLC\d{4}", options.model):
         return explain_code(options.model, console)
     _check_use(options)
+    if options.target == scratchpad.TARGET:
+        return scratchpad.explain(options, console)
     if options.extent or (options.model.endswith(".ein") and not _is_cpu(options.target)):
         return explain_cost(options, console)
     model = open_model(options.model)
@@ -121,7 +127,13 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
 def _check_use(options: argparse.Namespace) -> None:
     """Refuse what would be ignored in silence."""
-    spatial = not _is_cpu(options.target)
+    scheduled = options.target == scratchpad.TARGET
+    spatial = not scheduled and not _is_cpu(options.target)
+    given = {"--budget": options.budget is not None, "--weights": options.weights, "--recompute": options.recompute}
+    for option in (name for name, there in given.items() if there and not scheduled):
+        raise OptionHasNoUse(option=option, use="--target scratchpad")
+    if scheduled and options.kernel:
+        raise OptionHasNoUse(option="--kernel", use="a model that is compiled for this processor")
     if options.traffic_bytes is not None and not spatial:
         raise OptionHasNoUse(option="--traffic-bytes", use="a spatial --target")
     if options.as_published and not spatial:

@@ -178,6 +178,15 @@ def byte_count(text: str) -> float:
     return number
 
 
+def byte_size(text: str) -> int:
+    """`65536`, `256KiB` or `1.5MiB` as a number of bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|KB|MB|GB)?", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"write a number of bytes such as 65536, 256KiB or 1.5MiB, not '{text}'")
+    unit = match[2] or "B"
+    return int(float(match[1]) * (1024 if "i" in unit else 1000) ** " KMG".index(unit[0] if unit != "B" else " "))
+
+
 def int_range(text: str) -> tuple[int, int]:
     low, colon, high = text.partition(":")
     try:
