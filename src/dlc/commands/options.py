@@ -94,7 +94,10 @@ def add_compile(parser: argparse.ArgumentParser) -> None:
         help="bytes, or 16MiB, that the arena never exceeds; what does not fit is spilled to a mapped file",
     )
     group.add_argument(
-        "--schedule-time", type=float, default=1.0, metavar="S", help="seconds for the plan of the arena (default 1)"
+        "--schedule-time",
+        type=float,
+        metavar="S",
+        help="seconds for the plan of the arena (default 1; of a scratchpad 60), of which the best found is taken",
     )
     group.add_argument("--dump-dir", metavar="DIR", help="write every pass's result and an HTML report there")
     add_printing(parser)
@@ -178,15 +181,6 @@ def byte_count(text: str) -> float:
     return number
 
 
-def byte_size(text: str) -> int:
-    """`65536`, `256KiB` or `1.5MiB` as a number of bytes."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|KB|MB|GB)?", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"write a number of bytes such as 65536, 256KiB or 1.5MiB, not '{text}'")
-    unit = match[2] or "B"
-    return int(float(match[1]) * (1024 if "i" in unit else 1000) ** " KMG".index(unit[0] if unit != "B" else " "))
-
-
 def int_range(text: str) -> tuple[int, int]:
     low, colon, high = text.partition(":")
     try:
@@ -240,7 +234,7 @@ def compile_model(model: Model, options: argparse.Namespace, console: Console) -
             progress=lambda done, of, name: console.progress(f"compiled {done} of {of} kernels"),
             verify_each=options.check_each,
             memory_budget=options.memory_budget,
-            schedule_time=options.schedule_time,
+            schedule_time=compiler.SCHEDULE_SECONDS if options.schedule_time is None else options.schedule_time,
             specialise=specialised(model, options.specialise) if model.kind == "onnx" else None,
             quantize=options.quantize,
         )

@@ -15,15 +15,14 @@ if TYPE_CHECKING:
     from dlc.passes.cosma.optimise import Schedule
 
 TARGET = "scratchpad"
+SOLVER_SECONDS = 60.0
+"""For the solver, unless --schedule-time says otherwise; the best plan found is shown."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("schedule of a model's kernels (--target scratchpad; also of an operator graph's .json)")
     group.add_argument(
         "--budget", type=shared.byte_size, metavar="N", help="size of the fast memory, 256KiB; without it the least that needs no transfers"
-    )
-    group.add_argument(
-        "--schedule-time", type=float, default=60.0, metavar="S", help="seconds for the solver (default 60); the best plan found is shown"
     )
     group.add_argument(
         "--recompute", action="store_true", help="kernels without reductions may run again, where that moves fewer bytes"
@@ -37,14 +36,15 @@ def explain(options: argparse.Namespace, console: Console) -> int:
     from dlc.passes.cosma.rematerialise import rematerialise
 
     graph = _graph(options)
+    seconds = SOLVER_SECONDS if options.schedule_time is None else options.schedule_time
     more: dict[str, Any] = {}
     with console.step(f"scheduling {len(graph.operators)} operators"):
         if options.recompute and options.budget is not None:
-            found = rematerialise(graph, options.budget, options.schedule_time)
+            found = rematerialise(graph, options.budget, seconds)
             graph, schedule = found.graph, found.schedule
             more = {"recomputed": found.copies, "saved_bytes": found.saved_bytes}
         else:
-            schedule = optimise(graph, options.budget, options.schedule_time)
+            schedule = optimise(graph, options.budget, seconds)
     facts = schedule_facts(graph, schedule) | more
     console.emit(facts)
     _say(facts, console)
