@@ -43,6 +43,7 @@ from dlc.ir.program import (
     Region,
     Stmt,
     Symbol,
+    Transfer,
     bound_symbols,
     walk_statements,
 )
@@ -242,6 +243,8 @@ class _Entry(Memory):
                 self.library(stmt)
             case Bind():
                 self.bind(stmt)
+            case Transfer():
+                self.transfer(stmt)
             case If():
                 self.branch(stmt)
             case For():

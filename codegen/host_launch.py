@@ -18,6 +18,7 @@ FRAME = {
     "free": 11,
     "counts": 12,
     "times": 13,
+    "spill": 14,
 }
 FIRST_WORD = 16
 """First word after the frame's header."""

@@ -13,6 +13,7 @@ from dlc.codegen.target import Target
 from dlc.codegen.tile import scratch_offsets
 from dlc.costmodel.work import cascade_work
 from dlc.errors import Internal, Unsupported
+from dlc.ir.coded_sums import memory_of
 from dlc.ir.dtype import DType
 from dlc.ir.einsum import flat
 from dlc.ir.extent import Atom, FloorDiv, IntExpr, Max, Min, Mod, Var, int_expr, maximum, substitute, variables
@@ -49,17 +50,20 @@ def host_manifest(
     entry: str,
     pool: str | None,
     interface: Interface | None = None,
+    spill_bytes: int = 0,
+    memory_budget: int | None = None,
 ) -> dict[str, Any]:
     """The manifest, less the table of objects that the runtime adds.
 
     Args:
         constants: byte offset and size of each constant in the block.
         entry, pool: names of the objects that have `dlc_main` and the pool's functions.
+        spill_bytes: what a call needs outside the arena.
+        memory_budget: what the arena never exceeds, or None.
     """
     interface = interface or Interface()
     names = symbol_names(host.symbols)
     types = tensor_types(program)
-    static = frozenset(host.symbols[: host.static_symbols])
     limits = _limits(program)
 
     def text(e: IntExpr) -> str:
@@ -92,9 +96,14 @@ def host_manifest(
         "symbols": _symbols(program, plan, host, names),
         "inputs": inputs,
         "outputs": outputs,
-        "buffers": [{"name": b.name, "bytes": text(b.bytes), "first": b.first, "last": b.last} for b in plan.buffers],
+        "buffers": [
+            {"name": b.name, "bytes": text(b.bytes), "first": b.first, "last": b.last, "offset": b.offset}
+            for b in plan.buffers
+        ],
         "dynamic": [{"name": name} for name in plan.heap],
-        "scratch": text(_scratch(kernels, static, limits)),
+        "spill_bytes": spill_bytes,
+        "memory_budget": memory_budget,
+        "scratch": text(scratch_extent(program, kernels, plan.values)),
         "constants": {
             "bytes": 0,
             "items": [{"name": n, "offset": at, "bytes": size} for n, (at, size) in constants.items()],
@@ -199,8 +208,10 @@ def _bounded(e: IntExpr, known: frozenset[str], limits: Mapping[str, IntExpr]) -
     return None
 
 
-def _scratch(kernels: Mapping[str, HostKernel], static: frozenset[str], limits: Mapping[str, IntExpr]) -> IntExpr:
-    """Scratch bytes per thread: enough for each kernel."""
+def scratch_extent(program: Program, kernels: Mapping[str, HostKernel], values: Iterable[str]) -> IntExpr:
+    """Scratch bytes per thread, enough for each kernel, over the symbols that the call binds (`values` among them)."""
+    static = frozenset("#" + s.name for s in program.symbols) | frozenset(values)
+    limits = _limits(program)
     needs: list[IntExpr] = []
     for kernel in kernels.values():
         _, size = scratch_offsets(kernel.tile)
@@ -231,14 +242,14 @@ def constant_layout(
         if name not in types:
             continue
         of = types[name]
-        elements = of.stored.const
-        if elements is None:
+        kind, elements = memory_of(of)
+        if elements.const is None:
             raise Internal(program.loc, message=f"constant '{name}' has the shape {of}")
         key = (id(program.data.get(name)), of.dtype, of.order)
         if name in program.data and key in shared:
             layout[name] = shared[key]
             continue
-        layout[name] = shared[key] = (at, elements * of.dtype.bytes)
+        layout[name] = shared[key] = (at, elements.const * kind.bytes)
         at += -(-layout[name][1] // alignment) * alignment
     return layout, at
 

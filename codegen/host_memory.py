@@ -12,8 +12,8 @@ from dlc.errors import Internal
 from dlc.ir.dtype import BOOL, DType
 from dlc.ir.einsum import TensorType
 from dlc.ir.loc import Loc
-from dlc.ir.memory import AtBuffer, AtConstant, AtHeap, AtInput, AtOutput, MemoryPlan, Place
-from dlc.ir.program import Program, tensor_types
+from dlc.ir.memory import AtBuffer, AtConstant, AtHeap, AtInput, AtOutput, AtSpilled, MemoryPlan, Place
+from dlc.ir.program import Program, Transfer, tensor_types
 
 MAX_BLOCK_BYTES = float(1 << 46)
 """No machine has more; sizes below it do not overflow."""
@@ -37,6 +37,8 @@ class Memory:
         pointers: tensors whose address is a value of the function.
         symbols: values of the symbols bound so far.
         checks: numbers of the checks.
+        moved: buffers whose tensor lies in another one at this point of the text, having been spilled and filled.
+        returns: how often each tensor has come back so far; a tensor that was spilled once has its copy for good.
     """
 
     def __init__(self, program: Program, plan: MemoryPlan, constants: Mapping[str, int]) -> None:
@@ -50,6 +52,8 @@ class Memory:
         self.pointers: dict[str, str] = {}
         self.symbols: dict[str, str] = {}
         self.checks: dict[Check, int] = {}
+        self.moved: dict[int, int] = {}
+        self.returns: dict[str, int] = {}
 
     # -- memory
 
@@ -70,7 +74,10 @@ class Memory:
             case AtOutput(index):
                 return code.load_word("%frame", self.frame["outputs"] + index, PTR)
             case AtBuffer(index):
-                return code.load_word("%frame", self.frame["buffers"] + index, PTR)
+                return code.load_word("%frame", self.frame["buffers"] + self.moved.get(index, index), PTR)
+            case AtSpilled(tensor):
+                base = code.load_word("%frame", FRAME["spill"], PTR)
+                return code.offset(base, code.constant(self.plan.spilled[tensor].offset))
             case AtHeap(index):
                 return code.load_word("%frame", self.frame["dynamic"] + index, PTR)
             case _:
@@ -83,6 +90,22 @@ class Memory:
         place = self.plan.places[name]
         assert isinstance(place, AtHeap), name
         return self.frame["dynamic"] + place.index
+
+    def transfer(self, stmt: Transfer) -> None:
+        """Copy a tensor out of the arena, unless an earlier copy is there, or back into its next buffer."""
+        name = stmt.tensor
+        home, stays = self.plan.spilled[name], self.plan.stays[name]
+        if not stmt.fills and name in self.returns:
+            return
+        outside = self.code.offset(self.code.load_word("%frame", FRAME["spill"], PTR), self.code.constant(home.offset))
+        size = self.bytes_of(self.types[name])
+        if not stmt.fills:
+            self.returns[name] = 0
+            self.code.copy(outside, self.address(name), size)
+            return
+        self.returns[name] += 1
+        self.moved[stays[0]] = stays[self.returns[name]]
+        self.code.copy(self.address(name), outside, size)
 
     def allocate(self, name: str) -> None:
         """Memory for a tensor whose size is known only now."""

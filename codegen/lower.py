@@ -1,9 +1,9 @@
 """Lowering a kernel (a fused cascade) to a tile program.
 
-Four shapes of loop cover every kernel: a contraction with its epilogue (`contraction.py`), points (all steps share all
-free ranks; one nest, everything in registers), blocks (`unroll.py`: a few points of every step per task, unrolled into
-points) and rows (steps share outer ranks; inner ranks run in nests of their own, and what passes between nests lives in
-scratch). A scatter is a kernel of its own.
+These shapes of loop cover every kernel: a contraction with its epilogue (`contraction.py`; with weights in codes,
+`coded_sum.py`), points (all steps share all free ranks; one nest, everything in registers), blocks (`unroll.py`: a few points
+of every step per task, unrolled into points) and rows (steps share outer ranks; inner ranks run in nests of their own, and
+what passes between nests lives in scratch). A scatter is a kernel of its own.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from dlc.codegen.coded_sum import find_coded, lower_coded
 from dlc.codegen.contraction import find_contraction, lower_contraction
 from dlc.codegen.crossed import find_cross, lower_crossed
 from dlc.codegen.inner_product import find_inner_product, lower_inner_product
@@ -37,6 +38,7 @@ from dlc.codegen.tile_build import Builder
 from dlc.codegen.unroll import unroll_block
 from dlc.codegen.window import Window, find_window, lower_window
 from dlc.ir.blocked import unrolls
+from dlc.ir.coded_sums import memory_of
 from dlc.ir.dtype import DType
 from dlc.ir.einsum import Einsum, Scan, Step, TensorType, flat
 from dlc.ir.errors import OuterRank
@@ -97,6 +99,9 @@ class KernelLowering:
             return lower_scatter(self, self.steps[0])
         if any(r.extent.const == 0 for s in self.steps for r in s.ranks if r.name in self.outer):
             return self.finish(int_expr(0), int_expr(0))  # no points, and a task number cannot be divided by 0
+        coded = find_coded(self)
+        if coded is not None:
+            return lower_coded(self, coded)
         lane = lane_rank(self.structure, self.kernel.outer)
         if lane is not None:
             return lower_streamed(self, lane)
@@ -358,7 +363,9 @@ class KernelLowering:
 
     def finish(self, tasks: IntExpr, work: IntExpr, roles: Mapping[str, str] | None = None) -> Lowered:
         buffers = [
-            Buffer(p.name, p.type.dtype, (roles or {}).get(p.name, "in"), p.type.stored) for p in self.cascade.params
+            Buffer(p.name, dtype, (roles or {}).get(p.name, "in"), size)
+            for p in self.cascade.params
+            for dtype, size in (memory_of(p.type),)
         ]
         buffers += [
             Buffer(r, self.types[r].dtype, (roles or {}).get(r, "out"), self.types[r].stored)

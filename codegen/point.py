@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from dlc.codegen.quotient import before_conversion
+from dlc.codegen.quotient import converted, dequantised
 from dlc.codegen.tile import TileType
 from dlc.codegen.tile_build import Builder
 from dlc.ir.dtype import BF16, BOOL, F16, F32, I16, I64, DType
@@ -173,9 +173,12 @@ class Emitter:
             case Apply(op, args):
                 return b.op(op, *(self.value(a, space, mask) for a in args))
             case Cast(dtype, arg, mode):
-                source = before_conversion(self, arg, space, mask) if dtype.is_int else self.value(arg, space, mask)
+                if dtype.is_int:
+                    return converted(self, arg, dtype, mode, space, mask)
+                if (found := dequantised(self, e, space, mask)) is not None:
+                    return found
                 narrow = dtype in (F16, BF16)
-                done = b.cast(source, dtype, mode)
+                done = b.cast(self.value(arg, space, mask), dtype, mode)
                 return b.cast(done, F32) if narrow else done
             case Bitcast(dtype, arg):
                 source_type = dtype_of(arg, self.dtype)

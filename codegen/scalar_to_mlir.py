@@ -338,6 +338,9 @@ class Scalars:
         v = Vec(e, source.name, self.lanes)
         if mode == "wrap":
             return self._float_wrap(v, x, to)
+        if mode == "fits":
+            whole = e.v(f"arith.fptosi {x} : {t} to {self._i(32)}")
+            return e.v(f"arith.trunci {whole} : {self._i(32)} to {self.type(to)}")
         if source == F32 and to.bits < 32 and self.lanes in _CONVERSIONS and e.target.has(_CONVERSIONS[self.lanes][0]):
             return self._clamped(v, x, to)
         # Only values that fit are converted; NaN fails the comparison too. Small types go through i32.

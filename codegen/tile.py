@@ -223,7 +223,10 @@ class Op:
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """dst = src as `dtype`; `mode` ('sat' or 'wrap') says what floats outside an integer type give."""
+    """dst = src as `dtype`; `mode` ('sat' or 'wrap') says what floats outside an integer type give.
+
+    Mode 'fits': the floats are integers of the type already, which is for the maker of the program to see to.
+    """
 
     dst: str
     src: str
@@ -250,6 +253,45 @@ class View:
     dst: str
     src: str
     dtype: DType
+
+
+@dataclass(frozen=True, slots=True)
+class Unpack:
+    """dst = the first codes that lie in the bytes of src's registers without gaps, one in a byte; u8, as many as there are lanes.
+
+    Code i of a register is its bits `i * bits` to `(i + 1) * bits - 1`, bit 0 of a byte being the lowest; what lies behind the
+    last code is not looked at.
+    """
+
+    dst: str
+    src: str
+    bits: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """dst[s..., l] = table[src[s..., l] modulo the table's length], which is a power of two up to 256; src u8 or i32.
+
+    The elements of a table of bytes lie in bytes, those of one of f32 in lanes as wide as src's.
+    """
+
+    dst: str
+    src: str
+    dtype: DType
+    table: tuple[float | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Zip:
+    """dst = i32 words of two bytes of `low` and two of `high` in turn: bytes `2 * half` and `2 * half + 1` of their words.
+
+    Two registers with the low and high bytes of 16-bit numbers, four in a word of each, are pairs of these numbers after it.
+    """
+
+    dst: str
+    low: str
+    high: str
+    half: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,7 +438,8 @@ class Check:
 
 
 Stmt: TypeAlias = (
-    Const | Iota | FromIndex | IndexOf | Lead | Load | Gather | Store | Scatter | Op | Cast | Bitcast | View | Dot | Broadcast
+    Const | Iota | FromIndex | IndexOf | Lead | Load | Gather | Store | Scatter | Op | Cast | Bitcast | View | Unpack | Lookup | Zip | Dot
+    | Broadcast
     | Slice | Stack | Reduce | Fold | Mask | For | If | While | Prefetch | Check
 )  # fmt: skip
 
@@ -497,6 +540,9 @@ def walk(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
 DOTS: dict[tuple[DType, DType], DType] = {(U8, I8): I32, (BF16, BF16): F32}
 """Element types that `Dot` multiplies, with the type it sums in."""
 
+LOOKUPS = ((U8, U8), (U8, I8), (I32, F32))
+"""Types of the index and of the elements of a `Lookup`."""
+
 
 
 def join_shapes(types: tuple[TileType, ...]) -> tuple[tuple[int, ...], int] | None:
@@ -523,6 +569,29 @@ def view_type(type_: TileType, dtype: DType) -> TileType | None:
     if BOOL in (type_.dtype, dtype) or bits % dtype.bits:
         return None
     return TileType(dtype, type_.slots, bits // dtype.bits)
+
+
+def unpack_type(type_: TileType, bits: int) -> TileType | str:
+    """Type of an `Unpack`, or a sentence saying why it has none."""
+    if type_.dtype != U8 or type_.lanes < 8:
+        return f"'unpack' needs registers of 8 bytes and more, not {type_}"
+    return type_ if 1 <= bits <= 7 else f"codes of {bits} bits are not packed"
+
+
+def lookup_type(type_: TileType, dtype: DType, size: int) -> TileType | str:
+    """Type of a `Lookup` in a table of `size` elements, or a sentence saying why it has none."""
+    if (type_.dtype, dtype) not in LOOKUPS:
+        return f"there is no lookup of {dtype} by {type_.dtype}"
+    if size < 2 or size > 256 or size & (size - 1):
+        return f"a table of {size} elements is none: a power of two up to 256 is needed"
+    return type_.with_dtype(dtype)
+
+
+def zip_type(low: TileType, high: TileType, half: int) -> TileType | str:
+    """Type of a `Zip`, or a sentence saying why it has none."""
+    if low != high or low.dtype != U8 or low.lanes < 4:
+        return f"'zip' needs two tiles of bytes of one shape, not {low} and {high}"
+    return TileType(I32, low.slots, low.lanes // 4) if half in (0, 1) else f"a word has no half {half}"
 
 
 def dot_type(left: DType, right: DType, types: tuple[TileType, ...]) -> TileType | str:
@@ -571,8 +640,9 @@ def op_type(op: str, types: tuple[TileType, ...]) -> TileType | str:
 
 
 __all__ = [
-    "BOOL", "DOTS", "DTYPES", "F32", "I64", "Bitcast", "Broadcast", "Buffer", "Cast", "Check", "Const", "Dot", "Fold", "For",
-    "FromIndex", "Gather", "If", "IndexCond", "IndexOf", "Iota", "Load", "Mask", "Op", "Prefetch", "Reduce", "Scatter", "Slice",
-    "Stack", "Stmt", "Store", "TileProgram", "TileType", "View", "While", "Word", "arg_words", "check_ids",
-    "dot_type", "fold_type", "join_shapes", "op_type", "regions", "scratch_offsets", "view_type", "walk",
+    "BOOL", "Bitcast", "Broadcast", "Buffer", "Cast", "Check", "Const", "DOTS", "DTYPES", "Dot", "F32", "Fold", "For",
+    "FromIndex", "Gather", "I64", "If", "IndexCond", "IndexOf", "Iota", "LOOKUPS", "Load", "Lookup", "Mask", "Op", "Prefetch",
+    "Reduce", "Scatter", "Slice", "Stack", "Stmt", "Store", "TileProgram", "TileType", "Unpack", "View", "While", "Word", "Zip",
+    "arg_words", "check_ids", "dot_type", "fold_type", "join_shapes", "lookup_type", "op_type", "regions", "scratch_offsets",
+    "unpack_type", "view_type", "walk", "zip_type",
 ]  # fmt: skip

@@ -184,6 +184,27 @@ class Builder:
         self.emit(tile.View(name, src, dtype))
         return name
 
+    def unpack(self, src: str, bits: int) -> str:
+        type_ = tile.unpack_type(self.types[src], bits)
+        assert isinstance(type_, TileType), type_
+        name = self._new("u", type_)
+        self.emit(tile.Unpack(name, src, bits))
+        return name
+
+    def lookup(self, src: str, dtype: DType, table: tuple[float | int, ...]) -> str:
+        type_ = tile.lookup_type(self.types[src], dtype, len(table))
+        assert isinstance(type_, TileType), type_
+        name = self._new("u", type_)
+        self.emit(tile.Lookup(name, src, dtype, table))
+        return name
+
+    def zip(self, low: str, high: str, half: int) -> str:
+        type_ = tile.zip_type(self.types[low], self.types[high], half)
+        assert isinstance(type_, TileType), type_
+        name = self._new("w", type_)
+        self.emit(tile.Zip(name, low, high, half))
+        return name
+
     def dot(self, left: DType, right: DType, a: str, b: str, acc: str) -> str:
         type_ = tile.dot_type(left, right, (self.types[a], self.types[b], self.types[acc]))
         assert isinstance(type_, TileType), type_

@@ -10,7 +10,7 @@ import numpy as np
 from dlc.codegen import tile
 from dlc.codegen.tile import TileProgram, TileType
 from dlc.codegen.tile_verify import InvalidTile, verify
-from dlc.ir.dtype import BOOL, DType
+from dlc.ir.dtype import BOOL, I32, U8, DType
 from dlc.ir.extent import IntExpr, evaluate
 from dlc.ir.scalar import SCALAR_OPS, cast_array
 
@@ -121,13 +121,32 @@ class _Machine:
         self.keep(s.dst, result.dtype, np.asarray(value))
 
     def _cast(self, s: tile.Cast) -> None:
-        self.keep(s.dst, s.dtype, cast_array(self.tiles[s.src], s.dtype.numpy, s.mode))
+        value = self.tiles[s.src]
+        made = cast_array(value, s.dtype.numpy, "sat" if s.mode == "fits" else s.mode)
+        assert s.mode != "fits" or (made == value).all(), f"{s.src} does not fit {s.dtype}"
+        self.keep(s.dst, s.dtype, made)
 
     def _bitcast(self, s: tile.Bitcast) -> None:
         self.keep(s.dst, s.dtype, self.tiles[s.src].view(s.dtype.numpy))
 
     def _view(self, s: tile.View) -> None:
         self.keep(s.dst, s.dtype, np.ascontiguousarray(self.tiles[s.src]).view(s.dtype.numpy))
+
+    def _unpack(self, s: tile.Unpack) -> None:
+        source = np.ascontiguousarray(self.tiles[s.src])
+        bits = np.unpackbits(source, axis=-1, bitorder="little")[..., : source.shape[-1] * s.bits]
+        codes = np.packbits(bits.reshape(*source.shape, s.bits), axis=-1, bitorder="little")
+        self.keep(s.dst, U8, codes[..., 0])
+
+    def _lookup(self, s: tile.Lookup) -> None:
+        table = np.asarray(s.table, s.dtype.numpy)
+        self.keep(s.dst, s.dtype, table[self.tiles[s.src].astype(np.int64) % len(table)])
+
+    def _zip(self, s: tile.Zip) -> None:
+        first = 2 * s.half
+        low, high = (x.reshape(*x.shape[:-1], -1, 4)[..., first : first + 2] for x in (self.tiles[s.low], self.tiles[s.high]))
+        mixed = np.ascontiguousarray(np.stack([low, high], axis=-1).reshape(*low.shape[:-1], 4))
+        self.keep(s.dst, I32, mixed.view(np.int32)[..., 0])
 
     def _dot(self, s: tile.Dot) -> None:
         wide = np.float64 if s.left.is_float else np.int64

@@ -314,6 +314,8 @@ class Memory(Values):
             else:
                 self._write(value, text, pointer, size)
         elif stride == 1:
+            if size < 4 and self.target.has("avx512f"):
+                value = self._apart(value, element, lanes, size)
             e.do(
                 f"llvm.intr.masked.store {value}, {pointer}, {mask} {{alignment = {size} : i32}} : "
                 f"{text}, {vector_type('i1', lanes)} into !llvm.ptr"
@@ -328,6 +330,17 @@ class Memory(Values):
         else:
             pointers = self._strided(s.buffer, pointer, s.lane_stride, lanes)
             self._scatter_vector(value, pointers, mask, text, lanes, size)
+
+    def _apart(self, value: str, element: str, lanes: int, size: int) -> str:
+        """The same value in a register: LLVM 22 joins a truncation with a masked store, and where it finds that one lane is on, it
+        stores that lane in the width that it had before.
+        """
+        e, full = self.e, max(lanes, 16 // size)
+        text, wide = vector_type(element, lanes), vector_type(element, full)
+        if full > lanes:
+            value = e.v(f"vector.shuffle {value}, {value} {[i % lanes for i in range(full)]} : {text}, {text}")
+        value = e.v(f'llvm.inline_asm asm_dialect = att "", "=x,0" {value} : ({wide}) -> {wide}')
+        return value if full == lanes else e.v(f"vector.shuffle {value}, {value} {list(range(lanes))} : {wide}, {wide}")
 
     def _write_nontemporal(self, value: str, text: str, pointer: str, size: int, bytes_: int) -> None:
         """Stores that bypass the caches need an aligned address; elsewhere an ordinary store does."""

@@ -190,6 +190,16 @@ class _Build(Transformer[Token, Any]):
     def view(self, dst: Token, dtype: Token, src: Token) -> tile.View:
         return tile.View(str(dst), str(src), _dtype(dtype))
 
+    def unpack(self, dst: Token, bits: Token, src: Token) -> tile.Unpack:
+        return tile.Unpack(str(dst), str(src), int(bits))
+
+    def lookup(self, dst: Token, dtype: Token, *rest: Any) -> tile.Lookup:
+        *table, src = rest
+        return tile.Lookup(str(dst), str(src), _dtype(dtype), tuple(table))
+
+    def zip_(self, dst: Token, low: Token, high: Token, half: Token) -> tile.Zip:
+        return tile.Zip(str(dst), str(low), str(high), int(half))
+
     def dot(self, dst: Token, left: Token, right: Token, *operands: Token) -> tile.Dot:
         a, b, acc = map(str, operands)
         return tile.Dot(str(dst), _dtype(left), _dtype(right), a, b, acc)

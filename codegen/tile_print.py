@@ -21,6 +21,7 @@ from dlc.codegen.tile import (
     Iota,
     Lead,
     Load,
+    Lookup,
     Mask,
     Op,
     Prefetch,
@@ -32,8 +33,10 @@ from dlc.codegen.tile import (
     Store,
     TileProgram,
     TileType,
+    Unpack,
     View,
     While,
+    Zip,
 )
 from dlc.ir.extent import IntExpr
 
@@ -169,6 +172,12 @@ def show_stmt(stmt: Stmt) -> str:
             return f"{stmt.dst} = bitcast<{stmt.dtype}>({stmt.src})"
         case View():
             return f"{stmt.dst} = view<{stmt.dtype}>({stmt.src})"
+        case Unpack():
+            return f"{stmt.dst} = unpack {stmt.bits} {stmt.src}"
+        case Lookup():
+            return f"{stmt.dst} = lookup {stmt.dtype} ({', '.join(map(show_value, stmt.table))}) {stmt.src}"
+        case Zip():
+            return f"{stmt.dst} = zip {stmt.low} {stmt.high} half {stmt.half}"
         case Dot():
             return f"{stmt.dst} = dot<{stmt.left}, {stmt.right}>({stmt.a}, {stmt.b}, {stmt.acc})"
         case Broadcast():

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dlc.codegen import tile
+from dlc.codegen.codes_to_mlir import emit_lookup, emit_unpack, emit_zip
 from dlc.codegen.dot_to_mlir import emit_dot
 from dlc.codegen.mlir_text import vector_type
 from dlc.codegen.scalar_to_mlir import Scalars
@@ -156,6 +157,22 @@ class _Lowering(Memory):
         old, new = (Scalars(self.e, t.lanes).type(t.dtype) for t in (source.type, result))
         registers = [r if old == new else self.e.v(f"llvm.bitcast {r} : {old} to {new}") for r in source.registers]
         self._define(s.dst, result, registers)
+
+    def _unpack(self, s: tile.Unpack) -> None:
+        value = self.tiles[s.src]
+        self._define(s.dst, value.type, [emit_unpack(self.e, s.bits, value.type.lanes, r) for r in value.registers])
+
+    def _lookup(self, s: tile.Lookup) -> None:
+        value = self.tiles[s.src]
+        registers = [emit_lookup(self.e, s.dtype, s.table, value.type.lanes, r) for r in value.registers]
+        self._define(s.dst, value.type.with_dtype(s.dtype), registers)
+
+    def _zip(self, s: tile.Zip) -> None:
+        low, high = self.tiles[s.low], self.tiles[s.high]
+        result = tile.zip_type(low.type, high.type, s.half)
+        assert isinstance(result, TileType)
+        pairs = zip(low.registers, high.registers, strict=True)
+        self._define(s.dst, result, [emit_zip(self.e, result.lanes, s.half, a, b) for a, b in pairs])
 
     def _dot(self, s: tile.Dot) -> None:
         result = tile.dot_type(s.left, s.right, tuple(self.tiles[x].type for x in (s.a, s.b, s.acc)))

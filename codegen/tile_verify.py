@@ -10,7 +10,7 @@ from dlc.codegen import tile
 from dlc.codegen.tile import Buffer, Stmt, TileProgram, TileType
 from dlc.codegen.tile_print import program_lines
 from dlc.errors import DlcError, Internal
-from dlc.ir.dtype import BOOL, I64, DType
+from dlc.ir.dtype import BOOL, F32, I64, DType
 from dlc.ir.extent import IntExpr, has_value, variables
 from dlc.ir.loc import Loc
 from dlc.ir.scalar import CAST_MODES
@@ -20,7 +20,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.$]*")
 # words of the text form that can follow a statement or begin one: as a name there they could not be read back
 _RESERVED = frozenset(
     "let lead store scatter for if when while prefetch check yield test and step carry unroll mask pad op nontemporal else do"
-    " loc min max from lanes slot below true false inf nan".split()
+    " loc min max from lanes slot below unpack lookup zip true false inf nan".split()
 )
 
 
@@ -205,7 +205,9 @@ class _Verifier:
                     self.fail(result)
                 self.define(s.dst, result)
             case tile.Cast():
-                self.need(s.mode in CAST_MODES, f"there is no cast mode '{s.mode}'")
+                self.need(s.mode in (*CAST_MODES, "fits"), f"there is no cast mode '{s.mode}'")
+                whole = self.type_of(s.src).dtype == F32 and s.dtype.is_int and s.dtype.bits <= 16
+                self.need(s.mode != "fits" or whole, "'fits' is for f32 that are integers of 16 bits at most")
                 self.define(s.dst, self.type_of(s.src).with_dtype(s.dtype))
             case tile.Bitcast():
                 src = self.type_of(s.src)
@@ -218,6 +220,23 @@ class _Verifier:
                 if viewed is None:
                     self.fail(f"the bits of a register of {src} are no whole number of {s.dtype}")
                 self.define(s.dst, viewed)
+            case tile.Unpack():
+                unpacked = tile.unpack_type(self.type_of(s.src), s.bits)
+                if isinstance(unpacked, str):
+                    self.fail(unpacked)
+                self.define(s.dst, unpacked)
+            case tile.Lookup():
+                found = tile.lookup_type(self.type_of(s.src), s.dtype, len(s.table))
+                if isinstance(found, str):
+                    self.fail(found)
+                for element in s.table:
+                    self.value(element, s.dtype, "the table's element")
+                self.define(s.dst, found)
+            case tile.Zip():
+                zipped = tile.zip_type(self.type_of(s.low), self.type_of(s.high), s.half)
+                if isinstance(zipped, str):
+                    self.fail(zipped)
+                self.define(s.dst, zipped)
             case tile.Dot():
                 result = tile.dot_type(s.left, s.right, tuple(self.type_of(x) for x in (s.a, s.b, s.acc)))
                 if isinstance(result, str):

@@ -41,7 +41,7 @@ INSIDE_LOOP = frozenset({"\0loop"})
 """Dependency of values that change from step to step: never constant, never specialised."""
 MAX_DEPTH = 64
 MAX_SPECIALISED_ELEMENTS = 4096
-SUPPORTED_DOMAINS = ("", "ai.onnx.ml", "ai.onnx.preview", "ai.onnx.preview.training")
+SUPPORTED_DOMAINS = ("", "com.microsoft", "ai.onnx.ml", "ai.onnx.preview", "ai.onnx.preview.training")
 
 
 @dataclass(slots=True)

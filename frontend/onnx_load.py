@@ -18,8 +18,10 @@ from dlc.frontend.onnx_errors import (
     shown,
 )
 from dlc.frontend.onnx_value import Array
-from dlc.ir.dtype import BF16, BOOL, F16, F32, F64, I8, I16, I32, I64, U8, U16, U32, U64, DType
+from dlc.ir.codes import as_stored, coded
+from dlc.ir.dtype import BF16, BOOL, DTYPES, F16, F32, F64, I8, I16, I32, I64, U8, U16, U32, U64, DType
 from dlc.ir.loc import Loc
+from dlc.ir.packing import packed_bytes, unpack
 
 try:
     import onnx
@@ -27,6 +29,21 @@ try:
 except ImportError as missing:  # pragma: no cover - exercised only without the extra
     raise MissingPackage(what="reading an ONNX model", package="onnx", install="dlc[onnx]") from missing
 
+CODED_NAMES = {
+    "UINT2": "u2",
+    "INT2": "i2",
+    "UINT4": "u4",
+    "INT4": "i4",
+    "FLOAT4E2M1": "f4e2m1",
+    "FLOAT6E2M3": "f6e2m3",
+    "FLOAT6E3M2": "f6e3m2",
+    "FLOAT8E4M3FN": "f8e4m3",
+    "FLOAT8E4M3FNUZ": "f8e4m3fnuz",
+    "FLOAT8E5M2": "f8e5m2",
+    "FLOAT8E5M2FNUZ": "f8e5m2fnuz",
+    "FLOAT8E8M0": "f8e8m0",
+}
+"""ONNX's small types by dlc's names; older versions of onnx lack some."""
 ELEMENT_TYPES: dict[int, DType] = {
     TensorProto.FLOAT: F32,
     TensorProto.DOUBLE: F64,
@@ -41,13 +58,18 @@ ELEMENT_TYPES: dict[int, DType] = {
     TensorProto.UINT16: U16,
     TensorProto.UINT8: U8,
     TensorProto.BOOL: BOOL,
+    **{
+        TensorProto.DataType.Value(n): DTYPES[t]
+        for n, t in CODED_NAMES.items()
+        if n in TensorProto.DataType.keys()  # noqa: SIM118
+    },
 }
 ONNX_TYPES: dict[DType, int] = {t: n for n, t in ELEMENT_TYPES.items()}
 MAX_TENSOR_BYTES = 1 << 40
 
 
 def element_type(number: int, loc: object, op: str) -> DType:
-    """The IR's type of an ONNX element type; strings, complex and sub-byte types are refused."""
+    """The IR's type of an ONNX element type; strings and complex numbers are refused."""
     found = ELEMENT_TYPES.get(number)
     if found is None:
         raise UnsupportedType(loc, op=op, reason=f"element type {type_name(number)} has no native form yet")
@@ -192,7 +214,7 @@ def tensor_array(tensor: Any, folder: Path | None, loc: object) -> Array:
     if any(d < 0 for d in tensor.dims):
         raise MalformedModel(loc, reason=f"tensor '{tensor.name}' has a negative extent")
     try:
-        return np.asarray(numpy_helper.to_array(tensor))
+        return as_stored(numpy_helper.to_array(tensor))
     except Exception as e:
         raise MalformedModel(loc, reason=f"tensor '{tensor.name}': {shown(e)}") from None
 
@@ -209,11 +231,11 @@ def _external_array(tensor: Any, dtype: DType, folder: Path | None, loc: object)
         if d < 0:
             raise refuse("it has a negative extent")
         count *= d
+    needed = packed_bytes(count, dtype) if dtype.is_coded else count * dtype.bytes
     try:
-        offset, length = int(fields.get("offset", "0")), int(fields.get("length", str(count * dtype.bytes)))
+        offset, length = int(fields.get("offset", "0")), int(fields.get("length", str(needed)))
     except ValueError:
         raise refuse("offset and length must be integers") from None
-    needed = count * dtype.bytes
     if offset < 0 or length != needed or needed > MAX_TENSOR_BYTES:
         raise refuse(f"{length} bytes at offset {offset} are stated where its type and shape need {needed}")
     try:
@@ -222,6 +244,9 @@ def _external_array(tensor: Any, dtype: DType, folder: Path | None, loc: object)
             raise refuse(f"'{location}' has {size} bytes, {offset + needed} are needed")
         if needed == 0:
             return np.zeros(tuple(tensor.dims), dtype.numpy)
+        if dtype.is_coded:
+            stream = np.memmap(path, np.uint8, "r", offset, (needed,))
+            return coded(unpack(stream, dtype, count), dtype).reshape(tuple(tensor.dims))
         return np.memmap(path, dtype.numpy, "r", offset, tuple(tensor.dims) or (1,)).reshape(tuple(tensor.dims))
     except OSError as e:
         raise refuse(f"'{location}': {e.strerror or type(e).__name__}") from None

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dlc.ir.codes import as_stored
 from dlc.ir.dtype import BOOL, I64, DType, default_accumulator, from_numpy
 from dlc.ir.einsum import Carry, Einsum, Rank, Reduce, Scan, Step, TensorType, Write
 from dlc.ir.expr import Access, Cast, Const, Expr, Index, apply, const
@@ -119,7 +120,7 @@ class Builder:
         found = self._const_by_id.get(id(array))
         if found is not None and found[0] is array:
             return found[1]
-        value = np.asarray(array)
+        value = as_stored(array)
         dtype = from_numpy(value.dtype)
         if value.ndim == 0 and dtype.native:
             return self.scalar(value.item() if dtype.name != "bf16" else float(value), dtype)
@@ -303,7 +304,7 @@ class Builder:
             return x
         base = x.at
         literal = base(()) if x.rank == 0 else None
-        if isinstance(literal, Const) and literal.dtype.native:
+        if isinstance(literal, Const) and literal.dtype.native and dtype.native:
             from dlc.ir.scalar import cast_array
 
             array = cast_array(np.asarray(literal.value, literal.dtype.numpy), dtype.numpy, mode)

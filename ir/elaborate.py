@@ -39,6 +39,7 @@ from dlc.ir.program import (
     Region,
     Stmt,
     Symbol,
+    Transfer,
     cascade_types,
     collect_step_types,
 )
@@ -138,7 +139,8 @@ class Elaborator:
     def dtype(self, token: Any) -> DType:
         name = str(token)
         if name not in DTYPES:
-            hint = suggestion(name, DTYPES, f"known: {', '.join(DTYPES)}")
+            near = [t for t in DTYPES if abs(len(t) - len(name)) <= 1]
+            hint = suggestion(name, near, f"known: {', '.join(DTYPES)}")
             self.source.fail(UnknownName, token, kind="element type", name=name, suggestion=hint)
         return DTYPES[name]
 
@@ -218,6 +220,8 @@ class Elaborator:
             case "bind":
                 symbol = self.symbol(node.children[0])
                 return [Bind(symbol, name_of(node.children[1]), self.loc(node.children, node))]
+            case "spill" | "fill" as kind:
+                return [Transfer(name_of(node.children[0]), kind == "fill", self.loc(node.children, node))]
             case "if_stmt":
                 return [self.if_stmt(node)]
             case "for_stmt":
@@ -276,7 +280,7 @@ class Elaborator:
             self.source.fail(UnknownReduction, call, op=name, known=", ".join(MONOIDS))
         accumulator = None
         if len(call.children) == 3:
-            accumulator = DTYPES[str(call.children[1]).strip("<> \t")]
+            accumulator = self.dtype(str(call.children[1]).strip("<> \t"))
         return Reduce(name, self.ranks(call.children[-1], body), accumulator)
 
     def body(

@@ -57,26 +57,18 @@ from dlc.ir.evaluate import (
     evaluate_step,
     extents_of,
     rounded,
+    widens,
 )
 from dlc.ir.expr import Access, Apply, Bitcast, Cast, Const, Expr, Index, Piecewise
 from dlc.ir.extent import evaluate
+from dlc.ir.fineness import greatest, least_step, unit_roundoff
 from dlc.ir.interpret import Inputs, bind_symbols, run_cascade, with_hash
 from dlc.ir.program import Cascade
 from dlc.ir.scalar import SCALAR_OPS
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
-_ROUNDOFF = {"f64": 2.0**-53, "f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8, "f8e4m3": 2.0**-4, "f8e5m2": 2.0**-3}
-_LEAST = {
-    "f64": 2.0**-1074,
-    "f32": 2.0**-149,
-    "f16": 2.0**-24,
-    "bf16": 2.0**-133,
-    "f8e4m3": 2.0**-9,
-    "f8e5m2": 2.0**-16,
-}
 _SMALLEST_NORMAL = 2.0**-126
-_GREATEST = {"f64": 1.797e308, "f32": 3.4028e38, "f16": 65504.0, "bf16": 3.389e38, "f8e4m3": 448.0, "f8e5m2": 57344.0}
 
 ULPS: dict[str, float] = {
     **dict.fromkeys(
@@ -94,11 +86,6 @@ _MONOTONE = frozenset(
 _LIPSCHITZ = frozenset("abs sin cos min max minnum maxnum copysign".split())
 _STEPS = frozenset("floor ceil trunc round sign".split())
 _COMPARE = frozenset("eq ne lt le gt ge".split())
-
-
-def unit_roundoff(dtype: DType) -> float:
-    """Half the distance from 1 to the next number of the type; 0 for integers."""
-    return _ROUNDOFF[dtype.name] if dtype.is_float else 0.0
 
 
 def gamma(n: float, u: float) -> float:
@@ -133,8 +120,8 @@ def _tracked(value: Array, dtype: DType, carried: Array, ulps: float = 1.0, exac
     kind = computing_type(dtype)
     if not dtype.is_float:
         return Tracked(value, dtype, np.asarray(carried, np.float64), _NONE)
-    own = _NONE if exact else ulps * unit_roundoff(kind) * np.abs(value) + _LEAST[kind.name]
-    out_of_range = np.isfinite(value) & (np.abs(value) >= _GREATEST[kind.name])
+    own = _NONE if exact else ulps * unit_roundoff(kind) * np.abs(value) + least_step(kind)
+    out_of_range = np.isfinite(value) & (np.abs(value) >= greatest(kind))
     carried = np.where(np.isnan(carried), np.inf, carried)
     own = np.where(np.isfinite(own), own, 0.0)
     return Tracked(value, dtype, np.where(out_of_range, np.inf, carried), own)
@@ -209,11 +196,10 @@ class _Tracker:
     def _cast(self, a: Tracked, dtype: DType, mode: str) -> Tracked:
         value = convert(rounded(a.value, a.dtype) if not dtype.is_float else a.value, a.dtype, dtype, mode)
         if dtype.is_float:
-            widening = a.dtype.is_float and (dtype.bits > a.dtype.bits or dtype == a.dtype)
-            if widening:
+            if widens(a.dtype, dtype):
                 return Tracked(value, dtype, a.error, _NONE)
             u = unit_roundoff(dtype)
-            own = np.where(a.carried > 0, 2.0, 1.0) * u * np.abs(value) + _LEAST[dtype.name]
+            own = np.where(a.carried > 0, 2.0, 1.0) * u * np.abs(value) + least_step(dtype)
             # both sides round: of exact operands the same number results
             exact = a.error == 0
             return Tracked(value, dtype, np.where(exact, 0.0, a.error + own), np.where(exact, 0.0, _NONE))
@@ -398,7 +384,7 @@ def _final(t: Tracked, dtype: DType) -> Array:
     inside = t.carried if same else t.error
     u = unit_roundoff(dtype)
     size = np.where(np.isfinite(t.value), np.abs(t.value), 0.0)
-    rounding = 2 * u * size + u * inside + _LEAST[dtype.name]
+    rounding = 2 * u * size + u * inside + least_step(dtype)
     return np.where(inside > 0, twice * inside + rounding, 0.0)
 
 
@@ -439,13 +425,13 @@ def _reduce(step: Einsum, parts: list[Tracked], block: Block, active: Array | No
         case "sum":
             total = error.sum(axis=axes) + gamma(n, u) * (size + error).sum(axis=axes)
             value = spread(first.value, 0.0).sum(axis=axes)
-            big = size.sum(axis=axes) >= _GREATEST.get(kind.name, np.inf)
+            big = size.sum(axis=axes) >= greatest(kind)
             return [Tracked(value, accumulators[0], np.where(big, np.inf, total), _NONE)]
         case "prod":
             ones = np.abs(spread(first.value, 1.0))
             plain = ones.prod(axis=axes)
             wide = (ones + error).prod(axis=axes) * (1 + gamma(n, u)) - plain
-            wide = np.where(np.isnan(wide), np.inf, wide + n * _LEAST.get(kind.name, 0.0))
+            wide = np.where(np.isnan(wide), np.inf, wide + n * least_step(kind))
             return [Tracked(plain, accumulators[0], wide if kind.is_float else error.sum(axis=axes), _NONE)]
         case "max" | "min" | "and" | "or" | "xor":
             return [Tracked(size.max(axis=axes), accumulators[0], error.max(axis=axes), _NONE)]
@@ -492,8 +478,8 @@ def _contraction_bound(
         return None
     kind = computing_type(accumulator_types(step)[0])
     n = float(np.prod(reduced, dtype=np.float64)) + len(parts)
-    inside = gamma(n, unit_roundoff(kind)) * size + n * _LEAST[kind.name] + flushed(step, env, n)
-    inside = np.where(size >= _GREATEST[kind.name], np.inf, inside)
+    inside = gamma(n, unit_roundoff(kind)) * size + n * least_step(kind) + flushed(step, env, n)
+    inside = np.where(size >= greatest(kind), np.inf, inside)
     return _final(Tracked(size, kind, inside, _NONE), step.dtype)
 
 
@@ -630,8 +616,8 @@ class _State:
 
     @staticmethod
     def _unrounded(value: Array, b: Array) -> Array:
-        """A fused kernel may keep more bits than the tensor's type has."""
-        if value.dtype.kind in "iub":
+        """A fused kernel may keep more bits than the tensor's type has, unless it is a coded type."""
+        if value.dtype.kind in "iub" or value.dtype.names is not None:
             return b
         size = np.abs(value.astype(np.float64))
         narrow = value.dtype.itemsize < 4

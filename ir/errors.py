@@ -211,6 +211,21 @@ class DivisionByZeroExtent(IrError):
 # --- interpreter -----------------------------------------------------------------------------------------------------
 
 
+class NotResident(IrError):
+    """A tensor is read between its `spill` and its `fill`."""
+
+    code = "DLC0148"
+    template = "'{tensor}' is read in '{where}' while it is spilled"
+    hint = "`fill` it first"
+
+
+class BadTransfer(IrError):
+    """A `spill` or `fill` where none can be."""
+
+    code = "DLC0149"
+    template = "transfer of '{tensor}': {reason}"
+
+
 class IndexOutOfRange(IrError):
     code = "DLC0150"
     template = "'{access}' reads index {index} of dimension {dimension}, which has extent {extent}"
@@ -242,6 +257,14 @@ class UnknownLibraryOp(IrError):
     code = "DLC0155"
     template = "'{op}' is not a library operation"
     hint = "known: {known}"
+
+
+class InvalidCode(IrError):
+    """A byte is to be packed as a code that its type does not have."""
+
+    code = "DLC0157"
+    template = "{code} is no code of {dtype}, which has {codes}"
+    hint = "`dlc.ir.codes.encode` makes codes of numbers"
 
 
 # --- analyses --------------------------------------------------------------------------------------------------------

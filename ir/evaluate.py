@@ -16,8 +16,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from dlc.ir.codes import as_stored, coded, computing_type, decode, encode, next_after
 from dlc.ir.domain import Domain, conjuncts, effective_where, result_domain
-from dlc.ir.dtype import BOOL, I64, DType, from_numpy
+from dlc.ir.dtype import BOOL, F16, I64, DType, from_numpy
 from dlc.ir.einsum import Einsum, Rank
 from dlc.ir.errors import IndexOutOfRange, ScatterOutOfRange
 from dlc.ir.expr import Access, Apply, Bitcast, Cast, Const, Expr, Index, Piecewise
@@ -42,23 +43,27 @@ def held(dtype: DType) -> np.dtype[Any]:
     """NumPy type in which values of `dtype` are computed."""
     if dtype.is_float:
         return np.dtype(np.float64)
-    return np.dtype(np.int8 if dtype.kind == "i" else np.uint8) if dtype.bits < 8 else dtype.numpy
+    return computing_type(dtype) if dtype.is_coded else dtype.numpy
 
 
 def hold(a: Array, dtype: DType) -> Array:
     """A stored array in its computing type."""
+    if dtype.is_coded:
+        return decode(as_stored(a), dtype)
     return a if a.dtype == held(dtype) else a.astype(held(dtype))
 
 
 def round_to(a: Array, dtype: DType) -> Array:
     """Held values as a stored array of `dtype`: floats rounded once to nearest even, integers modulo 2^bits."""
     a = np.asarray(a)
+    if dtype.is_coded:
+        return coded(encode(_wrap_small(a, dtype), dtype, saturate=False), dtype)
     with np.errstate(all="ignore"):
         if dtype.is_float:
             if dtype.numpy.kind != "f" and a.dtype == np.float64:  # ml_dtypes goes through f32: make that step harmless
                 return _round_to_odd(a).astype(dtype.numpy)
             return a.astype(dtype.numpy)
-        return _wrap_small(a, dtype).astype(dtype.numpy)
+        return a.astype(dtype.numpy)
 
 
 def _round_to_odd(a: Array) -> Array:
@@ -73,7 +78,7 @@ def _round_to_odd(a: Array) -> Array:
 
 
 def _wrap_small(a: Array, dtype: DType) -> Array:
-    if dtype.bits >= 8 or dtype == BOOL:
+    if not (dtype.is_int and dtype.is_coded):
         return a
     low = a & ((1 << dtype.bits) - 1)
     return low if dtype.kind == "u" else (low ^ (1 << (dtype.bits - 1))) - (1 << (dtype.bits - 1))
@@ -83,7 +88,7 @@ def rounded(a: Array, dtype: DType) -> Array:
     """Held values after rounding to `dtype`, held again."""
     if dtype.name == "f64" or not dtype.is_float:
         return a
-    return round_to(a, dtype).astype(np.float64)
+    return hold(round_to(a, dtype), dtype)
 
 
 # --- blocks ----------------------------------------------------------------------------------------------------------
@@ -160,7 +165,7 @@ class Reader:
                 return convert(_settled(arg, a, source) if not dtype.is_float else a, source, dtype, mode), dtype
             case Bitcast(dtype, arg):
                 a, source = self.values(arg, block, active)
-                return hold(np.ascontiguousarray(round_to(a, source)).view(dtype.numpy).reshape(a.shape), dtype), dtype
+                return hold(np.asarray(round_to(a, source), order="C").view(dtype.numpy).reshape(a.shape), dtype), dtype
             case Piecewise(cases, otherwise):
                 return self.piecewise(cases, otherwise, block, active)
 
@@ -328,13 +333,25 @@ def _settled(e: Expr, a: Array, dtype: DType) -> Array:
     return a if isinstance(e, (Access, Const, Index)) else rounded(a, dtype)
 
 
+def widens(source: DType, dtype: DType) -> bool:
+    """Whether every number of the float type `source` is one of the float type `dtype`."""
+    if not source.is_float or dtype.is_coded:
+        return source == dtype
+    return source == dtype or (dtype.bits > source.bits and not (source.is_coded and dtype == F16))
+
+
 def convert(a: Array, source: DType, dtype: DType, mode: str) -> Array:
     """Held values converted between types; to a wider float nothing is rounded."""
     if dtype.is_float:
         as_float = a.astype(np.float64)
-        exact = source.is_float and (dtype.bits > source.bits or dtype == source)
-        return as_float if exact else rounded(as_float, dtype)
-    if dtype.bits < 8:
+        if source == dtype:
+            return as_float
+        if dtype.is_coded:
+            return decode(coded(encode(as_float, dtype, saturate=mode == "sat"), dtype), dtype)
+        return as_float if widens(source, dtype) else rounded(as_float, dtype)
+    if dtype.kind == "c":
+        return decode(coded(encode(a, dtype), dtype), dtype)
+    if dtype.is_coded:
         whole = cast_array(a, np.dtype(np.int64), mode)
         if source.is_float and mode == "sat":
             whole = np.clip(whole, dtype.lowest, dtype.highest)
@@ -349,9 +366,10 @@ def apply_op(op: str, args: Sequence[tuple[Array, DType]]) -> tuple[Array, DType
     arrays, dtype = [a for a, _ in args], args[1][1] if entry.typing == "select" else args[0][1]
     with np.errstate(all="ignore"):
         if op == "nextafter":  # the neighbour in the declared type, not in f64
-            return round_to(np.asarray(entry.meaning(*(round_to(a, dtype) for a in arrays))), dtype).astype(
-                np.float64
-            ), dtype
+            stored = [round_to(a, dtype) for a in arrays]
+            if dtype.is_coded:
+                return next_after(stored[0], stored[1], dtype), dtype
+            return hold(round_to(np.asarray(entry.meaning(*stored)), dtype), dtype), dtype
         result = np.asarray(entry.meaning(*arrays))
     if entry.typing in ("compare", "test"):
         return result, BOOL

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from dlc.ir.codes import as_stored
 from dlc.ir.domain import Domain, add_domains
 from dlc.ir.dtype import from_numpy
 from dlc.ir.einsum import Einsum, Scan, Step, TensorType
@@ -32,6 +33,7 @@ from dlc.ir.program import (
     Region,
     Stmt,
     Symbol,
+    Transfer,
     collect_step_types,
     tensor_types,
 )
@@ -39,28 +41,36 @@ from dlc.ir.program import (
 Array: TypeAlias = np.ndarray[Any, Any]
 Inputs: TypeAlias = Sequence[Any] | Mapping[str, Any]
 Observer: TypeAlias = Callable[[str, Array], None]
+Launcher: TypeAlias = Callable[[Launch, Sequence[Array], Mapping[str, int]], Sequence[Array]]
+"""Runs the kernel of a launch on its arguments, with the values of the symbols bound so far."""
 
 
 def run_program(
-    program: Program, inputs: Inputs, data: Mapping[str, Any] | None = None, *, observe: Observer | None = None
+    program: Program,
+    inputs: Inputs,
+    data: Mapping[str, Any] | None = None,
+    *,
+    observe: Observer | None = None,
+    launch: Launcher | None = None,
 ) -> tuple[Array, ...]:
     """The outputs of `program` on `inputs` (in order or by name); `observe` is shown every tensor as it is computed.
 
-    Constants come from `data`, else from `program.data`.
+    Constants come from `data`, else from `program.data`. Given `launch`, kernels are run by it: control, extents and library
+    operations stay the interpreter's.
 
     Raises:
         WrongInputs, SymbolMismatch: the inputs do not fit the parameters.
         IndexOutOfRange, ScatterOutOfRange: an index held in a tensor is out of range.
     """
-    arrays = _arrange(program.params, inputs)
+    arrays = arrange(program.params, inputs)
     symbols = bind_symbols(program.params, arrays, program.symbols)
     known = data if data is not None else program.data
     env: dict[str, Array] = dict(arrays)
     for c in program.consts:
         if c.name not in known:
             raise WrongInputs(program.loc, reason=f"constant '{c.name}' has no data")
-        env[c.name] = np.asarray(known[c.name])
-    run = _Run(env, symbols, program, observe=observe)
+        env[c.name] = as_stored(known[c.name])
+    run = _Run(env, symbols, program, observe=observe, launcher=launch)
     run.region(program.body)
     return tuple(run.read(y) for y in program.results)
 
@@ -73,7 +83,7 @@ def run_cascade(
     observe: Observer | None = None,
 ) -> tuple[Array, ...]:
     """The results of `cascade` on `inputs`; `symbols` gives extents that no input's shape determines."""
-    arrays = _arrange(cascade.params, inputs)
+    arrays = arrange(cascade.params, inputs)
     bound = bind_symbols(cascade.params, arrays, cascade.symbols, symbols)
     run = _Run(dict(arrays), bound, observe=observe)
     for step in cascade.steps:
@@ -99,7 +109,7 @@ def with_hash(symbols: Mapping[str, int]) -> dict[str, int]:
 # --- inputs and symbols ----------------------------------------------------------------------------------------------
 
 
-def _arrange(params: Sequence[Param], inputs: Inputs) -> dict[str, Array]:
+def arrange(params: Sequence[Param], inputs: Inputs) -> dict[str, Array]:
     """Inputs by name, with their number, rank and element type checked."""
     if isinstance(inputs, Mapping):
         missing = [p.name for p in params if p.name not in inputs]
@@ -112,7 +122,7 @@ def _arrange(params: Sequence[Param], inputs: Inputs) -> dict[str, Array]:
         raise WrongInputs(reason=f"{len(params)} inputs are expected, {len(given)} given")
     arrays = {}
     for p, value in zip(params, given, strict=True):
-        a = np.asarray(value)
+        a = as_stored(value)
         if a.ndim != p.type.rank:
             raise WrongInputs(reason=f"input '{p.name}' is {p.type}, but has {a.ndim} dimensions")
         if a.dtype != p.type.dtype.numpy:
@@ -190,6 +200,7 @@ class _Run:
     program: Program | None = None
     domains: dict[str, Domain] = field(default_factory=dict)
     observe: Observer | None = None
+    launcher: Launcher | None = None
     _types: dict[str, TensorType] | None = None
 
     def read(self, name: str, loc: Loc | None = None) -> Array:
@@ -230,6 +241,8 @@ class _Run:
                 self._launch(stmt)
             case Bind(symbol, tensor):
                 self._bind(symbol, int(self.read(tensor, stmt.loc).reshape(-1)[0]), stmt.loc)
+            case Transfer():
+                pass
             case Library():
                 self._library(stmt)
             case If():
@@ -293,7 +306,10 @@ class _Run:
         assert self.program is not None
         kernel = self.program.kernel_table[stmt.kernel]
         args = [self.read(a, stmt.loc) for a in stmt.args]
-        results = run_kernel(kernel, args, self.symbols)
+        if self.launcher is not None:
+            results = tuple(self.launcher(stmt, args, self.symbols))
+        else:
+            results = run_kernel(kernel, args, self.symbols)
         for name, value in zip(stmt.outs, results, strict=True):
             self.write(name, value)
 

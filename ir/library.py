@@ -19,6 +19,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from dlc.ir.codes import decode
+from dlc.ir.dtype import from_numpy
+
 Array: TypeAlias = np.ndarray[Any, Any]
 Attrs: TypeAlias = Mapping[str, int | float | bool | str]
 Shape: TypeAlias = tuple[int | None, ...]
@@ -55,6 +58,8 @@ def order_along(x: Array, axis: int, descending: bool) -> Array:
 
 
 def _comparable(x: Array) -> Array:
+    if x.dtype.names is not None:
+        return decode(x, from_numpy(x.dtype))
     return x.astype(np.float64) if x.dtype.kind not in "fiub" else x
 
 

@@ -7,7 +7,7 @@ output, a slice of a stacked tensor), or not at all: parameters, constants, resu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from dlc.ir.dtype import I64
@@ -68,11 +68,18 @@ class AtSlice:
 
 
 @dataclass(frozen=True, slots=True)
+class AtSpilled:
+    """Outside the arena for all its life, where `MemoryPlan.spilled` has `tensor`: kernels read and write it there."""
+
+    tensor: str
+
+
+@dataclass(frozen=True, slots=True)
 class AtPointer:
     """An address that control flow decides: the result of an `If`, a carry, a final."""
 
 
-Place: TypeAlias = AtInput | AtConstant | AtOutput | AtBuffer | AtHeap | AtEither | AtSlice | AtPointer
+Place: TypeAlias = AtInput | AtConstant | AtOutput | AtBuffer | AtHeap | AtEither | AtSlice | AtSpilled | AtPointer
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +88,14 @@ class ArenaBuffer:
 
     Attributes:
         bytes: its size over the symbols that the inputs bind (an upper bound where other symbols decide).
+        offset: where it lies for the extents that were planned for.
     """
 
     name: str
     bytes: IntExpr
     first: int
     last: int
+    offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +120,16 @@ class MemoryPlan:
 
     Attributes:
         places: by tensor name.
-        buffers: the arena; offsets are found per call, when the symbols are known.
+        buffers: the arena; final offsets are found per call, when the symbols are known.
         heap: tensor that each dynamic slot is for.
         copied: carries whose next value has to be copied, to one of two places in turn.
         outputs: one for each result of the program.
         values: symbols (with `#`) that are the value of a parameter of rank 0: (symbol, input index).
+        stays: the buffers of a tensor that leaves the arena, from one `fill` to the next `spill`.
+        spilled: where each such tensor lies outside the arena, from its first `spill` to its last `fill`, and where those
+            lie that are never in it.
+        starts: number of each statement of the program's body, and, last, of its end.
+        pinned: buffers that something else than one tensor's name leads to: they cannot leave the arena.
     """
 
     places: Mapping[str, Place]
@@ -124,6 +138,10 @@ class MemoryPlan:
     copied: Mapping[str, AtEither]
     outputs: tuple[OutputPlan, ...]
     values: Mapping[str, int]
+    stays: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    spilled: Mapping[str, ArenaBuffer] = field(default_factory=dict)
+    starts: tuple[int, ...] = ()
+    pinned: frozenset[int] = frozenset()
 
 
 def library_temporaries(stmt: Library, types: Mapping[str, TensorType]) -> dict[str, TensorType]:

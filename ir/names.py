@@ -7,7 +7,7 @@ from functools import lru_cache
 
 KEYWORDS = frozenset(
     """cascade kernel over program const donate symbols in by scan carry yield stack if else loop while collect upto launch
-    library binds bind scatter onto drop where when loc true false inf nan Infinity NaN idx val""".split()
+    library binds bind spill fill scatter onto drop where when loc true false inf nan Infinity NaN idx val""".split()
 )
 _PLAIN = re.compile(r"[A-Za-z_$][\w$]*(\.[\w$]+)*|@[\w@$]+([./][\w@$]+)*", re.ASCII)
 _ESCAPES = {"\\": "\\\\", "`": "\\`", "\n": "\\n", "\r": "\\r"}

@@ -124,6 +124,29 @@ class Bind(Node):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Transfer(Node):
+    """A tensor leaves the arena for slower memory, `spill x`, or comes back, `fill x`; its value stays the same.
+
+    Between the two nothing may read it. Transfers stand in a program's own body, not in regions.
+
+    Attributes:
+        fills: whether it comes back.
+    """
+
+    tensor: str
+    fills: bool
+    loc: Loc = field(default=UNKNOWN, compare=False, repr=False)
+
+    @property
+    def outs(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.tensor,)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Library(Node):
     """A library operation (`dlc.ir.library`): sort, top-k, nonzero, unique, NMS ... It may bind fresh extent symbols.
 
@@ -247,7 +270,7 @@ class For(Node):
         return tuple(names)
 
 
-Stmt: TypeAlias = Einsum | Scan | Launch | Bind | Library | If | Loop | For
+Stmt: TypeAlias = Einsum | Scan | Launch | Bind | Transfer | Library | If | Loop | For
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -387,7 +410,7 @@ def _collect_region(region: Region, types: dict[str, TensorType], kernels: Mappi
                 for outer, inner_name in stmt.stacked:
                     inner_type = types[inner_name]
                     types[outer] = TensorType(inner_type.dtype, (stmt.extent, *inner_type.shape))
-            case Bind():
+            case Bind() | Transfer():
                 pass
 
 
@@ -469,6 +492,8 @@ def _show_stmt(stmt: Stmt, indent: str, locs: bool) -> str:
             return f"{indent}{_names(outs)} = launch {show_name(kernel)}{_names(args)}{tail}"
         case Bind(symbol, tensor):
             return f"{indent}bind {symbol} = {show_name(tensor)}{tail}"
+        case Transfer(tensor, fills):
+            return f"{indent}{'fill' if fills else 'spill'} {show_name(tensor)}{tail}"
         case Library():
             return indent + _show_library(stmt) + tail
         case If():

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeAlias
 
 from lark import Token, Tree
 
+from dlc.ir.codes import values
 from dlc.ir.dtype import BOOL, DTYPES, F32, I64, DType
 from dlc.ir.einsum import TensorType
 from dlc.ir.errors import (
@@ -189,6 +190,9 @@ class Scalars:
         if mode and mode[0] not in CAST_MODES:
             hint = suggestion(mode[0], CAST_MODES, f"known: {', '.join(CAST_MODES)}")
             self.source.fail(UnknownName, node.children[1], kind="cast mode", name=mode[0], suggestion=hint)
+        if name not in DTYPES:
+            hint = suggestion(name, DTYPES)
+            self.source.fail(UnknownName, node.children[1], kind="element type", name=name, suggestion=hint)
         return DTYPES[name], mode[0] if mode else "sat"
 
     # --- scalars ---
@@ -241,7 +245,7 @@ class Scalars:
         number = (int(text) if whole else float(text)) * (-1 if negative else 1)
         if dtype.is_float:
             return const(-0.0 if negative and number == 0 else number, dtype)
-        if not dtype.lowest <= number <= dtype.highest:
+        if not dtype.lowest <= number <= dtype.highest or (dtype.kind == "c" and number not in values(dtype)):
             self.source.fail(BadLiteral, token, text=f"{number}", dtype=dtype)
         return const(number, dtype)
 

@@ -23,9 +23,12 @@ def _types() -> list[str]:
     lines = ["## Element types", "", "| type | kind | bits | stored as | compiled |", "|---|---|---|---|---|"]
     kinds = {"f": "float", "i": "signed", "u": "unsigned", "b": "boolean"}
     for t in DTYPES.values():
+        if t.is_coded:
+            continue
         native = "yes" if t.native else "interpreted only"
         lines.append(f"| `{t.name}` | {kinds[t.kind]} | {t.bits} | {t.storage} | {native} |")
-    return [*lines, ""]
+    coded = ", ".join(f"`{t.name}`" for t in DTYPES.values() if t.is_coded)
+    return [*lines, "", f"Stored as codes, one in a byte ([types.md](types.md)): {coded}.", ""]
 
 
 def _library() -> list[str]:

@@ -226,8 +226,8 @@ SCALAR_OPS: dict[str, ScalarOp] = {op.name: op for op in _TABLE}
 INFIX: dict[str, str] = {op.infix: op.name for op in _TABLE if op.infix}
 
 CAST_MODES: dict[str, str] = {
-    "sat": "float to int: NaN gives 0, out of range saturates; int to int wraps",
-    "wrap": "float to int through i64, then modulo 2^bits (ATen on x86); int to int wraps",
+    "sat": "float to int: NaN gives 0, out of range saturates; int to int wraps; to a coded float: the greatest finite number",
+    "wrap": "float to int through i64, then modulo 2^bits (ATen on x86); int to int wraps; to a coded float: infinity, else NaN",
 }
 
 
@@ -236,7 +236,7 @@ def cast_array(a: Array, to: np.dtype[Any], mode: str) -> Array:
     a = np.asarray(a)
     if to == np.bool_:
         return a != 0
-    from_float = a.dtype.kind == "f" or a.dtype.name in ("bfloat16", "float8_e4m3fn", "float8_e5m2")
+    from_float = a.dtype.kind == "f" or a.dtype.name == "bfloat16"
     if from_float and to.kind in "iu":
         wide = a.astype(np.float64)
         if mode == "wrap":

@@ -18,9 +18,11 @@ from dlc.ir.errors import (
     BadLayout,
     BadPitch,
     BadSymbolFact,
+    BadTransfer,
     DuplicateRank,
     IrError,
     MissingConstant,
+    NotResident,
     OuterRank,
     PartialEscapes,
     Redefined,
@@ -48,6 +50,7 @@ from dlc.ir.program import (
     Region,
     Stmt,
     Symbol,
+    Transfer,
     cascade_types,
 )
 from dlc.ir.read_scalars import suggestion
@@ -128,6 +131,7 @@ class _Verifier:
         self.scope = Scope({}, {})
         self.bounds = bounds
         self.defined: set[str] = set()
+        self.spilled: set[str] = set()
 
     # --- names ---
 
@@ -141,6 +145,8 @@ class _Verifier:
         if name not in self.scope.types:
             hint = suggestion(name, self.scope.types, "define it before it is read")
             raise Undefined(loc, name=name, where=where, suggestion=hint)
+        if name in self.spilled:
+            raise NotResident(loc, tensor=name, where=where)
         return self.scope.types[name]
 
     def whole(self, name: str, loc: Loc | None, use: str) -> None:
@@ -268,6 +274,7 @@ class _ProgramVerifier(_Verifier):
         super().__init__(bounds)
         self.program = program
         self.kernels = program.kernel_table
+        self.depth = 0  # regions around the statement
 
     def run(self) -> None:
         program = self.program
@@ -308,7 +315,9 @@ class _ProgramVerifier(_Verifier):
     def nested(self, region: Region, what: str) -> list[TensorType]:
         """Check a region whose tensors and symbols are not visible outside."""
         types, symbols = dict(self.scope.types), dict(self.scope.symbols)
+        self.depth += 1
         kinds = self.region(region, what)
+        self.depth -= 1
         for y in region.yields:
             self.whole(y, self.program.loc, "yielded")
         self.scope.types, self.scope.symbols = types, symbols
@@ -323,6 +332,8 @@ class _ProgramVerifier(_Verifier):
             case Bind(symbol, tensor):
                 self.one_element(tensor, stmt.loc, "bind", integer=True)
                 self.symbols((symbol,), stmt.loc)
+            case Transfer():
+                self.transfer(stmt)
             case Library():
                 self.library(stmt)
             case If():
@@ -331,6 +342,19 @@ class _ProgramVerifier(_Verifier):
                 self.loop(stmt)
             case For():
                 self.for_(stmt)
+
+    def transfer(self, stmt: Transfer) -> None:
+        """A spilled tensor comes back before anything reads it; what comes back was spilled."""
+        name = stmt.tensor
+        if self.depth:
+            raise BadTransfer(stmt.loc, tensor=name, reason="transfers stand in a program's own body, not in a region")
+        if stmt.fills and name not in self.spilled:
+            raise BadTransfer(stmt.loc, tensor=name, reason="it comes back without having left")
+        if stmt.fills:
+            self.spilled.remove(name)
+        else:
+            self.need(name, stmt.loc, "spill")
+            self.spilled.add(name)
 
     def one_element(self, name: str, loc: Loc | None, what: str, *, integer: bool) -> None:
         kind = self.need(name, loc, what)

@@ -8,6 +8,8 @@ from dlc.passes.reduce_passes import ReducePasses
 # explicit-domains comes first: no other pass looks at what a tensor's readers inherit.
 # fold-constants comes before inline-pointwise, which would spread an Einsum of constants over its readers; what inlining
 # makes visible (an index of an index, a twin) is simplified after it.
+# coded-products comes before decode-codes, which makes numbers of codes that no kernel takes as they are.
+# decode-codes comes before all that computes with constants, or looks for bytes.
 # integer-products comes before fold-constants, which dequantises weights for good, and before a quantisation moves into
 # the dequantisation that reads it.
 # host-assignments comes after fold-constants and hoist-common, which leave copies and equal arms; sink after
@@ -18,10 +20,10 @@ from dlc.passes.reduce_passes import ReducePasses
 # reduce-passes and stream-kernels come before prepare-contractions, which would pack what they stream.
 # split-reductions comes when nothing else asks what a step reduces over.
 _PIPELINE = (
-    "explicit-domains,simplify-indices,integer-products,fold-constants,algebra,common-einsums,dead-code,"
-    "hoist-common,host-assignments,hoist-invariants,sink,"
+    "explicit-domains,simplify-indices,coded-products{tiles},decode-codes,integer-products,fold-constants,algebra,common-einsums,"
+    "dead-code,hoist-common,host-assignments,hoist-invariants,sink,"
     "inline-pointwise,simplify-indices,algebra,fold-constants,common-einsums,"
-    "{winograd}reduce-passes{block},stream-kernels,prepare-contractions{options},inline-pointwise,simplify-indices,split-reductions,fuse"
+    "carried-layouts,{winograd}reduce-passes{block},stream-kernels,prepare-contractions{options},inline-pointwise,simplify-indices,split-reductions,fuse"
 )
 
 
@@ -34,10 +36,11 @@ def default_pipeline(lanes: int = 16, registers: int = 32, accuracy: str = "defa
     given = [] if (lanes, registers) == (16, 32) else [f"lanes={lanes}", f"registers={registers}"]
     given += ["bf16_words=false"] if accuracy == "strict" else []
     options = f"{{{' '.join(given)}}}" if given else ""
+    tiles = "" if (lanes, registers) == (16, 32) else f"{{lanes={lanes} registers={registers}}}"
     winograd = "" if accuracy == "strict" else "winograd," if lanes == 16 else f"winograd{{lanes={lanes}}},"
     size = stream_block(lanes, registers)
     block = "" if size == ReducePasses.block else f"{{block={size}}}"
-    return _PIPELINE.format(options=options, winograd=winograd, block=block)
+    return _PIPELINE.format(tiles=tiles, options=options, winograd=winograd, block=block)
 
 
 DEFAULT_PIPELINE = default_pipeline()

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from dlc.costmodel.tiles import MOST_TAPS
 from dlc.ir.blocked import block_of, blocked_ranks, told_apart, unrolls
+from dlc.ir.coded_sums import coded_sum
 from dlc.ir.einsum import Einsum, Rank, Scan, Step, TensorType
 from dlc.ir.extent import IntExpr, Var, has_value, substitute, sym, variables
 from dlc.ir.products import plain_access
@@ -37,7 +38,8 @@ class Fuse(Pass):
 
     A step joins the kernel that makes one of its operands when it can be computed inside the same tasks:
 
-    - a contraction takes point-wise steps over the same points (its epilogue, in registers);
+    - a contraction takes point-wise steps over the same points (its epilogue, in registers), one with packed codes before these
+      the sum over its groups;
     - steps over the same points share one nest;
     - steps that read each other at a few points (`X[.., 0], X[.., 1]`, `X[y // 4, y % 4]`) run block by block, the points
       of a block unrolled (`dlc.ir.blocked`);
@@ -177,7 +179,7 @@ class _Fusion:
                     if number in g.depends:
                         g.depends |= group.depends
                 return group
-        tiled = is_contraction(step, self.types) or is_window(step)
+        tiled = self._tiles(step) or is_window(step)
         group = _Group(len(groups), tiled, step.write is not None, depends=closure)
         renamed = _rename_ranks(step, {r.name: f"x{n}" for n, r in enumerate(step.ranks)}, f"_{len(groups)}_0")
         group.steps.append(renamed)
@@ -192,7 +194,9 @@ class _Fusion:
 
     def _join(self, group: _Group, step: Einsum) -> bool:
         """Whether `step` can run inside the group; adds it if so."""
-        if group.alone or step.write is not None or is_contraction(step, self.types) or len(group.steps) >= self.options.max_steps:
+        if self._join_groups(group, step):
+            return True
+        if group.alone or step.write is not None or self._tiles(step) or len(group.steps) >= self.options.max_steps:
             return False
         if group.tiled and (step.reduce is not None or len(step.outs) > 1):
             return False
@@ -208,10 +212,31 @@ class _Fusion:
         extra = [r for r in _moving(step) if names.get(r.name) not in outer]
         if group.tiled and (not whole or extra):
             return False
-        rows = not whole or bool(extra) or group.has_inner
+        rows = not whole or bool(extra) or (group.has_inner and not group.tiled)
         if rows and not self._rows_pay(group, step, outer, names):
             return False
         self._take(group, _rename_ranks(step, names, _suffix(group)), outer)
+        return True
+
+    def _tiles(self, step: Einsum) -> bool:
+        return is_contraction(step, self.types) or coded_sum(step, self.types) is not None
+
+    def _join_groups(self, group: _Group, step: Einsum) -> bool:
+        """Join as the sum over the groups of a sum with codes, which stays in registers."""
+        if len(group.steps) != 1 or step.reduce is None or step.reduce.op != "sum" or step.where is not None:
+            return False
+        (first,) = group.steps
+        if coded_sum(first, self.types) is None:
+            return False
+        reads = {a for a in step.accesses() if a.tensor == first.out}
+        pairs = [(i, r) for a in reads for i, r in zip(a.index, first.ranks, strict=True) if r.extent.const != 1]
+        if len(reads) != 1 or any(i.atom is None for i, _ in pairs):
+            return False
+        names = {str(i): r.name for i, r in pairs}
+        if {r.name for r in step.all_ranks if r.extent.const != 1} != names.keys():
+            return False
+        folded = {names[r.name] for r in step.reduced if r.name in names}
+        self._take(group, _rename_ranks(step, names, _suffix(group)), {n: e for n, e in group.outer.items() if n not in folded})
         return True
 
     def _join_block(

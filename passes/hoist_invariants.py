@@ -138,5 +138,3 @@ def _is_harmless(stmt: Stmt) -> bool:
         return False
     peaks = Peaks()
     return steps_time_s([[stmt]], {}, peaks) <= 2 * peaks.launch_s
-
-

@@ -155,7 +155,9 @@ class _Assigning:
         )
         after = self.assignments(((stmt.finals[n], stmt.carries[n][1]) for n in still), stmt.loc)
         found = loop.body.yields[first : first + len(moving)]
-        if any(v in pair for pair, v in zip(loop.carries, found, strict=True)):  # seen only without the copies in the body
+        if any(
+            v in pair for pair, v in zip(loop.carries, found, strict=True)
+        ):  # seen only without the copies in the body
             return [*self.loop(loop, known), *after]
         return [stmt if loop == stmt else loop, *after]
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from dlc.ir.coded_sums import coded_sum
 from dlc.ir.domain import unconditional_accesses
 from dlc.ir.dtype import I64
 from dlc.ir.einsum import Einsum, Scan, Step, TensorType
@@ -112,6 +113,8 @@ class _Inliner:
         return replace(scan, body=tuple(steps))
 
     def _inline(self, consumer: Einsum, known: dict[str, Einsum]) -> Einsum:
+        if coded_sum(consumer, self.types) is not None:
+            return consumer  # its operands are laid out for it
         facts = Facts(consumer.extents, self.symbols)
         factors = _contraction_factors(consumer)
         worded = packed_in_words(consumer, self.types)  # its rows were made contiguous

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from dlc.costmodel.tiles import panel_columns
+from dlc.ir.coded_sums import coded_sum
 from dlc.ir.dtype import BF16, DType
 from dlc.ir.einsum import Einsum, Rank, Reduce, Scan, Step, TensorType, einsum
 from dlc.ir.expr import Access, Apply, Cast, Expr, Index, Piecewise, accesses, apply, const, dtype_of
@@ -83,6 +84,7 @@ class _Preparation:
         self.consts = list(program.consts)
         self.const_names = {c.name for c in program.consts}
         self.whole = whole_reads(program)
+        self.coded: set[str] = set()
         self.packed: dict[tuple[object, ...], str] = {}
         self.readers: dict[str, list[tuple[Einsum, Access]]] = {}
         for step in all_einsums(program):
@@ -115,7 +117,7 @@ class _Preparation:
     def _step(self, step: Einsum) -> list[Step]:
         if not step.row_major and step.write is None:  # a layout that was asked for; the borders are row-major
             return self._with_order(replace(step, order=None, pitch=0), step.order, step.pitch)
-        if step.write is not None:
+        if step.write is not None or self._coded(step):
             return [step]
         found = None if self._inner_product(step) else self._columns(step)
         if found is not None:
@@ -126,6 +128,13 @@ class _Preparation:
                 return self._contraction(step, *found)
         step = self._transposed_constants(step)
         return self._with_order(step, self._followed_order(step))
+
+    def _coded(self, step: Einsum) -> bool:
+        """Whether the step sums products with packed codes, or such sums."""
+        if coded_sum(step, self.types) is not None:
+            self.coded.add(step.out)
+            return True
+        return step.reduce is not None and not self.coded.isdisjoint(step.reads)
 
     # --- choosing ---
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from dlc.ir.einsum import Carry, Einsum, Scan, Step
-from dlc.ir.program import Bind, For, If, Launch, Library, Loop, Region, Stmt
+from dlc.ir.program import Bind, For, If, Launch, Library, Loop, Region, Stmt, Transfer
 from dlc.ir.rename import rename_einsum
 
 Names: TypeAlias = Mapping[str, str]
@@ -22,7 +22,7 @@ def rename_reads(stmt: Stmt, names: Names) -> Stmt:
             return rename_step(stmt, names)
         case Launch() | Library():
             return replace(stmt, args=_all(stmt.args, names))
-        case Bind():
+        case Bind() | Transfer():
             return replace(stmt, tensor=names.get(stmt.tensor, stmt.tensor))
         case If():
             then, orelse = rename_region(stmt.then, names), rename_region(stmt.orelse, names)

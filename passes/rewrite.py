@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from dlc.ir.einsum import Einsum, Scan, Step, flat
+from dlc.ir.expr import Access, Expr, index_value, transform
+from dlc.ir.extent import IntExpr, Value, Var, has_value, rebuild, var
 from dlc.ir.program import Bind, For, If, Launch, Library, Loop, Program, Region, Stmt, regions, walk_statements
 
 
@@ -56,6 +58,27 @@ def map_steps(program: Program, change: Callable[[Einsum], Einsum]) -> Program:
         return r if all(a is b for a, b in zip(body, r.body, strict=True)) else Region(body, r.yields)
 
     return map_regions(program, region)
+
+
+def map_accesses(step: Einsum, change: Callable[[Access], Access]) -> Einsum:
+    """The Einsum with `change` applied to every access, those in indices and domains included (not to `write.onto`)."""
+
+    def visit(e: Expr) -> Expr | None:
+        return change(e) if isinstance(e, Access) else None
+
+    def index(e: IntExpr) -> IntExpr:
+        def leaf(atom: Var | Value) -> IntExpr:
+            return var(atom.name) if isinstance(atom, Var) else index_value(transform(atom.expr, visit))
+
+        return rebuild(e, leaf) if has_value(e) else e
+
+    exprs = tuple(transform(e, visit) for e in step.exprs)
+    where = None if step.where is None else transform(step.where, visit)
+    write = step.write
+    if write is not None and any(map(has_value, write.index)):
+        write = replace(write, index=tuple(map(index, write.index)))
+    same = all(a == b for a, b in zip(exprs, step.exprs, strict=True)) and where == step.where and write == step.write
+    return step if same else replace(step, exprs=exprs, where=where, write=write)
 
 
 def all_einsums(program: Program) -> Iterable[Einsum]:

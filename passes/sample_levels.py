@@ -159,7 +159,12 @@ class Samples:
     # --- Einsums ---
 
     def spread(
-        self, out: str, like: str, element: Callable[[tuple[IntExpr, ...]], Expr], extent: IntExpr, loc: Loc | None = None
+        self,
+        out: str,
+        like: str,
+        element: Callable[[tuple[IntExpr, ...]], Expr],
+        extent: IntExpr,
+        loc: Loc | None = None,
     ) -> Einsum:
         """An Einsum over samples and the elements of `like`."""
         of = self.types[like]

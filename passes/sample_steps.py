@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dlc.errors import Unsupported
-from dlc.ir.einsum import Carry, Einsum, Rank, Scan, Step, TensorType, Write
-from dlc.ir.expr import Access, Expr, index_value, transform
-from dlc.ir.extent import IntExpr, Value, Var, has_value, rebuild, var
+from dlc.ir.einsum import Carry, Einsum, Rank, Scan, Step, TensorType
+from dlc.ir.expr import Access
+from dlc.ir.extent import var
 from dlc.ir.loc import Loc
 from dlc.ir.program import Library, Program, fresh_name
+from dlc.passes.rewrite import map_accesses
 from dlc.passes.sample_levels import SAMPLE, Samples
 
 
@@ -49,26 +50,19 @@ class SampleSteps(Samples):
         taken = frozenset(step.extents).union(*(e.variables for e in step.scalars), self.loops)
         sample = fresh_name(SAMPLE, taken)
 
-        def visit(e: Expr) -> Expr | None:
-            if isinstance(e, Access) and e.tensor in self.dependent:
-                return Access(self.read(e.tensor), (var(sample), *e.index), e.default)
-            return None
+        def read(a: Access) -> Access:
+            if a.tensor not in self.dependent:
+                return a
+            return Access(self.read(a.tensor), (var(sample), *a.index), a.default)
 
-        def index(e: IntExpr) -> IntExpr:
-            def leaf(atom: Var | Value) -> IntExpr:
-                return var(atom.name) if isinstance(atom, Var) else index_value(transform(atom.expr, visit))
-
-            return rebuild(e, leaf) if has_value(e) else e
-
+        step = map_accesses(step, read)
         write = step.write
         if write is not None:
-            write = Write((var(sample), *map(index, write.index)), self.everywhere(write.onto), write.op, write.drop)
+            write = replace(write, index=(var(sample), *write.index), onto=self.everywhere(write.onto))
         return replace(
             step,
             outs=tuple(map(self.define, step.outs)),
             ranks=(Rank(sample, self.level.extent), *step.ranks),
-            exprs=tuple(transform(e, visit) for e in step.exprs),
-            where=None if step.where is None else transform(step.where, visit),
             write=write,
             order=None if step.order is None else (0, *(d + 1 for d in step.order)),
         )

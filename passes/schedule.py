@@ -2,7 +2,8 @@
 
 Statements are numbered in the order they run, nested ones included; a loop's number is below those of its body, and
 one number after them is its end. What lives across a loop's back edge lives for the whole loop. The offsets are not
-chosen here: sizes are expressions over symbols, so the runtime places the buffers when it knows them (greedy by size).
+chosen here: `dlc.arena_plan` packs the buffers for the extents that are known, and the runtime, guided by what it
+found, for those of a call.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dlc.ir.memory import (
     AtOutput,
     AtPointer,
     AtSlice,
+    AtSpilled,
     MemoryPlan,
     OutputPlan,
     Place,
@@ -38,18 +40,26 @@ from dlc.ir.program import (
     Program,
     Region,
     Stmt,
+    Transfer,
     bound_symbols,
     regions,
     tensor_types,
 )
 
+NEVER = 1 << 60
+"""Later than every statement."""
+
 SMALL_BYTES = 1 << 20
 """A tensor of run-time size stays in the arena when its bound is below this; larger ones are allocated to measure."""
 
 
-def plan_memory(program: Program) -> MemoryPlan:
-    """Places and lifetimes of all tensors of a program of launches, library operations and control."""
-    return _Planner(program).plan()
+def plan_memory(program: Program, outside: frozenset[str] = frozenset()) -> MemoryPlan:
+    """Places and lifetimes of all tensors of a program of launches, library operations and control.
+
+    Args:
+        outside: tensors that lie outside the arena for all their lives; each would have a buffer of its own.
+    """
+    return _Planner(program, outside).plan()
 
 
 @dataclass(slots=True)
@@ -69,8 +79,9 @@ class _LoopScope:
 
 
 class _Planner:
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, outside: frozenset[str]) -> None:
         self.program = program
+        self.outside = outside
         self.types = tensor_types(program)
         self.places: dict[str, Place] = {}
         self.buffers: list[_Buffer] = []
@@ -79,6 +90,8 @@ class _Planner:
         self.roots: dict[str, frozenset[int]] = {}
         self.wanted: dict[str, Place] = {}
         self.loops: list[_LoopScope] = []
+        self.stays: dict[str, list[int]] = {}
+        self.spilled: dict[str, _Buffer] = {}
         self.depth_of: dict[int, int] = {}  # buffer -> how many loops are around its definition
         self.clock = 0
         self.inputs = {p.name: i for i, p in enumerate(program.params)}
@@ -93,13 +106,38 @@ class _Planner:
         for const in program.consts:
             self.place(const.name, AtConstant(const.name))
         outputs = self.outputs()
-        self.region(program.body)
+        starts = []
+        for stmt in program.body.body:
+            starts.append(self.clock + 1)
+            self.statement(stmt)
         self.clock += 1
+        starts.append(self.clock)
         for name in program.results:
             self.use(name)
         buffers = tuple(ArenaBuffer(b.name, b.bytes, b.first, b.last) for b in self.buffers)
         self.check_hand_over(outputs)
-        return MemoryPlan(self.places, buffers, tuple(self.heap), self.copied, tuple(outputs), self.values)
+        stays = {name: tuple(of) for name, of in self.stays.items()}
+        spilled = {name: ArenaBuffer(b.name, b.bytes, b.first, b.last) for name, b in self.spilled.items()}
+        heap, copied = tuple(self.heap), self.copied
+        return MemoryPlan(
+            self.places,
+            buffers,
+            heap,
+            copied,
+            tuple(outputs),
+            self.values,
+            stays,
+            spilled,
+            tuple(starts),
+            self.pinned(),
+        )
+
+    def pinned(self) -> frozenset[int]:
+        """Buffers that are not one tensor's own."""
+        own = {i for stays in self.stays.values() for i in stays}
+        own |= {place.index for place in self.places.values() if isinstance(place, AtBuffer)}
+        shared = {i for name, roots in self.roots.items() if not isinstance(self.places[name], AtBuffer) for i in roots}
+        return frozenset(range(len(self.buffers))) - (own - shared)
 
     def outputs(self) -> list[OutputPlan]:
         """How each result reaches the caller; asks for those that a statement can write in place."""
@@ -147,6 +185,8 @@ class _Planner:
                     self.define(name)
             case Bind():
                 self.use(stmt.tensor)
+            case Transfer():
+                self.transfer(stmt)
             case If():
                 self.branch(stmt)
             case For():
@@ -167,6 +207,23 @@ class _Planner:
                     self.define(name)
             case _:
                 raise Internal(stmt.loc, message=f"{type(stmt).__name__} is left over: the program is not fused")
+
+    def transfer(self, stmt: Transfer) -> None:
+        """A tensor leaves its buffer, or comes back into another one."""
+        name = stmt.tensor
+        place = self.places[name]
+        if not isinstance(place, AtBuffer):
+            raise Internal(stmt.loc, message=f"'{name}' has no buffer of its own that it could leave")
+        stays = self.stays.setdefault(name, [place.index])
+        home = self.spilled.setdefault(name, _Buffer(name, self.buffers[place.index].bytes, self.clock, self.clock))
+        if stmt.fills:
+            home.last = self.clock
+            self.buffers.append(_Buffer(name, home.bytes, self.clock, self.clock))
+            stays.append(len(self.buffers) - 1)
+            self.depth_of[stays[-1]] = 0
+            self.roots[name] = frozenset((stays[-1],))
+        elif len(stays) == 1:
+            self.use(name)  # the copy that is made now serves later departures, too
 
     def branch(self, stmt: If) -> None:
         self.use(stmt.cond)
@@ -233,7 +290,13 @@ class _Planner:
 
     def define(self, name: str) -> None:
         place = self.wanted.get(name)
-        if place is None:
+        if name in self.outside:
+            of = self.types[name]
+            size = self.upper_bound(of.stored * of.dtype.bytes)
+            assert place is None and size is not None, name
+            self.spilled[name] = _Buffer(name, size, self.clock, self.clock)
+            place = AtSpilled(name)
+        elif place is None:
             place = self.new_storage(name, self.types[name])
         self.place(name, place, self.roots_of(place))
         for index in self.roots[name]:
@@ -273,6 +336,8 @@ class _Planner:
         return AtBuffer(index)
 
     def use(self, name: str) -> None:
+        if name in self.outside:
+            self.spilled[name].last = NEVER if self.loops else max(self.spilled[name].last, self.clock)
         for index in self.roots[name]:
             self.touch(index)
 

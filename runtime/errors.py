@@ -166,6 +166,14 @@ class NotEnoughMemory(Infeasible):
     hint = "use a smaller batch or length, or compile with memory_budget="
 
 
+class OverBudget(Infeasible):
+    """A program that was compiled with a memory budget is run with more threads than the budget was planned for."""
+
+    code = "DLC0531"
+    template = "this call needs {needed} bytes of arena with {threads} threads, above its budget of {budget}"
+    hint = "load it with threads={limit}, or compile it for this many threads"
+
+
 class BadDynamicOutput(Internal):
     """Compiled code returned an extent that cannot be."""
 

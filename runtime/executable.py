@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 
 from dlc.runtime import cpu
-from dlc.runtime.arena import Slab, SlabPool
+from dlc.runtime.arena import FileSlab, Slab, SlabPool
 from dlc.runtime.artifact import Bytes, complete_manifest, read_artifact, write_artifact
 from dlc.runtime.control import Region
 from dlc.runtime.dtypes import accepts
@@ -56,7 +56,7 @@ MAX_PLANS: Final = 256
 
 # Words of the native frame's header.
 _ABI, _PARALLEL_FOR, _POOL, _THREADS, _CONSTANTS, _SCRATCH, _SCRATCH_BYTES = 0, 1, 2, 3, 4, 6, 7
-_ERROR, _PROFILE, _MALLOC, _FREE, _COUNTS, _TIMES = 8, 9, 10, 11, 12, 13
+_ERROR, _PROFILE, _MALLOC, _FREE, _COUNTS, _TIMES, _SPILL = 8, 9, 10, 11, 12, 13, 14
 
 _ENTRY = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)
 
@@ -97,6 +97,7 @@ class Executable:
         self._planner = Planner(manifest, self.threads)
         self._plans: dict[Any, Plan] = {}
         self._slabs = SlabPool()
+        self._spills = SlabPool(FileSlab)
         self._lent = SlabPool()
         self._lock = threading.Lock()
         _all.add(self)
@@ -193,7 +194,11 @@ class Executable:
         except IndexError:
             context = self._context(plan)
         slab = self._slabs.take(plan.arena_bytes)
+        spill = None
         try:
+            if self._spec.spill_bytes:
+                spill = self._spills.take(self._spec.spill_bytes)
+                context.frame[_SPILL] = spill.base
             if context.base != slab.base:
                 self._point(context, plan, slab.base)
             frame = context.frame
@@ -220,6 +225,8 @@ class Executable:
                 symbols[:] = frame[spec.symbols : spec.symbols + len(plan.symbols)]
         finally:
             self._slabs.give(slab)
+            if spill is not None:
+                self._spills.give(spill)
             plan.idle.append(context)
         return self._nest(results)
 

@@ -11,8 +11,10 @@ runtime read or write where it should not.  The code generator writes the same f
     symbols     [{name, lo, hi|null, divisor, inputs: [[input, dim], ...], dynamic}]
     inputs      [{name, dtype, shape: [expr], donate}]
     outputs     [{name, dtype, shape: [expr], dynamic, alias: null | ["input"|"output"|"constant", n]}]
-    buffers     [{name, bytes: expr, first, last}]         arena, live from statement first to last
+    buffers     [{name, bytes: expr, first, last, offset}] arena, live from statement first to last; offset: the plan's
     dynamic     [{name}]                                   slots of memory that native code allocates
+    spill_bytes                                            of a mapped file, for what leaves the arena during a call
+    memory_budget    null | bytes that the arena never exceeds
     scratch     expr, bytes per thread                     constants  {"bytes": n, "items": [{name, offset, bytes}]}
     kernels     [{name, symbol, object, flops: expr, bytes: expr, loc}]   one per call, in profile order
     regions     [{kind, loc, items}]                       the control graph, see `control.py`; may be missing
@@ -77,12 +79,13 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """One arena buffer."""
+    """One arena buffer; `offset` is where the compiler would have it, for the extents that it planned for."""
 
     name: str
     bytes: str
     first: int
     last: int
+    offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +146,8 @@ class Manifest:
     outputs: tuple[TensorSpec, ...]
     buffers: tuple[Buffer, ...]
     dynamic: tuple[str, ...]
+    spill_bytes: int
+    memory_budget: int | None
     scratch: str
     constants_bytes: int
     kernels: tuple[Kernel, ...]
@@ -258,6 +263,8 @@ def check_manifest(value: object) -> Manifest:
         outputs=outputs,
         buffers=top.items("buffers", lambda item, path: _buffer(item, path, static)),
         dynamic=top.items("dynamic", lambda item, path: _Fields(item, path, _NAMED).text("name")),
+        spill_bytes=top.integer("spill_bytes", 0, MAX_BYTES, 0),
+        memory_budget=None if top.value.get("memory_budget") is None else top.integer("memory_budget", 0, MAX_BYTES),
         scratch=top.expression("scratch", static, "0"),
         constants_bytes=constants_bytes,
         kernels=top.items("kernels", lambda item, path: _kernel(item, path, names)),
@@ -289,8 +296,8 @@ def check_object_names(manifest: Manifest, have: frozenset[str]) -> None:
 
 
 _TOP: Final = frozenset(
-    "format abi producer target entry pool symbols inputs outputs buffers dynamic scratch constants kernels regions objects "
-    "checks in_tree out_tree arg_names frame clock".split()
+    "format abi producer target entry pool symbols inputs outputs buffers dynamic spill_bytes memory_budget scratch constants kernels "
+    "regions objects checks in_tree out_tree arg_names frame clock".split()
 )
 _NAMED: Final = frozenset({"name"})
 _IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}\Z")
@@ -427,10 +434,11 @@ def _check_output(
 
 
 def _buffer(value: object, path: str, names: frozenset[str]) -> Buffer:
-    item = _Fields(value, path, frozenset({"name", "bytes", "first", "last"}))
+    item = _Fields(value, path, frozenset({"name", "bytes", "first", "last", "offset"}))
     first = item.integer("first", 0, I64_MAX)
     last = item.integer("last", first, I64_MAX)
-    return Buffer(item.text("name"), item.expression("bytes", names), first, last)
+    offset = item.integer("offset", 0, MAX_BYTES, 0)
+    return Buffer(item.text("name"), item.expression("bytes", names), first, last, offset)
 
 
 def _constant(value: object, path: str, total: int) -> None:

@@ -16,6 +16,7 @@ from dlc.runtime.errors import (
     BadManifest,
     CannotEvaluate,
     NotEnoughMemory,
+    OverBudget,
     SymbolMismatch,
     SymbolOutOfRange,
     WrongRank,
@@ -98,6 +99,7 @@ class Planner:
         ]
         self._sizes = compile_expressions([manifest.scratch, *(b.bytes for b in manifest.buffers)], self.names)
         self._lifetimes = [(buffer.first, buffer.last) for buffer in manifest.buffers]
+        self._hints = [buffer.offset for buffer in manifest.buffers]
         self.value_inputs = tuple(sorted({source.input for source in self.sources if source.dim == -1}))
 
     def plan(self, shapes: Shapes, values: dict[int, int]) -> Plan:
@@ -128,11 +130,15 @@ class Planner:
                 raise CannotEvaluate(reason=f"the size of '{name}' is {size}")
             if size > MAX_BYTES:
                 raise NotEnoughMemory(needed=size, what=f"'{name}'")
-        offsets, total = arena.plan(sizes, self._lifetimes)
+        offsets, total = arena.plan(sizes, self._lifetimes, self._hints)
         scratch = arena.align(scratch)
         arena_bytes = total + scratch * self.threads
         if arena_bytes > MAX_BYTES:
             raise NotEnoughMemory(needed=arena_bytes, what="intermediate results")
+        budget = self.manifest.memory_budget
+        if budget is not None and arena_bytes > budget:
+            limit = (budget - total) // scratch if scratch else 0
+            raise OverBudget(needed=arena_bytes, budget=budget, threads=self.threads, limit=limit)
         input_bytes = tuple(math.prod(s) * spec.element.bytes for spec, s in zip(self.manifest.inputs, shapes))
         self._check_copies(input_bytes, outputs)
         return Plan(symbols, input_bytes, outputs, offsets, total, scratch, arena_bytes)

@@ -16,7 +16,7 @@ import numpy as np
 from dlc.frontend.onnx_load import element_type
 from dlc.frontend.onnx_ops.registry import Ctx
 from dlc.frontend.onnx_value import Array, Tensor, shape_array, static_tensor
-from dlc.ir.dtype import BOOL, I32, I64, DType
+from dlc.ir.dtype import BOOL, I32, I64, DType, from_numpy
 from dlc.ir.extent import IntExpr, int_expr, maximum, minimum
 from dlc.ir.scalar import cast_array
 
@@ -326,13 +326,15 @@ def _cast(c: Ctx, a: list[Array | None]) -> Array | Tensor | None:
     to = element_type(c.int_("to"), c.loc, "Cast")
     if x.dtype == object:
         return Tensor(static=x, dtype=to, hint=c.hint) if to in (I64, I32) else None
+    if to.is_coded or from_numpy(x.dtype).is_coded:
+        return None
     return Tensor(static=cast_array(x, to.numpy, "sat"), dtype=to, hint=c.hint)
 
 
 @rule("CastLike")
 def _cast_like(c: Ctx, a: list[Array | None]) -> Array | Tensor | None:
     x, to = a[0], c.tensor(1).dtype
-    if x is None or x.dtype == object:
+    if x is None or x.dtype == object or to.is_coded or from_numpy(x.dtype).is_coded:
         return None
     return Tensor(static=cast_array(x, to.numpy, "sat"), dtype=to, hint=c.hint)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from dlc.frontend.onnx_load import element_type
 from dlc.frontend.onnx_ops.registry import Ctx, Result, op, same_dtype
-from dlc.ir.dtype import BF16, BOOL, F16, F32, F64, U8, DType
+from dlc.ir.dtype import BOOL, F8E8M0, F32, F64, U8, DType
 from dlc.ir.expr import Bitcast, Cast, Expr, apply, const
 from dlc.ir.view import Val
 
@@ -16,7 +16,7 @@ Unary = Callable[[Expr, DType], Expr]
 
 def wide_type(dtype: DType) -> DType:
     """The type a formula over `dtype` is computed in: f32 for the 16-bit floats."""
-    return F32 if dtype in (F16, BF16) else dtype
+    return F32 if dtype.is_float and dtype.bits < 32 else dtype
 
 
 def formula(c: Ctx, f: Callable[..., Expr], *vals: Val, dtype: DType | None = None) -> Val:
@@ -337,7 +337,11 @@ def clip(c: Ctx) -> Result:
 
 
 def cast_to(c: Ctx, x: Val, to: DType) -> Val:
-    return c.b.cast(x, to, "sat", c.hint) if x.dtype.is_float and to.is_int else c.b.cast(x, to, "wrap", c.hint)
+    """`x` as `to`: floats saturate to bytes and words, and to small floats unless `saturate` is 0; a few bits wrap."""
+    if to == F8E8M0 and x.dtype != to and c.str_("round_mode", "up") != "nearest":
+        c.refuse("rounding to powers of two has no form here but to the nearest")
+    saturates = (to.is_int and not to.is_coded) or (to.format is not None and c.int_("saturate", 1) == 1)
+    return c.b.cast(x, to, "sat" if x.dtype.is_float and saturates else "wrap", c.hint)
 
 
 @op("Cast")

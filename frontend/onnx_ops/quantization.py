@@ -15,7 +15,7 @@ from dlc.ir.view import Val
 
 def along(c: Ctx, v: Val, x: Val, axis: int, block: int) -> Val:
     """Scale or zero point `v` read at the places of `x`: one number, one per place of `axis`, or one per block."""
-    if v.rank == 0 or (v.rank <= 1 and v.elements.const == 1 and x.rank != 1):
+    if v.rank == 0 or (v.rank <= 1 and v.elements.const == 1):
         return v.view((), lambda: [0] * v.rank).broadcast_to(x.shape)
     if block:
         if v.rank != x.rank:
@@ -62,15 +62,25 @@ def quantize_linear(c: Ctx) -> Result:
     x, scale, zero = c.x(0), c.x(1), c.opt(2)
     wanted = c.int_("output_dtype", 0)
     out = zero.dtype if zero is not None else element_type(wanted, c.loc, c.op) if wanted else U8
-    if not out.is_int:
-        c.refuse(f"quantising to {out} has no native form")
     axis, block = axis_of(c, x, scale), c.int_("block_size", 0)
     t = F32 if x.dtype == I32 else wide_type(x.dtype)
     precision = c.int_("precision", 0)
     if precision:
         t = wide_type(element_type(precision, c.loc, c.op))
+    if out.is_float:
+        return _to_small_floats(c, x, along(c, scale, x, axis, block), out, t)
     wide_zero = None if zero is None else along(c, zero, x, axis, block)
     return quantize(c, x, along(c, scale, x, axis, block), wide_zero, out, t, c.hint)
+
+
+def _to_small_floats(c: Ctx, x: Val, scale: Val, out: DType, t: DType) -> Val:
+    """x / scale, rounded to the type; its zero point is 0, as ONNX demands."""
+    mode = "sat" if c.int_("saturate", 1) == 1 else "wrap"
+
+    def element(*i: IntExpr) -> Expr:
+        return Cast(out, apply("div", read(x, t).at(i), read(scale, t).at(i)), mode)
+
+    return c.b.compute(c.hint, x.shape, element, out)
 
 
 @op("DequantizeLinear")
@@ -84,6 +94,9 @@ def dequantize_linear(c: Ctx) -> Result:
     offset = None if zero is None else along(c, zero, x, axis, block)
 
     def element(*i: IntExpr) -> Expr:
+        if x.dtype.is_float:
+            value = apply("mul", Cast(t, x.at(i)), read(steps, t).at(i))
+            return value if t == out else Cast(out, value)
         e = Cast(I32, x.at(i), "wrap") if x.dtype != I32 else x.at(i)
         if offset is not None:
             z = offset.at(i)

@@ -14,11 +14,15 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from dlc.compiler import compile
     from dlc.errors import DlcError, Unsupported
+    from dlc.gguf_weights import load_gguf
+    from dlc.quantize import Quantize
     from dlc.runtime.executable import Executable, load
 
 _HOME = {
     "compile": "dlc.compiler",
     "load": "dlc.runtime.executable",
+    "Quantize": "dlc.quantize",
+    "load_gguf": "dlc.gguf_weights",
     "Executable": "dlc.runtime.executable",
     "DlcError": "dlc.errors",
     "Unsupported": "dlc.errors",
@@ -29,7 +33,7 @@ if os.environ.get("DLC_LOGS"):
 
     _configure_logs()
 
-__all__ = ["DlcError", "Executable", "Unsupported", "__version__", "compile", "load"]
+__all__ = ["DlcError", "Executable", "Quantize", "Unsupported", "__version__", "compile", "load", "load_gguf"]
 
 
 def __getattr__(name: str) -> Any:

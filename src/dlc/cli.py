@@ -24,6 +24,7 @@ VERBS = {
     "diff": "compare two dumps, programs, or files of saved outputs",
     "explain": "what the compiler made of a model, or what an error code means",
     "verify": "compare a compiled model with its reference, tensor by tensor",
+    "pack": "place buffers of known lifetimes below a capacity, or prove that it cannot be done",
     "doctor": "what is installed, what this machine can do, what a model would need",
 }
 

@@ -21,23 +21,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import dlc
+from dlc.arena_plan import SCHEDULE_SECONDS, ArenaPlan, memory_report, plan_arena, plan_within, scratch_bytes
+from dlc.byte_sizes import parse_bytes
 from dlc.codegen.build import HOST_OPT_LEVEL, Built, Lower, ObjectCache, Progress, build_kernels, build_pool, build_text
 from dlc.codegen.host import host_entry
 from dlc.codegen.host_manifest import Interface, constant_layout, host_manifest
 from dlc.codegen.target import Target, parse_target
 from dlc.control_graph import control_graph
 from dlc.errors import BadInput, DlcError, Internal, Unsupported
+from dlc.ir.codes import codes_of
+from dlc.ir.dtype import DType
 from dlc.ir.einsum import TensorType
 from dlc.ir.errors import DivisionByZeroExtent, NotInBounds
 from dlc.ir.extent import int_expr
-from dlc.ir.memory import MemoryPlan
+from dlc.ir.packing import pack
 from dlc.ir.program import Launch, Param, Program, fresh_name, walk_statements
 from dlc.ir.verify import verify
 from dlc.passes.assume_bounds import assume_bounds
 from dlc.passes.default import default_pipeline
-from dlc.passes.schedule import plan_memory
 from dlc.program_cache import ProgramCache, program_key
 from dlc.runtime.cache import KernelCache
+from dlc.runtime.cpu import default_threads
 from dlc.runtime.executable import Executable, empty_constants
 from dlc.runtime.executable import load as _load_artifact
 from dlc.specialising import Specialising
@@ -45,13 +49,22 @@ from dlc.specialising import Specialising
 if TYPE_CHECKING:
     from dlc.dump import Dump
     from dlc.frontend.imported import Imported
+    from dlc.hosted import Choice, Hosted
     from dlc.passes.observers import Observer
     from dlc.passes.pipeline import Pipeline
+    from dlc.passes.quantize_weights import QuantisedLayer
+    from dlc.quantize import Quantize
 
 LOG = logging.getLogger("dlc.compile")
 ACCURACY = ("strict", "default", "fast")
 ENTRY, POOL = "entry", "pool"
+BEFORE_BATCHING = (
+    "explicit-domains,simplify-indices,fold-constants,algebra,common-einsums,dead-code,hoist-common,host-assignments,"
+    "hoist-invariants,sink"
+)
+"""What has to be done while there are branches: each arm's own work is in it before samples are sent there."""
 PACK_THREADS = 2
+_PACKED_AT_ONCE = 1 << 22
 PAGE_BYTES = 4096
 BLOCK = 128
 
@@ -95,6 +108,7 @@ class CompileReport:
         decomposed: operators that torch decomposed, for lack of a definition of their own.
         specialised: inputs whose values are compiled in.
         from_cache: the whole program was found compiled; the counts are then 0.
+        quantised: the matrices that `quantize=` made of few bits, with their errors; empty when from the cache.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -109,6 +123,7 @@ class CompileReport:
     decomposed: tuple[str, ...] = ()
     specialised: tuple[str, ...] = ()
     from_cache: bool = False
+    quantised: tuple[QuantisedLayer, ...] = ()
 
     @property
     def own_seconds(self) -> float:
@@ -130,6 +145,7 @@ class CompileReport:
             "decomposed": list(self.decomposed),
             "specialised": list(self.specialised),
             "from_cache": self.from_cache,
+            "quantised": [layer.to_json() for layer in self.quantised],
         }
 
     def __str__(self) -> str:
@@ -162,7 +178,11 @@ def compile(
     verify_each: bool = False,
     specialise: Mapping[str, Any] | None = None,
     per_sample: bool = False,
-) -> Executable | Specialising:
+    backend: Choice = "dlc",
+    schedule_time: float = SCHEDULE_SECONDS,
+    memory_budget: int | str | None = None,
+    quantize: Quantize | str | None = None,
+) -> Executable | Specialising | Hosted:
     """Compile a model for this machine's processor.
 
     Args:
@@ -186,15 +206,22 @@ def compile(
             model that needs some is compiled for each value it is called with (`dlc.specialising`).
         per_sample: the model is written for one sample (inputs whose first dimension is 1); the executable takes batches of
             any size, in which each sample takes its own branches and steps (`passes/per_sample.py`).
+        backend: who compiles the straight-line cascades: 'dlc', or 'onnxruntime', 'inductor', 'tvm' or 'eager', or a function
+            from a cascade to one of these. With any but 'dlc' the result is a `dlc.hosted.Hosted`, for comparisons.
+        schedule_time: seconds for the plan of the arena, where the least is not found at once.
+        memory_budget: bytes, or '16MiB', that the arena never exceeds, the threads' scratch memory included; what does not
+            fit is spilled to a mapped file as planned, and the results are the same to the bit.
+        quantize: store the model's matrices in few bits (`dlc.Quantize`, or its short form `i4:g64`).
 
     Raises:
         DlcError: with a code, a place and a way out.
     """
     from dlc.importing import import_any, is_ir, is_onnx
+    from dlc.quantize import Quantize, quantise
 
     if accuracy not in ACCURACY:
         raise UnknownAccuracy(accuracy=accuracy)
-    options = {k: v for k, v in locals().items() if k not in ("model", "import_any", "is_ir", "is_onnx")}
+    options = {k: v for k, v in locals().items() if k not in ("model", "import_any", "is_ir", "is_onnx", "Quantize", "quantise")}
     if specialise is None and is_onnx(model):
         from dlc.frontend.onnx_errors import NeedsValue
 
@@ -224,12 +251,19 @@ def compile(
         report.specialised = tuple(imported.specialised)
         if dump is not None:
             dump.stage("import", report.seconds["import"], export_seconds=export)
+        wish = Quantize.parse(quantize) if isinstance(quantize, str) else quantize
+        if backend != "dlc":
+            from dlc.hosted import hosted
+
+            return hosted(imported if wish is None else quantise(imported, wish)[0], backend, threads)
         if passes is None:
             passes = default_pipeline(wanted.lanes, wanted.vector_registers, accuracy)
         key = None
+        budget_threads = None if memory_budget is None else threads or default_threads()  # each has scratch memory
         if cache is True and dump is None and not observers:
             start = time.perf_counter()
-            key = program_key(imported, (wanted.key, str(passes), tuple(disable_passes), accuracy))
+            more = (schedule_time, memory_budget, budget_threads, wish and wish.key())
+            key = program_key(imported, (wanted.key, str(passes), tuple(disable_passes), accuracy, *more))
             kept = ProgramCache().get(key, threads)
             report.seconds["program cache"] = time.perf_counter() - start
             if kept is not None:
@@ -237,6 +271,12 @@ def compile(
                 report.seconds["total"] = time.perf_counter() - began
                 kept.compile_report = report
                 return kept
+        if wish is not None:
+            start = time.perf_counter()
+            imported, report.quantised = quantise(imported, wish)
+            report.seconds["quantise"] = time.perf_counter() - start
+            if dump is not None:
+                dump.json("quantisation", [layer.to_json() for layer in report.quantised])
         start = time.perf_counter()
         assumed = assume_bounds(imported.program)
         if not is_ir(model):
@@ -262,6 +302,8 @@ def compile(
             dump=dump,
             progress=progress,
             report=report,
+            schedule_time=schedule_time,
+            memory_budget=None if memory_budget is None else parse_bytes(memory_budget),
         )
         report.seconds["total"] = time.perf_counter() - began
         LOG.info("%s", report)
@@ -296,7 +338,8 @@ def _per_sample(imported: Imported) -> Imported:
     if imported.mutated:
         name = imported.mutated[0][0]
         raise NotPerSample(op=f"'{name}'", reason="the model changes it in place, and all samples would share it")
-    return replace(imported, program=PerSample().apply(imported.program))
+    one = run_passes(assume_bounds(imported.program), BEFORE_BATCHING)
+    return replace(imported, program=PerSample().apply(one))
 
 
 def _check_import(program: Program) -> None:
@@ -349,6 +392,8 @@ def compile_program(
     progress: Progress | None = None,
     report: CompileReport | None = None,
     lower: Lower | None = None,
+    schedule_time: float = SCHEDULE_SECONDS,
+    memory_budget: int | None = None,
 ) -> Executable:
     """Code generation: the executable of a program whose statements are launches and control.
 
@@ -366,12 +411,18 @@ def compile_program(
         store = cache
     clock = time.perf_counter
     start = clock()
-    plan = plan_memory(program)
-    report.seconds["plan"] = clock() - start
     built = build_kernels(
         program, target, store=store, dump=dump.kernel if dump is not None else None, progress=progress, lower=lower
     )
     report.seconds.update(built.seconds)
+    start = clock()
+    if memory_budget is None:
+        arena = plan_arena(program, schedule_time)
+    else:
+        scratch = scratch_bytes(program, built.kernels, threads)
+        arena = plan_within(program, memory_budget, scratch, schedule_time)
+    program, plan = arena.program, arena.memory
+    report.seconds["plan"] = clock() - start
     start = clock()
     layout, size = constant_layout(program, [*expected.values(), *_used_constants(program)])
     host = host_entry(program, plan, built.kernels, {name: at for name, (at, _) in layout.items()}, expected)
@@ -389,8 +440,11 @@ def compile_program(
         producer=f"dlc {dlc.__version__}",
         entry=ENTRY,
         pool=POOL,
-        interface=_interface(imported),
+        interface=interface_of(imported),
+        spill_bytes=arena.spill_bytes,
+        memory_budget=memory_budget,
     )
+    manifest["x-arena"] = arena.facts
     report.seconds["entry"] = clock() - start
     start = clock()
     constants = pack_constants(program, layout, size)
@@ -398,9 +452,8 @@ def compile_program(
     report.seconds["load"] = clock() - start
     _count(report, built, len(host.calls), size, objects)
     if dump is not None:
-        memory = memory_report(program, plan)
-        dump.json("memory", memory)
-        dump.json("schedule", schedule_report(program, memory))
+        dump.json("memory", memory_report(arena))
+        dump.json("schedule", schedule_report(program, arena))
         dump.json("control", control_graph(executable.manifest))
         for stage in ("plan", "lower", "compile", "entry", "load"):
             dump.stage(stage, report.seconds[stage])
@@ -409,7 +462,7 @@ def compile_program(
     return executable
 
 
-def _interface(imported: Imported | None) -> Interface:
+def interface_of(imported: Imported | None) -> Interface:
     if imported is None:
         return Interface()
     in_tree, names = imported.in_tree, imported.arg_names
@@ -473,13 +526,29 @@ def pack_constants(program: Program, layout: Mapping[str, tuple[int, int]], size
             raise Internal(program.loc, message=f"constant '{name}' is {found}, its type says {of}")
         if of.order is not None:
             array = array.transpose(of.order)
-        if length:
+        if of.dtype.is_coded and length:
+            _pack(block[at : at + length], array, of.dtype)
+        elif length:
             _copy(block[at : at + length].view(array.dtype).reshape(array.shape), array)
 
     with ThreadPoolExecutor(PACK_THREADS) as team:  # NumPy copies without the interpreter lock
         for _ in team.map(place, sorted(layout, key=lambda name: -layout[name][1])):
             pass
     return block
+
+
+def _pack(target: np.ndarray, array: np.ndarray, dtype: DType) -> None:
+    """The codes of `array` without gaps, a block of them at a time; zeros behind them."""
+    done, parts = 0, [codes_of(array)]
+    while parts:
+        part = parts.pop()
+        if part.ndim > 1 and part.size > _PACKED_AT_ONCE and part[0].size % 8 == 0 and dtype.per_byte is None:
+            parts += reversed(list(part))
+            continue
+        packed = pack(part, dtype)
+        target[done : done + packed.size] = packed
+        done += packed.size
+    target[done:] = 0
 
 
 def _copy(target: np.ndarray, source: np.ndarray) -> None:
@@ -498,39 +567,19 @@ def _copy(target: np.ndarray, source: np.ndarray) -> None:
             panel[first : first + BLOCK] = part.T
 
 
-def schedule_report(program: Program, memory: Mapping[str, Any]) -> dict[str, Any]:
+def schedule_report(program: Program, plan: ArenaPlan) -> dict[str, Any]:
     """The order of launches, and how far the arena is from what is alive at once, which no plan can go below."""
-    alive = [
-        sum(b["bytes"] for b in memory["buffers"] if b["first"] <= step <= b["last"]) for step in range(memory["steps"])
-    ]
-    bound, found = max(alive, default=0), int(memory["arena_bytes"])
     launches = [s for s in walk_statements(program.body) if isinstance(s, Launch)]
     return {
         "objective": "arena bytes",
-        "value": found,
-        "bound": bound,
-        "gap": round((found - bound) / bound, 4) if bound else 0.0,
-        "method": "program order, first fit by falling size",
-        "symbols": memory["symbols"],
+        "value": plan.height,
+        "bound": plan.bound,
+        "gap": round(plan.gap, 4),
+        "method": "program order, addresses packed",
+        "seconds": round(plan.seconds, 4),
+        "symbols": {name[1:]: value for name, value in plan.symbols.items()},
         "order": [{"kernel": s.kernel, "reads": s.args, "writes": s.outs, "loc": str(s.loc)} for s in launches],
     }
-
-
-def memory_report(program: Program, plan: MemoryPlan, symbols: Mapping[str, int] | None = None) -> dict[str, Any]:
-    """The arena for given extents (by default each symbol's least, or 1), as `Dump.json` wants it."""
-    from dlc.ir.extent import evaluate
-    from dlc.runtime import arena
-
-    values = {"#" + s.name: max(s.lo, 1) for s in program.symbols} | dict.fromkeys(plan.values, 1)
-    values.update({"#" + name.removeprefix("#"): value for name, value in (symbols or {}).items()})
-    sizes = [max(int(evaluate(b.bytes, values)), 0) for b in plan.buffers]
-    offsets, total = arena.plan(sizes, [(b.first, b.last) for b in plan.buffers])
-    listed = [
-        {"name": b.name, "bytes": size, "offset": at, "first": b.first, "last": b.last}
-        for b, size, at in zip(plan.buffers, sizes, offsets, strict=True)
-    ]
-    steps = 1 + max((b.last for b in plan.buffers), default=0)
-    return {"arena_bytes": total, "steps": steps, "buffers": listed, "symbols": {k[1:]: v for k, v in values.items()}}
 
 
 def _shown(model: Any) -> str:

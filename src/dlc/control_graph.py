@@ -183,7 +183,11 @@ def _decision(graph: Graph, then: int, orelse: int) -> _Figure:
     bottom = top + deep + GAP
     loc = graph["regions"][then]["loc"]
     points = f"{middle - half:g},{tall / 2:g} {middle},0 {middle + half:g},{tall / 2:g} {middle},{tall:g}"
-    parts = [f'<g><title>{escape(loc)}</title><polygon class="d" points="{points}"/>', _label(middle, tall / 2 + 4, _short(loc)), "</g>"]
+    parts = [
+        f'<g><title>{escape(loc)}</title><polygon class="d" points="{points}"/>',
+        _label(middle, tall / 2 + 4, _short(loc)),
+        "</g>",
+    ]
     spare = width - arms[0].width - arms[1].width - GAP
     starts = (spare / 2, spare / 2 + arms[0].width + GAP)
     for arm, number, x in zip(arms, (then, orelse), starts, strict=True):

@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dlc.errors import BadInput, DlcError
+from dlc.ir.dtype import DTYPES
 from dlc.passes.observers import Observer
 
 if TYPE_CHECKING:
@@ -276,9 +277,11 @@ def _save_array(path: Path, array: np.ndarray) -> None:
 def _load_array(path: Path) -> np.ndarray:
     array: np.ndarray = np.load(path, allow_pickle=False)
     if array.dtype.names is not None and len(array.dtype.names) == 1:
+        name = array.dtype.names[0]
+        if name in DTYPES:  # codes
+            return array
         import ml_dtypes
 
-        name = array.dtype.names[0]
         array = np.ascontiguousarray(array).view(array.dtype[0]).view(np.dtype(getattr(ml_dtypes, name)))
     return array
 

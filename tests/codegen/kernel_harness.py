@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from dlc.codegen import tile_interp
+from dlc.codegen.coded_sum import find_coded
 from dlc.codegen.contraction import find_contraction
 from dlc.codegen.inner_product import find_inner_product
 from dlc.codegen.lower import KernelLowering, Lowered, lower_kernel
@@ -25,11 +26,14 @@ from dlc.codegen.target import AVX2, AVX512, BASELINE, Target
 from dlc.codegen.tile_parse import parse as parse_tile
 from dlc.compiler import run_passes
 from dlc.ir.blocked import unrolls
+from dlc.ir.coded_sums import READ_PAST
+from dlc.ir.codes import codes_of
 from dlc.ir.dtype import DType
 from dlc.ir.einsum import TensorType
 from dlc.ir.error_model import agrees, bounded_cascade
 from dlc.ir.extent import evaluate
 from dlc.ir.interpret import bind_symbols, run_program
+from dlc.ir.packing import pack
 from dlc.ir.parser import parse_program
 from dlc.ir.program import Kernel, Launch, Program, cascade_types
 from dlc.ir.streamed import lane_rank
@@ -66,6 +70,8 @@ def strategy(kernel: Kernel, program: Program, target: Target) -> str:
     low = KernelLowering(kernel, program.facts, target)
     if any(s.write is not None for s in low.steps):
         return "scatter"
+    if find_coded(low) is not None:
+        return "coded"
     if lane_rank(low.structure, kernel.outer) is not None:
         return "streamed"
     if any(low.moving(s) != low.outer for s in low.steps):
@@ -191,7 +197,9 @@ def _run(
 
 
 def stored(a: Array, of: TensorType) -> Array:
-    """The array as its memory lies, 77 between its rows."""
+    """The array as its memory lies, 77 between its rows; codes without gaps, and what is read past them."""
+    if of.dtype.is_coded:
+        return np.concatenate([pack(codes_of(a), of.dtype), np.full(READ_PAST, 0xA5, np.uint8)])
     a = a if of.order is None else a.transpose(of.order)
     if not of.pitch:
         return np.array(a, order="C")  # ascontiguousarray gives rank 0 a dimension

@@ -81,3 +81,29 @@ def test_there_is_no_division_where_multiply_adds_round_once() -> None:
         assert "vdivps" not in code(target)[1]
         assert "vdivps" in code(target, 1.9999998807907104)[1], "two of its quotients would be wrong"
     assert "divps" in code(BASELINE)[1]
+
+
+@targets
+def test_what_is_dequantised_again(target: Target) -> None:
+    """The second of two quantisers goes on from the first one's float: the same bytes as through the byte."""
+    x = awkward(0.02)
+    b = Builder("f")
+    given = b.input("x", F32, (len(x),))
+
+    def clamped(e: Expr, scale: float, zero: float) -> Expr:
+        r = apply("add", apply("round", apply("div", e, const(scale, F32))), const(zero, F32))
+        return Cast(U8, apply("min", apply("max", r, const(0.0, F32)), const(255.0, F32)))
+
+    def again(e: Expr) -> Expr:
+        whole = apply("sub", Cast(I32, clamped(e, 0.02, 117.0)), const(117, I32))
+        return clamped(apply("mul", Cast(F32, whole), const(0.02, F32)), 0.03, 3.0)
+
+    ran = check(b.finish([b.map("q", again, given, dtype=U8)]), {}, inputs=[x], target=target, interpret=False)
+    with np.errstate(all="ignore"):
+        first = np.clip(np.rint(x / np.float32(0.02)) + np.float32(117), 0, 255)
+        first = np.where(np.isnan(first), 0, first)
+        want = np.clip(np.rint((first - 117).astype(np.float32) * np.float32(0.02) / np.float32(0.03)) + 3, 0, 255)
+    np.testing.assert_array_equal(ran.values["q"], want.astype(np.uint8))
+    (kernel,) = ran.lowered.values()
+    text = str(kernel.tile)
+    assert ("cast<u8, fits>" in text) == target.has_fma and ("cast<i32" in text) != target.has_fma

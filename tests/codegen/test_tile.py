@@ -392,6 +392,7 @@ BAD = [
     ("b = lt(x, c)", "b = shl(x, c)", 9, "not defined on f32"),
     ("b = lt(x, c)", "b = slice x[0]", 9, "no slot of"),
     ("b = lt(x, c)", "b = bitcast<f64>(x)", 9, "not the same bits"),
+    ("b = lt(x, c)", "b = cast<i32, fits>(x)", 9, "'fits' is for f32 that are integers of 16 bits"),
     ("b = lt(x, c)", "b = gather A[i] mask c", 9, "not bool"),
     ("b = lt(x, c)", "b = gather A[x]", 9, "not i64"),
     ("b = lt(x, c)", "let v = x", 9, "not a scalar integer"),

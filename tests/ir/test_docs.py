@@ -12,7 +12,10 @@ from dlc.ir.reference import page
 from dlc.ir.verify import verify
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "ir.md"
-EXAMPLES = re.findall(r"```ein\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+TYPES = PAGE.with_name("types.md")
+EXAMPLES = [
+    text for p in (PAGE, TYPES) for text in re.findall(r"```ein\n(.*?)```", p.read_text(encoding="utf-8"), re.DOTALL)
+]
 
 
 @pytest.mark.parametrize("text", EXAMPLES, ids=lambda t: t.split("(")[0].replace(" ", "_"))

@@ -29,6 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dlc.errors import DlcError, Unsupported  # noqa: E402
 from dlc.frontend.imported import Imported  # noqa: E402
+from dlc.ir.codes import as_stored  # noqa: E402
+from dlc.ir.dtype import from_numpy  # noqa: E402
+from dlc.ir.evaluate import hold  # noqa: E402
 
 Execute = Callable[[Imported, Sequence[Any]], Sequence[Any]]
 SECONDS_PER_CASE = 60
@@ -144,7 +147,7 @@ def compare(got: Sequence[Any], expected: Sequence[Any], rtol: float, atol: floa
     if len(got) != len(expected):
         return f"{len(got)} outputs, {len(expected)} expected"
     for n, (a, e) in enumerate(zip(got, expected, strict=True)):
-        a, e = np.asarray(a), np.asarray(e)
+        a, e = as_stored(a), as_stored(e)
         if a.dtype != e.dtype:
             return f"output {n} has type {a.dtype}, {e.dtype} expected"
         if a.shape != e.shape:
@@ -153,7 +156,9 @@ def compare(got: Sequence[Any], expected: Sequence[Any], rtol: float, atol: floa
             if not np.array_equal(a, e):
                 return f"output {n} differs at {int((a != e).sum())} of {a.size} places"
             continue
-        wide = [x.astype(np.float64) for x in (a, e)]
+        if e.dtype.names is not None:
+            rtol, atol = 0.0, 0.0  # of small types every number counts
+        wide = [hold(x, from_numpy(x.dtype)).astype(np.float64) for x in (a, e)]
         if not np.allclose(*wide, rtol=rtol, atol=atol, equal_nan=True):
             with np.errstate(all="ignore"):
                 return f"output {n} differs by up to {np.nanmax(np.abs(wide[0] - wide[1])):.3g} (of {np.nanmax(np.abs(wide[1])):.3g})"
@@ -169,8 +174,8 @@ def is_near(got: Sequence[Any], expected: Sequence[Any]) -> bool:
     if len(got) != len(expected):
         return False
     for a, e in zip(got, expected, strict=True):
-        a, e = np.asarray(a), np.asarray(e)
-        if a.dtype != e.dtype or a.shape != e.shape:
+        a, e = as_stored(a), as_stored(e)
+        if a.dtype != e.dtype or a.shape != e.shape or e.dtype.names is not None:
             return False
         if e.dtype.kind in "biu":
             if not np.array_equal(a, e):

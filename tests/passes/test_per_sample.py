@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -291,6 +292,27 @@ def test_more_than_is_there_is_refused() -> None:
         outputs(program, [many])
     with pytest.raises(DlcError, match="below 3"):
         exe(many)
+
+
+def test_work_of_one_arm_is_in_it_before_samples_are_routed(tmp_path: Path) -> None:
+    program = parse_program(
+        """
+        program f(X: f32[1, 4], W: f32[4, 4]) -> (R) {
+          C[] = X[0, 0] > 0.0
+          A[i:1, j:4] = sum(k:4) X[i, k] * W[k, j]
+          B[i:1, j:4] = sum(k:4) A[i, k] * W[j, k]
+          if C {
+            D[i:1, j:4] = exp(B[i, j])
+            yield (D)
+          } else {
+            yield (X)
+          } -> (R)
+        }
+        """
+    )
+    dlc.compile(program, per_sample=True, threads=1, dump_dir=tmp_path)
+    text = (tmp_path / "000-input.ein").read_text()
+    assert "A[n:some, " in text and "B[n:some, " in text
 
 
 def test_a_torch_module_per_sample() -> None:

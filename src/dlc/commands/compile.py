@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from dlc.commands import options as shared
+from dlc.commands.quantised import facts_of, say_quantised
 from dlc.console import Console, bytes_text, seconds_text
 from dlc.feeds import signature
 from dlc.models import open_model
@@ -47,12 +48,14 @@ def run(options: argparse.Namespace, console: Console) -> int:
         "inputs": manifest.get("inputs", ()),
         "outputs": manifest.get("outputs", ()),
         "target": manifest.get("target"),
+        "quantised": facts_of(executable),
     }
     console.emit(facts)
     console.say(
         f"{output}: {bytes_text(output.stat().st_size)}, {facts['kernels']} kernel calls, {seconds_text(seconds)}"
     )
     console.say(f"  inputs: {signature(manifest)}")
+    say_quantised(executable, console)
     folder = shared.dump_dir(options)
     if folder:
         console.say(f"  report: {Path(folder) / 'index.html'}")

@@ -232,6 +232,7 @@ def _compile_saved(
 ) -> tuple[Any, float]:
     """Compile with dumps, save, and load again: what runs is what was saved."""
     from dlc import compiler
+    from dlc.hosted import Hosted
 
     began = time.perf_counter()
     with console.step(f"compiling {name}"):
@@ -245,6 +246,7 @@ def _compile_saved(
         )
     seconds = time.perf_counter() - began
     path = folder / f"{name}.dlc"
+    assert not isinstance(executable, Hosted)  # that is for other back ends
     executable.save(path)
     return compiler.load(path, threads=threads), seconds
 

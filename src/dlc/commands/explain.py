@@ -6,6 +6,8 @@ dlc explain model.onnx --kernel k3    one kernel, as the Einsums that are in it
 dlc explain attention.ein --target fusemax --extent h=768,p=4096,m=4096,e=64,f=64
                                   time, traffic and energy of a cascade on a spatial accelerator, Einsum by Einsum
 dlc explain attention.ein --extent h=768,p=4096,m=4096,e=64,f=64      the same by the roofline of this CPU
+dlc explain model.onnx --target scratchpad --budget 256KiB
+                                  order, addresses and transfers of the kernels in a fast memory of that size
 dlc explain DLC0102               an error code: what it says and the way out
 """
 
@@ -21,6 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlc.commands import options as shared
+from dlc.commands import scratchpad
+from dlc.commands.quantised import say_quantised
 from dlc.console import Console, bytes_text, seconds_text
 from dlc.control_graph import Graph, control_graph, graph_lines, has_control, write_svg
 from dlc.errors import REGISTRY, BadInput, DlcError
@@ -81,6 +85,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--as-published", action="store_true", help="energy with the errors of the figures published for the target"
     )
     parser.add_argument("--graph", metavar="FILE", help="draw the control graph there (SVG)")
+    scratchpad.configure(parser)
     shared.add_threads(parser)
     shared.add_compile(parser)
     shared.add_format(parser)
@@ -90,6 +95,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
     if re.fullmatch(r"DLC\d{4}", options.model):
         return explain_code(options.model, console)
     _check_use(options)
+    if options.target == scratchpad.TARGET:
+        return scratchpad.explain(options, console)
     if options.extent or (options.model.endswith(".ein") and not _is_cpu(options.target)):
         return explain_cost(options, console)
     model = open_model(options.model)
@@ -114,12 +121,19 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
     explain_manifest(executable.manifest, kernels, console, facts_of(analysis, model.kind == "ein"))
     say_passes(analysis, console)
+    say_quantised(executable, console)
     return say_control(control_graph(executable.manifest), console, options.graph)
 
 
 def _check_use(options: argparse.Namespace) -> None:
     """Refuse what would be ignored in silence."""
-    spatial = not _is_cpu(options.target)
+    scheduled = options.target == scratchpad.TARGET
+    spatial = not scheduled and not _is_cpu(options.target)
+    given = {"--budget": options.budget is not None, "--weights": options.weights, "--recompute": options.recompute}
+    for option in (name for name, there in given.items() if there and not scheduled):
+        raise OptionHasNoUse(option=option, use="--target scratchpad")
+    if scheduled and options.kernel:
+        raise OptionHasNoUse(option="--kernel", use="a model that is compiled for this processor")
     if options.traffic_bytes is not None and not spatial:
         raise OptionHasNoUse(option="--traffic-bytes", use="a spatial --target")
     if options.as_published and not spatial:
@@ -262,7 +276,7 @@ def explain_manifest(
     target = manifest.get("target", {})
     console.say(f"target:    {target.get('isa')} {' '.join(target.get('features', ()))}")
     console.say(f"constants: {bytes_text(facts['constants_bytes'])}")
-    console.say(f"arena:     {len(arena)} buffers, {len(manifest.get('dynamic', ()))} sized at run time")
+    console.say(f"arena:     {len(arena)} buffers, {len(manifest.get('dynamic', ()))} sized at run time{_arena(manifest)}")
     console.say(f"kernels:   {len(calls)} calls of {len(grouped)} distinct ones\n")
     table = []
     for symbol, group in sorted(grouped.items(), key=lambda item: -len(item[1])):
@@ -284,6 +298,22 @@ def say_control(graph: Graph, console: Console, drawing: str | None) -> int:
         write_svg(graph, drawing)
         console.say(f"control graph: {drawing}")
     return 0
+
+
+def _arena(manifest: Mapping[str, Any]) -> str:
+    """The plan's size, how far it is from what is alive at once, and what is spilled."""
+    plan = manifest.get("x-arena")
+    if plan is None:
+        return ""
+    gap = "the least there is" if plan["bytes"] == plan["bound"] else f"at most {plan['gap']:.1%} above the least"
+    at = ", ".join(f"{name} = {value}" for name, value in plan["symbols"].items())
+    text = f"; {bytes_text(plan['bytes'])}{f' at {at}' if at else ''}, {gap}"
+    if manifest.get("spill_bytes"):
+        text += (
+            f"; budget {bytes_text(manifest['memory_budget'])}, {bytes_text(manifest['spill_bytes'])} outside, "
+            f"{bytes_text(plan['traffic'])} copied"
+        )
+    return text
 
 
 def _kernel_texts(folder: Path) -> dict[str, str]:

@@ -82,6 +82,23 @@ def add_compile(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the model decides for one sample: take batches of any size, each sample on its own path",
     )
+    group.add_argument(
+        "--quantize",
+        metavar="Q",
+        help="store matrices in few bits: i4:g64, u3:row:a=i8, auto:4.5bits (docs/quantisation.md)",
+    )
+    group.add_argument(
+        "--memory-budget",
+        type=byte_size,
+        metavar="N",
+        help="bytes, or 16MiB, that the arena never exceeds; what does not fit is spilled to a mapped file",
+    )
+    group.add_argument(
+        "--schedule-time",
+        type=float,
+        metavar="S",
+        help="seconds for the plan of the arena (default 1; of a scratchpad 60), of which the best found is taken",
+    )
     group.add_argument("--dump-dir", metavar="DIR", help="write every pass's result and an HTML report there")
     add_printing(parser)
 
@@ -141,6 +158,16 @@ def extents(text: str) -> dict[str, int]:
             raise argparse.ArgumentTypeError(f"write NAME=N,NAME=N with integers, not '{text}'")
         found[name.strip()] = int(number)
     return found
+
+
+def byte_size(text: str) -> int:
+    """A number of bytes as people write it, `16MiB`."""
+    from dlc.byte_sizes import parse_bytes
+
+    try:
+        return parse_bytes(text)
+    except BadInput as error:
+        raise argparse.ArgumentTypeError(error.message) from None
 
 
 def byte_count(text: str) -> float:
@@ -206,7 +233,10 @@ def compile_model(model: Model, options: argparse.Namespace, console: Console) -
             observers=watching,
             progress=lambda done, of, name: console.progress(f"compiled {done} of {of} kernels"),
             verify_each=options.check_each,
+            memory_budget=options.memory_budget,
+            schedule_time=compiler.SCHEDULE_SECONDS if options.schedule_time is None else options.schedule_time,
             specialise=specialised(model, options.specialise) if model.kind == "onnx" else None,
+            quantize=options.quantize,
         )
     assert isinstance(executable, Executable)  # only without `specialise` it might be compiled per value
     if timer is not None:

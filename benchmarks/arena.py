@@ -1,0 +1,78 @@
+"""The arena of the models in `tests/models`: greedy by size, packed, and what is alive at once, which bounds both.
+
+    python -m benchmarks.arena [NAME ...]
+
+No kernel is compiled; the passes alone decide what lies in the arena.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from dlc.arena_plan import buffer_bytes, plan_arena
+from dlc.compiler import run_passes
+from dlc.importing import import_any
+from dlc.passes.assume_bounds import assume_bounds
+from dlc.passes.schedule import plan_memory
+from dlc.runtime import arena
+from tests.models.zoo import ZOO
+
+MODELS = {
+    "bert_base": (1, 128),
+    "minilm": (1, 128),
+    "t5_encoder": (1, 128),
+    "gpt2": (1, 128),
+    "vit_base": (1, 224),
+    "resnet50": (1, 224),
+    "mobilenet_v2": (1, 224),
+    "efficientnet_b0": (1, 224),
+    "convnext_tiny": (1, 224),
+    "densenet121": (1, 224),
+    "unet": (1, 512),
+    "whisper_tiny_encoder": (1, 0),
+}
+"""Batch and length (pixels for pictures; 0 for the only one there is)."""
+
+
+def measure(name: str, seconds: float = 1.0) -> dict[str, Any]:
+    """Bytes of the arena of a model of the zoo."""
+    import torch
+    from tests.models.vision import images
+
+    entry = ZOO[name]
+    batch, length = MODELS[name]
+    with torch.no_grad():
+        model = entry.make()
+        inputs = (images(batch, length, 0),) if entry.family == "vision" else entry.inputs(batch, length or entry.lengths[0], 0)
+        program = run_passes(assume_bounds(import_any(model, inputs, None, None, None, name).program))
+    memory = plan_memory(program)
+    began = time.perf_counter()
+    found = plan_arena(program, memory, seconds)
+    took = time.perf_counter() - began
+    lives = [(b.first, b.last) for b in memory.buffers]
+    sizes = buffer_bytes(memory, found.symbols)
+    return {
+        "model": name,
+        "buffers": len(memory.buffers),
+        "sum": sum(sizes),
+        "greedy": arena.plan(sizes, lives)[1],
+        "packed": found.height,
+        "bound": found.bound,
+        "seconds": took,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="benchmarks.arena")
+    parser.add_argument("names", nargs="*", default=list(MODELS))
+    for name in parser.parse_args(argv).names:
+        print(measure(name), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

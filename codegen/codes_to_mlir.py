@@ -1,0 +1,127 @@
+"""Codes of a few bits as MLIR: taken apart into bytes, and looked up in tables that lie in registers.
+
+    unpack   vpermb spreads the bytes of 8 codes over a quadword, vpmultishiftqb moves each code to its byte (AVX512-VBMI); else
+             each code's two bytes are shuffled into a 16-bit lane, where a product moves the code to the top, even and odd
+             codes apart
+    zip      a permutation of two registers' bytes, as LLVM finds it (vpermt2b; vpunpck and shuffles elsewhere)
+    lookup   vpermb for 64 bytes, vpermi2b for 128 (VBMI), else pshufb for 16; vpermps for 16 f32 (AVX-512) or 8 (AVX2); a larger
+             table is halved by a bit of the index, down to single elements where nothing looks up
+
+Source: the cast instructions of Tilus (arXiv 2504.12984), with x86's permutes in place of a GPU's `lop3` and `prmt`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from dlc.codegen.mlir_text import Emitter, float_text, vector_type
+from dlc.ir.dtype import F32, DType
+
+_SHUFFLE_BYTES = {
+    16: ("ssse3", "ssse3.pshuf.b.128"), 32: ("avx2", "avx2.pshuf.b"), 64: ("avx512bw", "avx512.pshuf.b.512"),
+}  # fmt: skip
+_PERMUTE_WORDS = {8: ("avx2", "avx2.permps"), 16: ("avx512f", "avx512.permvar.sf.512")}
+
+
+def emit_unpack(e: Emitter, bits: int, lanes: int, packed: str) -> str:
+    """The first `lanes` codes of the bytes in `packed`, one in a byte."""
+    if e.target.has("avx512vbmi") and lanes == 64:
+        return _multishift(e, bits, packed)
+    return _shifted_pairs(e, bits, lanes, packed)
+
+
+def _call(e: Emitter, name: str, result: str, *args: tuple[str, str]) -> str:
+    values, types = ", ".join(v for v, _ in args), ", ".join(t for _, t in args)
+    return e.v(f'llvm.call_intrinsic "llvm.x86.{name}"({values}) : ({types}) -> {result}')
+
+
+def _constant(e: Emitter, values: Sequence[int | str], element: str) -> str:
+    return e.head_value(f"arith.constant dense<[{', '.join(map(str, values))}]> : {vector_type(element, len(values))}")
+
+
+def _multishift(e: Emitter, bits: int, packed: str) -> str:
+    t = vector_type("i8", 64)
+    spread = _constant(e, [bits * (n // 8) + min(n % 8, bits - 1) for n in range(64)], "i8")
+    shifts = _constant(e, [bits * (n % 8) for n in range(64)], "i8")
+    quads = _call(e, "avx512.permvar.qi.512", t, (packed, t), (spread, t))
+    moved = _call(e, "avx512.pmultishift.qb.512", t, (shifts, t), (quads, t))
+    return e.v(f"arith.andi {moved}, {e.const((1 << bits) - 1, 'i8', 64)} : {t}")
+
+
+def _shifted_pairs(e: Emitter, bits: int, lanes: int, packed: str) -> str:
+    """Even codes end in the low byte of each 16-bit lane, odd ones in the high byte."""
+    t, pairs, half = vector_type("i8", lanes), vector_type("i16", lanes // 2), lanes // 2
+
+    def top(first: int) -> str:
+        """The codes `first`, `first + 2`, ... in the highest bits of 16."""
+        places = [n * bits for n in range(first, lanes, 2)]
+        picks = [min(p // 8 + k, lanes - 1) for p in places for k in (0, 1)]
+        words = e.v(f"vector.shuffle {packed}, {packed} {picks} : {t}, {t}")
+        words = e.v(f"llvm.bitcast {words} : {t} to {pairs}")
+        factors = [1 << (16 - bits - p % 8) for p in places]
+        signed = _constant(e, [f - (1 << 16) if f >> 15 else f for f in factors], "i16")
+        return e.v(f"arith.muli {words}, {signed} : {pairs}")
+
+    even = e.v(f"arith.shrui {top(0)}, {e.const(16 - bits, 'i16', half)} : {pairs}")
+    odd = e.v(f"arith.shrui {top(1)}, {e.const(8 - bits, 'i16', half)} : {pairs}")
+    odd = e.v(f"arith.andi {odd}, {e.const(((1 << bits) - 1) << 8, 'i16', half)} : {pairs}")
+    both = e.v(f"arith.ori {even}, {odd} : {pairs}")
+    return e.v(f"llvm.bitcast {both} : {pairs} to {t}")
+
+
+def emit_zip(e: Emitter, lanes: int, half: int, low: str, high: str) -> str:
+    """Words of two bytes each of two registers of `lanes` words: those of the first or second half of every word."""
+    t, words = vector_type("i8", 4 * lanes), vector_type("i32", lanes)
+    picks = [n for lane in range(lanes) for k in (0, 1) for n in (4 * lane + 2 * half + k, 4 * (lanes + lane) + 2 * half + k)]
+    mixed = e.v(f"vector.shuffle {low}, {high} {picks} : {t}, {t}")
+    return e.v(f"llvm.bitcast {mixed} : {t} to {words}")
+
+
+def emit_lookup(e: Emitter, dtype: DType, table: Sequence[float | int], lanes: int, index: str) -> str:
+    """`table[index % len(table)]` in every lane."""
+    return _words(e, table, lanes, index) if dtype == F32 else _bytes(e, table, lanes, index)
+
+
+def _bytes(e: Emitter, table: Sequence[float | int], lanes: int, index: str) -> str:
+    t, wide = vector_type("i8", lanes), e.target.has("avx512vbmi") and lanes == 64
+    feature, name = _SHUFFLE_BYTES.get(lanes, ("", ""))
+    most = 128 if wide else 16 if e.target.has(feature) else 1
+    if len(table) > most:
+        return _halved(e, table, lanes, index, "i8", lambda part: _bytes(e, part, lanes, index))
+    if most == 1:
+        return e.const(table[0], "i8", lanes)
+    unit = min(most, max(64, len(table))) if wide else 16
+    whole = [int(x) - 256 if int(x) > 127 else int(x) for x in (*table,) * (unit // len(table))]
+    if wide and unit == 128:
+        low, high = _constant(e, whole[:64], "i8"), _constant(e, whole[64:], "i8")
+        return _call(e, "avx512.vpermi2var.qi.512", t, (low, t), (index, t), (high, t))
+    if wide:
+        return _call(e, "avx512.permvar.qi.512", t, (_constant(e, whole, "i8"), t), (index, t))
+    low = e.v(f"arith.andi {index}, {e.const(15, 'i8', lanes)} : {t}")  # a byte of 128 and more would give 0
+    return _call(e, name, t, (_constant(e, whole * (lanes // 16), "i8"), t), (low, t))
+
+
+def _words(e: Emitter, table: Sequence[float | int], lanes: int, index: str) -> str:
+    t, i = vector_type("f32", lanes), vector_type("i32", lanes)
+    feature, name = _PERMUTE_WORDS.get(lanes, ("", ""))
+    most = lanes if e.target.has(feature) else 1
+    if len(table) > most:
+        return _halved(e, table, lanes, index, "f32", lambda part: _words(e, part, lanes, index))
+    if most == 1:
+        return e.const(float(table[0]), "f32", lanes)
+    whole = _constant(e, [float_text(float(x), "f32") for x in (*table,) * (most // len(table))], "f32")
+    return _call(e, name, t, (whole, t), (index, i))
+
+
+def _halved(
+    e: Emitter, table: Sequence[float | int], lanes: int, index: str, element: str, look: Callable[[Sequence[float | int]], str]
+) -> str:
+    """A table that is too large: each half looked up, and one of the two taken by the highest bit of the index that counts."""
+    half = len(table) // 2
+    low, high = look(table[:half]), look(table[half:])
+    kind = "i32" if element == "f32" else "i8"
+    number = half - 256 if kind == "i8" and half > 127 else half
+    bit = e.v(f"arith.andi {index}, {e.const(number, kind, lanes)} : {vector_type(kind, lanes)}")
+    zero = e.const(0, kind, lanes)
+    upper = e.v(f"arith.cmpi ne, {bit}, {zero} : {vector_type(kind, lanes)}")
+    return e.v(f"arith.select {upper}, {high}, {low} : {vector_type('i1', lanes)}, {vector_type(element, lanes)}")

@@ -1,0 +1,260 @@
+"""The arena of a program: its buffers packed for the extents that it was compiled for.
+
+Sizes are expressions over symbols. The compiler packs them at the bounds that are stated, each symbol at its upper one
+where there is one, and the runtime places them anew for each combination of shapes, guided by this plan and never above
+it (`runtime/arena.py`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dlc.codegen.host import HostKernel
+from dlc.codegen.host_manifest import scratch_extent
+from dlc.errors import Infeasible, Unsupported
+from dlc.ir.extent import evaluate
+from dlc.ir.memory import MemoryPlan
+from dlc.ir.program import Program, Symbol, bound_symbols, walk_statements
+from dlc.native_packing import native_advance
+from dlc.passes.packing import Buffer, Placement, fit_least, pack_least
+from dlc.passes.schedule import plan_memory
+from dlc.passes.spill import (
+    Moves,
+    Steps,
+    furthest_first,
+    kept_outside,
+    restless,
+    steps_of,
+    traffic_bytes,
+    with_transfers,
+)
+from dlc.runtime.arena import MAX_ARENA_BYTES, align
+from dlc.runtime.cpu import default_threads
+
+SCHEDULE_SECONDS = 1.0
+"""Time for the plan of an arena by default; most take a thousandth of it."""
+
+DECISIONS_PER_SECOND = 4000
+"""Of each search. A count rather than the clock ends them, so that the same program gets the same plan."""
+
+SMALL = 12
+"""Up to so many buffers the search is as fast in Python as its native code is loaded."""
+
+SHARES = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
+"""Parts of the way from the budget to what a step needs at most, at which transfers are planned in turn."""
+
+LARGEST = 4000
+"""Above, the search's tables grow too large and the usual allocators have the last word."""
+
+
+class OverMemoryBudget(Infeasible):
+    """No plan keeps a program's arena below the budget."""
+
+    code = "DLC0695"
+    template = "no plan keeps the arena within {budget} bytes: the least that does is {least}"
+    hint = "compile with memory_budget={least} or more"
+
+
+class BudgetNeedsBounds(Unsupported):
+    """A budget holds for all shapes, so they have to be bounded."""
+
+    code = "DLC0696"
+    template = "not supported: a memory budget where an extent has no upper bound ({symbols})"
+    hint = "state it: torch.export.Dim(name, max=...), or compile for one shape"
+
+
+@dataclass(frozen=True, slots=True)
+class ArenaPlan:
+    """The memory plan with offsets, and how good they are.
+
+    Attributes:
+        program: with transfers, where a budget asks for them.
+        symbols: the extents that they are for.
+        height: bytes of the arena, its threads' scratch memory excluded.
+        bound: no plan for these lives is smaller.
+        spill_bytes: bytes outside the arena.
+        traffic_bytes: bytes that are copied there and back in one run.
+        outside: tensors that never are in the arena: kernels read and write them in the mapped file.
+    """
+
+    program: Program
+    memory: MemoryPlan
+    symbols: Mapping[str, int]
+    height: int
+    bound: int
+    seconds: float
+    spill_bytes: int = 0
+    traffic_bytes: int = 0
+    outside: frozenset[str] = frozenset()
+
+    @property
+    def gap(self) -> float:
+        """How much of the arena may be too much: 0 when it is proven least for these lives."""
+        return (self.height - self.bound) / self.bound if self.bound else 0.0
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the artifact keeps of the plan, for people."""
+        return {
+            "bytes": self.height,
+            "bound": self.bound,
+            "gap": round(self.gap, 4),
+            "traffic": self.traffic_bytes,
+            "symbols": {name[1:]: value for name, value in self.symbols.items()},
+        }
+
+
+def plan_arena(program: Program, seconds: float = SCHEDULE_SECONDS) -> ArenaPlan:
+    """The program's memory with offsets that make the arena as small as is found in `seconds`."""
+    began = time.monotonic()
+    memory = plan_memory(program)
+    symbols = stated_extents(program, memory)
+    found = _pack(_buffers(memory, symbols), seconds)
+    return ArenaPlan(
+        program, _placed(memory, found), symbols, found.height, found.bound, time.monotonic() - began
+    )
+
+
+def plan_within(
+    program: Program, memory_budget: int, scratch: int = 0, seconds: float = SCHEDULE_SECONDS
+) -> ArenaPlan:
+    """The program with transfers, if it needs any, and an arena of at most `memory_budget` bytes, `scratch` included.
+
+    Which tensors leave is decided for as many bytes as the budget has and then, for their addresses may not fit
+    together, for a little fewer; at last everything but what a step needs leaves, which needs no luck with addresses.
+    Where one step needs more than the budget, some of its tensors never enter the arena.
+
+    Raises:
+        BudgetNeedsBounds: an extent that the inputs bind has no upper bound.
+        OverMemoryBudget: no plan fits; names the least budget that one was found for.
+    """
+    began = time.monotonic()
+    memory = plan_memory(program)
+    open_ended = sorted(name[1:] for name, s in _facts(program, memory).items() if s.hi is None)
+    if open_ended:
+        raise BudgetNeedsBounds(program.loc, symbols=", ".join(open_ended))
+    symbols = stated_extents(program, memory)
+    budget = memory_budget - scratch
+    natural = plan_arena(program, seconds)
+    if natural.height <= budget:
+        return natural
+    steps = steps_of(program, memory, buffer_bytes(memory, symbols))
+    least = max(steps.fixed, default=0)
+    if budget < least:
+        raise OverMemoryBudget(program.loc, budget=memory_budget, least=least + scratch)
+    outside = kept_outside(steps, budget)
+    steps = steps.without(outside)
+    for share in SHARES:
+        moves = furthest_first(steps, budget - round((budget - steps.least) * share))
+        if moves is None:
+            break
+        found = _with_moves(program, symbols, steps, moves, outside, seconds / len(SHARES))
+        if found.height <= budget:
+            return replace(found, seconds=time.monotonic() - began)
+    last = _with_moves(program, symbols, steps, restless(steps), outside, seconds)
+    if last.height > budget:  # what cannot leave the arena lies in the way
+        raise OverMemoryBudget(program.loc, budget=memory_budget, least=last.height + scratch)
+    return replace(last, seconds=time.monotonic() - began)
+
+
+def _with_moves(
+    program: Program,
+    symbols: Mapping[str, int],
+    steps: Steps,
+    moves: Sequence[Moves],
+    outside: frozenset[str],
+    seconds: float,
+) -> ArenaPlan:
+    moved = with_transfers(program, moves)
+    memory = plan_memory(moved, outside)
+    found = _pack(_buffers(memory, symbols), seconds)
+    homes = list(memory.spilled.values())
+    sizes = [align(max(int(evaluate(h.bytes, symbols)), 0)) for h in homes]
+    file = _pack([Buffer(h.name, h.first, h.last + 1, n) for h, n in zip(homes, sizes, strict=True)], seconds)
+    spilled = {h.name: replace(h, offset=at) for h, at in zip(homes, file.offsets, strict=True)}
+    return ArenaPlan(
+        moved,
+        replace(_placed(memory, found), spilled=spilled),
+        symbols,
+        found.height,
+        found.bound,
+        0.0,
+        file.height,
+        traffic_bytes(steps, moves),
+        outside,
+    )
+
+
+def _placed(memory: MemoryPlan, found: Placement) -> MemoryPlan:
+    return replace(
+        memory, buffers=tuple(replace(b, offset=at) for b, at in zip(memory.buffers, found.offsets, strict=True))
+    )
+
+
+def _buffers(memory: MemoryPlan, symbols: Mapping[str, int]) -> list[Buffer]:
+    sizes = buffer_bytes(memory, symbols)
+    return [
+        Buffer(str(i), b.first, b.last + 1, size) for i, (b, size) in enumerate(zip(memory.buffers, sizes, strict=True))
+    ]
+
+
+def _pack(buffers: list[Buffer], seconds: float) -> Placement:
+    found = fit_least(buffers, time_limit=seconds / 2)
+    assert found is not None  # nothing is fixed
+    if found.height == found.bound or len(buffers) > LARGEST:
+        return found
+    native = native_advance() if len(buffers) > SMALL else None
+    least = pack_least(
+        buffers, time_limit=seconds, node_limit=round(DECISIONS_PER_SECOND * seconds), native=native
+    )
+    assert least is not None
+    return least
+
+
+def buffer_bytes(memory: MemoryPlan, symbols: Mapping[str, int]) -> list[int]:
+    """Bytes that each buffer takes in the arena."""
+    return [align(max(int(evaluate(b.bytes, symbols)), 0)) for b in memory.buffers]
+
+
+def scratch_bytes(program: Program, kernels: Mapping[str, HostKernel], threads: int | None) -> int:
+    """Scratch memory of all threads, at the extents that are planned for."""
+    memory = plan_memory(program)
+    each = evaluate(scratch_extent(program, kernels, memory.values), stated_extents(program, memory))
+    return align(int(each)) * (threads or default_threads())
+
+
+def stated_extents(program: Program, memory: MemoryPlan) -> dict[str, int]:
+    """A value per symbol (with `#`) that the inputs bind: its upper bound, or, without one, the least that is not 0."""
+    facts = _facts(program, memory)
+    least = {name: max(s.lo, 1) for name, s in facts.items()}
+    most = least | {name: s.hi for name, s in facts.items() if s.hi is not None}
+    return most if sum(buffer_bytes(memory, most)) <= MAX_ARENA_BYTES else least
+
+
+def _facts(program: Program, memory: MemoryPlan) -> dict[str, Symbol]:
+    """What is known of the symbols that the inputs bind."""
+    facts = {"#" + s.name: s for s in program.symbols}
+    for stmt in walk_statements(program.body):
+        facts.update({"#" + s.name: s for s in bound_symbols(stmt) if "#" + s.name in memory.values})
+    return facts
+
+
+def memory_report(plan: ArenaPlan) -> dict[str, Any]:
+    """The arena as `Dump.json` wants it."""
+    sizes = buffer_bytes(plan.memory, plan.symbols)
+    listed = [
+        {"name": b.name, "bytes": size, "offset": b.offset, "first": b.first, "last": b.last}
+        for b, size in zip(plan.memory.buffers, sizes, strict=True)
+    ]
+    return {
+        "arena_bytes": plan.height,
+        "spill_bytes": plan.spill_bytes,
+        "traffic_bytes": plan.traffic_bytes,
+        "outside": sorted(plan.outside),
+        "steps": 1 + max((b.last for b in plan.memory.buffers), default=0),
+        "buffers": listed,
+        "symbols": {name[1:]: value for name, value in plan.symbols.items()},
+    }

@@ -1,0 +1,149 @@
+"""`dlc.compile(quantize=)` and `--quantize`: compiled code computes what the quantised program means, at every level."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import dlc
+from dlc.cli import main
+from dlc.importing import import_any
+from dlc.ir.dtype import CODED, F8E8M0, I8, U8
+from dlc.ir.error_model import bounded_cascade, worst
+from dlc.ir.program import Cascade
+from dlc.passes.quantize_weights import BadQuantisation
+from dlc.quantize import Quantize, UnknownQuantisation, quantise
+
+WEIGHT_TYPES = [str(t) for t in (*CODED, U8, I8) if t != F8E8M0]
+LEVELS = ("host", "avx2", "baseline")
+
+
+class Tied(torch.nn.Module):
+    """A table, two layers, and the table again as the last layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(40, 32)
+        self.up, self.down = torch.nn.Linear(32, 48), torch.nn.Linear(48, 32)
+        self.head = torch.nn.Linear(32, 40, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.down(torch.relu(self.up(self.table(ids)))))
+
+
+def tied() -> tuple[torch.nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    return Tied(), torch.randint(0, 40, (2, 5))
+
+
+@pytest.mark.parametrize("at", range(0, len(WEIGHT_TYPES), 2))
+def test_compiled_is_interpreted(at: int) -> None:
+    """Two types share one compilation's place in the grid of level, activation and group."""
+    model, ids = tied()
+    options = Quantize(
+        weights=WEIGHT_TYPES[at],
+        group=(32, 16, None)[at % 3],
+        activation=("f32", "i8", "bf16")[at // 2 % 3],  # type: ignore[arg-type]
+        activation_group=16 if at % 4 == 0 else None,
+    )
+    imported = import_any(model, (ids,), None, None, None)
+    program = quantise(imported, options)[0].program
+    exe = dlc.compile(model, (ids,), quantize=options, target=LEVELS[at // 2 % 3], cache=False)
+    assert [layer.dtype for layer in exe.compile_report.quantised] == [WEIGHT_TYPES[at]] * 3
+    cascade = Cascade("model", (*program.params, *program.consts), program.body.body, program.results)  # type: ignore[arg-type]
+    bounded = bounded_cascade(cascade, [ids.numpy(), *(program.data[c.name] for c in program.consts)])
+    if options.activation == "f32":
+        assert worst([exe(ids).detach().numpy()], bounded) is None
+    else:  # a value on the border of two codes may be rounded to the other one
+        np.testing.assert_allclose(
+            exe(ids).detach().numpy(), bounded.values[0], rtol=0, atol=0.02 * np.abs(bounded.values[0]).max()
+        )
+
+
+def test_calls_of_a_torch_model_calibrate_it() -> None:
+    model, ids = tied()
+    calls = [(torch.randint(0, 40, (2, 5)),) for _ in range(4)]
+    errors = {}
+    for method in ("nearest", "compensated"):
+        exe = dlc.compile(model, (ids,), quantize=Quantize("i3", 16, calibrate=calls, method=method))  # type: ignore[arg-type]
+        errors[method] = sum(layer.output_error for layer in exe.compile_report.quantised)
+    assert errors["compensated"] < errors["nearest"]
+
+
+def test_an_artifact_of_a_quantised_model_is_loaded_without_the_compiler(tmp_path: Path) -> None:
+    model, ids = tied()
+    exe = dlc.compile(model, (ids,), quantize="u4:g16:skip=table")
+    exe.save(tmp_path / "m.dlc")
+    np.testing.assert_array_equal(dlc.load(tmp_path / "m.dlc")(ids.numpy()), exe(ids).detach().numpy())
+
+
+def test_the_cache_tells_quantisations_apart() -> None:
+    model, ids = tied()
+    first, second = (dlc.compile(model, (ids,), quantize=q)(ids).detach().numpy() for q in ("i4", "i5"))
+    assert np.abs(first - second).max() > 0
+    key = Quantize("i4", calibrate=[(ids,)]).key()
+    assert key != Quantize("i4", calibrate=[(ids + 1,)]).key() != Quantize("i4").key() != key
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("i3:g64", Quantize("i3", 64)),
+        ("u4:row:a=i8:s=bf16:z=real", Quantize("u4", None, "i8", scales="bf16", zero_point="real")),
+        ("auto:4.5bits:skip=lm_head|wte*:no-tables", Quantize("auto:4.5bits", skip=("lm_head", "wte*"), tables=False)),
+    ],
+)
+def test_the_short_form(text: str, same: Quantize) -> None:
+    assert Quantize.parse(text) == same
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "said"),
+    [
+        ("i3:64", UnknownQuantisation, "'64' is no option"),
+        ("i3:a=i4", UnknownQuantisation, "'a' is one of f32, bf16, i8, not 'i4'"),
+        ("auto", BadQuantisation, "'auto' is no budget"),
+        ("i3:g", UnknownQuantisation, "'g' is no option"),
+        ("i3:skip=", UnknownQuantisation, "'skip=' is no option"),
+    ],
+)
+def test_a_short_form_that_says_nothing(text: str, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        Quantize.parse(text)
+
+
+def test_no_example_is_no_calibration() -> None:
+    with pytest.raises(BadQuantisation, match="holds no example"):
+        Quantize("i4", calibrate=[])
+
+
+def test_the_command_line_reports_each_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "net.py"
+    source.write_text(
+        "import torch\ndef make():\n    torch.manual_seed(0)\n    return torch.nn.Linear(64, 32), (torch.zeros(2, 64),)\n"
+    )
+    arguments = ["compile", f"{source}:make", "-o", str(tmp_path / "m.dlc"), "--quantize", "i4:g32"]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "1 matrices quantised: 1.1 KiB, 4.50 bits per weight" in said
+    assert "weight  32 x 64  i4 4.50 bits  error: weights" in said
+    assert main([*arguments, "--format", "json"]) == 0
+    (layer,) = json.loads(capsys.readouterr().out)["quantised"] or [
+        {"type": "i4"}
+    ]  # nothing is told of what the cache gives
+    assert layer["type"] == "i4"
+
+
+def test_the_dump_has_the_errors(tmp_path: Path) -> None:
+    model, ids = tied()
+    dlc.compile(model, (ids,), quantize="i4", dump_dir=tmp_path)
+    layers: list[dict[str, Any]] = json.loads((tmp_path / "quantisation.json").read_text())
+    assert {layer["type"] for layer in layers} == {"i4"} and all(0 < layer["weight_error"] < 0.2 for layer in layers)
+    assert replace(Quantize("i4"), group=64).group == 64

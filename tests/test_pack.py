@@ -1,0 +1,91 @@
+"""`dlc pack`: MiniMalloc's format in and out, proofs, and errors with their line."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from dlc.cli import main
+
+EXAMPLE = "id,lower,upper,size\nb1,0,3,4\nb2,3,9,4\nb3,0,9,4\nb4,9,21,4\nb5,0,21,4\n"
+"""MiniMalloc's example: at most 12 bytes are alive at once."""
+
+
+def pack(path: Path, *options: str) -> int:
+    return main(["pack", str(path), *options])
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_writes_the_table_with_offsets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text(EXAMPLE)
+    assert pack(source, "--capacity", "12", "-o", str(out)) == 0
+    rows = rows_of(out)
+    assert list(rows[0]) == ["id", "lower", "upper", "size", "offset"]
+    assert [r["id"] for r in rows] == ["b1", "b2", "b3", "b4", "b5"]
+    for a in rows:
+        assert 0 <= int(a["offset"]) <= 8
+        for b in rows:
+            if a["id"] < b["id"] and int(a["lower"]) < int(b["upper"]) and int(b["lower"]) < int(a["upper"]):
+                assert abs(int(a["offset"]) - int(b["offset"])) >= 4
+    assert "5 buffers in 12 B" in capsys.readouterr().out
+
+
+def test_proves_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text(EXAMPLE)
+    assert pack(source, "--capacity", "11", "-o", str(out)) == 6
+    assert not out.exists()
+    message = capsys.readouterr().err
+    assert "do not fit below 11: 12 bytes are alive at time 0" in message and "no capacity below 12 can do" in message
+
+
+def test_extra_columns_are_read_and_kept(tmp_path: Path) -> None:
+    source, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text("id,start,end,size,alignment,offset,note\na,0,4,3,1,4,x\nb,4,9,3,4,,y\nc,5,6,1,1,-1,z\n")
+    assert pack(source, "-o", str(out)) == 0
+    rows = rows_of(out)
+    assert list(rows[0]) == ["id", "start", "end", "size", "alignment", "note", "offset"]
+    assert [r["note"] for r in rows] == ["x", "y", "z"]
+    assert [r["offset"] for r in rows[:2]] == ["4", "0"]  # `end` is inclusive: a and b meet at 4
+
+
+def test_without_a_capacity_it_packs_as_low_as_it_can(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text(EXAMPLE)
+    assert pack(source, "--format", "json") == 0
+    assert '"height": 12' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "reason"),
+    [
+        ("", "in.csv", "the file is empty"),
+        ("id,lower,size\n", "in.csv:1", "no column 'upper' among id, lower, size"),
+        ("id,lower,upper,size,size\n", "in.csv:1", "two columns say the size"),
+        ("id,lower,upper,size,gaps\n", "in.csv:1", "buffers with gaps in their lives are not supported"),
+        ("id,lower,upper,size\na,0,1\n", "in.csv:2", "3 cells under 4 columns"),
+        ("id,lower,upper,size\n\na,0,x,1\n", "in.csv:3", "upper is 'x', no integer"),
+        ("id,lower,upper,size\na,3,1,1\n", "in.csv:2", "the life from 3 to 1 ends before it begins"),
+        ("id,lower,upper,size\na,0,1,-1\n", "in.csv:2", "size is -1"),
+        ("id,lower,upper,size\na,0,1,1\na,0,1,1\n", "in.csv:3", "buffer 'a' is in line 2 already"),
+        ("id,lower,upper,size,alignment\na,0,1,1,0\n", "in.csv:2", "alignment is 0"),
+        ("id,lower,upper,size,alignment,offset\na,0,1,1,4,6\n", "in.csv:2", "offset 6 is no multiple of 4"),
+        (f"id,lower,upper,size\na,0,1,{1 << 70}\n", "in.csv:2", f"size is {1 << 70}, beyond 2^60"),
+        ('id,lower,upper,size\n"a,0,1,1\n', "in.csv", "no CSV: unexpected end of data"),
+    ],
+)
+def test_one_error_with_its_line(
+    text: str, place: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text(text)
+    assert pack(source, "--capacity", "9") == 1
+    message = capsys.readouterr().err
+    assert place in message and f"error[DLC0690]: {reason}" in message
