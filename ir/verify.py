@@ -259,11 +259,8 @@ class _Verifier:
         error: Callable[..., IrError] = YieldMismatch,
     ) -> None:
         facts = Facts({}, self.scope.symbols)
-        kinds = [
-            (t.dtype, tuple(facts.simplify(e) for e in t.shape), t.order or tuple(range(t.rank)), t.pitch)
-            for t in (actual, expected)
-        ]
-        if kinds[0] != kinds[1]:
+        shapes = [tuple(facts.simplify(e) for e in t.shape) for t in (actual, expected)]
+        if actual.dtype != expected.dtype or shapes[0] != shapes[1] or actual.pitch != expected.pitch:
             raise error(loc, what=what, reason=f"it is {actual}, where {expected} is expected")
 
 
@@ -376,7 +373,11 @@ class _ProgramVerifier(_Verifier):
             raise ArgumentMismatch(stmt.loc, what=what, reason=reason)
         for arg, param in zip(stmt.args, cascade.params, strict=True):
             kind = self.need(arg, stmt.loc, what)
-            self.same(kind, param.type, f"{what}, argument '{arg}'", stmt.loc, ArgumentMismatch)
+            given = f"{what}, argument '{arg}'"
+            self.same(kind, param.type, given, stmt.loc, ArgumentMismatch)
+            orders = [t.order or tuple(range(t.rank)) for t in (kind, param.type)]
+            if orders[0] != orders[1]:
+                raise ArgumentMismatch(stmt.loc, what=given, reason=f"it is {kind}, where {param.type} is expected")
         for step in cascade.steps:
             for name in sorted(step.symbols):
                 if name not in self.scope.symbols:
