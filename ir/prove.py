@@ -76,7 +76,7 @@ class Assumptions:
 
     def holds(self, predicate: Expr) -> bool:
         """Whether `predicate` is proven to be true."""
-        if predicate in self.known or predicate == Const(True, BOOL):
+        if predicate in self.known or predicate == Const(True, BOOL) or self._known_at_zero(predicate):
             return True
         match predicate:
             case Apply("and", args):
@@ -85,6 +85,15 @@ class Assumptions:
                 return any(self.holds(a) for a in args)
         wanted = constraints(predicate, None)
         return bool(wanted) and all(self.nonneg(g) for g in wanted)
+
+
+    def _known_at_zero(self, predicate: Expr) -> bool:
+        """Whether the predicate is a known one where the ranks of extent 1, whose index is 0, stand in either."""
+        env = {n: int_expr(0) for n, extent in self.facts.ranks.items() if extent.const == 1}
+        if not env or not self.known:
+            return False
+        wanted = predicate.substitute(env)
+        return any(k.substitute(env) == wanted for k in self.known)
 
 
 def negation(predicate: Expr) -> Expr:

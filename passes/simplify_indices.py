@@ -86,7 +86,8 @@ def simplify_step(step: Einsum, facts: Facts, shape: Callable[[str], tuple[IntEx
 
 def _simplify_where(step: Einsum, simplify: Callable[[Expr], Expr]) -> Einsum:
     reduced = {r.name for r in step.reduced}
-    pairs = [(c, _still_over(reduced, c, simplify(c))) for c in conjuncts(step.where)]
+    over = reduced | {r.name for r in step.ranks if r.extent.const == 1}
+    pairs = [(c, _still_over(over, c, simplify(c))) for c in conjuncts(step.where)]
     kept = [(c, short) for c, short in pairs if short != TRUE]
     failing = [c for c, short in kept if short == FALSE]
     # One that fails over free ranks alone says that the result does not exist: it stays.
@@ -106,9 +107,13 @@ def _simplify_where(step: Einsum, simplify: Callable[[Expr], Expr]) -> Einsum:
     return step if new == step.where else replace(step, where=new)
 
 
-def _still_over(reduced: set[str], condition: Expr, short: Expr) -> Expr:
-    """`short`, or the condition as it was if it were about free ranks alone then, which would make the result partial."""
-    loses = short not in (TRUE, FALSE) and reduced & condition.variables and reduced.isdisjoint(short.variables)
+def _still_over(ranks: set[str], condition: Expr, short: Expr) -> Expr:
+    """`short`, or the condition as it was if it were about none of `ranks` any more.
+
+    About free ranks alone it would make the result of a reduction partial, or that of one which reads the result over its
+    own rank of extent 1.
+    """
+    loses = short not in (TRUE, FALSE) and ranks & condition.variables and ranks.isdisjoint(short.variables)
     return condition if loses else short
 
 
@@ -122,7 +127,8 @@ def _drop_unit_ranks(step: Einsum, facts: Facts) -> Einsum:
     if not env:
         return step
     exprs = tuple(e.substitute(env) for e in step.exprs)
-    where = None if step.where is None else step.where.substitute(env)
+    reduced = {r.name: int_expr(0) for r in step.reduced if r.name in env}
+    where = None if step.where is None else step.where.substitute(reduced)
     reduce = step.reduce
     if reduce is not None:
         ranks = tuple(r for r in reduce.ranks if r.name not in env)

@@ -9,6 +9,9 @@ from tests.passes.samples import assert_same_result, body, rewrite
 
 from dlc.ir.extent import IntExpr, evaluate, int_expr, var
 from dlc.ir.facts import Facts
+from dlc.ir.parser import parse_program
+from dlc.ir.verify import verify
+from dlc.passes.explicit_domains import explicit_domains
 from dlc.passes.index_facts import simplify_index
 from dlc.passes.simplify_indices import SimplifyIndices
 
@@ -78,3 +81,18 @@ def test_a_condition_stays_over_the_rank_that_is_reduced() -> None:
     text = "cascade f(X: f32[n, 5], B: bool[n, 2]) -> (Y) {\n  Y[n] = sum(m:5) X[n, m] where B[n, m//5]\n}"
     before, after = rewrite(text, SimplifyIndices())
     assert_same_result(before, after, {"n": 9}, rtol=1e-6)
+
+
+def test_a_condition_at_one_key() -> None:
+    """Its rank has one index; without the rank the sum over it would be partial, and so would what reads the sum."""
+    text = """cascade f(Q: f32[6, 4], K: f32[1, 4], B: bool[6, 1], V: f32[1, 3], G: f32[6, 3]) -> (O) {
+  S[p:6, m:1] = sum(e:4) Q[p, e] * K[m, e] where B[p, m]
+  T[p:6, m:1] = S[p, m] * 0.5
+  Y[p:6, f:3] = sum(m:1) max(T[p, m], 0.0) * V[m, f]
+  O[p:6, f:3] = Y[p, f] + G[p, f]
+}"""
+    before = parse_program(text)
+    verify(before)
+    after = SimplifyIndices().apply(explicit_domains(before))
+    verify(after)
+    assert_same_result(before, after, {})
