@@ -30,6 +30,7 @@ from dlc.passes.explicit_domains import explicit_domains
 from dlc.passes.kernels import Kernels
 from dlc.passes.pipeline import Pass
 from dlc.passes.rewrite import drop_dead
+from dlc.passes.runs import longer_runs
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Fuse(Pass):
       them, their intermediate results in the core's own cache. This is done only where the rows are contiguous, fit in
       `row_bytes`, and enough tasks are left.
 
-    Equal kernels are one definition, whatever tensors they run on.
+    A step that is the only reader of another one joins it past branches, loops and library operations that it does not
+    depend on. Equal kernels are one definition, whatever tensors they run on.
     """
 
     name: ClassVar[str] = "fuse"
@@ -100,20 +102,21 @@ class _Fusion:
         """`needed`: tensors that statements outside the region read."""
         body: list[Stmt] = []
         run: list[Einsum] = []
-        after = _reads_after(region.body, set(region.yields) | needed)
+        statements = longer_runs(region.body, (*region.yields, *needed))
+        after = _reads_after(statements, set(region.yields) | needed)
 
         def flush(position: int) -> None:
             if run:
                 body.extend(self._run(list(run), after[position]))
                 run.clear()
 
-        for n, stmt in enumerate(region.body):
+        for n, stmt in enumerate(statements):
             if isinstance(stmt, Einsum):
                 run.append(stmt)
                 continue
             flush(n)
             body.append(self._statement(stmt))
-        flush(len(region.body))
+        flush(len(statements))
         return Region(tuple(body), region.yields)
 
     def _statement(self, stmt: Stmt) -> Stmt:

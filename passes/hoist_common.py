@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -50,25 +50,47 @@ def hoist_common(branch: If) -> list[Stmt]:
     """What both arms compute from tensors of outside, and the branch that is left."""
     hoisted: list[Stmt] = []
     names: dict[str, str] = {}  # of the second arm's tensors in the first
-    rest = list(branch.orelse.body)
+    rest = _Arm(branch.orelse.body)
     inside = {o for s in branch.then.body for o in s.outs}
     then: list[Stmt] = []
     for stmt in branch.then.body:
         key = None if not inside.isdisjoint(stmt.reads) else statement_key(stmt)
-        twin = None
-        if key is not None:
-            twin = next((s for s in rest if statement_key(rename_reads(s, names)) == key), None)
+        twin = None if key is None else rest.take(key)
         if twin is None:
             then.append(stmt)
             continue
         hoisted.append(stmt)
         inside -= set(stmt.outs)
-        rest.remove(twin)
-        names.update(zip(twin.outs, stmt.outs, strict=True))
+        same = dict(zip(twin.outs, stmt.outs, strict=True))
+        rest.rename(same)
+        names.update(same)
     if not hoisted:
         return [branch]
-    orelse = rename_region(Region(tuple(rest), branch.orelse.yields), names)
+    orelse = rename_region(Region(tuple(rest.left), branch.orelse.yields), names)
     return [*hoisted, replace(branch, then=Region(tuple(then), branch.then.yields), orelse=orelse)]
+
+
+class _Arm:
+    """The statements of an arm by what they compute."""
+
+    def __init__(self, body: Sequence[Stmt]) -> None:
+        self.left = list(body)
+        self.keys = [statement_key(s) for s in body]
+
+    def take(self, key: Hashable) -> Stmt | None:
+        """The first statement that computes that, which is then no longer in the arm."""
+        if key not in self.keys:
+            return None
+        at = self.keys.index(key)
+        del self.keys[at]
+        return self.left.pop(at)
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Tensors are known by names of the other arm from now on."""
+        for n, stmt in enumerate(self.left):
+            if not names.keys().isdisjoint(stmt.reads):
+                self.left[n] = rename_reads(stmt, names)
+                self.keys[n] = statement_key(self.left[n])
 
 
 def statement_key(stmt: Stmt) -> Hashable:

@@ -37,16 +37,23 @@ class Sink(Pass):
 
 def _sunk(region: Region) -> Region:
     """The region with what its branches alone need inside these, and so on inwards."""
-    body: list[Stmt] = []
+    later: list[Stmt] = []  # the last statement first
+    readers: dict[str, set[int]] = {}
+    kept = set(region.yields)
     for stmt in reversed(region.body):
-        readers = [n for n, s in enumerate(body) if not set(stmt.outs).isdisjoint(s.reads)]
-        if len(readers) == 1 and _may_move(stmt) and set(stmt.outs).isdisjoint(region.yields):
-            moved = _into(stmt, body[readers[0]])
+        reading = set().union(*(readers.get(o, ()) for o in stmt.outs))
+        place = len(later)
+        moved = None
+        if len(reading) == 1 and _may_move(stmt) and kept.isdisjoint(stmt.outs):
+            (reader,) = reading
+            moved = _into(stmt, later[reader])
             if moved is not None:
-                body[readers[0]] = moved
-                continue
-        body.insert(0, stmt)
-    return Region(tuple(_inside(s) for s in body), region.yields)
+                later[reader], place = moved, reader
+        if moved is None:
+            later.append(stmt)
+        for name in stmt.reads:
+            readers.setdefault(name, set()).add(place)
+    return Region(tuple(_inside(s) for s in reversed(later)), region.yields)
 
 
 def _into(stmt: Stmt, reader: Stmt) -> If | None:
