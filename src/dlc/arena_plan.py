@@ -24,8 +24,8 @@ from dlc.passes.schedule import plan_memory
 from dlc.passes.spill import (
     Moves,
     Steps,
-    furthest_first,
     kept_outside,
+    least_traffic,
     restless,
     steps_of,
     traffic_bytes,
@@ -143,7 +143,7 @@ def plan_within(
     outside = kept_outside(steps, budget)
     steps = steps.without(outside)
     for share in SHARES:
-        moves = furthest_first(steps, budget - round((budget - steps.least) * share))
+        moves = least_traffic(steps, budget - round((budget - steps.least) * share), seconds)
         if moves is None:
             break
         found = _with_moves(program, symbols, steps, moves, outside, seconds / len(SHARES))
