@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +16,6 @@ from dlc.arena_plan import buffer_bytes, plan_arena
 from dlc.compiler import run_passes
 from dlc.importing import import_any
 from dlc.passes.assume_bounds import assume_bounds
-from dlc.passes.schedule import plan_memory
 from dlc.runtime import arena
 from tests.models.zoo import ZOO
 
@@ -47,22 +45,20 @@ def measure(name: str, seconds: float = 1.0) -> dict[str, Any]:
     batch, length = MODELS[name]
     with torch.no_grad():
         model = entry.make()
-        inputs = (images(batch, length, 0),) if entry.family == "vision" else entry.inputs(batch, length or entry.lengths[0], 0)
+        pictures = entry.family == "vision"
+        inputs = (images(batch, length, 0),) if pictures else entry.inputs(batch, length or entry.lengths[0], 0)
         program = run_passes(assume_bounds(import_any(model, inputs, None, None, None, name).program))
-    memory = plan_memory(program)
-    began = time.perf_counter()
-    found = plan_arena(program, memory, seconds)
-    took = time.perf_counter() - began
-    lives = [(b.first, b.last) for b in memory.buffers]
-    sizes = buffer_bytes(memory, found.symbols)
+    plan = plan_arena(program, seconds)
+    buffers = plan.memory.buffers
+    sizes = buffer_bytes(plan.memory, plan.symbols)
     return {
         "model": name,
-        "buffers": len(memory.buffers),
+        "buffers": len(buffers),
         "sum": sum(sizes),
-        "greedy": arena.plan(sizes, lives)[1],
-        "packed": found.height,
-        "bound": found.bound,
-        "seconds": took,
+        "greedy": arena.plan(sizes, [(b.first, b.last) for b in buffers])[1],
+        "packed": plan.height,
+        "bound": plan.bound,
+        "seconds": round(plan.seconds, 4),
     }
 
 

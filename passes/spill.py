@@ -11,6 +11,7 @@ kernels read and write them where they lie outside, which a mapped file allows.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -138,6 +139,37 @@ def furthest_first(steps: Steps, capacity: int) -> list[Moves] | None:
         inside = wanted
         outside -= set(needed)
     return [Moves(tuple(names), returning) for names, returning in zip(leave, back, strict=True)]
+
+
+def least_traffic(steps: Steps, capacity: int, seconds: float) -> list[Moves] | None:
+    """Moves that copy as little as any that never have more than `capacity` bytes in the arena, in this order of steps.
+
+    Those of `furthest_first` where the time was not enough to find any; None where a step needs more.
+
+    Source: Li et al., COSMA (arXiv 2311.18246), for a given order (`passes/cosma/residency.py`).
+    """
+    from dlc.passes.cosma import residency  # takes the solver along, which a program without a budget does not need
+    from dlc.passes.cosma.graph import Graph, Tables, Tensor
+
+    if steps.least > capacity:
+        return None
+    names = list(steps.uses)
+    movable = [Tensor(n, steps.sizes[n], (steps.uses[n][0],), steps.uses[n][1:]) for n in names]
+    fixed = [Tensor(f"step {step}", size, (step,)) for step, size in enumerate(steps.fixed) if size]
+    order = range(len(steps.fixed))
+    tables = Tables(Graph("steps", tuple(map(str, order)), (*movable, *fixed)))
+    programme = residency.encode(tables, residency.total_order(order), capacity)
+    answer = residency.solve(programme, seconds)
+    if answer is None:
+        return furthest_first(steps, capacity)
+    leave: list[list[str]] = [[] for _ in order]
+    back: list[list[str]] = [[] for _ in order]
+    stays = [s for s in residency.decode(tables, order, programme, answer) if s[0] < len(names)]
+    for (tensor, _, last), (following, first, _) in itertools.pairwise(stays):
+        if following == tensor:
+            leave[last + 1].append(names[tensor])
+            back[first].append(names[tensor])
+    return [Moves(tuple(a), tuple(b)) for a, b in zip(leave, back, strict=True)]
 
 
 def restless(steps: Steps) -> list[Moves]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dlc.cli import main
+from dlc.packing_csv import BadBuffers
 
 EXAMPLE = "id,lower,upper,size\nb1,0,3,4\nb2,3,9,4\nb3,0,9,4\nb4,9,21,4\nb5,0,21,4\n"
 """MiniMalloc's example: at most 12 bytes are alive at once."""
@@ -88,4 +89,4 @@ def test_one_error_with_its_line(
     source.write_text(text)
     assert pack(source, "--capacity", "9") == 1
     message = capsys.readouterr().err
-    assert place in message and f"error[DLC0690]: {reason}" in message
+    assert place in message and f"error[{BadBuffers.code}]: {reason}" in message

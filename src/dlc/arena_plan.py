@@ -16,7 +16,7 @@ from dlc.codegen.host import HostKernel
 from dlc.codegen.host_manifest import scratch_extent
 from dlc.errors import Infeasible, Unsupported
 from dlc.ir.extent import evaluate
-from dlc.ir.memory import MemoryPlan
+from dlc.ir.memory import ArenaBuffer, MemoryPlan
 from dlc.ir.program import Program, Symbol, bound_symbols, walk_statements
 from dlc.native_packing import native_advance
 from dlc.passes.packing import Buffer, Placement, fit_least, pack_least
@@ -24,8 +24,8 @@ from dlc.passes.schedule import plan_memory
 from dlc.passes.spill import (
     Moves,
     Steps,
-    furthest_first,
     kept_outside,
+    least_traffic,
     restless,
     steps_of,
     traffic_bytes,
@@ -109,13 +109,8 @@ class ArenaPlan:
 
 def plan_arena(program: Program, seconds: float = SCHEDULE_SECONDS) -> ArenaPlan:
     """The program's memory with offsets that make the arena as small as is found in `seconds`."""
-    began = time.monotonic()
     memory = plan_memory(program)
-    symbols = stated_extents(program, memory)
-    found = _pack(_buffers(memory, symbols), seconds)
-    return ArenaPlan(
-        program, _placed(memory, found), symbols, found.height, found.bound, time.monotonic() - began
-    )
+    return _packed(program, memory, stated_extents(program, memory), seconds)
 
 
 def plan_within(
@@ -148,7 +143,7 @@ def plan_within(
     outside = kept_outside(steps, budget)
     steps = steps.without(outside)
     for share in SHARES:
-        moves = furthest_first(steps, budget - round((budget - steps.least) * share))
+        moves = least_traffic(steps, budget - round((budget - steps.least) * share), seconds)
         if moves is None:
             break
         found = _with_moves(program, symbols, steps, moves, outside, seconds / len(SHARES))
@@ -169,36 +164,31 @@ def _with_moves(
     seconds: float,
 ) -> ArenaPlan:
     moved = with_transfers(program, moves)
-    memory = plan_memory(moved, outside)
-    found = _pack(_buffers(memory, symbols), seconds)
-    homes = list(memory.spilled.values())
-    sizes = [align(max(int(evaluate(h.bytes, symbols)), 0)) for h in homes]
-    file = _pack([Buffer(h.name, h.first, h.last + 1, n) for h, n in zip(homes, sizes, strict=True)], seconds)
-    spilled = {h.name: replace(h, offset=at) for h, at in zip(homes, file.offsets, strict=True)}
-    return ArenaPlan(
-        moved,
-        replace(_placed(memory, found), spilled=spilled),
-        symbols,
-        found.height,
-        found.bound,
-        0.0,
-        file.height,
-        traffic_bytes(steps, moves),
-        outside,
+    plan = _packed(moved, plan_memory(moved, outside), symbols, seconds)
+    return replace(plan, traffic_bytes=traffic_bytes(steps, moves), outside=outside)
+
+
+def _packed(program: Program, memory: MemoryPlan, symbols: Mapping[str, int], seconds: float) -> ArenaPlan:
+    """Offsets for what lies in the arena and for what lies outside."""
+    began = time.monotonic()
+    inside = _pack(_buffers(memory.buffers, symbols), seconds)
+    homes = tuple(memory.spilled.values())
+    outside = _pack(_buffers(homes, symbols), seconds)
+    placed = replace(
+        memory,
+        buffers=tuple(replace(b, offset=at) for b, at in zip(memory.buffers, inside.offsets, strict=True)),
+        spilled={h.name: replace(h, offset=at) for h, at in zip(homes, outside.offsets, strict=True)},
     )
+    took = time.monotonic() - began
+    return ArenaPlan(program, placed, symbols, inside.height, inside.bound, took, outside.height)
 
 
-def _placed(memory: MemoryPlan, found: Placement) -> MemoryPlan:
-    return replace(
-        memory, buffers=tuple(replace(b, offset=at) for b, at in zip(memory.buffers, found.offsets, strict=True))
-    )
+def _buffers(buffers: Sequence[ArenaBuffer], symbols: Mapping[str, int]) -> list[Buffer]:
+    return [Buffer(str(i), b.first, b.last + 1, _bytes(b, symbols)) for i, b in enumerate(buffers)]
 
 
-def _buffers(memory: MemoryPlan, symbols: Mapping[str, int]) -> list[Buffer]:
-    sizes = buffer_bytes(memory, symbols)
-    return [
-        Buffer(str(i), b.first, b.last + 1, size) for i, (b, size) in enumerate(zip(memory.buffers, sizes, strict=True))
-    ]
+def _bytes(buffer: ArenaBuffer, symbols: Mapping[str, int]) -> int:
+    return align(max(int(evaluate(buffer.bytes, symbols)), 0))
 
 
 def _pack(buffers: list[Buffer], seconds: float) -> Placement:
@@ -216,7 +206,7 @@ def _pack(buffers: list[Buffer], seconds: float) -> Placement:
 
 def buffer_bytes(memory: MemoryPlan, symbols: Mapping[str, int]) -> list[int]:
     """Bytes that each buffer takes in the arena."""
-    return [align(max(int(evaluate(b.bytes, symbols)), 0)) for b in memory.buffers]
+    return [_bytes(b, symbols) for b in memory.buffers]
 
 
 def scratch_bytes(program: Program, kernels: Mapping[str, HostKernel], threads: int | None) -> int:

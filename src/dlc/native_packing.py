@@ -24,9 +24,8 @@ def native_advance() -> Advance:
     kind = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * SCALARS, *[ctypes.c_void_p] * ARRAYS)
     call = kind(image["advance"])
 
-    def native(*args: Any) -> int:
-        del_image = image  # the code lives as long as the function
-        assert del_image is not None
+    def native(*args: Any, code: Any = image) -> int:
+        del code  # a default, so that the code lives as long as the function
         return int(call(*args[:SCALARS], *(a.ctypes.data for a in args[SCALARS:])))
 
     return native

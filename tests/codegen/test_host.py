@@ -63,6 +63,28 @@ def agree(text: str, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
 X = np.arange(7, dtype=np.float32)
 
 
+def test_what_leaves_the_arena_comes_back_into_another_buffer() -> None:
+    """`a` leaves twice and is copied out once; between, its memory is another's."""
+    text = """program p(x: f32[n]) -> (f) symbols (n in 0..) {
+  (a) = launch inc(x)
+  spill a
+  (b) = launch inc(x)
+  (c) = launch add(b, b)
+  fill a
+  (d) = launch add(a, c)
+  spill a
+  (e) = launch add(d, d)
+  fill a
+  (f) = launch add(a, e)
+}"""
+    agree(text, X)
+    exe, _ = executable(text)
+    assert exe.manifest["spill_bytes"] == 64
+    names = [b["name"] for b in exe.manifest["buffers"]]
+    assert names.count("a") == 3
+    assert len([b for b in exe.manifest["buffers"] if b["name"] == "a" and b["first"] == b["last"]]) == 0
+
+
 def test_launches_share_the_arena() -> None:
     agree(
         """program p(x: f32[n]) -> (d) symbols (n in 0..) {

@@ -545,6 +545,28 @@ def _(x: Array, w: Array) -> Array:
     return np.maximum((x.astype(np.float64) @ w).astype(np.float32), 0).T
 
 
+@case(
+    "transfers",
+    "a tensor leaves the arena and comes back, its value the same",
+    """
+kernel over (n) add(A: f32[n], B: f32[n]) -> (C) {
+  C[n]: f32 = A[n] + B[n]
+}
+
+program p(X: f32[n], Y: f32[n]) -> (R) {
+  (S) = launch add(X, Y)
+  spill S
+  (T) = launch add(X, X)
+  fill S
+  (R) = launch add(S, T)
+}""",
+    f32(5),
+    f32(5),
+)
+def _(x: Array, y: Array) -> Array:
+    return (x + y) + (x + x)
+
+
 # --- extents, scalars, types -----------------------------------------------------------------------------------------
 
 

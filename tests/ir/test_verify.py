@@ -14,7 +14,7 @@ from dlc.ir.expr import Access, Apply, Bitcast, Cast, Expr, Piecewise, access, c
 from dlc.ir.extent import int_expr, sym, value, var
 from dlc.ir.loc import Loc
 from dlc.ir.parser import parse, parse_program
-from dlc.ir.program import Bind, Cascade, If, Kernel, Launch, Library, Loop, Param, Program, Region, Symbol
+from dlc.ir.program import Bind, Cascade, If, Kernel, Launch, Library, Loop, Param, Program, Region, Symbol, Transfer
 from dlc.ir.verify import verify
 
 N = sym("n")
@@ -243,6 +243,30 @@ def test_statements(error: type[errors.IrError], what: Program) -> None:
     verify(program(branch()))
     with pytest.raises(error) as caught:
         verify(what)
+    assert str(caught.value.loc) == "model.py:3:1"
+
+
+LEAVES, RETURNS = Transfer("X", False, HERE), Transfer("X", True, HERE)
+
+
+@pytest.mark.parametrize(
+    ("error", "stmts", "message"),
+    [
+        (errors.NotResident, (LEAVES, Launch("k", ("X",), ("Z",), HERE)), "'X' is read in .* while it is spilled"),
+        (errors.NotResident, (LEAVES, LEAVES), "'X' is read in 'spill' while it is spilled"),
+        (errors.BadTransfer, (RETURNS,), "'X': it comes back without having left"),
+        (errors.Undefined, (Transfer("Q", False, HERE),), "'Q'"),
+        (
+            errors.BadTransfer,
+            (If("C", Region((COPY, LEAVES, RETURNS), ("A",)), Region((OTHER,), ("B",)), ("Z",), HERE),),
+            "not in a region",
+        ),
+    ],
+)
+def test_transfers(error: type[errors.IrError], stmts: tuple[object, ...], message: str) -> None:
+    verify(program(LEAVES, RETURNS, Launch("k", ("X",), ("Z",), HERE)))
+    with pytest.raises(error, match=message) as caught:
+        verify(program(*stmts))
     assert str(caught.value.loc) == "model.py:3:1"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,40 @@ def test_random_plans_never_overlap_and_stay_near_the_bound():
             (sum(arena.align(s) for s, (a, b) in zip(sizes, lives) if a <= t <= b) for t in range(30)), default=0
         )
         assert total <= 2 * bound + 64
+
+
+def test_hints_hold_for_every_smaller_size():
+    """A plan that first fit by size does not find, and what it becomes for other sizes."""
+    rng = random.Random(3)
+    better = 0
+    for _ in range(300):
+        count = rng.randrange(2, 12)
+        lives = [(first := rng.randrange(8), first + rng.randrange(5)) for _ in range(count)]
+        sizes = [64 * rng.randrange(1, 9) for _ in range(count)]
+        plans = [arena._place(sizes, lives, rng.sample(range(count), count)) for _ in range(30)]
+        hints, total = min(plans, key=lambda plan: plan[1])
+        better += total < arena.plan(sizes, lives)[1]
+        for _ in range(10):
+            smaller = [rng.randrange(0, size + 1) for size in sizes]
+            offsets, found = arena.plan(smaller, lives, hints)
+            assert found <= total
+            assert all(o + arena.align(s) <= found for o, s in zip(offsets, smaller) if s)
+    assert better > 5
+
+
+def test_hints_that_make_no_sense_do_no_harm():
+    offsets, total = arena.plan([100, 100], [(0, 1), (0, 1)], [0, 0])
+    assert sorted(offsets) == [0, 128] and total == 256
+
+
+def test_spilled_bytes_lie_in_a_file():
+    slab = arena.FileSlab(5000)
+    assert slab.size_bytes == 8192 and slab.base % 64 == 0
+    maps = Path("/proc/self/maps").read_text()
+    line = next(m for m in maps.splitlines() if m.startswith(f"{slab.base:x}-"))
+    assert " rw-s " in line and line.endswith("(deleted)")
+    with pytest.raises(NotEnoughMemory, match="spilled to a file"):
+        arena.FileSlab(1 << 60)
 
 
 def test_slabs_are_reused_grow_and_are_aligned():
