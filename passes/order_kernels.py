@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from dlc.ir.program import Bind, Program, bound_symbols
 from dlc.passes.pipeline import Pass
+
+if TYPE_CHECKING:
+    from dlc.passes.cosma.graph import Graph
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,29 @@ class Schedule(Pass):
 
     def order(self, program: Program) -> tuple[int, ...]:
         from dlc.passes.cosma.from_program import graph_of
-        from dlc.passes.cosma.optimise import optimise, value_of_order
 
         graph = graph_of(program)
         if self.level == "arena":
             graph = replace(graph, tensors=tuple(t for t in graph.tensors if t.producers and not t.output))
-        best = optimise(graph, self.budget or None, self.time)
-        given = tuple(range(len(graph.operators)))
-        return given if value_of_order(graph, given, best.budget) <= best.value else best.plan.order
+        return least_traffic_order(graph, self.budget, self.time) if self.budget else least_peak_order(graph, self.time)
+
+
+def least_peak_order(graph: Graph, time_limit_s: float) -> tuple[int, ...]:
+    """The given order if none has a lower peak, or else one of the lowest found in time."""
+    from dlc.passes.cosma.graph import Tables
+    from dlc.passes.cosma.peak import least_peak, peak_of
+
+    tables = Tables(graph)
+    given = tuple(range(tables.count))
+    found = least_peak(tables, time_limit_s)
+    return given if peak_of(tables, given) <= found.peak_bytes else found.order
+
+
+def least_traffic_order(graph: Graph, budget: int, time_limit_s: float) -> tuple[int, ...]:
+    """The same for the traffic within a budget."""
+    from dlc.passes.cosma.graph import Tables
+    from dlc.passes.cosma.optimise import optimise, traffic_of_order
+
+    given = tuple(range(len(graph.operators)))
+    best = optimise(graph, budget, time_limit_s)
+    return given if traffic_of_order(Tables(graph), given, budget) <= best.value else best.plan.order

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from dlc.errors import EXIT_INFEASIBLE, DlcError
 from dlc.passes.cosma import joint
 from dlc.passes.cosma.graph import Graph, Tables, bits, least_budget
-from dlc.passes.cosma.peak import Runner, least_peak
+from dlc.passes.cosma.peak import least_peak
 from dlc.passes.cosma.placing import as_buffers, place, with_offsets
 from dlc.passes.cosma.plan import Plan, Span, Stay
 from dlc.passes.cosma.residency import decode, encode, partial_order, parts, solve, total_order
@@ -218,15 +218,8 @@ def whole_lives(tables: Tables, order: tuple[int, ...]) -> tuple[Span, ...]:
     return tuple((a, min(steps), max(steps)) for a, steps in enumerate(uses) if steps)
 
 
-def value_of_order(graph: Graph, order: Sequence[int], budget: int | None) -> int:
-    """What an order costs at best, addresses aside: bytes alive at most, or with a budget of traffic."""
-    tables = Tables(graph)
-    if budget is None:
-        runner, live, done, most = Runner(tables), 0, 0, 0
-        for operator in order:
-            needed, live = runner.step(done, live, operator)
-            most, done = max(most, needed), done | 1 << operator
-        return most
+def traffic_of_order(tables: Tables, order: Sequence[int], budget: int) -> int:
+    """What an order costs at best within a budget, addresses aside."""
     answer = solve(encode(tables, total_order(order), budget), 10.0)
     assert answer is not None
     return answer.cost

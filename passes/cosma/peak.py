@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import heapq
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -47,6 +48,15 @@ def least_peak(tables: Tables, time_limit_s: float = 60.0) -> LeastPeak:
         return found
     order, peak = beam(tables, 256)
     return LeastPeak(order, peak, min(search.level, peak))
+
+
+def peak_of(tables: Tables, order: Sequence[int]) -> int:
+    """Most bytes alive at a time in an order."""
+    runner, live, done, most = Runner(tables), 0, 0, 0
+    for operator in order:
+        needed, live = runner.step(done, live, operator)
+        most, done = max(most, needed), done | 1 << operator
+    return most
 
 
 class Runner:

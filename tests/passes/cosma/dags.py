@@ -76,3 +76,20 @@ def varied(n: int, random: Random) -> Graph:
         readers = tuple(c for c in range(b + 1, n) if random.random() < 0.5)
         tensors.append(Tensor("sum", random.randint(1, 4), (a, b), readers, output=not readers))
     return Graph("varied", graph.operators, tuple(tensors))
+
+
+def sparse(n: int, random: Random) -> Graph:
+    """Any edges, sizes of 1 to 6: larger graphs, in which operators can be put off and chains run at once."""
+    edges = {(i, j) for j in range(n) for i in range(j) if random.random() < 0.3}
+    for o in range(1, n):
+        if not any(j == o for _, j in edges) and random.random() < 0.7:
+            edges.add((random.randrange(o), o))
+    tensors = []
+    for o in range(n):
+        readers = tuple(sorted(j for i, j in edges if i == o))
+        output = not readers or random.random() < 0.08
+        tensors.append(Tensor(f"t{o}", random.randint(1, 6), (o,), readers, output))
+    for k in range(random.randint(0, 2)):
+        readers = tuple(sorted(random.sample(range(n), random.randint(2, 3))))
+        tensors.append(Tensor(f"input{k}", random.randint(1, 5), (), readers))
+    return Graph("sparse", tuple(f"o{i}" for i in range(n)), tuple(tensors))

@@ -13,7 +13,9 @@ from dlc.cli import main
 from dlc.ir.parser import parse_program
 from dlc.ir.verify import verify
 from dlc.passes.cosma.from_program import graph_of
-from dlc.passes.cosma.optimise import value_of_order
+from dlc.passes.cosma.graph import Tables
+from dlc.passes.cosma.optimise import traffic_of_order
+from dlc.passes.cosma.peak import peak_of
 from dlc.passes.pipeline import Pipeline
 from dlc.passes.registry import passes
 
@@ -35,9 +37,8 @@ def test_a_result_goes_before_the_next_one_comes(golden: Callable[..., None]) ->
     verify(after)
     golden("\n".join(str(s) for s in after.body.body))
     order = [before.body.body.index(s) for s in after.body.body]
-    assert sorted(order) == list(range(5)) and value_of_order(graph_of(before), order, None) < value_of_order(
-        graph_of(before), range(5), None
-    )
+    tables = Tables(graph_of(before))
+    assert sorted(order) == list(range(5)) and peak_of(tables, order) < peak_of(tables, range(5))
 
 
 def test_an_order_that_is_good_enough_stays() -> None:
@@ -49,7 +50,8 @@ def test_a_budget() -> None:
     before = Pipeline.parse(FUSED, passes()).run(parse_program(TEXT))
     after = Pipeline.parse("schedule{budget=544 level=scratchpad}", passes()).run(before)
     order = [before.body.body.index(s) for s in after.body.body]
-    assert value_of_order(graph_of(before), order, 544) == 0 < value_of_order(graph_of(before), range(5), 544)
+    tables = Tables(graph_of(before))
+    assert traffic_of_order(tables, order, 544) == 0 < traffic_of_order(tables, range(5), 544)
 
 
 def test_sizes_of_a_program() -> None:
