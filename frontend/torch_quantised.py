@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from dlc.frontend.torch_context import Ctx, Operand, op
+from dlc.frontend.torch_contract import product
 from dlc.ir.dtype import F32, DType
 from dlc.ir.expr import Cast, Expr, apply, const
 from dlc.ir.extent import IntExpr
@@ -108,3 +109,17 @@ def dequantize_per_channel(
 ) -> Val:
     del low, high, dtype, out_dtype
     return _dequantise(c, x, scales, zeros, c.dim(axis, x.rank))
+
+
+@op("_weight_int8pack_mm")
+def weight_int8pack_mm(c: Ctx, x: Val, weight: Val, scales: Val) -> Val:
+    """x times the transpose of weight, i8[n, k], with a scale for each of its rows: what torchao's int8 weights become."""
+
+    def element(*i: IntExpr) -> Expr:
+        row = scales.at(i[:1])
+        return apply("mul", Cast(F32, weight.at(i)), row if scales.dtype == F32 else Cast(F32, row))
+
+    dense = c.b.compute(f"{c.hint}_dequantised", weight.shape, element, F32)
+    rows = x if x.dtype == F32 else Val(F32, x.shape, lambda i: Cast(F32, x.at(i)))
+    total = product(c, rows, dense.transpose(0, 1), F32)
+    return total if c.dtype == F32 else c.b.compute(c.hint, total.shape, lambda *i: Cast(c.dtype, total.at(i)), c.dtype)

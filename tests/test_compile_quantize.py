@@ -147,3 +147,27 @@ def test_the_dump_has_the_errors(tmp_path: Path) -> None:
     layers: list[dict[str, Any]] = json.loads((tmp_path / "quantisation.json").read_text())
     assert {layer["type"] for layer in layers} == {"i4"} and all(0 < layer["weight_error"] < 0.2 for layer in layers)
     assert replace(Quantize("i4"), group=64).group == 64
+
+
+class Attention(torch.nn.Module):
+    """Two heads of 32, and the layer that mixes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = torch.nn.Linear(64, 192), torch.nn.Linear(64, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (t.unflatten(2, (2, 32)).transpose(1, 2) for t in self.qkv(x).chunk(3, 2))
+        mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("quantize", ["i6:g32", "u4:g32:a=i8"])
+def test_a_layer_behind_attention_streams_its_weights_in_a_kernel_of_its_own(quantize: str) -> None:
+    """Where a group of weights is a head, the sum over it would fit into the tasks of the attention."""
+    torch.manual_seed(0)
+    model, x = Attention(), torch.randn(2, 12, 64)
+    length = torch.export.Dim("length", min=2, max=512)
+    exe = dlc.compile(model, (x,), dynamic_shapes=({1: length},), quantize=quantize, cache=False)
+    want = model(x).detach().numpy()
+    assert np.abs(exe(x).detach().numpy() - want).max() < 0.2 * np.abs(want).max()

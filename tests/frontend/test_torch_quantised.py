@@ -87,3 +87,25 @@ def test_rounding_is_half_to_even(dtype: torch.dtype) -> None:
         [0.5, 1.5, 2.5, -0.5, -1.5, 300.0, -300.0, float("inf"), float("-inf"), 126.5, 127.5, float("nan")], dtype=dtype
     )
     assert torch.equal(dlc.compile(Round(), (x,))(x), Round()(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_of_bytes_as_torchao_leaves_them(dtype: torch.dtype) -> None:
+    class Int8(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            g = torch.Generator().manual_seed(0)
+            self.register_buffer("weight", torch.randint(-127, 128, (48, 64), generator=g).to(torch.int8))
+            self.register_buffer("scales", (torch.rand(48, generator=g) * 1e-2).to(dtype))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.ops.aten._weight_int8pack_mm(x, self.weight, self.scales)
+
+    model, x = Int8(), torch.randn(3, 64, generator=torch.Generator().manual_seed(1)).to(dtype)
+    want = x.double() @ (model.weight.double() * model.scales.double()[:, None]).T
+    got = dlc.compile(model, (x,))(x)
+    assert got.dtype == dtype
+    unit = 2.0**-22 if dtype == torch.float32 else 2.0**-8
+    limit = unit * (x.double().abs() @ (model.weight.double() * model.scales.double()[:, None]).abs().T)
+    assert ((got.double() - want).abs() <= limit).all()
+    assert ((model(x).double() - want).abs() <= 4 * limit + 2.0**-6 * want.abs()).all()  # torch's own is of the same meaning

@@ -199,6 +199,25 @@ def test_layers_inside_a_scan_are_quantised_and_rounded_there() -> None:
     assert "U_codes" in after.data and 0 < np.abs(got - want).max() < 0.1
 
 
+def test_bytes_that_a_scan_makes_are_not_read_after_it() -> None:
+    before = program(
+        """program f(X: f32[t, 16], A: f32[16], H0: f32[16]) -> (H, Y) {
+          const U: f32[16, 16]
+          scan t carry (h = H0) {
+            P[i:16] = sum(j:16) A[j] * U[i, j]
+            h1[i:16] = h[i] + P[i] * X[t, i]
+            yield (h1)
+          } -> (H)
+          Y[i:16] = sum(j:16) A[j] * U[i, j]
+        }""",
+        U=np.eye(16, dtype=np.float32),
+    )
+    after = quantised(before, weights="i8", group=16, activation="i8")
+    x, a = np.ones((3, 16), np.float32), np.arange(16, dtype=np.float32)
+    h, y = run_program(after, [x, a, np.zeros(16, np.float32)])
+    np.testing.assert_allclose(h, 3 * y, rtol=1e-5)
+
+
 LEFT = {
     "a vector": "Y[m, n:64] = X[m, n] * V[n]",
     "a sum over two ranks": "Y[m, n:64] = sum(k:64, j:1) X[m, k] * W[n, k]",
