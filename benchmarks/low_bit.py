@@ -176,12 +176,18 @@ def keep(path: Path, found: dict[str, Any]) -> None:
 
 
 def page(results: Sequence[dict[str, Any]]) -> str:
-    lines = ["# Weights of 1 to 8 bits", "", "Microseconds a layer, 2 threads, weights from memory (`benchmarks/low_bit.py`).", ""]
+    lines = [
+        "# Weights of 1 to 8 bits", "",
+        "Microseconds a layer, 2 threads, weights from memory (`python -m benchmarks.low_bit`). A name is the type of the weights, the",
+        "activations, the group, and rows x terms x columns; the last column is the rate of codes and scales as a share of that of a plain",
+        "read just before and after. Rows of 128 and more repeat one pair of layers: their weights lie in the caches.", "",
+    ]  # fmt: skip
     for r in results:
         rows, terms, columns = r["shape"]
         lines += [f"## {rows} rows, {terms} x {columns}, groups of {r['group']}", ""]
-        lines += [f"Plain read {r['read_gbytes']} GB/s.", "", "| | us | of a plain read |", "| --- | --: | --: |"]
-        lines += [f"| {name} | {row['us']} | {row['of_read']} |" for name, row in r["rows"].items()]
+        lines += [f"Plain read {r['read_gbytes']} GB/s, {r['date']}.", ""]
+        lines += ["| | us | best us | of a plain read |", "| --- | --: | --: | --: |"]
+        lines += [f"| {name} | {row['us']} | {row['least_us']} | {row['of_read']} |" for name, row in r["rows"].items()]
         lines.append("")
     return "\n".join(lines)
 

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 128 << 10
 """Of a panel unpacked at a time: it stays in a core's second cache, together with the rows' part."""
+AHEAD_BYTES = 4096
+"""How far before several rows' loads the stream is asked for: their arithmetic fills the window in which the processor looks ahead."""
+_L2 = 2
 _UNPACKED, _SUMS = "unpacked", "sums"
 _WORDS = 8  # words of a lane that one round of the innermost loop takes, at most
 
@@ -218,8 +221,10 @@ class CodedLowering:
         return None if cheap else 4
 
     def _few(self) -> int:
-        """Rows of a tile that takes codes apart: sums of a group and of all of them, and what is decoded, fit the registers."""
-        sums = self.vectors * (2 if self.fold is not None else 1)
+        """Rows of a tile that takes codes apart: sums of a group and what is decoded fit the registers, with 16 of them those of all
+        groups, too; with 32 these are put aside while a group is summed, which is cheaper than to decode more often.
+        """
+        sums = self.vectors * (2 if self.fold is not None and self.target.vector_registers < 32 else 1)
         spare = 2 * self.vectors + 3 if self.kind == I8 else self.vectors + 4
         return max(1, min(8, (self.target.vector_registers - spare) // sums))
 
@@ -470,6 +475,9 @@ class CodedLowering:
     def _bytes(self, space: Space, step: IntExpr) -> list[str]:
         """The bytes of a step's codes, in registers for each vector of columns; one tile for each turn."""
         b, how = self.b, self.bytes
+        if space.slots[0].count > 1 and self._from_memory():
+            for line in range(0, self.vectors * how.stride, self.target.line_bytes):
+                b.prefetch(self.sum.codes.tensor, self._place(space, step) + AHEAD_BYTES + line, _L2)
         w = b.load(TileType(U8, (1, self.vectors), TERMS * self.lanes), self.sum.codes.tensor, self._place(space, step), (0, how.stride))
         if how.together == 1:
             return [w] if how.bits == 8 else [b.unpack(w, how.bits)]
@@ -479,6 +487,11 @@ class CodedLowering:
             moved = w if turn == 0 else b.op("shr", w, b.const(U8, turn * how.bits))
             found.append(moved if turn == how.together - 1 else b.op("and", moved, low))
         return found
+
+    def _from_memory(self) -> bool:
+        """Whether the codes are more than the second cache holds."""
+        size = self.low.types[self.sum.codes.tensor].elements.const
+        return size is not None and size * self.bytes.bits >= 16 * self.target.l2_bytes
 
     def _place(self, space: Space, step: IntExpr) -> IntExpr:
         """Where the bytes of a step lie in the stream."""

@@ -37,6 +37,7 @@ from dlc.codegen.tile import Buffer, IndexCond, TileProgram
 from dlc.codegen.tile_build import Builder
 from dlc.codegen.unroll import unroll_block
 from dlc.codegen.window import Window, find_window, lower_window
+from dlc.errors import Internal
 from dlc.ir.blocked import unrolls
 from dlc.ir.coded_sums import memory_of
 from dlc.ir.dtype import DType
@@ -102,6 +103,9 @@ class KernelLowering:
         coded = find_coded(self)
         if coded is not None:
             return lower_coded(self, coded)
+        packed = [p.name for p in self.cascade.params if p.type.dtype.is_coded]
+        if packed:
+            raise Internal(self.cascade.loc, message=f"kernel '{self.kernel.name}' reads packed codes, but not as a sum with them")
         lane = lane_rank(self.structure, self.kernel.outer)
         if lane is not None:
             return lower_streamed(self, lane)

@@ -77,9 +77,7 @@ def _coded(step: Einsum, rows: Expr, weights: Expr, types: Mapping[str, TensorTy
     row = plain_access(rows)
     if codes is None or row is None or row.tensor not in types or len(codes.index) != _RANK:
         return None
-    value, zero = weights, None
-    if isinstance(weights, Apply) and weights.op == "sub":
-        value, zero = weights.args
+    value, zero = _number_and_zero(weights, codes)
     free, reduced = {r.name for r in step.ranks}, {r.name for r in step.reduced}
     columns, inner = variables(codes.index[3]) & free, variables(codes.index[4]) & reduced
     if set(accesses(value)) != {codes} or len(columns) != 1 or inner != reduced or len(reduced) != 1:
@@ -89,6 +87,24 @@ def _coded(step: Einsum, rows: Expr, weights: Expr, types: Mapping[str, TensorTy
     if (zero is not None and name in zero.variables) or column in row.variables or together is None:
         return None
     return CodedSum(rows, codes, value, zero, column, name, together) if _pair(step.dtype, types[row.tensor].dtype) else None
+
+
+def _number_and_zero(e: Expr, codes: Access) -> tuple[Expr, Expr | None]:
+    """`e` as a number made of the code and constants alone, and what is subtracted from that."""
+    if not isinstance(e, Apply) or e.op not in ("add", "sub") or set(accesses(e)) == {codes}:
+        return e, None
+    left, right = e.args
+    if codes in accesses(left):
+        value, zero = _number_and_zero(left, codes)
+        rest = right if e.op == "sub" else Apply("neg", (right,))
+    elif e.op == "add":
+        value, zero = _number_and_zero(right, codes)
+        rest = Apply("neg", (left,))
+    else:
+        return e, None
+    if not any(True for _ in accesses(rest)):
+        return Apply("sub", (value, rest)), zero
+    return value, rest if zero is None else Apply("add", (zero, rest))
 
 
 def is_packed(of: TensorType | None) -> bool:

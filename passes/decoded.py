@@ -107,7 +107,7 @@ def table_of(value: Expr, codes: Access, dtype: DType) -> Array:
 
 @dataclass(frozen=True)
 class Affine:
-    """`value(code) = slope * (code ^ flip) + start`."""
+    """`value(code) = slope * (code ^ flip) + start`, the slope positive."""
 
     slope: Fraction
     start: Fraction
@@ -121,7 +121,7 @@ def affine(table: Array) -> Affine | None:
     for flip in (0, len(table) // 2 if len(table) & (len(table) - 1) == 0 else 0):
         ordered = table[np.arange(len(table)) ^ flip]
         slope = ordered[1] - ordered[0]
-        if slope != 0 and (ordered == ordered[0] + slope * np.arange(len(table))).all():
+        if slope > 0 and (ordered == ordered[0] + slope * np.arange(len(table))).all():
             return Affine(Fraction(float(slope)), Fraction(float(ordered[0])), flip)
     return None
 
