@@ -85,6 +85,26 @@ def test_a_bound_for_all_orders() -> None:
     assert met > 300
 
 
+def test_a_use_that_may_have_been_earlier_is_not_the_next_one() -> None:
+    """`d` reads i1 and may run before c or after it, so that i1 comes back for f, or for d. Found by random search."""
+    t = Tensor
+    tensors = (
+        t("t0", 1, (0,), (1, 4), output=True),
+        t("t1", 1, (1,), (2, 5)),
+        t("t2", 3, (2,), (4, 5)),
+        t("t3", 1, (3,), (4,)),
+        t("t4", 1, (4,), (5,)),
+        t("t5", 1, (5,), output=True),
+        t("i", 3, (), (2, 3)),
+        t("i0", 1, (), (1, 4, 5)),
+        t("i1", 3, (), (0, 3, 5)),
+    )
+    tables = Tables(Graph("unordered", tuple("abcdef"), tensors))
+    assert search(tables, 10).cost == 3
+    answer = solve(encode(tables, partial_order(tables), 10), 5)
+    assert answer is not None and answer.bound <= 3
+
+
 def test_residency_of_an_order() -> None:
     """Exact for a total order, and what is decoded costs what was solved for."""
     for graph, capacity in cases(150, seed=3):
