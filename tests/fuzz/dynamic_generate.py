@@ -11,6 +11,7 @@ inputs and each hole filled with the median of what it was compared with, so tha
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import random
 import re
@@ -517,7 +518,7 @@ def load_source(source: str, names: dict[str, Any] | None = None) -> nn.Module:
     """An instance of `Net` from a file of its own, where tools find its source."""
     folder = Path(tempfile.gettempdir()) / "dlc-dynamic-fuzz"
     folder.mkdir(exist_ok=True)
-    name = f"dynamic_{abs(hash(source)) % 10**12}"
+    name = f"net_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
     path = folder / f"{name}.py"
     path.write_text(source)
     spec = importlib.util.spec_from_file_location(name, path)

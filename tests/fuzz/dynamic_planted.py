@@ -28,7 +28,8 @@ from dlc.ir.program import If, Loop, Program, Region, Stmt, fresh_name, tensor_t
 from dlc.ir.verify import verify
 from dlc.passes.rewrite import map_regions
 from tests.fuzz.dynamic_generate import case
-from tests.fuzz.dynamic_run import check, imported, interpreted
+from tests.fuzz.dynamic_run import check, imported
+from tests.models.dynamic.judge import interpreter
 
 MOST, MUTANTS = 400, 4
 """Programs with a place for the plant after which it counts as not found, and mutants tried in each."""
@@ -36,11 +37,12 @@ MOST, MUTANTS = 400, 4
 
 @dataclass(frozen=True)
 class Site:
-    """Where a plant may go: the program, its types, and the values that tensors had in one run."""
+    """Where a plant may go: the program, its types, the values that tensors had in one run, and what was imported."""
 
     program: Program
     types: Mapping[str, TensorType]
     values: Mapping[str, np.ndarray]
+    model: Any = None
 
     def fresh(self, hint: str) -> str:
         return fresh_name(hint, set(self.types))
@@ -391,14 +393,14 @@ def prepared(seed: int) -> Site | None:
     """The program of a seed, if it is imported and right."""
     c = case(seed)
     try:
-        program = imported(c)
+        model = imported(c)
     except DlcError:
         return None
-    if check(c, runner=interpreted(program)).status != "ok":
+    if check(c, runner=interpreter(model)).status != "ok":
         return None
     values: dict[str, np.ndarray] = {}
-    run_program(program, [t.numpy() for t in c.inputs[0]], observe=values.__setitem__)
-    return Site(program, tensor_types(program), values)
+    run_program(model.program, [t.numpy() for t in c.inputs[0]], observe=values.__setitem__)
+    return Site(model.program, tensor_types(model.program), values, model)
 
 
 def hunt(p: Plant, seeds: Sequence[int], most: int = MOST) -> tuple[int, int | None, str]:
@@ -411,7 +413,7 @@ def hunt(p: Plant, seeds: Sequence[int], most: int = MOST) -> tuple[int, int | N
         found = list(_some(mutants(site, p), MUTANTS))
         tried += bool(found)
         for mutant in found:
-            result = check(case(seed), runner=interpreted(mutant))
+            result = check(case(seed), runner=interpreter(site.model, mutant))
             if result.status in ("wrong", "error"):
                 return tried, seed, f"{result.status}: {result.detail}"
         if tried >= most:

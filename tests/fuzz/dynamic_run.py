@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import time
 import traceback
@@ -31,24 +32,18 @@ from ledger import Ledger  # noqa: E402
 from tests.fuzz.dynamic_generate import Case, case, load, wide, widened  # noqa: E402
 from tests.fuzz.run import Family, Result, first_line, run, summary  # noqa: E402
 from tests.models.dynamic.decisions import recorded  # noqa: E402
-from tests.models.dynamic.judge import flat, same_path  # noqa: E402
+from tests.models.dynamic.judge import flat, interpreter, same_path  # noqa: E402
 
 TOLERANCE = 1e-4
 Runner = Callable[..., Any]
 
 
 def imported(c: Case) -> Any:
-    """The module as a program of the IR."""
+    """The module as a program of the IR, with the nesting of its results."""
     from dlc.importing import import_any
 
     with torch.no_grad():
-        return import_any(load(c), c.inputs[0], None, None, None).program
-
-
-def interpreted(program: Any) -> Runner:
-    from dlc.ir.interpret import run_program
-
-    return lambda *inputs: run_program(program, [t.numpy() for t in inputs])
+        return import_any(load(c), c.inputs[0], None, None, None)
 
 
 def compiled(c: Case) -> Runner:
@@ -61,7 +56,7 @@ def compiled(c: Case) -> Runner:
 
 ROUTES: dict[str, Callable[[Case], Runner]] = {
     "compiled": compiled,
-    "interpreted": lambda c: interpreted(imported(c)),
+    "interpreted": lambda c: interpreter(imported(c)),
     "eager": load,
 }
 
@@ -79,7 +74,7 @@ def check(c: Case, route: str = "compiled", runner: Runner | None = None) -> Res
     try:
         given = runner if runner is not None else ROUTES[route](c)
     except Unsupported as e:
-        return result("refused", f"{e.code} {first_line(e)}")
+        return result("refused", f"{e.code} {_reason(e)}")
     except Exception as e:  # noqa: BLE001 - whatever it is, it is a finding
         return result("error", f"while compiling: {_told(e)}")
     model = wide(c)
@@ -115,10 +110,15 @@ def _short(a: np.ndarray) -> str:
     return f"{a.dtype}{list(a.shape)} {np.array2string(a, precision=5, threshold=6)}"
 
 
+def _reason(e: BaseException) -> str:
+    """What is said after the place, which is another in each program."""
+    return re.sub(r"^.*?error\[\w+\]: ", "", first_line(e)) + f" [{first_line(e).split(': ')[0]}]"
+
+
 def _told(e: BaseException) -> str:
     where = traceback.extract_tb(e.__traceback__)[-1]
     code = f"{e.code} " if hasattr(e, "code") and isinstance(e.code, str) else ""
-    return f"{code}{type(e).__name__} at {Path(where.filename).name}:{where.lineno}: {first_line(e)}"
+    return f"{code}{type(e).__name__} at {Path(where.filename).name}:{where.lineno}: {_reason(e)}"
 
 
 def one(seed: int) -> Result:
@@ -167,16 +167,28 @@ def _show(c: Case, route: str, small: bool) -> int:
     if small and outcome.status != "ok":
         from tests.fuzz.dynamic_shrink import shrink
 
-        c = shrink(c, lambda candidate: alike(check(candidate, route), outcome))
+        c = shrink(c, lambda candidate: runs(candidate) and alike(check(candidate, route), outcome))
         outcome = check(c, route)
     print(c.source)
     print(outcome.status, outcome.detail)
     return 0 if outcome.status == "ok" else 1
 
 
+def runs(c: Case) -> bool:
+    """Whether this is a program at all: eager takes every input and gives tensors."""
+    model = load(c)
+    with torch.no_grad():
+        return all(any(a.ndim for a in flat(model(*(t.clone() for t in inputs)))) for inputs in c.inputs)
+
+
 def alike(a: Result, b: Result) -> bool:
     """The same fault, as far as one can tell: the status, and the error's code and place."""
-    return a.status == b.status and (a.status == "wrong" or a.detail[:40] == b.detail[:40])
+    return a.status == b.status and (a.status == "wrong" or _general(a.detail) == _general(b.detail))
+
+
+def _general(detail: str) -> str:
+    """Without the place and the names of values."""
+    return re.sub(r"\b[a-z]+_?\d+(_\d+)?\b|\[.*\]", "", detail)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,6 +27,10 @@ from tests.models.dynamic.entry import Dynamic
 from tests.models.dynamic.zoo import DYNAMIC
 from torch import nn
 from torch.utils._pytree import tree_leaves
+
+if TYPE_CHECKING:
+    from dlc.frontend.imported import Imported
+    from dlc.ir.program import Program
 
 TOLERANCE = {"default": 1e-4, "strict": 1e-5}
 LEAST_SHARE, MOST_CLOSE = 0.05, 1e-3
@@ -209,10 +213,18 @@ def compiled(entry: Dynamic, **options: Any) -> Candidate:
 def interpreted(entry: Dynamic) -> Candidate:
     """The imported program, interpreted: what the capture alone may change."""
     from dlc.importing import import_any
-    from dlc.ir.interpret import run_program
 
-    program = import_any(entry.build(), entry.sample(-1), None, None, None).program
-    return lambda *inputs: [torch.from_numpy(np.asarray(a)) for a in run_program(program, [t.numpy() for t in inputs])]
+    return interpreter(import_any(entry.build(), entry.sample(-1), None, None, None))
+
+
+def interpreter(imported: Imported, program: Program | None = None) -> Candidate:
+    """The NumPy interpreter on an imported model, or on a program made from it, with the model's nesting of results."""
+    from dlc.ir.interpret import run_program
+    from dlc.runtime.tree import check_tree, unflattener
+
+    given = imported.program if program is None else program
+    nest = unflattener(check_tree(imported.out_tree, "out_tree", len(given.results), is_input=False))
+    return lambda *inputs: nest(run_program(given, [t.numpy() for t in inputs]))
 
 
 ROUTES: dict[str, Callable[[Dynamic], Candidate]] = {
