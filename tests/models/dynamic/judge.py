@@ -165,7 +165,7 @@ def _run(candidate: Candidate, inputs: Sequence[torch.Tensor]) -> Any:
         return candidate(*(t.clone() for t in inputs))
 
 
-class _Flat(nn.Module):
+class Flat(nn.Module):
     """A module whose results are tensors, as tracing wants them."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -180,7 +180,7 @@ def _traced(entry: Dynamic, found: Verdict) -> Candidate | None:
     found.traced_wrong = 0
     try:
         with torch.no_grad():
-            return torch.jit.trace(_Flat(entry.build()), entry.sample(-1), check_trace=False)
+            return torch.jit.trace(Flat(entry.build()), entry.sample(-1), check_trace=False)
     except Exception as error:  # noqa: BLE001 - then it is wrong on all
         found.traced_failed = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         return None

@@ -9,7 +9,7 @@ from tests.models.dynamic.judge import (
     MOST_CLOSE,
     ROUTES,
     Verdict,
-    _Flat,
+    Flat,
     arms,
     eager,
     judge,
@@ -77,7 +77,7 @@ def test_the_judge_finds_a_trace_wrong() -> None:
     """One path for all inputs: what this judge is there to find."""
     entry = DYNAMIC["early_transformer"]
     with torch.no_grad():
-        traced = torch.jit.trace(_Flat(entry.build()), entry.sample(-1), check_trace=False)
+        traced = torch.jit.trace(Flat(entry.build()), entry.sample(-1), check_trace=False)
 
     def candidate(*inputs: torch.Tensor) -> object:
         scores, depth = traced(*inputs)
