@@ -176,7 +176,8 @@ class _Recorder(TorchFunctionMode):
                 self._put(m, torch.where(m, least, -least) if m.dtype == torch.bool else torch.full(m.shape, least).double())
             picked = [g for g in given if id(g) in self.margins]
             if base in ("nonzero", "masked_select", "getitem") or base == "where" and len(given) == 1:
-                if any(g.dtype == torch.bool and g.ndim for g in picked):  # an extent that depends on data
+                masks = [g for g in picked if g.dtype == torch.bool and g.ndim]
+                if any(base != "getitem" or m is not args[0] for m in masks):  # an extent that depends on data
                     self.note(made[0].shape[0] > 0, least)
             if len(whole) < len(made):
                 self.note(tuple(v for g in picked for v in g.flatten().tolist()), least)

@@ -77,7 +77,8 @@ class Verdict:
         return {arm: share for arm, share in self.arms.items() if share < LEAST_SHARE}
 
     def ok(self, tolerance: float) -> bool:
-        return not self.parted and not self.failed and self.error <= tolerance and self.close_share <= MOST_CLOSE
+        close = self.close <= max(1, MOST_CLOSE * self.decisions)
+        return not self.parted and not self.failed and self.error <= tolerance and close
 
     def __str__(self) -> str:
         parts = [

@@ -106,8 +106,8 @@ def test_the_judge_finds_small_errors_and_failures() -> None:
 
 
 def test_a_verdict_with_many_close_calls_is_none() -> None:
-    assert not Verdict("n", "r", 1, decisions=100, close=1).ok(1.0)
-    assert Verdict("n", "r", 1, decisions=int(2 / MOST_CLOSE), close=1).ok(1.0)
+    assert not Verdict("n", "r", 1, decisions=100, close=2).ok(1.0)
+    assert Verdict("n", "r", 1, decisions=int(4 / MOST_CLOSE), close=2).ok(1.0)
 
 
 def test_arms_are_counted_by_turn_or_by_place() -> None:
