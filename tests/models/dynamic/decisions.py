@@ -8,7 +8,7 @@ turning over, whatever is computed from them inherits it, and a decision is note
 a computation:
 
     bool(t), int(t), t.item()          of a tensor that is decided (a comparison, an index) or of a whole number
-    n < m, int(n), round(n)            of a Python number that came from `.item()`
+    n < m, int(n), round(n)            of a Python number that came from `.item()`; of a whole one, comparisons
     x[mask], embedding(k), where(m, ..)   a mask or an index that is used by an operation on floats: which elements it picked
     x[mask], nonzero(mask), where(mask)   a new extent: whether there is anything
 
@@ -106,7 +106,10 @@ class _Recorder(TorchFunctionMode):
             distance = abs(value) if name in ("__bool__", "is_nonzero") else _to_turn(value)
             self.note(result, distance / max(1.0, abs(value)))
         elif name != "__float__" or id(t) in self.margins:
-            self.note(result, self._least(t))
+            margin = self._least(t)
+            self.note(result, margin)
+            if name in ("item", "tolist") and t.dtype != torch.bool:
+                return _wholes(result, self, margin)
         return result
 
     def note(self, value: Any, margin: float) -> None:
@@ -279,6 +282,30 @@ class Number(float):
     __hash__ = float.__hash__
 
 
+class Whole(int):
+    """A whole number that came from a tensor: noted once already, and again, with what comes out, where it is compared."""
+
+    recorder: _Recorder
+    margin: float
+
+    def __new__(cls, value: int, recorder: _Recorder, margin: float) -> Whole:
+        made = super().__new__(cls, value)
+        made.recorder, made.margin = recorder, margin
+        return made
+
+    __hash__ = int.__hash__
+
+
+def _whole_comparison(name: str) -> Callable[[Whole, Any], Any]:
+    def compare(self: Whole, other: Any) -> Any:
+        result = getattr(int, name)(self, other)
+        if result is not NotImplemented:
+            self.recorder.note(result, self.margin)
+        return result
+
+    return compare
+
+
 def _comparison(name: str) -> Callable[[Number, Any], Any]:
     def compare(self: Number, other: Any) -> Any:
         result = getattr(float, name)(self, other)
@@ -300,6 +327,7 @@ def _arithmetic(name: str) -> Callable[..., Any]:
 
 for _name in ("__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__"):
     setattr(Number, _name, _comparison(_name))
+    setattr(Whole, _name, _whole_comparison(_name))
 for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
     for _side in ("__", "__r"):
         setattr(Number, f"{_side}{_name}__", _arithmetic(f"{_side}{_name}__"))
@@ -311,6 +339,12 @@ def _numbers(value: Any, recorder: _Recorder) -> Any:
     if isinstance(value, list):
         return [_numbers(v, recorder) for v in value]
     return Number(value, recorder) if isinstance(value, float) else value
+
+
+def _wholes(value: Any, recorder: _Recorder, margin: float) -> Any:
+    if isinstance(value, list):
+        return [_wholes(v, recorder, margin) for v in value]
+    return Whole(value, recorder, margin)
 
 
 @contextmanager

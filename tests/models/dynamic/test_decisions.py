@@ -34,6 +34,7 @@ X = torch.tensor([0.5, -2.0, 1.5, 1.4999])
         (lambda x: x[0].item() > 0.4, True, 0.1),
         (lambda x: 2 * x[0].item() + 1 < 1.5, False, 0.5 / 2),
         (lambda x: int(x[2].item()), 1, 0.5 / 1.5),
+        (lambda x: x.argmax().item() == 3, False, 0.0001 / 1.5),
         (lambda x: bool(x.argmax() == 2), True, 0.0001 / 1.5),
         (lambda x: torch.embedding(torch.eye(4), x.topk(1).indices), (2,), 0.0001 / 1.5),
         (lambda x: torch.where(x > 1.0, x, 0.0 * x), (False, False, True, True), 0.25),
