@@ -152,10 +152,10 @@ class Loop:
         try:
             try:
                 done = yield from self._python(self.initial, steps)
-            except Exception as error:
+            except Exception:
                 if not self._may_record(steps) or self.flow.decided == before:
                     raise
-                done, first_error = None, error
+                done = None
             long = self.flow.decided > before and (self.done >= LONG if steps is None else steps.long)
             if done is not None and not long:
                 self.flow.commit(first)
@@ -550,7 +550,7 @@ class _Body:
         inputs = [self._input(self.carried[at]) for at in order]
         region.inputs = [region.inputs[0], *inputs]
         region.outputs += nexts
-        fakes = [fresh_like(self.carried[at].like) for at in order]  # type: ignore[arg-type]
+        fakes = [fresh_like(self.carried[at].like) for at in order]
         lists = self._collected(region)
         steps_done = _fresh_extent(flow) if lists else None
         gathered = [_grown(steps_done, v) for _, values, _ in lists for v in values]
