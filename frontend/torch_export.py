@@ -10,9 +10,12 @@ definition here are decomposed, and `Imported.decomposed` names them.
 from __future__ import annotations
 
 import inspect
+import io
+import logging
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -63,17 +66,20 @@ def import_torch(
     if not isinstance(model, nn.Module):
         raise BadExample(None, message=f"a {type(model).__name__} is neither an nn.Module nor an ExportedProgram")
     start = time.perf_counter()
-    exported = export(model, args, kwargs, dynamic_shapes)
+    exported = export_or_capture(model, args, kwargs, dynamic_shapes)
     seconds = time.perf_counter() - start
-    names = dim_names(model, args, kwargs, dynamic_shapes, exported)
-    return import_exported(
-        exported,
-        name=name or type(model).__name__,
-        mutations=mutations,
-        symbol_names=names,
-        arg_names=argument_names(model, len(args)),
-        export_seconds=seconds,
-    )
+
+    def imported(source: Any) -> Imported:
+        return import_exported(
+            source,
+            name=name or type(model).__name__,
+            mutations=mutations,
+            symbol_names=dim_names(model, args, kwargs, dynamic_shapes, source),
+            arg_names=argument_names(model, len(args)),
+            export_seconds=seconds,
+        )
+
+    return imported(exported)
 
 
 def export(
@@ -84,10 +90,8 @@ def export(
         raise BadExample(None, message=f"the example inputs are a {type(args).__name__}, not a tuple")
     refuse_training(model)
     options: dict[str, Any] = {"dynamic_shapes": dynamic_shapes, "strict": False}
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), symbolic_recurrence():
+        with recurrence_for_export():
             try:
                 return torch.export.export(model, tuple(args), dict(kwargs or {}), **options)
             except Exception as first:
@@ -104,8 +108,97 @@ def export(
         message = str(error).strip() or type(error).__name__
         lines = [line.strip() for line in message.splitlines() if line.strip()]
         raise ExportFailed(None, message=f"{type(error).__name__}: {' '.join(lines[:6])[:800]}") from error
+
+
+def export_or_capture(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None
+) -> Any:
+    """The exported program; where control flow depends on data, the recorded one (`torch_capture`).
+
+    `torch.export` goes first, so that a model without decisions on data is imported as it always was. It cannot take one
+    path silently: a decision on data raises, and if the model catches that, the recording is used that met the decision.
+    A model that takes numbers or extents out of data is recorded, too: what `.item()` gives torch.export is no Python number
+    (`isinstance(n, int)` is false of it), and its arithmetic is not Python's.
+    """
+    failed: ExportFailed | None = None
+    with _data_decisions() as met:
+        try:
+            exported = export(model, args, kwargs, dynamic_shapes)
+        except ExportFailed as error:
+            failed = error
+    if failed is None and not met:
+        return exported
+    try:
+        found = recorded(model, args, kwargs, dynamic_shapes)
+    except ExportFailed as error:
+        if failed is None and "__init__" not in met:
+            return exported
+        raise (error if failed is None or error.loc is not None else failed) from error
+    return found
+
+
+def recorded(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None
+) -> Any:
+    """The model as the recorder sees it, where an ExportedProgram is expected."""
+    from dlc.frontend.torch_capture import AsExported, capture
+
+    with recurrence_for_export():
+        return AsExported(capture(model, args, kwargs, dynamic_shapes))
+
+
+@contextmanager
+def recurrence_for_export() -> Iterator[None]:
+    """How `export` has PyTorch trace: no gradients, recurrent layers whole, attention layers operator by operator."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), symbolic_recurrence():
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+@contextmanager
+def _data_decisions() -> Iterator[list[str]]:
+    """Collects what PyTorch does about data while it traces: decisions that it refuses, numbers that it makes symbols of."""
+    from unittest import mock
+
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
+
+    met: list[str] = []
+
+    def noting(kind: type, name: str) -> Any:
+        plain = getattr(kind, name)
+
+        def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
+            met.append(name)
+            return plain(self, *args, **kwargs)
+
+        return mock.patch.object(kind, name, noted)
+
+    watched = [noting(GuardOnDataDependentSymNode, "__init__")]
+    watched += [noting(ShapeEnv, f"create_unbacked_{kind}") for kind in ("symint", "symfloat", "symbool")]
+
+    # What PyTorch would print for each: the recording, or our error, says it.
+    quiet = [logging.getLogger(f"torch.{name}") for name in ("fx.experimental.symbolic_shapes", "export._trace")]
+    for log in quiet:
+        log.addFilter(_nothing)
+    told = io.StringIO()
+    try:
+        with ExitStack() as stack:
+            for patch in (*watched, redirect_stderr(told)):
+                stack.enter_context(patch)
+            yield met
+    finally:
+        if not met:
+            sys.stderr.write(told.getvalue())
+        for log in quiet:
+            log.removeFilter(_nothing)
+
+
+def _nothing(_: logging.LogRecord) -> bool:
+    return False
 
 
 _ACTIVE = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RReLU)
@@ -202,7 +295,8 @@ def import_exported(
 ) -> Imported:
     """Import an ExportedProgram; see `import_torch`."""
     start = time.perf_counter()
-    exported, decomposed = with_definitions(exported)
+    recorded = getattr(exported, "decomposed", None)
+    exported, decomposed = with_definitions(exported) if recorded is None else (exported, recorded)
     importer = ProgramImporter(exported, name or _class_name(exported), mutations, dict(symbol_names or {}))
     with _no_raw_errors(importer):
         program, in_tree, out_tree, outputs, mutated = importer.run()

@@ -83,16 +83,16 @@ def check(
         exe = dlc.compile(c.program, target=target, threads=threads, cache=cache, verify_each=c.seed % 4 == 0)
         outs = exe(*(a.copy() for a in c.inputs))  # a donated one may be overwritten
     except (Unsupported, NotInBounds) as e:  # the verifier refuses reads that it cannot prove
-        return result("refused", f"{e.code} {_first_line(e)}")
+        return result("refused", f"{e.code} {first_line(e)}")
     except DlcError as e:
         if not isinstance(wanted, Reference) and "DLC01" not in e.code:
             return result("ok")
-        return result("error", f"{e.code} {_first_line(e)}")
+        return result("error", f"{e.code} {first_line(e)}")
     except Exception as e:  # noqa: BLE001 - whatever it is, it is a finding
         where = traceback.extract_tb(e.__traceback__)[-1]
-        return result("error", f"{type(e).__name__} at {Path(where.filename).name}:{where.lineno}: {_first_line(e)}")
+        return result("error", f"{type(e).__name__} at {Path(where.filename).name}:{where.lineno}: {first_line(e)}")
     if not isinstance(wanted, Reference):
-        return result("wrong", f"no error was raised, but the reference says: {_first_line(wanted)}")
+        return result("wrong", f"no error was raised, but the reference says: {first_line(wanted)}")
     got = outs if isinstance(outs, tuple) else (outs,)
     elements = sum(w.size for w in wanted.results)
     open_ = sum(int(np.isinf(b).sum()) for b in wanted.bounds)
@@ -104,7 +104,7 @@ def check(
         except (Undetermined, IndexOutOfRange, ScatterOutOfRange):
             more = None
         except Exception as e:  # noqa: BLE001
-            return result("error", f"with other extents: {type(e).__name__} {_first_line(e)}", elements, open_)
+            return result("error", f"with other extents: {type(e).__name__} {first_line(e)}", elements, open_)
         if more is not None:
             got = outs if isinstance(outs, tuple) else (outs,)
             faults = [f"with other extents: {f}" for f in compare(c, got, more.results, more.bounds)]
@@ -132,14 +132,38 @@ def compare(c: Case, got: Sequence[Any], want: Sequence[Any], bounds: Sequence[A
     return faults
 
 
-def _first_line(e: BaseException) -> str:
+def first_line(e: BaseException) -> str:
     return next((line.strip() for line in str(e).splitlines() if line.strip()), "")[:300]
 
 
 # --- many seeds ------------------------------------------------------------------------------------------------------
 
 
-def _work(tasks: Any, results: Any) -> None:
+@dataclass(frozen=True)
+class Family:
+    """A kind of random program.
+
+    Attributes:
+        one: runs a seed; tags: the constructs of a seed. Both by reference, for other processes.
+        sources: files beside this one that the outcome depends on, and
+        stages: those of the compiler.
+    """
+
+    one: Callable[[int], Result]
+    tags: Callable[[int], tuple[str, ...]]
+    sources: tuple[str, ...]
+    stages: tuple[str, ...]
+
+
+def one(seed: int) -> Result:
+    return check(case(seed), target_of(seed), 1 + seed % 2)
+
+
+def tags_of(seed: int) -> tuple[str, ...]:
+    return case(seed).tags
+
+
+def _work(tasks: Any, results: Any, one: Callable[[int], Result]) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     import warnings
 
@@ -150,10 +174,28 @@ def _work(tasks: Any, results: Any) -> None:
             return
         results.put(("start", os.getpid(), seed))
         try:
-            outcome = check(case(seed), target_of(seed), 1 + seed % 2)
+            outcome = one(seed)
         except BaseException as e:  # noqa: BLE001 - the generator's or the reference's fault
-            outcome = Result(seed, "error", f"generator: {type(e).__name__}: {_first_line(e)}")
+            outcome = Result(seed, "error", f"generator: {type(e).__name__}: {first_line(e)}")
         results.put(("done", os.getpid(), outcome))
+
+
+STATIC = Family(
+    one,
+    tags_of,
+    (
+        "generate.py",
+        "pieces.py",
+        "pieces_memory.py",
+        "pieces_products.py",
+        "pieces_control.py",
+        "pieces_library.py",
+        "bounds.py",
+        "bounds_scalars.py",
+        "run.py",
+    ),
+    ("ir", "passes", "codegen", "costmodel", "runtime"),
+)
 
 
 def run(
@@ -162,18 +204,19 @@ def run(
     ledger: Ledger | None = None,
     report: Callable[[Result], None] | None = None,
     deadline: float | None = None,
+    family: Family = STATIC,
 ) -> list[Result]:
     """The results of many seeds; those the ledger knows are not run again."""
     done: list[Result] = []
     todo: list[int] = []
     keys = {}
-    source = source_digest("ir", "passes", "codegen", "costmodel", "runtime")
-    own = digest_of(*((Path(__file__).parent / f).read_bytes() for f in _SOURCES))
+    source = source_digest(*family.stages)
+    own = digest_of(*((Path(__file__).parent / f).read_bytes() for f in family.sources))
     for seed in seeds:
         keys[seed] = None if ledger is None else ledger.key(f"seed {seed}", digest=digest_of(source, own))
         kept = ledger.get(keys[seed]) if ledger is not None and keys[seed] is not None else None
         if kept is not None:
-            done.append(Result(**kept, tags=case(seed).tags))
+            done.append(Result(**kept, tags=family.tags(seed)))
         else:
             todo.append(seed)
     if not todo:
@@ -185,7 +228,7 @@ def run(
     pool = {}
 
     def start() -> None:
-        process = context.Process(target=_work, args=(tasks, results), daemon=True)
+        process = context.Process(target=_work, args=(tasks, results, family.one), daemon=True)
         process.start()
         pool[process.pid] = process
 
@@ -216,19 +259,6 @@ def run(
         for process in pool.values():
             process.terminate()
     return done
-
-
-_SOURCES = (
-    "generate.py",
-    "pieces.py",
-    "pieces_memory.py",
-    "pieces_products.py",
-    "pieces_control.py",
-    "pieces_library.py",
-    "bounds.py",
-    "bounds_scalars.py",
-    "run.py",
-)
 
 
 def _note(outcome: Result, done: list[Result], ledger: Any, keys: dict[int, Any], report: Any) -> None:

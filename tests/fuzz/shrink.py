@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from dlc.ir.verify import verify
 from dlc.passes.rewrite import drop_dead
 from tests.fuzz.generate import Case
 
+T = TypeVar("T")
+
 
 def shrink(
     c: Case, target: str, status: str, limit_s: float = 60.0, fails: Callable[[Case], bool] | None = None
@@ -29,23 +31,32 @@ def shrink(
     from tests.fuzz.run import check
 
     def still(candidate: Case) -> bool:
-        try:
-            verify(candidate.program)
-            return fails(candidate) if fails is not None else check(candidate, target, 1).status == status
-        except Exception:  # noqa: BLE001 - not a program, or another fault: not this one
-            return False
+        verify(candidate.program)
+        return fails(candidate) if fails is not None else check(candidate, target, 1).status == status
 
+    return greedy(c, candidates, still, limit_s)
+
+
+def greedy(c: T, smaller: Callable[[T], Iterator[T]], still: Callable[[T], bool], limit_s: float) -> T:
+    """The case after as many steps to a smaller one that still fails as the time allows."""
     end = time.monotonic() + limit_s
     progress = True
     while progress and time.monotonic() < end:
         progress = False
-        for candidate in candidates(c):
+        for candidate in smaller(c):
             if time.monotonic() > end:
                 break
-            if still(candidate):
+            if holds(still, candidate):
                 c, progress = candidate, True
                 break
     return c
+
+
+def holds(still: Callable[[T], bool], candidate: T) -> bool:
+    try:
+        return still(candidate)
+    except Exception:  # noqa: BLE001 - no program, or another fault: not this one
+        return False
 
 
 def candidates(c: Case) -> Iterator[Case]:
