@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,9 @@ def test_spills_and_is_equal_to_the_bit(model: nn.Module, tmp_path: Path) -> Non
     free = dlc.compile(model, (X,), threads=1)
     natural = _arena(free)
     assert natural >= 5 * TENSOR_BYTES
-    tight = dlc.compile(model, (X,), threads=1, memory_budget=natural // 2)
+    tight = dlc.compile(model, (X,), threads=1, memory_budget=natural // 2, dump_dir=tmp_path / "dump")
+    moves = [m for m in json.loads((tmp_path / "dump/schedule.json").read_text())["order"] if "kernel" not in m]
+    assert any("spill" in m for m in moves) and any("fill" in m for m in moves)
     assert tight.manifest["spill_bytes"] > 0 and _arena(tight) <= natural // 2
     assert torch.equal(tight(X), free(X))
     tight.save(tmp_path / "tight.dlc")

@@ -43,8 +43,8 @@ DECISIONS_PER_SECOND = 4000
 SMALL = 12
 """Up to so many buffers the search is as fast in Python as its native code is loaded."""
 
-SHARES = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
-"""Parts of the way from the budget to what a step needs at most, at which transfers are planned in turn."""
+SHARES = (0.0, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3)
+"""Parts of a budget that are given up in turn, for tensors whose addresses do not fit together in all of it."""
 
 LARGEST = 4000
 """Above, the search's tables grow too large and the usual allocators have the last word."""
@@ -118,9 +118,9 @@ def plan_within(
 ) -> ArenaPlan:
     """The program with transfers, if it needs any, and an arena of at most `memory_budget` bytes, `scratch` included.
 
-    Which tensors leave is decided for as many bytes as the budget has and then, for their addresses may not fit
-    together, for a little fewer; at last everything but what a step needs leaves, which needs no luck with addresses.
-    Where one step needs more than the budget, some of its tensors never enter the arena.
+    Where one step needs more than the budget, some of its tensors never enter the arena. Which of the others leave is
+    decided for as many bytes as the budget has and then, for their addresses may not fit together, for a little fewer;
+    at last everything but what a step needs leaves, which needs no luck with addresses.
 
     Raises:
         BudgetNeedsBounds: an extent that the inputs bind has no upper bound.
@@ -140,16 +140,18 @@ def plan_within(
     least = max(steps.fixed, default=0)
     if budget < least:
         raise OverMemoryBudget(program.loc, budget=memory_budget, least=least + scratch)
-    outside = kept_outside(steps, budget)
-    steps = steps.without(outside)
     for share in SHARES:
-        moves = least_traffic(steps, budget - round((budget - steps.least) * share), seconds)
-        if moves is None:
-            break
-        found = _with_moves(program, symbols, steps, moves, outside, seconds / len(SHARES))
+        room = budget - round((budget - least) * share)
+        outside = kept_outside(steps, room)
+        inside = steps.without(outside)
+        moves = least_traffic(inside, room, seconds)
+        assert moves is not None
+        found = _with_moves(program, symbols, inside, moves, outside, seconds / len(SHARES))
         if found.height <= budget:
             return replace(found, seconds=time.monotonic() - began)
-    last = _with_moves(program, symbols, steps, restless(steps), outside, seconds)
+    outside = kept_outside(steps, budget)
+    inside = steps.without(outside)
+    last = _with_moves(program, symbols, inside, restless(inside), outside, seconds)
     if last.height > budget:  # what cannot leave the arena lies in the way
         raise OverMemoryBudget(program.loc, budget=memory_budget, least=last.height + scratch)
     return replace(last, seconds=time.monotonic() - began)

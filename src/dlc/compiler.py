@@ -35,7 +35,7 @@ from dlc.ir.einsum import TensorType
 from dlc.ir.errors import DivisionByZeroExtent, NotInBounds
 from dlc.ir.extent import int_expr
 from dlc.ir.packing import pack
-from dlc.ir.program import Launch, Param, Program, fresh_name, walk_statements
+from dlc.ir.program import Launch, Param, Program, Transfer, fresh_name, walk_statements
 from dlc.ir.verify import verify
 from dlc.passes.assume_bounds import assume_bounds
 from dlc.passes.default import default_pipeline
@@ -568,8 +568,13 @@ def _copy(target: np.ndarray, source: np.ndarray) -> None:
 
 
 def schedule_report(program: Program, plan: ArenaPlan) -> dict[str, Any]:
-    """The order of launches, and how far the arena is from what is alive at once, which no plan can go below."""
-    launches = [s for s in walk_statements(program.body) if isinstance(s, Launch)]
+    """The order of launches and transfers, and how far the arena is from what is alive at once, which no plan can go below."""
+    order: list[dict[str, Any]] = []
+    for stmt in walk_statements(program.body):
+        if isinstance(stmt, Launch):
+            order.append({"kernel": stmt.kernel, "reads": stmt.args, "writes": stmt.outs, "loc": str(stmt.loc)})
+        elif isinstance(stmt, Transfer):
+            order.append({"fill" if stmt.fills else "spill": stmt.tensor})
     return {
         "objective": "arena bytes",
         "value": plan.height,
@@ -578,7 +583,7 @@ def schedule_report(program: Program, plan: ArenaPlan) -> dict[str, Any]:
         "method": "program order, addresses packed",
         "seconds": round(plan.seconds, 4),
         "symbols": {name[1:]: value for name, value in plan.symbols.items()},
-        "order": [{"kernel": s.kernel, "reads": s.args, "writes": s.outs, "loc": str(s.loc)} for s in launches],
+        "order": order,
     }
 
 
