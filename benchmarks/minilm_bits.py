@@ -220,7 +220,7 @@ def page(result: Mapping[str, Any]) -> str:
 
 Written by `python -m benchmarks.minilm_bits`. Linear layers and embedding tables in groups of
 {result["group"]} with f16 scales; cosine of the embeddings of {result["sentences"]} generated sentences with those of the f32 model.
-Revision {result["revision"][:10]}, {result["date"]} UTC.
+GPTQ is calibrated on {CALIBRATION} further sentences of the same generator. Revision {result["revision"][:10]}, {result["date"]} UTC.
 
 {table(head, rows)}
 
