@@ -166,10 +166,12 @@ def main(arguments: list[str] | None = None) -> int:
 def keep(path: Path, found: dict[str, Any]) -> None:
     """The result among the others; rows of the same layer are replaced."""
     results = json.loads(path.read_text()) if path.exists() else []
+    stamp = {"date": found.pop("date"), "read_gbytes": found.pop("read_gbytes")}
+    found["rows"] = {name: row | stamp for name, row in found["rows"].items()}
     same = [r for r in results if (r["shape"], r["group"]) == (found["shape"], found["group"])]
     rest = [r for r in results if r not in same]
     for old in same:
-        found["rows"] = old["rows"] | {n: row | {"read_gbytes": found["read_gbytes"]} for n, row in found["rows"].items()}
+        found["rows"] = old["rows"] | found["rows"]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(sorted([*rest, found], key=lambda r: (r["shape"], r["group"])), indent=1) + "\n")
     path.with_suffix(".md").write_text(page(json.loads(path.read_text())))
@@ -180,14 +182,15 @@ def page(results: Sequence[dict[str, Any]]) -> str:
         "# Weights of 1 to 8 bits", "",
         "Microseconds a layer, 2 threads, weights from memory (`python -m benchmarks.low_bit`). A name is the type of the weights, the",
         "activations, the group, and rows x terms x columns; the last column is the rate of codes and scales as a share of that of a plain",
-        "read just before and after. Rows of 128 and more repeat one pair of layers: their weights lie in the caches.", "",
+        "read just before and after. Rows of 128 and more repeat one pair of layers: their weights lie in the caches. Rows of one time",
+        "are of one run.", "",
     ]  # fmt: skip
     for r in results:
         rows, terms, columns = r["shape"]
         lines += [f"## {rows} rows, {terms} x {columns}, groups of {r['group']}", ""]
-        lines += [f"Plain read {r['read_gbytes']} GB/s, {r['date']}.", ""]
-        lines += ["| | us | best us | of a plain read |", "| --- | --: | --: | --: |"]
-        lines += [f"| {name} | {row['us']} | {row['least_us']} | {row['of_read']} |" for name, row in r["rows"].items()]
+        lines += ["| | us | best us | of a plain read | plain read, GB/s | when |", "| --- | --: | --: | --: | --: | --- |"]
+        for name, row in r["rows"].items():
+            lines.append(f"| {name} | {row['us']} | {row['least_us']} | {row['of_read']} | {row['read_gbytes']} | {row['date']} |")
         lines.append("")
     return "\n".join(lines)
 

@@ -14,6 +14,7 @@ from dlc.codegen.native import compile_mlir
 from dlc.codegen.target import AVX2, AVX512, BASELINE, Target, parse_target
 from dlc.codegen.tile_to_mlir import lower
 from dlc.compiler import run_passes
+from dlc.errors import Internal
 from dlc.ir.dtype import U4
 from dlc.ir.parser import parse_program
 from dlc.ir.program import Program
@@ -123,3 +124,19 @@ def test_instructions(weights: str, target: Target) -> None:
         assert word in asm, word
     wider = {AVX2: "%zmm", BASELINE: "%ymm"}.get(target)
     assert wider is None or wider not in asm
+
+
+@pytest.mark.parametrize("weights", ["i1", "b2", "i4"])
+def test_zero_points_of_either_sign(weights: str) -> None:
+    """What the algebra makes of `code - (zero - start)` is still a number less a zero point."""
+    run(Case(weights, "f32", 3, 3, 100, 40, 32, "f32", "u4"), FULL)
+
+
+def test_packed_codes_are_read_by_their_kernel_alone() -> None:
+    """Anything else would take the bytes for codes."""
+    text = "program f(x: f32[8]) -> (y) {\n const c: u4[8]\n y[i:8]: f32 = x[i] * cast<f32>(c[i])\n}"
+    program = parse_program(text)
+    program.data["c"] = random_codes(np.random.default_rng(0), U4, (8,))
+    after = run_passes(program, "fuse")
+    with pytest.raises(Internal, match="reads packed codes, but not as a sum with them"):
+        lower_kernel(after.kernels[0], after.facts, FULL)

@@ -115,3 +115,24 @@ def test_instructions_of_a_register() -> None:
     assert asm.count("vpmultishiftqb") == 3 and "vpermb" in asm and "vpermps" in asm
     lesser = compile_mlir(lower(program(32, 5, tuple(range(32))), AVX2), AVX2, want_asm=True).asm or ""
     assert "vpshufb" in lesser and "vpermps" in lesser.replace("vpermd", "vpermps") and "%zmm" not in lesser
+
+
+@levels
+@pytest.mark.parametrize("half", [0, 1])
+def test_halves_zipped_into_pairs(half: int, target: Target) -> None:
+    """Two bytes each of two registers, as 16-bit numbers in words."""
+    lanes = target.vector_bits // 8
+    b = Builder({"low": U8, "high": U8, "y": I32})
+    low, high = (b.load(TileType(U8, (2,), lanes), n, 0, (lanes,)) for n in ("low", "high"))
+    b.store("y", 0, b.zip(low, high, half), (lanes // 4,))
+    sizes = {"low": 2 * lanes, "high": 2 * lanes, "y": lanes // 2}
+    buffers = tuple(Buffer(n, t, "out" if n == "y" else "in", int_expr(sizes[n])) for n, t in b.buffers.items())
+    tile = TileProgram("k", buffers, (), int_expr(1), "task", b.body())
+    assert parse(str(tile)) == tile
+    rng = np.random.default_rng(0)
+    numbers = rng.integers(0, 1 << 16, 2 * lanes).astype(np.uint16)
+    expected = numbers.reshape(-1, 4)[:, 2 * half : 2 * half + 2].reshape(-1).view(np.int32)
+    for run in (lambda d: tile_interp.run(tile, d), lambda d: native(tile, d, {}, target)):
+        data = {"low": (numbers & 255).astype(np.uint8), "high": (numbers >> 8).astype(np.uint8), "y": np.zeros(lanes // 2, np.int32)}
+        run(data)
+        np.testing.assert_array_equal(data["y"], expected)
