@@ -70,3 +70,70 @@ class MalformedGraph(BadInput):
 
     code: ClassVar[str] = "DLC0219"
     template: ClassVar[str] = "the exported graph is malformed at {op}: {message}"
+
+
+class UncapturedDecision(Unsupported):
+    """Python code needs a value that is known at run time only, where it cannot be recorded."""
+
+    code: ClassVar[str] = "DLC0220"
+    template: ClassVar[str] = "not supported: the value of {what} decides here, and cannot be recorded: {why}"
+    hint: ClassVar[str | None] = (
+        "decide with if, while, for over range(), and, or, not or a conditional expression in a function whose source is"
+        " at hand, or compute with torch.where; docs/dynamic.md lists what is recorded"
+    )
+
+
+class ArmsDiffer(Unsupported):
+    """A value that has different structure, shape or type on the two paths through a branch, and is used afterwards."""
+
+    code: ClassVar[str] = "DLC0221"
+    template: ClassVar[str] = "not supported: '{name}' is used here, but the branch at {place} leaves it {reason}"
+    hint: ClassVar[str | None] = "make both arms give tensors of equal shape and type, or numbers of one type"
+
+
+class NotAlwaysDefined(Unsupported):
+    """A variable that only some paths define."""
+
+    code: ClassVar[str] = "DLC0222"
+    template: ClassVar[str] = "not supported: '{name}' is used here, but {place} defines it on some paths only"
+    hint: ClassVar[str | None] = "give the variable a value before the branch or loop"
+
+
+class CannotRecordLoop(Unsupported):
+    """A loop whose length depends on data and whose state changes structure from step to step."""
+
+    code: ClassVar[str] = "DLC0223"
+    template: ClassVar[str] = "not supported: the length of this loop depends on data, and {reason}"
+    hint: ClassVar[str | None] = "start with values of the structure, shapes and types that the loop's body leaves"
+
+
+class EffectOnData(Unsupported):
+    """An effect on the world outside, or an exception, that depends on data."""
+
+    code: ClassVar[str] = "DLC0224"
+    template: ClassVar[str] = "not supported: {what} depends on data"
+    hint: ClassVar[str | None] = "do it outside the model, on a value that the model returns"
+
+
+class EscapedValue(Unsupported):
+    """A value computed on one path is reachable from code that runs on every path."""
+
+    code: ClassVar[str] = "DLC0225"
+    template: ClassVar[str] = "not supported: {op} uses a value that exists on one path through the model only"
+    hint: ClassVar[str | None] = "carry the value in a local variable that every path sets, instead of an object that a path changes"
+
+
+class SourceMissing(Unsupported):
+    """A function that decides on data cannot be rewritten."""
+
+    code: ClassVar[str] = "DLC0226"
+    template: ClassVar[str] = "not supported: control flow on data in {what}, which cannot be rewritten: {why}"
+    hint: ClassVar[str | None] = "keep the decision in a plain function of a file"
+
+
+class SharedMemory(Unsupported):
+    """A tensor is written that may or may not be another one, depending on the path taken."""
+
+    code: ClassVar[str] = "DLC0227"
+    template: ClassVar[str] = "not supported: {op} writes to a tensor that on one path is the memory of another tensor still in use"
+    hint: ClassVar[str | None] = "clone the tensor before the branch, or write `x = x + y` instead of `x += y`"

@@ -10,6 +10,7 @@ definition here are decomposed, and `Imported.decomposed` names them.
 from __future__ import annotations
 
 import inspect
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -63,7 +64,7 @@ def import_torch(
     if not isinstance(model, nn.Module):
         raise BadExample(None, message=f"a {type(model).__name__} is neither an nn.Module nor an ExportedProgram")
     start = time.perf_counter()
-    exported = export(model, args, kwargs, dynamic_shapes)
+    exported = export_or_capture(model, args, kwargs, dynamic_shapes)
     seconds = time.perf_counter() - start
     names = dim_names(model, args, kwargs, dynamic_shapes, exported)
     return import_exported(
@@ -84,10 +85,8 @@ def export(
         raise BadExample(None, message=f"the example inputs are a {type(args).__name__}, not a tuple")
     refuse_training(model)
     options: dict[str, Any] = {"dynamic_shapes": dynamic_shapes, "strict": False}
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), symbolic_recurrence():
+        with recurrence_for_export():
             try:
                 return torch.export.export(model, tuple(args), dict(kwargs or {}), **options)
             except Exception as first:
@@ -104,8 +103,75 @@ def export(
         message = str(error).strip() or type(error).__name__
         lines = [line.strip() for line in message.splitlines() if line.strip()]
         raise ExportFailed(None, message=f"{type(error).__name__}: {' '.join(lines[:6])[:800]}") from error
+
+
+def export_or_capture(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None
+) -> Any:
+    """The exported program; where control flow depends on data, the recorded one (`torch_capture`).
+
+    `torch.export` goes first, so that a model without decisions on data is imported as it always was. It cannot take one
+    path silently: a decision on data raises, and if the model catches that, the recording is used that met the decision.
+    """
+    from dlc.frontend.torch_capture import AsExported, capture
+
+    failed: ExportFailed | None = None
+    with _data_decisions() as met:
+        try:
+            exported = export(model, args, kwargs, dynamic_shapes)
+        except ExportFailed as error:
+            failed = error
+    if failed is None and not met:
+        return exported
+    try:
+        with recurrence_for_export():
+            captured = capture(model, args, kwargs, dynamic_shapes)
+    except ExportFailed as error:
+        if failed is None:
+            return exported
+        raise (error if error.loc is not None else failed) from error
+    if failed is None and not captured.decided:
+        return exported
+    return AsExported(captured)
+
+
+@contextmanager
+def recurrence_for_export() -> Iterator[None]:
+    """How `export` has PyTorch trace: no gradients, recurrent layers whole, attention layers operator by operator."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), symbolic_recurrence():
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+@contextmanager
+def _data_decisions() -> Iterator[list[str]]:
+    """Collects the decisions on data that PyTorch refuses while it traces, also those whose error the model catches."""
+    from unittest import mock
+
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode as Refused
+
+    met: list[str] = []
+    plain = Refused.__init__
+
+    def noted(self: Any, *args: Any, **kwargs: Any) -> None:
+        met.append(str(args[0]) if args else "")
+        plain(self, *args, **kwargs)
+
+    # What PyTorch would print for each: the recording, or our error, says it.
+    quiet = [logging.getLogger(f"torch.{name}") for name in ("fx.experimental.symbolic_shapes", "export", "_export")]
+    levels = [log.level for log in quiet]
+    try:
+        for log in quiet:
+            log.setLevel(logging.CRITICAL)
+        with mock.patch.object(Refused, "__init__", noted):
+            yield met
+    finally:
+        for log, level in zip(quiet, levels, strict=True):
+            log.setLevel(level)
 
 
 _ACTIVE = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RReLU)
@@ -202,7 +268,8 @@ def import_exported(
 ) -> Imported:
     """Import an ExportedProgram; see `import_torch`."""
     start = time.perf_counter()
-    exported, decomposed = with_definitions(exported)
+    recorded = getattr(exported, "decomposed", None)
+    exported, decomposed = with_definitions(exported) if recorded is None else (exported, recorded)
     importer = ProgramImporter(exported, name or _class_name(exported), mutations, dict(symbol_names or {}))
     with _no_raw_errors(importer):
         program, in_tree, out_tree, outputs, mutated = importer.run()

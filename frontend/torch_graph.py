@@ -8,7 +8,7 @@ from it.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,10 +30,13 @@ from dlc.frontend import (
     torch_quantised,
     torch_recurrent,
     torch_reduce,
+    torch_regions,
     torch_views,
 )
 from dlc.frontend.torch_context import TABLE, Ctx
-from dlc.frontend.torch_errors import MutatedState
+from dlc.frontend.torch_errors import EscapedValue, MutatedState, SharedMemory
+from dlc.frontend.torch_regions import nested_nodes
+from dlc.frontend.torch_storage import storage_of
 from dlc.frontend.torch_types import Extents
 from dlc.ir.builder import Builder
 from dlc.ir.dtype import BOOL, F64
@@ -137,7 +140,8 @@ class GraphImporter:
         self.env: dict[fx.Node, Any] = {}
         self.written: set[int] = set()
         self.autocast = False
-        self._sharing: dict[int, list[fx.Node]] = {}
+        self.sharing: dict[int, list[fx.Node]] = {}
+        self._maybe: dict[int | None, list[fx.Node]] = {}
         self._track = False
         self._inputs: set[fx.Node] = set()
 
@@ -145,13 +149,21 @@ class GraphImporter:
 
     def run(self, graph: fx.Graph, inputs: Sequence[Any]) -> tuple[Any, ...]:
         """Import `graph` with its placeholders bound to `inputs`; the values of its outputs, flat."""
-        self._track = any(writes(n) for n in graph.nodes)
+        self._track = any(writes(n) for n in nested_nodes(list(graph.nodes)))
         places = [n for n in graph.nodes if n.op == "placeholder"]
         for node, value in zip(places, inputs, strict=True):
             self.env[node] = value
             self._note(node)
         self._inputs = set(places)
-        for node in graph.nodes:
+        output = self.nodes(graph.nodes)
+        if output is None:
+            return ()
+        flat = output.args[0] if isinstance(output.args[0], (tuple, list)) else (output.args[0],)
+        return tuple(self.value(a) for a in flat)
+
+    def nodes(self, nodes: Iterable[fx.Node]) -> fx.Node | None:
+        """Import nodes one after the other; the output node, if there is one."""
+        for node in nodes:
             match node.op:
                 case "call_function":
                     self._call(node)
@@ -159,13 +171,17 @@ class GraphImporter:
                     self.env[node] = self._attribute(node)
                     self._note(node)
                 case "output":
-                    flat = node.args[0] if isinstance(node.args[0], (tuple, list)) else (node.args[0],)
-                    return tuple(self.value(a) for a in flat)
+                    return node
                 case "placeholder":
                     pass
                 case kind:
                     raise self.ctx.malformed(f"a node of kind {kind} is not expected")
-        return ()
+        return None
+
+    def bind(self, node: fx.Node, value: Any) -> None:
+        """`node`, an input, is `value`."""
+        self.env[node] = value
+        self._note(node)
 
     def inner(self, module: fx.GraphModule, inputs: Sequence[Any], autocast: bool | None = None) -> tuple[Any, ...]:
         """Import a sub-graph where it is called; `autocast` says whether its products take the type of their result."""
@@ -183,12 +199,19 @@ class GraphImporter:
     def value(self, a: Any) -> Any:
         """An argument with nodes replaced by what they stand for."""
         if isinstance(a, fx.Node):
-            return self.env[a]
+            return self.env[a] if a in self.env else self._unbound(a)
         if isinstance(a, (list, tuple)):
             return [self.value(x) for x in a]
         if isinstance(a, torch.SymInt):
             return plain(self.extents.of(a, self.ctx.target, self.ctx.loc))
         return a
+
+    def _unbound(self, node: fx.Node) -> Any:
+        """A node that is not imported here: an extent is known by its expression, anything else was left behind on a path."""
+        meta = node.meta.get("val")
+        if isinstance(meta, torch.SymInt):
+            return plain(self.extents.of(meta, self.ctx.target, self.ctx.loc))
+        raise EscapedValue(self.ctx.loc, op=self.ctx.target)
 
     def _attribute(self, node: fx.Node) -> Any:
         found: Any = self.owner
@@ -225,6 +248,9 @@ class GraphImporter:
         c.node, c.meta = node, node.meta.get("val", node.meta.get("example_value"))
         if target is operator.getitem:
             return self._item(node)
+        recorded = torch_regions.RECORDED.get(target) if callable(target) else None
+        if recorded is not None:
+            return recorded(c, node)
         if isinstance(target, torch._ops.HigherOrderOperator):
             handler = torch_control.CONTROL.get(target.name())
             c.target = target.name()
@@ -312,15 +338,17 @@ class GraphImporter:
         key = storage_of(node)
         several = isinstance(node.meta.get("val"), (tuple, list))
         # Of several fresh results each is a root of its own, once it is taken out.
-        if key is not None and not (several and key not in self._sharing):
-            self._sharing.setdefault(key, []).append(node)
+        if key is not None and not (several and key not in self.sharing):
+            self.sharing.setdefault(key, []).append(node)
 
     def _write(self, node: fx.Node, value: Val) -> None:
         """Give the tensor that `node` shows a new value, and everything that shares its storage."""
         old = self.env[node]
         value = self.ctx.cast(value, old.dtype).broadcast_to(old.shape)
-        members = self._sharing.get(storage_of(node) or -1, [node])
+        members = self.sharing.get(storage_of(node) or -1, [node])
         root = members[0]
+        if self._maybe.get(storage_of(root)):
+            raise SharedMemory(self.ctx.loc, op=self.ctx.target)
         self.written.add(id(root))
         if root is not node:
             value = self._through(root, node, members, value)
@@ -341,6 +369,27 @@ class GraphImporter:
         return self.b.scatter(
             str(node.name), base, seen.shape, lambda *i: seen.at(i).index, lambda *i: value.at(i), "set"
         )
+
+    def root_of(self, node: fx.Node) -> fx.Node | None:
+        """The node at the root of the memory that `node` shows, if it is known here."""
+        members = self.sharing.get(storage_of(node) or -1)
+        return members[0] if members else None
+
+    def replace(self, root: fx.Node, value: Val) -> None:
+        """The tensor at the root of some memory has a new value."""
+        self.written.add(id(root))
+        self.env[root] = value
+        self._replay(self.sharing.get(storage_of(root) or -1, [root])[1:])
+
+    def may_share(self, node: fx.Node, paths: Sequence[Sequence[fx.Node]]) -> None:
+        """The results of `node` may be, on some path, the memory of tensors that exist outside: remember which."""
+        if not self._track:
+            return
+        for at, results in enumerate(zip(*paths, strict=True)):
+            for n in results:
+                root = self.root_of(n)
+                if root is not None:
+                    self._maybe.setdefault(_result_storage(node, at), []).append(root)
 
     def _replay(self, nodes: Sequence[fx.Node]) -> None:
         c = self.ctx
@@ -401,18 +450,13 @@ def plain(e: IntExpr) -> IntExpr | int:
     return e if e.const is None else e.const
 
 
+def _result_storage(node: fx.Node, at: int) -> int:
+    return int(node.meta["val"][at].untyped_storage()._cdata)
+
+
 def _reads(target: object) -> bool:
     """Whether a scalar result comes from a tensor's values."""
     return str(target) in ("aten.item.default", "aten._local_scalar_dense.default")
-
-
-def storage_of(node: fx.Node) -> int | None:
-    v = node.meta.get("val", node.meta.get("example_value"))
-    if isinstance(v, (tuple, list)):
-        v = next((x for x in v if isinstance(x, torch.Tensor)), None)
-    if not isinstance(v, torch.Tensor) or v.layout != torch.strided:
-        return None
-    return int(v.untyped_storage()._cdata)
 
 
 def _contiguous(node: fx.Node) -> bool:

@@ -96,7 +96,7 @@ class Extents:
 
     def __init__(self) -> None:
         self.symbols: dict[Any, IntExpr] = {}
-        self._cache: dict[Any, IntExpr] = {}
+        self.cache: dict[Any, IntExpr] = {}
 
     def of(self, value: Any, op: str = "a shape", loc: object = None) -> IntExpr:
         """An int or a SymInt as an expression over the program's symbols."""
@@ -105,13 +105,13 @@ class Extents:
         if isinstance(value, IntExpr):
             return value
         expr = value.node.expr if isinstance(value, torch.SymInt) else value
-        found = self._cache.get(expr)
+        found = self.cache.get(expr)
         if found is None:
             try:
                 found = self._convert(expr)
             except (NotImplementedError, ZeroDivisionError):
                 raise UnsupportedExtent(loc, op=op, extent=str(expr)) from None
-            self._cache[expr] = found
+            self.cache[expr] = found
         return found
 
     def _convert(self, e: Any) -> IntExpr:

@@ -1,0 +1,628 @@
+"""A Python function with its control flow, calls and writes handed to a runtime that may record them instead of doing them.
+
+    if ok(x):                     b = rt.branch(site, rt.call(ok, x), (y,))
+        y = f(x)                  if b.then():
+    else:                 ->          y = rt.call(f, x); (y,) = b.close((y,))
+        y = g(x)                  if b.orelse():
+                                      y = rt.call(g, x); (y,) = b.close((y,))
+                                  (y,) = b.result()
+
+The statements stay in their function, with their lines: no nested functions are made of blocks, so that `super`, `nonlocal`
+and closures work as they did, and tracebacks name the user's lines. The runtime (`torch_flow`) decides which blocks run:
+one arm where the condition is known, both where it is data.
+
+Source: Moldovan et al., AutoGraph (SysML 2019, arXiv 1810.08061); Chen et al., DyCL (ISSTA 2023), section 4.1.
+"""
+
+from __future__ import annotations
+
+import ast
+import linecache
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dlc.frontend.python_exits import lower_exits
+from dlc.frontend.python_names import Liveness, captured, stored
+
+RUNTIME, SITES, DEAD_NAME = "dlc__rt", "dlc__sites", "dlc__dead"
+_NATIVE = frozenset("super locals globals vars eval exec dir".split())
+"""Calls that look at the caller's frame."""
+
+
+class NotRewritable(Exception):
+    """The function's source is not at hand, or holds something that cannot be rewritten; `str` says what."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where control may depend on data.
+
+    Attributes:
+        file, line: where it is.
+        names: the variables its blocks store, as they are passed in and out.
+        live: which of them matter afterwards.
+        returns: for an `if`, which arms always return from the function.
+        flags: for a loop, positions in `names` of the flags that end it.
+        after: for a loop, which of `names` matter after it (`live` are those that matter to its next step, too).
+    """
+
+    file: str
+    line: int
+    names: tuple[str, ...] = ()
+    live: frozenset[str] = frozenset()
+    returns: tuple[bool, bool] = (False, False)
+    flags: tuple[int, ...] = ()
+    after: frozenset[str] = frozenset()
+
+
+def rewrite(function: types.FunctionType, runtime: Any, dead: Any) -> tuple[types.FunctionType, set[types.CodeType]]:
+    """`function` over `runtime`, and the code objects it consists of (nested functions included).
+
+    Raises:
+        NotRewritable: there is no source, or it is a generator or a coroutine.
+    """
+    node, owner = find_definition(function.__code__, function.__globals__)
+    if isinstance(node, ast.AsyncFunctionDef) or _is_generator(node):
+        raise NotRewritable("it is a generator or a coroutine")
+    file = function.__code__.co_filename
+    sites: list[Site] = []
+    if isinstance(node, ast.Lambda):
+        body: list[ast.stmt] = [ast.copy_location(ast.Return(node.body), node.body)]
+        node = ast.copy_location(ast.FunctionDef("lambda_", node.args, body, [], None), node)
+    made = _Function(file, sites, owner).function(node)
+    made.args = _no_defaults(made.args)
+    made.decorator_list = []
+    code = _compile(made, function.__code__, file)
+    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    own = {RUNTIME: runtime, SITES: tuple(sites), DEAD_NAME: dead}
+    cells.update({name: types.CellType(value) for name, value in own.items()})
+    closure = tuple(cells[name] for name in code.co_freevars)
+    new = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
+    new.__kwdefaults__ = function.__kwdefaults__
+    new.__qualname__ = function.__qualname__
+    new.__module__ = function.__module__
+    return new, set(_codes(code))
+
+
+def _compile(made: ast.FunctionDef, original: types.CodeType, file: str) -> types.CodeType:
+    """The code of `made`, with the original's free variables (and ours) free."""
+    outer = [RUNTIME, SITES, DEAD_NAME, *original.co_freevars]
+    inner = ast.arguments([], [ast.arg(n) for n in outer], None, [], [], None, [])
+    factory = ast.FunctionDef("dlc__factory", inner, [made], [], None)
+    module = ast.fix_missing_locations(ast.Module([factory], []))
+    for node in ast.walk(module):
+        node.__dict__.pop("type_params", None)
+    whole = compile(module, file, "exec", dont_inherit=True, flags=_future(original))
+    maker = next(c for c in whole.co_consts if isinstance(c, types.CodeType))
+    return next(c for c in maker.co_consts if isinstance(c, types.CodeType) and c.co_name == made.name)
+
+
+def _future(code: types.CodeType) -> int:
+    import __future__
+
+    return code.co_flags & __future__.annotations.compiler_flag
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for c in code.co_consts:
+        if isinstance(c, types.CodeType):
+            yield from _codes(c)
+
+
+def _no_defaults(args: ast.arguments) -> ast.arguments:
+    """Defaults are taken from the function; in the code only their number counts, and not even that."""
+    args.defaults = []
+    args.kw_defaults = [None] * len(args.kwonlyargs)
+    for a in (*args.posonlyargs, *args.args, *args.kwonlyargs, args.vararg, args.kwarg):
+        if a is not None:
+            a.annotation = None
+    return args
+
+
+# --- finding the source ----------------------------------------------------------------------------------------------
+
+_Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+_FILES: dict[str, tuple[str, ast.Module]] = {}
+
+
+def find_definition(code: types.CodeType, globals_: Mapping[str, Any]) -> tuple[_Definition, str | None]:
+    """A copy of the syntax tree of the function with this code, and the name of the class it is written in."""
+    tree = _tree(code.co_filename, globals_)
+    found = [(n, owner) for n, owner in _definitions(tree, None) if _matches(n, code)]
+    if len(found) > 1:
+        column = _column(code)
+        found = [(n, owner) for n, owner in found if n.col_offset <= column <= (n.end_col_offset or column)] or found
+        found = found[-1:] if isinstance(found[-1][0], ast.Lambda) and _nested(found) else found
+    if len(found) != 1:
+        raise NotRewritable(f"its source is not found in {code.co_filename}" if not found else "its source is ambiguous")
+    import copy
+
+    return copy.deepcopy(found[0][0]), found[0][1]
+
+
+def _nested(found: Sequence[tuple[_Definition, str | None]]) -> bool:
+    return len({n.lineno for n, _ in found}) == 1
+
+
+def _tree(file: str, globals_: Mapping[str, Any]) -> ast.Module:
+    text = "".join(linecache.getlines(file, dict(globals_)))
+    if not text:
+        raise NotRewritable(f"its source {file} is not at hand")
+    known = _FILES.get(file)
+    if known is None or known[0] != text:
+        try:
+            known = _FILES[file] = (text, ast.parse(text, file))
+        except SyntaxError as error:
+            raise NotRewritable(f"its source {file} does not parse: {error}") from None
+    return known[1]
+
+
+def _definitions(node: ast.AST, owner: str | None) -> Iterator[tuple[_Definition, str | None]]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, _Definition):
+            yield child, owner
+        yield from _definitions(child, child.name if isinstance(child, ast.ClassDef) else owner)
+
+
+def _matches(node: _Definition, code: types.CodeType) -> bool:
+    if isinstance(node, ast.Lambda):
+        return code.co_name == "<lambda>" and node.lineno == code.co_firstlineno and _parameters(node, code)
+    first = node.decorator_list[0].lineno if node.decorator_list else node.lineno
+    return node.name == code.co_name and first == code.co_firstlineno
+
+
+def _parameters(node: _Definition, code: types.CodeType) -> bool:
+    names = [a.arg for a in (*node.args.posonlyargs, *node.args.args)]
+    return names == list(code.co_varnames[: code.co_argcount])
+
+
+def _column(code: types.CodeType) -> int:
+    if not hasattr(code, "co_positions"):
+        return 0
+    return next((p[2] for p in code.co_positions() if p[0] == code.co_firstlineno and p[2]), 0)
+
+
+def _is_generator(node: _Definition) -> bool:
+    pending: list[ast.AST] = list(node.body) if isinstance(node.body, list) else [node.body]
+    while pending:
+        n = pending.pop()
+        if isinstance(n, (ast.Yield, ast.YieldFrom, ast.Await)):
+            return True
+        if not isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)):
+            pending += ast.iter_child_nodes(n)
+    return False
+
+
+# --- rewriting -------------------------------------------------------------------------------------------------------
+
+
+def _load(name: str) -> ast.expr:
+    return ast.Name(name, ast.Load())
+
+
+def _rt(method: str, *args: ast.expr) -> ast.expr:
+    return ast.Call(ast.Attribute(_load(RUNTIME), method, ast.Load()), list(args), [])
+
+
+def _method(owner: str, method: str, *args: ast.expr) -> ast.expr:
+    return ast.Call(ast.Attribute(_load(owner), method, ast.Load()), list(args), [])
+
+
+def _later(e: ast.expr) -> ast.expr:
+    return ast.Lambda(ast.arguments([], [], None, [], [], None, []), e)
+
+
+def _store(name: str, value: ast.expr) -> ast.stmt:
+    return ast.Assign([ast.Name(name, ast.Store())], value)
+
+
+def _state(names: Sequence[str]) -> ast.expr:
+    return ast.Tuple([_load(n) for n in names], ast.Load())
+
+
+def _unpack(names: Sequence[str], value: ast.expr) -> ast.stmt:
+    if not names:
+        return ast.Expr(value)
+    return ast.Assign([ast.Tuple([ast.Name(n, ast.Store()) for n in names], ast.Store())], value)
+
+
+_OPERATORS = {
+    ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "truediv", ast.FloorDiv: "floordiv", ast.Mod: "mod",
+    ast.Pow: "pow", ast.MatMult: "matmul", ast.BitAnd: "and", ast.BitOr: "or", ast.BitXor: "xor", ast.LShift: "lshift",
+    ast.RShift: "rshift", ast.Eq: "eq", ast.NotEq: "ne", ast.Lt: "lt", ast.LtE: "le", ast.Gt: "gt", ast.GtE: "ge",
+    ast.Is: "is_", ast.IsNot: "is_not", ast.In: "in", ast.NotIn: "not_in",
+}  # fmt: skip
+
+
+class _Function(ast.NodeTransformer):
+    """Rewrites one function's own scope; nested functions get their own."""
+
+    def __init__(self, file: str, sites: list[Site], owner: str | None) -> None:
+        self.file = file
+        self.sites = sites
+        self.owner = owner
+        self.unsure: set[str] = set()
+        self.first: str | None = None
+        self.count = 0
+
+    # --- functions ---
+
+    def function(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        parameters = {
+            a.arg
+            for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg)
+            if a is not None
+        }
+        positional = (*node.args.posonlyargs, *node.args.args)
+        self.first = positional[0].arg if positional else None
+        lower_exits(node)
+        shared = {n for s in node.body for g in ast.walk(s) if isinstance(g, (ast.Global, ast.Nonlocal)) for n in g.names}
+        self.globals = {n for s in node.body for g in ast.walk(s) if isinstance(g, ast.Global) for n in g.names}
+        Liveness(captured(node.body)).block(node.body, set())
+        states = _state_names(node.body)
+        self.unsure = set(states) - parameters - shared
+        body: list[ast.stmt] = []
+        for s in node.body:
+            body += self.statements(s)
+        start = [
+            ast.copy_location(_store(n, _rt("undefined", ast.Constant(n))), node.body[0]) for n in sorted(self.unsure)
+        ]
+        at = 1 if _is_docstring(node.body[0]) else 0
+        node.body = [*body[:at], *start, *body[at:]]
+        node.returns = None
+        return node
+
+    def statements(self, s: ast.stmt) -> list[ast.stmt]:
+        made = self.visit(s)
+        found: list[ast.stmt] = made if isinstance(made, list) else [made]
+        for m in found:
+            ast.copy_location(m, s)
+            _fill_locations(m, s)
+        return found
+
+    def block(self, body: Sequence[ast.stmt]) -> list[ast.stmt]:
+        return [m for s in body for m in self.statements(s)]
+
+    def fresh(self, kind: str) -> str:
+        self.count += 1
+        return f"dlc__{kind}{self.count}"
+
+    def site(self, node: ast.AST, names: Sequence[str] = (), live: set[str] | None = None, **more: Any) -> ast.expr:
+        for n in names:
+            if n in self.globals:
+                raise NotRewritable(f"line {getattr(node, 'lineno', 0)} writes to the global variable '{n}' in a branch")
+        kept = frozenset(n for n in names if live is None or n in live)
+        self.sites.append(Site(self.file, getattr(node, "lineno", 0), tuple(names), kept, **more))
+        return ast.Subscript(_load(SITES), ast.Constant(len(self.sites) - 1), ast.Load())
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        if _is_generator(node):
+            return node
+        node.decorator_list = [self.visit(d) for d in node.decorator_list]
+        node.args.defaults = [self.visit(d) for d in node.args.defaults]
+        node.args.kw_defaults = [d and self.visit(d) for d in node.args.kw_defaults]
+        return _Function(self.file, self.sites, self.owner).function(node)
+
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
+        return node
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        return node
+
+    def visit_Lambda(self, node: ast.Lambda) -> ast.AST:
+        node.args.defaults = [self.visit(d) for d in node.args.defaults]
+        node.body = self.visit(node.body)
+        return node
+
+    # --- control ---
+
+    def visit_If(self, node: ast.If) -> list[ast.stmt]:
+        names = list(stored([*node.body, *node.orelse]))
+        live = getattr(node, "live", None)
+        returns = getattr(node, "returns", (False, False))
+        site = self.site(node, names, live, returns=returns)
+        b = self.fresh("b")
+        close = _unpack(names, _method(b, "close", _state(names)))
+        made: list[ast.stmt] = [_store(b, _rt("branch", site, self.test(node.test), _state(names)))]
+        made.append(ast.If(_method(b, "then"), [*self.block(node.body), close], []))
+        made.append(ast.If(_method(b, "orelse"), [*self.block(node.orelse), close], []))
+        made.append(_unpack(names, _method(b, "result")))
+        return made
+
+    def visit_While(self, node: ast.While) -> list[ast.stmt]:
+        test = ast.If(
+            _method("{}", "testing"), [ast.Expr(_method("{}", "tested", self.test(node.test)))], []
+        )  # the loop's name is filled in below
+        return self.loop(node, ast.Constant(None), [test], [])
+
+    def visit_For(self, node: ast.For) -> list[ast.stmt]:
+        take = ast.Assign([node.target], ast.Constant(None))
+        return self.loop(node, self.visit(node.iter), [], [take])
+
+    def loop(
+        self, node: ast.While | ast.For, over: ast.expr, test: list[ast.stmt], take: list[ast.stmt]
+    ) -> list[ast.stmt]:
+        targets = [node.target] if isinstance(node, ast.For) else [node.test]
+        names = list(stored([*targets, *node.body]))
+        flags: tuple[str, ...] = getattr(node, "flags", ())
+        names += [f for f in flags if f not in names]
+        after = frozenset(n for n in names if n in getattr(node, "after", names))
+        site = self.site(
+            node, names, getattr(node, "live", None), flags=tuple(names.index(f) for f in flags), after=after
+        )
+        w = self.fresh("w")
+        error = self.fresh("e")
+        for t in test:
+            for inner in ast.walk(t):
+                if isinstance(inner, ast.Name) and inner.id == "{}":
+                    inner.id = w
+        body: list[ast.stmt] = []
+        for t in take:
+            assert isinstance(t, ast.Assign)
+            item = ast.copy_location(ast.Assign(t.targets, _method(w, "item")), node)
+            body += self.assignments(item.targets, item.value)
+        body += self.block(node.body)
+        work = ast.If(_method(w, "working"), body, [])
+        failed = ast.ExceptHandler(_load("Exception"), error, [ast.Expr(_method(w, "failed", _load(error)))])
+        guarded = ast.Try([*test, work, ast.Expr(_method(w, "leave", _state(names)))], [failed], [], [])
+        step = ast.While(
+            _method(w, "more"), [_unpack(names, ast.Attribute(_load(w), "state", ast.Load())), guarded], []
+        )
+        start = _store(w, _rt("loop", site, over, _state(names)))
+        return [start, step, _unpack(names, ast.Attribute(_load(w), "state", ast.Load()))]
+
+    def visit_With(self, node: ast.With) -> ast.AST:
+        for item in node.items:
+            item.context_expr = self.visit(item.context_expr)
+        node.body = self.block(node.body)
+        return node
+
+    def visit_Try(self, node: ast.Try) -> ast.AST:
+        node.body = self.block(node.body)
+        node.orelse = self.block(node.orelse)
+        node.finalbody = self.block(node.finalbody)
+        for h in node.handlers:
+            h.body = self.block(h.body)
+        return node
+
+    def visit_Match(self, node: ast.Match) -> ast.AST:
+        node.subject = _rt("subject", self.site(node), self.visit(node.subject))
+        for c in node.cases:
+            if c.guard is not None:
+                c.guard = _rt("plain", self.site(node), self.test(c.guard))
+            c.body = self.block(c.body)
+        return node
+
+    def visit_Assert(self, node: ast.Assert) -> ast.AST:
+        failed = ast.Raise(ast.Call(_load("AssertionError"), [node.msg] if node.msg is not None else [], []), None)
+        test = ast.UnaryOp(ast.Not(), _rt("plain", self.site(node), self.test(node.test)))
+        return ast.If(test, [failed], [])
+
+    def visit_Raise(self, node: ast.Raise) -> list[ast.stmt]:
+        self.generic_visit(node)
+        return [ast.Expr(_rt("raising", self.site(node))), node]
+
+    # --- writes ---
+
+    def visit_Assign(self, node: ast.Assign) -> list[ast.stmt] | ast.stmt:
+        return self.assignments(node.targets, self.visit(node.value))
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> list[ast.stmt] | ast.stmt:
+        if node.value is None:
+            return ast.Pass()
+        return self.assignments([node.target], self.visit(node.value))
+
+    def assignments(self, targets: Sequence[ast.expr], value: ast.expr) -> list[ast.stmt]:
+        if all(_plain_target(t) for t in targets):
+            return [ast.Assign(list(targets), value)]
+        name = self.fresh("v")
+        made = [_store(name, value)]
+        for t in targets:
+            made += self.assign(t, _load(name))
+        return made
+
+    def assign(self, target: ast.expr, value: ast.expr) -> list[ast.stmt]:
+        match target:
+            case ast.Attribute():
+                obj = self.visit(target.value)
+                return [ast.Expr(_rt("set_attr", obj, ast.Constant(self.mangled(target.attr)), value))]
+            case ast.Subscript():
+                return [ast.Expr(_rt("set_item", self.visit(target.value), self.key(target.slice), value))]
+            case ast.Tuple() | ast.List() if not _plain_target(target):
+                names = [self.fresh("v") for _ in target.elts]
+                parts: list[ast.expr] = [
+                    ast.Starred(ast.Name(n, ast.Store()), ast.Store())
+                    if isinstance(e, ast.Starred)
+                    else ast.Name(n, ast.Store())
+                    for n, e in zip(names, target.elts, strict=True)
+                ]
+                made: list[ast.stmt] = [ast.Assign([ast.Tuple(parts, ast.Store())], value)]
+                for n, e in zip(names, target.elts, strict=True):
+                    made += self.assign(e.value if isinstance(e, ast.Starred) else e, _load(n))
+                return made
+            case _:
+                return [ast.Assign([target], value)]
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> ast.stmt:
+        op = ast.Constant(_OPERATORS[type(node.op)])
+        value = self.visit(node.value)
+        match node.target:
+            case ast.Name(id=name):
+                return _store(name, _rt("augmented", op, self.name(name), value))
+            case ast.Attribute():
+                obj = self.visit(node.target.value)
+                return ast.Expr(_rt("augment_attr", op, obj, ast.Constant(self.mangled(node.target.attr)), value))
+            case _:
+                obj = self.visit(node.target.value)
+                return ast.Expr(_rt("augment_item", op, obj, self.key(node.target.slice), value))
+
+    def visit_Delete(self, node: ast.Delete) -> list[ast.stmt]:
+        made: list[ast.stmt] = []
+        for t in node.targets:
+            match t:
+                case ast.Name(id=name):
+                    made.append(_store(name, _rt("undefined", ast.Constant(name))))
+                    self.unsure.add(name)
+                case ast.Subscript():
+                    made.append(ast.Expr(_rt("del_item", self.visit(t.value), self.key(t.slice))))
+                case ast.Attribute():
+                    made.append(ast.Expr(_rt("del_attr", self.visit(t.value), ast.Constant(self.mangled(t.attr)))))
+                case _:
+                    made.append(ast.Delete([t]))
+        return made
+
+    # --- expressions ---
+
+    def mangled(self, name: str) -> str:
+        if self.owner is None or not name.startswith("__") or name.endswith("__"):
+            return name
+        return f"_{self.owner.lstrip('_')}{name}"
+
+    def name(self, name: str) -> ast.expr:
+        return _rt("read", _load(name)) if name in self.unsure else _load(name)
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        node.id = self.mangled(node.id)
+        if isinstance(node.ctx, ast.Load) and node.id in self.unsure:
+            return ast.copy_location(self.name(node.id), node)
+        return node
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        node.attr = self.mangled(node.attr)
+        node.value = self.visit(node.value)
+        return node
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        if isinstance(node.func, ast.Name) and node.func.id in _NATIVE:
+            if node.func.id == "super" and not node.args and self.first is not None:
+                return ast.Call(_load("super"), [_load("__class__"), _load(self.first)], [])
+            return self.generic_visit(node)
+        args = [self.visit(node.func), *(self.visit(a) for a in node.args)]
+        keywords = [ast.keyword(k.arg, self.visit(k.value)) for k in node.keywords]
+        return ast.Call(ast.Attribute(_load(RUNTIME), "call", ast.Load()), args, keywords)
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+        return _rt("get_item", self.visit(node.value), self.key(node.slice))
+
+    def key(self, e: ast.expr) -> ast.expr:
+        """A subscript as an expression: slices as `slice` objects."""
+        match e:
+            case ast.Slice(lower, upper, step):
+                parts = [self.visit(p) if p is not None else ast.Constant(None) for p in (lower, upper, step)]
+                return _rt("slice", *parts)
+            case ast.Tuple(elts):
+                return ast.Tuple([self.key(x) for x in elts], ast.Load())
+            case _:
+                made: ast.expr = self.visit(e)
+                return made
+
+    def test(self, e: ast.expr) -> ast.expr:
+        """An expression of which only the truth counts."""
+        match e:
+            case ast.BoolOp(op, values) if not _binds(e):
+                first, *others = [self.test(v) for v in values]
+                name = "all_of" if isinstance(op, ast.And) else "any_of"
+                return ast.copy_location(_rt(name, self.site(e), first, *map(_later, others)), e)
+            case ast.UnaryOp(ast.Not(), operand):
+                return ast.copy_location(_rt("not_", self.test(operand)), e)
+            case _:
+                made: ast.expr = self.visit(e)
+                return made
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> ast.AST:
+        site = self.site(node)
+        if _binds(node):
+            node.values = [*(_rt("known_value", site, self.visit(v)) for v in node.values[:-1]), self.visit(node.values[-1])]
+            return node
+        first, *others = [self.visit(v) for v in node.values]
+        return _rt("and_" if isinstance(node.op, ast.And) else "or_", site, first, *map(_later, others))
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
+        if isinstance(node.op, ast.Not):
+            return _rt("not_", self.test(node.operand))
+        return self.generic_visit(node)
+
+    def visit_IfExp(self, node: ast.IfExp) -> ast.AST:
+        site = self.site(node)
+        if _binds(node):
+            node.test = _rt("plain", site, self.test(node.test))
+            node.body, node.orelse = self.visit(node.body), self.visit(node.orelse)
+            return node
+        parts = (_later(self.visit(node.body)), _later(self.visit(node.orelse)))
+        return _rt("either", site, self.test(node.test), *parts)
+
+    def visit_Compare(self, node: ast.Compare) -> ast.AST:
+        if len(node.ops) == 1:
+            left, right = self.visit(node.left), self.visit(node.comparators[0])
+            if isinstance(node.ops[0], (ast.In, ast.NotIn)):
+                return _rt("contains" if isinstance(node.ops[0], ast.In) else "lacks", self.site(node), left, right)
+            return ast.Compare(left, node.ops, [right])
+        if _binds(node):
+            return self.generic_visit(node)
+        parts: list[ast.expr] = [
+            ast.Tuple([ast.Constant(_OPERATORS[type(op)]), _later(self.visit(c))], ast.Load())
+            for op, c in zip(node.ops, node.comparators, strict=True)
+        ]
+        return _rt("chain", self.site(node), self.visit(node.left), *parts)
+
+    def comprehension(self, node: Any) -> ast.AST:
+        for g in node.generators:
+            g.iter = _rt("iterate", self.site(node), self.visit(g.iter))
+            g.ifs = [_rt("plain", self.site(node), self.test(i)) for i in g.ifs]
+        for part in ("elt", "key", "value"):
+            if hasattr(node, part):
+                setattr(node, part, self.visit(getattr(node, part)))
+        made: ast.AST = node
+        return made
+
+    visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = comprehension
+
+
+def _is_docstring(s: ast.stmt) -> bool:
+    return isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)
+
+
+def _binds(node: ast.AST) -> bool:
+    return any(isinstance(n, ast.NamedExpr) for n in ast.walk(node))
+
+
+def _plain_target(t: ast.expr) -> bool:
+    return not any(isinstance(n, (ast.Attribute, ast.Subscript)) for n in ast.walk(t))
+
+
+def _state_names(body: Sequence[ast.stmt]) -> dict[str, None]:
+    """Names that some branch or loop of this scope stores."""
+    names: dict[str, None] = {}
+    pending: list[ast.AST] = list(body)
+    while pending:
+        n = pending.pop()
+        if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)):
+            continue
+        if isinstance(n, (ast.If, ast.While, ast.For)):
+            names.update(stored([n]))
+        pending += ast.iter_child_nodes(n)
+    return names
+
+
+def _fill_locations(made: ast.AST, origin: ast.AST) -> None:
+    """Every new node without a place gets that of the nearest one around it that has one."""
+    where = {k: getattr(origin, k) for k in ("lineno", "col_offset", "end_lineno", "end_col_offset") if hasattr(origin, k)}
+
+    def fill(node: ast.AST, place: Mapping[str, Any]) -> None:
+        if "lineno" in node._attributes:
+            if not hasattr(node, "lineno"):
+                # In one line: Python gives a method call the line on which its name ends.
+                for k, v in place.items():
+                    setattr(node, k, place[k.removeprefix("end_")] if k.startswith("end_") else v)
+            else:
+                place = {k: getattr(node, k) for k in place}
+        for child in ast.iter_child_nodes(node):
+            fill(child, place)
+
+    fill(made, where)
+
+
+__all__ = ["NotRewritable", "Site", "find_definition", "rewrite"]

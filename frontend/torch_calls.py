@@ -1,0 +1,573 @@
+"""Calls from rewritten Python: the model's own functions are rewritten in turn, builtins learn of numbers from data.
+
+PyTorch's and the standard library's functions run as they are. What they would decide on data is refused by `Guard`, so that
+no path is taken silently.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import math
+import sys
+import sysconfig
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.overrides import TorchFunctionMode
+
+from dlc.frontend import torch_steps
+from dlc.frontend.python_rewrite import NotRewritable, Site, rewrite
+from dlc.frontend.torch_errors import EffectOnData, UncapturedDecision
+from dlc.frontend.torch_flow import Branch, Flow, both
+from dlc.frontend.torch_numbers import MATH, Number, is_number, kind_of, negated, tensor_of
+from dlc.frontend.torch_values import DEAD, Absent, Elided, joined_kind, leaves, mapped
+
+_LEFT_ALONE = frozenset("torch numpy dlc builtins functorch sympy onnx".split())
+_STANDARD = sysconfig.get_paths()["stdlib"]
+_CHANGING = frozenset(
+    "append extend insert pop remove clear sort reverse update setdefault popitem add discard difference_update"
+    " intersection_update symmetric_difference_update appendleft popleft extendleft rotate".split()
+)
+"""Methods that change a container."""
+
+_TENSOR_OPERANDS = frozenset(
+    "add sub subtract rsub mul multiply div divide true_divide floor_divide remainder fmod pow eq ne lt le gt ge not_equal less"
+    " less_equal greater greater_equal maximum minimum where masked_fill masked_fill_ clamp clamp_ clamp_min clamp_max"
+    " clip lerp lerp_ fmin fmax atan2 copysign xlogy add_ sub_ mul_ div_ pow_ fill_ full_like logical_and logical_or"
+    " bitwise_and bitwise_or __add__ __mul__".split()
+)
+"""Functions that take a tensor of rank 0 wherever they take a number."""
+
+
+class Calls(Flow):
+    """`rt.call(f, ...)`."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.rewritten: dict[types.CodeType, types.FunctionType | None] = {}
+        self.own: set[types.CodeType] = set()
+        self.why: dict[types.CodeType, str] = {}
+        self.modules: list[nn.Module] = []
+
+    # --- what is rewritten ---
+
+    def rewriting(self, function: Any) -> Any:
+        """The function rewritten; itself where it is left alone."""
+        if not isinstance(function, types.FunctionType) or function.__code__ in self.own:
+            return function
+        if _left_alone(function):
+            inner = getattr(function, "__wrapped__", None)
+            # no_grad and its like wrap a function without changing what it computes
+            if inner is not None and function.__code__.co_filename.endswith("_contextlib.py"):
+                return self.rewriting(inner)
+            return function
+        code = function.__code__
+        try:
+            made, codes = rewrite(function, self, DEAD)
+        except NotRewritable as error:
+            self.why[code] = str(error)
+            return function
+        self.own |= codes
+        self.recorder.sources.add(code.co_filename)
+        return made
+
+    def prepare(self, module: nn.Module) -> None:
+        """Let the module's `forward` (and those of all inside it) be the rewritten one, until `restore_modules`."""
+        for m in module.modules():
+            method = getattr(m.forward, "__func__", None)
+            if method is None or "forward" in m.__dict__:
+                continue
+            made = self.rewriting(method)
+            if made is not method:
+                m.__dict__["forward"] = types.MethodType(made, m)
+                self.modules.append(m)
+
+    def restore_modules(self) -> None:
+        for m in self.modules:
+            m.__dict__.pop("forward", None)
+        self.modules.clear()
+
+    def unwritten(self) -> str:
+        """The function being executed, which is not rewritten, and why."""
+        frame: Any = sys._getframe(1)
+        while frame is not None:
+            code = frame.f_code
+            module = frame.f_globals.get("__name__", "").partition(".")[0]
+            if code in self.own:
+                return "this expression"
+            if module not in _LEFT_ALONE and module not in sys.stdlib_module_names:
+                return f"'{code.co_name}', which is not rewritten: {self.why.get(code, 'it is not called by rewritten code')}"
+            frame = frame.f_back
+        return "code that is not rewritten"
+
+    # --- calls ---
+
+    def call(self, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(function, Absent):
+            function.refuse()
+        try:
+            special = _SPECIAL.get(function)
+        except TypeError:  # not hashable
+            special = None
+        if special is not None:
+            return special(self, *args, **kwargs)
+        if isinstance(function, types.MethodType):
+            made = self.rewriting(function.__func__)
+            if made is not function.__func__ or function.__func__.__code__ in self.own:
+                return made(function.__self__, *args, **kwargs)
+            return self.native(function, args, kwargs)
+        if isinstance(function, types.FunctionType):
+            made = self.rewriting(function)
+            if made is not function or function.__code__ in self.own:
+                return made(*args, **kwargs)
+            return self.native(function, args, kwargs)
+        if isinstance(function, functools.partial):
+            return self.call(function.func, *function.args, *args, **{**function.keywords, **kwargs})
+        if isinstance(function, nn.Module):
+            if "forward" not in function.__dict__:
+                self.prepare(function)
+            return self.native(function, args, kwargs)
+        if isinstance(function, type):
+            return self.born(self.native(function, args, kwargs))
+        if isinstance(function, (types.BuiltinMethodType, types.MethodWrapperType)):
+            return self.method(function, args, kwargs)
+        own = getattr(type(function), "__call__", None)
+        if isinstance(own, types.FunctionType) and not isinstance(function, torch._ops.OperatorBase):
+            made = self.rewriting(own)
+            if made is not own:
+                return made(function, *args, **kwargs)
+        return self.native(function, args, kwargs)
+
+    def method(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A builtin function or a builtin object's method."""
+        owner = getattr(function, "__self__", None)
+        name = function.__name__
+        if isinstance(owner, (list, dict, set)) or type(owner).__module__ == "collections":
+            if name in _CHANGING:
+                self.whole(owner, unless=name in ("append", "clear"))
+                self.touch(owner)
+            elif name in ("index", "count", "__contains__"):
+                self.whole(owner)
+            return function(*args, **kwargs)
+        return self.native(function, args, kwargs)
+
+    def native(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A function that is not rewritten: numbers from data become tensors or extents where it takes them."""
+        if not any(isinstance(v, (Number, Absent)) for v in leaves((args, kwargs))):
+            made = function(*args, **kwargs)
+            return self.born(made) if type(made) in (list, dict, set) else made
+        for v in leaves((args, kwargs)):
+            if isinstance(v, Absent):
+                v.refuse()
+        if not _of_torch(function):
+            return function(*args, **kwargs)
+        name = getattr(function, "__name__", "")
+        if name in _TENSOR_OPERANDS:
+            return self.with_operands(function, args, kwargs)
+        return function(*self.lowered(args), **self.lowered(kwargs))
+
+    def with_operands(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Numbers from data as tensors of the type that they take beside the first tensor."""
+        owner = getattr(function, "__self__", None)
+        found = [v for v in (owner, *args, *kwargs.values()) if isinstance(v, torch.Tensor) and v.dtype != torch.bool]
+        found = found or [v for v in (owner, *args) if isinstance(v, torch.Tensor)]
+
+        def made(v: Any) -> Any:
+            if not isinstance(v, Number):
+                return v
+            return v.operand(found[0]) if found else v.tensor.to(_default(v.kind))
+
+        scale = kwargs.pop("alpha", None)
+        if isinstance(scale, Number):
+            args = (*args[:-1], args[-1] * scale)
+        elif scale is not None:
+            kwargs["alpha"] = scale
+        return function(*map(made, args), **{k: made(v) for k, v in kwargs.items()})
+
+    def lowered(self, v: Any) -> Any:
+        """Numbers from data as PyTorch takes them: integers as extents, floats as scalars of the traced graph."""
+        return mapped(v, lambda x: self.scalar(x) if isinstance(x, Number) else x)
+
+    def scalar(self, v: Number) -> Any:
+        v.settled("this call")
+        if v.kind is int:
+            return self.extent(v)
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.raw_item(v.tensor)
+
+    def raw_item(self, t: torch.Tensor) -> Any:
+        """PyTorch's own `.item()`: a SymInt, SymFloat or SymBool."""
+        return torch.ops.aten._local_scalar_dense.default(t)
+
+    def extent(self, v: Any) -> Any:
+        """A number as an extent."""
+        number = self.integer(v)
+        if not isinstance(number, Number):
+            return number
+        held = number.extent
+        if held is not None and any(held[1] is r for r in self.recorder.stack):
+            return held[0]
+        extent = self.raw_item(number.tensor)
+        number.extent = extent, self.recorder.region
+        return extent
+
+    def integer(self, v: Any) -> Any:
+        """A value used as an integer: an int where it is known, else a `Number`."""
+        if isinstance(v, torch.Tensor):
+            v = self.item(v)
+        if isinstance(v, torch.SymInt):
+            from torch.fx.experimental.symbolic_shapes import is_concrete_int
+
+            return int(v) if is_concrete_int(v) else Number(int, torch.scalar_tensor(v, dtype=torch.int64), self)
+        if isinstance(v, Number):
+            if v.kind is float:
+                raise TypeError("'float' object cannot be interpreted as an integer")
+            return v.to(int)
+        return v.__index__() if v is not None and not isinstance(v, int) else v
+
+    def whole(self, value: Any, unless: bool = False) -> None:
+        """Refuse a container whose length depends on the path."""
+        if unless or type(value) not in (list, tuple, dict, set):
+            return
+        for v in value:
+            if isinstance(v, Elided):
+                v.refuse()
+
+    def kind(self, v: Any) -> type:
+        return kind_of(v)
+
+    def choose(self, test: Any, then: Callable[[], Any], orelse: Callable[[], Any]) -> Any:
+        """One of two values, by data."""
+        choice = Branch(self, self.here("the value chosen"), test, (None,))
+        if choice.then():
+            choice.close((then(),))
+        if choice.orelse():
+            choice.close((orelse(),))
+        return choice.result()[0]
+
+    def here(self, name: str) -> Site:
+        file, line, _ = self.recorder.line()
+        return Site(file, line, (name,), frozenset((name,)))
+
+    def both_hold(self, a: Any, b: Any) -> Any:
+        a, b = self.decide(a), self.decide(b)
+        if not isinstance(a, Number):
+            return b if a else False
+        return both(self, a, b)
+
+    def either_holds(self, a: Any, b: Any) -> Any:
+        found = self.both_hold(self._not(a), self._not(b))
+        return self._not(found)
+
+    def _not(self, v: Any) -> Any:
+        v = self.decide(v)
+        return negated(v) if isinstance(v, Number) else not v
+
+    def smallest(self, a: Any, b: Any) -> Any:
+        return _extreme(self, "min", (a, b), None)
+
+
+def _default(kind: type) -> torch.dtype:
+    return torch.get_default_dtype() if kind is float else torch.int64 if kind is int else torch.bool
+
+
+def _left_alone(function: types.FunctionType) -> bool:
+    """Whether a function belongs to PyTorch, NumPy, dlc or the standard library."""
+    module = (function.__module__ or "").partition(".")[0]
+    if module in _LEFT_ALONE:
+        return True
+    file = function.__code__.co_filename
+    return module in sys.stdlib_module_names or (file.startswith(_STANDARD) and "site-packages" not in file)
+
+
+def _of_torch(function: Any) -> bool:
+    owner = getattr(function, "__self__", None)
+    module = getattr(function, "__module__", None) or type(function).__module__ or ""
+    return isinstance(owner, torch.Tensor) or isinstance(function, nn.Module) or module.startswith("torch") or (
+        type(function).__module__ or ""
+    ).startswith("torch")
+
+
+# --- builtins --------------------------------------------------------------------------------------------------------
+
+
+def _converted(kind: type) -> Callable[..., Any]:
+    def convert(rt: Calls, *args: Any, **kwargs: Any) -> Any:
+        if len(args) != 1 or kwargs:
+            return kind(*args, **kwargs)
+        (v,) = args
+        if kind is bool:
+            return rt.decide(v)
+        if isinstance(v, torch.Tensor):
+            v = rt.item(v)
+        if isinstance(v, Number):
+            return v.to(kind)
+        if isinstance(v, torch.SymInt) and kind is int:
+            return v
+        return kind(v)
+
+    return convert
+
+
+def _length(rt: Calls, v: Any) -> Any:
+    rt.whole(v)
+    if isinstance(v, torch_steps.Steps):
+        return v.count
+    if isinstance(v, torch.Tensor) and v.dim():
+        return v.shape[0]
+    return len(v)
+
+
+def _extreme(rt: Calls, name: str, args: Sequence[Any], key: Any, **more: Any) -> Any:
+    """`max` and `min`: the first of the greatest, as Python finds it."""
+    items = list(args[0]) if len(args) == 1 and not isinstance(args[0], torch.Tensor) else list(args)
+    if len(args) == 1 and isinstance(args[0], torch.Tensor):
+        items = list(args[0].unbind(0))
+    if key is not None or more or not any(isinstance(v, (Number, torch.Tensor, torch.SymInt)) for v in items):
+        options = {"key": key} if key is not None else {}
+        return getattr(builtins, name)(*args, **options, **more)
+    best = items[0]
+    for v in items[1:]:
+        best = _better(rt, name, best, v)
+    return best
+
+
+def _better(rt: Calls, name: str, a: Any, b: Any) -> Any:
+    if isinstance(a, torch.SymInt) and isinstance(b, (int, torch.SymInt)) or isinstance(b, torch.SymInt) and isinstance(a, int):
+        return (torch.sym_max if name == "max" else torch.sym_min)(a, b)
+    if is_number(a) and is_number(b) and not isinstance(a, torch.SymInt):
+        if not isinstance(a, Number) and not isinstance(b, Number):
+            return getattr(builtins, name)(a, b)
+        kind, mixed = joined_kind(a, b)
+        x, y = tensor_of(a, kind), tensor_of(b, kind)
+        # Python keeps the first unless the second is beyond it: NaN is never beyond.
+        beyond = y > x if name == "max" else y < x
+        return Number(kind, torch.where(beyond, y, x), rt, mixed=mixed)
+    beyond = b > a if name == "max" else b < a
+    return rt.choose(beyond, lambda: b, lambda: a)
+
+
+def _max(rt: Calls, *args: Any, key: Any = None, **more: Any) -> Any:
+    return _extreme(rt, "max", args, key, **more)
+
+
+def _min(rt: Calls, *args: Any, key: Any = None, **more: Any) -> Any:
+    return _extreme(rt, "min", args, key, **more)
+
+
+def _isinstance(rt: Calls, v: Any, kinds: Any) -> bool:
+    if not isinstance(v, Number):
+        return isinstance(v, kinds)
+    v.settled("isinstance")
+    flat = kinds if isinstance(kinds, tuple) else (kinds,)
+    return any(issubclass(v.kind, k) for k in flat if isinstance(k, type))
+
+
+def _type(rt: Calls, *args: Any) -> Any:
+    if len(args) == 1 and isinstance(args[0], Number):
+        args[0].settled("type()")
+        return args[0].kind
+    return type(*args)
+
+
+def _any(rt: Calls, over: Any) -> Any:
+    found: Any = False
+    for v in over:
+        truth = rt.decide(v)
+        if truth is True:
+            return True
+        found = truth if found is False else found if truth is False else rt.either_holds(found, truth)
+    return found
+
+
+def _all(rt: Calls, over: Any) -> Any:
+    found: Any = True
+    for v in over:
+        truth = rt.decide(v)
+        if truth is False:
+            return False
+        found = truth if found is True else found if truth is True else rt.both_hold(found, truth)
+    return found
+
+
+def _print(rt: Calls, *args: Any, **kwargs: Any) -> None:
+    if rt.on_one_path or any(isinstance(v, (Number, torch.Tensor, Absent)) for v in leaves((args, kwargs))):
+        raise rt.refused(EffectOnData, what="what is printed, or whether it is,")
+    print(*args, **kwargs)
+
+
+def _sum(rt: Calls, over: Any, start: Any = 0) -> Any:
+    total = start
+    for v in over:
+        total = total + v
+    return total
+
+
+def _list(rt: Calls, *args: Any) -> Any:
+    if args and isinstance(args[0], torch_steps.Steps):
+        raise rt.refused(UncapturedDecision, what="the length of this list", why="append to a list in a for loop")
+    return rt.born(list(*args))
+
+
+def _map(rt: Calls, function: Any, *over: Any) -> Any:
+    return (rt.call(function, *items) for items in zip(*over, strict=False))
+
+
+def _sorted(rt: Calls, over: Any, **kwargs: Any) -> Any:
+    items = list(over)
+    if any(isinstance(v, (Number, torch.Tensor)) for v in leaves(items)) and "key" not in kwargs:
+        raise rt.refused(UncapturedDecision, what="the order of these values", why="use torch.sort")
+    return rt.born(sorted(items, **kwargs))
+
+
+def _math(function: Callable[[torch.Tensor], torch.Tensor], plain: Any) -> Callable[..., Any]:
+    def apply(rt: Calls, *args: Any) -> Any:
+        if len(args) == 1 and isinstance(args[0], torch.Tensor):
+            args = (rt.item(args[0]),)
+        if len(args) != 1 or not isinstance(args[0], Number):
+            return plain(*args)
+        return Number(float, function(args[0].as_(float)), rt)
+
+    return apply
+
+
+def _rounded(plain: Any) -> Callable[..., Any]:
+    def apply(rt: Calls, v: Any, *more: Any) -> Any:
+        if isinstance(v, torch.Tensor) and plain is not round:
+            v = rt.item(v)
+        return plain(v, *more)
+
+    return apply
+
+
+def _test_of(function: Callable[[torch.Tensor], torch.Tensor], plain: Any) -> Callable[..., Any]:
+    def apply(rt: Calls, v: Any) -> Any:
+        v = rt.item(v) if isinstance(v, torch.Tensor) else v
+        return Number(bool, function(v.as_(float)), rt) if isinstance(v, Number) else plain(v)
+
+    return apply
+
+
+def _cond(rt: Calls, pred: Any, true_fn: Any, false_fn: Any, operands: Any = ()) -> Any:
+    return rt.choose(pred, lambda: rt.call(true_fn, *operands), lambda: rt.call(false_fn, *operands))
+
+
+def _while_loop(rt: Calls, cond_fn: Any, body_fn: Any, carried_inputs: Any, *_: Any, **__: Any) -> Any:
+    from dlc.frontend.torch_loop import Loop
+
+    names = tuple(f"carried_inputs[{n}]" for n in range(len(carried_inputs)))
+    file, line, _name = rt.recorder.line()
+    live = frozenset(names)
+    w = Loop(rt, Site(file, line, names, live, after=live), None, tuple(carried_inputs))
+    while w.more():
+        state = w.state
+        try:
+            if w.testing():
+                w.tested(rt.call(cond_fn, *state))
+            if w.working():
+                state = tuple(rt.call(body_fn, *state))
+            w.leave(state)
+        except Exception as error:
+            w.failed(error)
+    return w.state
+
+
+def _tensor(rt: Calls, data: Any, *, dtype: Any = None, device: Any = None, **more: Any) -> Any:
+    """`torch.tensor` of numbers from data."""
+    if not any(isinstance(v, (Number, torch.SymInt)) for v in leaves(data)):
+        return torch.tensor(data, dtype=dtype, device=device, **more)
+    for v in leaves(data):
+        if isinstance(v, Number):
+            v.settled("torch.tensor")
+    kinds = {int if isinstance(v, torch.SymInt) else kind_of(v) for v in leaves(data)}
+    kind = float if float in kinds else int if int in kinds else bool
+    dtype = dtype if dtype is not None else _default(kind)
+
+    def made(v: Any) -> Any:
+        if isinstance(v, (list, tuple)):
+            return torch.stack([made(x) for x in v])
+        return tensor_of(v, kind).to(dtype, copy=True)
+
+    return made(data)
+
+
+def _no_effect(rt: Calls, *_: Any, **__: Any) -> None:
+    """Checks that say something of data to the compiler only."""
+
+
+_SPECIAL: dict[Any, Callable[..., Any]] = {
+    int: _converted(int), float: _converted(float), bool: _converted(bool), range: torch_steps.span, len: _length,
+    enumerate: torch_steps.enumerated, zip: torch_steps.zipped, reversed: torch_steps.backwards, max: _max, min: _min,
+    isinstance: _isinstance, type: _type, any: _any, all: _all, print: _print, sum: _sum, list: _list, map: _map,
+    sorted: _sorted, round: _rounded(round), math.floor: _rounded(math.floor), math.ceil: _rounded(math.ceil),
+    math.trunc: _rounded(math.trunc), math.isnan: _test_of(torch.isnan, math.isnan),
+    math.isinf: _test_of(torch.isinf, math.isinf), torch.cond: _cond, torch.tensor: _tensor,
+    torch.ops.higher_order.cond: _cond, torch.ops.higher_order.while_loop: _while_loop, torch._check: _no_effect,
+    torch._check_is_size: _no_effect,
+    **{plain: _math(function, plain) for plain, function in MATH.items()},
+}  # fmt: skip
+"""Functions that mean something else where numbers are data."""
+_SPECIAL[torch._higher_order_ops.while_loop] = _while_loop
+
+
+class Guard(TorchFunctionMode):
+    """What takes a Python value out of a tensor gives a `Number`, or is refused where that cannot be."""
+
+    def __init__(self, rt: Calls) -> None:
+        super().__init__()
+        self.rt = rt
+
+    def __torch_function__(self, func: Any, types_: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        handler = _TAKING.get(name)
+        if handler is not None and args and isinstance(args[0], torch.Tensor):
+            with self:
+                return handler(self.rt, *args, **kwargs)
+        try:
+            return func(*args, **kwargs)
+        except GuardOnDataDependentSymNode as error:
+            why = f"{name} needs to know {error.cond} (in PyTorch's own code)"
+            raise self.rt.refused(UncapturedDecision, what="a number computed from data", why=why) from error
+
+
+def _needed(what: str) -> Callable[..., Any]:
+    def needed(rt: Calls, x: torch.Tensor, *_: Any) -> Any:
+        kind = {"truth": bool, "float": float}.get(what, int)
+        found = rt.decide(x) if what == "truth" and x.numel() == 1 else rt.item(x) if x.numel() == 1 else None
+        if found is not None and not isinstance(found, Number):
+            return kind(found)
+        if x.numel() != 1:
+            raise RuntimeError("Boolean value of Tensor with more than one value is ambiguous")
+        why = rt.unwritten()
+        raise rt.refused(UncapturedDecision, what="a tensor", why=f"its {what} is needed in {why}")
+
+    return needed
+
+
+def _to_list(rt: Calls, x: torch.Tensor) -> Any:
+    if x.dim() == 0:
+        return rt.item(x)
+    if not isinstance(x.shape[0], int):
+        raise rt.refused(UncapturedDecision, what="a list as long as an extent", why="tolist() of a tensor of symbolic size")
+    return rt.born([_to_list(rt, v) for v in x.unbind(0)])
+
+
+def _equal(rt: Calls, a: torch.Tensor, b: torch.Tensor) -> Any:
+    return rt.decide((a == b).all()) if tuple(a.shape) == tuple(b.shape) else False
+
+
+def _allclose(rt: Calls, a: torch.Tensor, b: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    return rt.decide(torch.isclose(a, b, *args, **kwargs).all())
+
+
+_TAKING: dict[str, Callable[..., Any]] = {
+    "item": lambda rt, x: rt.item(x), "tolist": _to_list, "equal": _equal, "allclose": _allclose,
+    "is_nonzero": lambda rt, x: rt.decide(x), "__bool__": _needed("truth"), "__int__": _needed("integer"),
+    "__index__": _needed("integer"), "__float__": _needed("float"),
+}  # fmt: skip

@@ -1,0 +1,220 @@
+"""A model whose control flow depends on data, recorded as a graph with branches and loops.
+
+The model's Python is rewritten (`python_rewrite`) and run once on fake tensors; `Captured` then holds what an
+ExportedProgram would, its graph a `Region` with regions inside.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree as pytree
+
+from dlc.errors import DlcError
+from dlc.frontend.torch_calls import Guard
+from dlc.frontend.torch_errors import ExportFailed, MutatedState
+from dlc.frontend.torch_numbers import Number
+from dlc.frontend.torch_recorder import Recorder, Region
+from dlc.frontend.torch_runtime import Runtime
+from dlc.frontend.torch_values import Absent, Dead
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A recorded model.
+
+    Attributes:
+        region: the whole graph; its inputs are the weights, then the leaves of the example inputs.
+        weights: by name, in the order of the region's first inputs.
+        constants: tensors that the graph refers to by attribute.
+        leaves: the example's leaves: fake tensors, or constants.
+        outputs: per leaf of the output its node, or a constant.
+        in_spec, out_spec: nesting of inputs and outputs.
+        ranges: what is known of the symbols.
+        decided: how many decisions on data were recorded.
+        decomposed: operators without a definition of their own.
+    """
+
+    region: Region
+    weights: Mapping[str, torch.Tensor]
+    constants: nn.Module
+    leaves: tuple[Any, ...]
+    outputs: tuple[Any, ...]
+    in_spec: Any
+    out_spec: Any
+    ranges: Mapping[Any, Any]
+    decided: int
+    decomposed: tuple[str, ...] = field(default=())
+
+
+def capture(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None
+) -> Captured:
+    """Record the model on example inputs (`torch.export.export`'s arguments).
+
+    Raises:
+        UncapturedDecision, ArmsDiffer, ...: what cannot be recorded, at the user's line.
+        ExportFailed: the model itself raises an exception, or the sizes do not fit `dynamic_shapes`.
+    """
+    from torch._export.non_strict_utils import make_fake_inputs, produce_guards_and_solve_constraints
+    from torch._guards import TracingContext, tracing
+    from torch.export._trace import _fakify_params_buffers
+
+    kwargs = dict(kwargs or {})
+    fake_mode, fake_args, fake_kwargs, equalities, signature, shapes = make_fake_inputs(
+        model, tuple(args), kwargs, dynamic_shapes
+    )
+    fakes = _fakify_params_buffers(fake_mode, model)
+    real = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    recorder = Recorder()
+    rt = Runtime(recorder)
+    flat, in_spec = pytree.tree_flatten((tuple(fake_args), dict(fake_kwargs)))
+    with torch.no_grad(), fake_mode, tracing(TracingContext(fake_mode)), recorder.recording() as mode:
+        nodes: dict[int, fx.Node] = {}
+        for name, fake in fakes.items():
+            nodes[id(fake)] = recorder.placeholder(fake, name.replace(".", "_"))
+            recorder.knows(nodes[id(fake)], real[name])
+        names = input_names(model, args, kwargs)
+        for n, (value, name) in enumerate(zip(flat, names, strict=True)):
+            recorder.placeholder(value, name or f"arg{n}")
+        with _running(model, fakes, rt):
+            result = _run(model, rt, fake_args, fake_kwargs)
+            flat_out, out_spec = pytree.tree_flatten(result)
+            outputs = tuple(_output(rt, v) for v in flat_out)
+        if rt.refusals:
+            raise rt.refusals[0]
+    root = recorder.stack[0]
+    try:
+        produce_guards_and_solve_constraints(fake_mode, None, shapes, equalities, signature)
+    except Exception as error:
+        raise ExportFailed(None, message=f"{type(error).__name__}: {' '.join(str(error).split())[:800]}") from error
+    return Captured(
+        root,
+        {name: real[name] for name in fakes},
+        recorder.root,
+        tuple(flat),
+        outputs,
+        in_spec,
+        out_spec,
+        dict(fake_mode.shape_env.var_to_range),
+        rt.decided,
+        tuple(dict.fromkeys(mode.decomposition_table.used)),  # type: ignore[attr-defined]
+    )
+
+
+def _run(model: nn.Module, rt: Runtime, args: Any, kwargs: Any) -> Any:
+    try:
+        return rt.call(model, *args, **kwargs)
+    except DlcError:
+        raise
+    except Exception as error:
+        if rt.refusals:
+            raise rt.refusals[0] from error
+        place = _raised_at(error, rt)
+        message = f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
+        raise ExportFailed(place, message=message) from error
+
+
+def _raised_at(error: Exception, rt: Runtime) -> Any:
+    """The user's line that an exception came from."""
+    from pathlib import Path
+
+    from dlc.ir.loc import Loc
+
+    at, found = error.__traceback__, None
+    while at is not None:
+        if at.tb_frame.f_code.co_filename in rt.recorder.sources:
+            found = Loc(f"{Path(at.tb_frame.f_code.co_filename).name}:{at.tb_lineno}")
+        at = at.tb_next
+    return found
+
+
+@contextmanager
+def _running(model: nn.Module, fakes: Mapping[str, torch.Tensor], rt: Runtime) -> Iterator[None]:
+    """Fake weights in the model, rewritten methods, no gradients; all as it was afterwards."""
+    from torch._dispatch.python import enable_python_dispatcher
+    from torch._export.non_strict_utils import _NonStrictTorchFunctionHandler
+    from torch.nn.utils.stateless import _reparametrize_module
+
+    root = rt.frames[0]
+    with _reparametrize_module(model, dict(fakes), tie_weights=True, strict=True, stack_weights=True):
+        rt.prepare(model)
+        try:
+            with _NonStrictTorchFunctionHandler(), enable_python_dispatcher(), Guard(rt):
+                yield
+            changed = [c for c, before, after in root.restore().values() if before is not after and _kept(model, c)]
+        finally:
+            root.restore()
+            rt.restore_modules()
+    if changed:
+        what = ", ".join(f"'{c}'" for c in changed[:4])
+        raise MutatedState(None, op=type(model).__name__, what=what)
+
+
+def _kept(model: nn.Module, cell: Any) -> bool:
+    """Whether a changed place outlives the call: an attribute of a module, or a container that one holds."""
+    if isinstance(cell.owner, nn.Module):
+        return not isinstance(getattr(cell.owner, cell.name or "", None), nn.Module)
+    return any(cell.owner is v for m in model.modules() for v in m.__dict__.values())
+
+
+def _output(rt: Runtime, v: Any) -> Any:
+    """The node of an output, or the constant that it is."""
+    if isinstance(v, Absent):
+        v.refuse()
+    assert not isinstance(v, Dead)
+    if isinstance(v, Number):
+        v.settled("what is returned")
+        v = v.tensor
+    if isinstance(v, (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)):
+        return rt.recorder.node_of(v)
+    return v
+
+
+def input_names(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
+    """A name for each leaf of the inputs: that of its parameter, numbered where the parameter has several."""
+    try:
+        bound = inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError:
+        bound = None
+    names: list[str] = []
+    parameters = list(bound.signature.parameters) if bound is not None else []
+    for n, value in enumerate(args):
+        name = parameters[n] if n < len(parameters) else f"arg{n}"
+        names += _numbered(name, value)
+    for name, value in kwargs.items():
+        names += _numbered(name, value)
+    return names
+
+
+def _numbered(name: str, value: Any) -> list[str]:
+    count = len(pytree.tree_leaves(value))
+    return [name] * count if count == 1 else [f"{name}_{n}" for n in range(count)]
+
+
+class AsExported:
+    """A recorded model where the importer expects an ExportedProgram."""
+
+    def __init__(self, captured: Captured) -> None:
+        region = captured.region
+        count = len(captured.weights)
+        output = fx.Node(fx.Graph(), "dlc_output", "output", "output", (captured.outputs,), {})
+        self.graph = SimpleNamespace(nodes=[*region.nodes, output])
+        self.graph_module = captured.constants
+        self.range_constraints = captured.ranges
+        self.state_dict = captured.weights
+        self.constants: dict[str, Any] = {}
+        self.decomposed = captured.decomposed
+        self.call_spec = SimpleNamespace(in_spec=captured.in_spec, out_spec=captured.out_spec)
+        weights = [SimpleNamespace(kind=InputKind.PARAMETER, target=n, arg=None) for n in captured.weights]
+        inputs = [SimpleNamespace(kind=InputKind.USER_INPUT, target=None, arg=None) for _ in region.inputs[count:]]
+        results = [SimpleNamespace(kind=OutputKind.USER_OUTPUT, target=None) for _ in captured.outputs]
+        self.graph_signature = SimpleNamespace(input_specs=[*weights, *inputs], output_specs=results)

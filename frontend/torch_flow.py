@@ -1,0 +1,400 @@
+"""What rewritten Python runs on: decides what is known, records what is data.
+
+`Runtime` keeps the open frames and turns values into decisions; `Branch` is one `if` being executed. A condition that is
+known runs one arm, as Python does. A condition that is data runs both, each recorded into a region of its own from the same
+starting point, and unites what they leave.
+"""
+
+from __future__ import annotations
+
+import linecache
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dlc.errors import DlcError
+from dlc.frontend.python_rewrite import Site
+from dlc.frontend.torch_constant import constant_value
+from dlc.frontend.torch_errors import EffectOnData, UncapturedDecision
+from dlc.frontend.torch_heap import MISSING, Cell, Frame
+from dlc.frontend.torch_numbers import DTYPES, Number, is_number, negated, tensor_of
+from dlc.frontend.torch_recorder import Recorder, Region, branch, fresh_like, truth
+from dlc.frontend.torch_values import (
+    DEAD,
+    Absent,
+    Dead,
+    Elided,
+    Unbound,
+    alike,
+    described,
+    differing,
+    joined_kind,
+    mapped,
+    same,
+    undefined,
+    unite,
+)
+from dlc.ir.loc import Loc
+
+_SYMBOLS = (torch.SymInt, torch.SymBool, torch.SymFloat)
+
+
+def place_of_site(site: Site) -> str:
+    return f"{Path(site.file).name}:{site.line}"
+
+
+class Flow:
+    """State of one recording: the recorder, the open frames, and the refusals there were."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.frames: list[Frame] = [Frame(recorder.region)]
+        self.refusals: list[DlcError] = []
+        self.decided = 0
+
+    # --- frames ---
+
+    @property
+    def frame(self) -> Frame:
+        return self.frames[-1]
+
+    def enter(self, *, own_region: bool = True) -> Frame:
+        """Open a frame; its nodes go to a region of its own, or on to the current one."""
+        region = Region() if own_region else self.recorder.region
+        frame = Frame(region, len(region.nodes), errors=len(self.refusals))
+        if own_region:
+            self.recorder.stack.append(region)
+        self.frames.append(frame)
+        return frame
+
+    def leave(self, frame: Frame) -> None:
+        """Close `frame`, and those inside it that an exception left open."""
+        while self.frames[-1] is not frame:
+            self.leave(self.frames[-1])
+        self.frames.pop()
+        if frame.region is self.recorder.region and frame.region is not self.frame.region:
+            self.recorder.stack.pop()
+
+    def commit(self, frame: Frame) -> None:
+        """Keep what an attempt without a region of its own did."""
+        self.leave(frame)
+        self.frame.absorb(frame)
+
+    def abandon(self, frame: Frame) -> None:
+        """Undo all that was done since `frame` was opened."""
+        while self.frames[-1] is not frame:
+            self.abandon(self.frames[-1])
+        frame.restore()
+        self.leave(frame)
+        del frame.region.nodes[frame.start :]
+        del self.refusals[frame.errors :]
+
+    def touch(self, owner: Any, name: str | None = None) -> None:
+        self.frame.touch(Cell(owner, name))
+
+    def born(self, value: Any) -> Any:
+        """`value` is a new object."""
+        self.frame.born[id(value)] = value
+        return value
+
+    # --- refusals ---
+
+    def refused(self, kind: type[DlcError], **fields: Any) -> DlcError:
+        """An error at the user's line. It counts even if the model's code catches it."""
+        file, line, _ = self.recorder.line()
+        text = linecache.getline(file, line).rstrip() or None
+        error = kind(Loc(f"{Path(file).name}:{line}"), source=text, **fields)
+        self.refusals.append(error)
+        return error
+
+    def refused_at(self, site: Site, kind: type[DlcError], **fields: Any) -> DlcError:
+        """The same at a given place."""
+        text = linecache.getline(site.file, site.line).rstrip() or None
+        error = kind(Loc(place_of_site(site)), source=text, **fields)
+        self.refusals.append(error)
+        return error
+
+    # --- decisions ---
+
+    def number(self, value: torch.Tensor, kind: type) -> Any:
+        """The element of a tensor as a Python number; known if no input has a part in it."""
+        if value.numel() != 1:
+            raise RuntimeError(f"a Tensor with {value.numel()} elements cannot be converted to Scalar")
+        known = constant_value(self, value)
+        if known is not None:
+            return kind(known.item())
+        return Number(kind, value.reshape(()).to(DTYPES[kind], copy=True), self)
+
+    def item(self, value: torch.Tensor) -> Any:
+        """`value.item()`."""
+        if value.dtype.is_complex:
+            raise self.refused(UncapturedDecision, what="a complex number", why="complex numbers have no place in the IR")
+        kind = float if value.dtype.is_floating_point else bool if value.dtype == torch.bool else int
+        return self.number(value, kind)
+
+    def decide(self, value: Any) -> Any:
+        """The truth of `value`: True or False where it is known, else a `Number`."""
+        if isinstance(value, Absent):
+            value.refuse()
+        if isinstance(value, torch.Tensor):
+            if value.numel() != 1:
+                return bool(value)  # Python's own error
+            value = self.item(value)
+        if isinstance(value, _SYMBOLS):
+            value = self.extent_truth(value)
+        if not isinstance(value, Number):
+            return bool(value)
+        flag = value.to(bool)
+        known = self.known(flag)
+        if known is None:
+            real = constant_value(self, flag.tensor)
+            known = None if real is None else bool(real.item())
+        if known is not None:
+            return known
+        return flag
+
+    def extent_truth(self, value: Any) -> Any:
+        """A condition on extents: known if it holds for every size, else data."""
+        from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+        condition = value if isinstance(value, torch.SymBool) else value != 0
+        if isinstance(condition, bool):
+            return condition
+        if statically_known_true(condition):
+            return True
+        if statically_known_true(torch.sym_not(condition)):
+            return False
+        fake = fresh_like(torch.empty((), dtype=torch.bool))
+        node = self.recorder.emit(truth, (), (fake,), "truth")
+        node.meta["condition"] = condition
+        return Number(bool, fake, self)
+
+    def known(self, flag: Number) -> bool | None:
+        """What the arms around say of a condition."""
+        for frame in reversed(self.frames):
+            fact = frame.facts.get(id(flag.tensor))
+            if fact is not None:
+                return fact[1]
+        match flag.origin:
+            case ("not", Number() as a):
+                inner = self.known(a)
+                return None if inner is None else not inner
+            case ("and", a, b):
+                sides = [self.known(s) if isinstance(s, Number) else bool(s) for s in (a, b)]
+                return False if False in sides else True if sides == [True, True] else None
+        return None
+
+    def assume(self, frame: Frame, flag: Number, value: bool) -> None:
+        """`flag` is `value` inside `frame`."""
+        frame.facts[id(flag.tensor)] = flag.tensor, value
+        match flag.origin:
+            case ("not", Number() as a):
+                self.assume(frame, a, not value)
+            case ("and", a, b) if value:
+                for s in (a, b):
+                    if isinstance(s, Number):
+                        self.assume(frame, s, True)
+
+    def is_known(self, site: Site, value: Any, why: str) -> bool:
+        """A decision that must be known, as nothing can be recorded in its place."""
+        found = self.decide(value)
+        if isinstance(found, Number):
+            raise self.refused_at(site, UncapturedDecision, what="a condition computed from data", why=why)
+        return bool(found)
+
+    @property
+    def on_one_path(self) -> bool:
+        """Whether what is executed now is recorded inside an arm or the body of a loop."""
+        return self.recorder.region is not self.frames[0].region
+
+    def raising(self, site: Site) -> None:
+        """An exception is about to be raised."""
+        if self.on_one_path:
+            raise self.refused_at(site, EffectOnData, what="whether an exception is raised here")
+
+
+class Branch:
+    """One `if` being executed: `then`, `orelse`, each ended by `close`; `result` is the state after it."""
+
+    def __init__(self, flow: Flow, site: Site, condition: Any, state: tuple[Any, ...]) -> None:
+        self.flow = flow
+        self.site = site
+        self.condition = flow.decide(condition)
+        self.state = state
+        self.arms: list[tuple[Region, tuple[Any, ...], dict[Any, Any]]] = []
+        self.frame: Frame | None = None
+
+    @property
+    def data(self) -> bool:
+        return isinstance(self.condition, Number)
+
+    def then(self) -> bool:
+        return self._open(True) if self.data else bool(self.condition)
+
+    def orelse(self) -> bool:
+        return self._open(False) if self.data else not self.condition
+
+    def _open(self, value: bool) -> bool:
+        self.flow.decided += value
+        self.frame = self.flow.enter()
+        self.flow.assume(self.frame, self.condition, value)
+        return True
+
+    def close(self, state: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not self.data:
+            self.state = state
+            return state
+        assert self.frame is not None
+        frame, self.frame = self.frame, None
+        changed = frame.restore()
+        self.flow.leave(frame)
+        self.flow.frame.born |= frame.born
+        self.arms.append((frame.region, state, changed))
+        return self.state
+
+    def result(self) -> tuple[Any, ...]:
+        if not self.data:
+            return self.state
+        flow, site = self.flow, self.site
+        (then, a, changed_then), (orelse, b, changed_else) = self.arms
+        union = Union(flow, self.condition, (then, orelse), place_of_site(site))
+        made: list[Any] = []
+        for n, name in enumerate(site.names):
+            if name not in site.live:
+                made.append(undefined(flow, name, union.place))
+                continue
+            sides = [
+                DEAD if gone and not name.startswith("dlc__") else v
+                for v, gone in zip((a[n], b[n]), site.returns, strict=True)
+            ]
+            made.append(union.of(name, *sides))
+        cells = {key: entry[0] for key, entry in (*changed_then.items(), *changed_else.items())}
+        writes: list[tuple[Cell, Any]] = []
+        for key, cell in cells.items():
+            sides = [c[key][2] if key in c else cell.read() for c in (changed_then, changed_else)]
+            writes.append((cell, union.contents(cell, *sides)))
+        filled = union.emit()
+        for cell, value in writes:
+            flow.frame.touch(cell)
+            cell.write(mapped(value, filled))
+        return tuple(mapped(v, filled) for v in made)
+
+
+class _Pending:
+    """A result of the branch that is being made: its number, and the kind if it is a Python number."""
+
+    def __init__(self, at: int, kind: type | None, mixed: bool) -> None:
+        self.at = at
+        self.kind = kind
+        self.mixed = mixed
+
+
+class Union:
+    """Collects what two arms yield, and emits the branch."""
+
+    def __init__(self, flow: Flow, condition: Number, arms: tuple[Region, Region], place: str) -> None:
+        self.flow = flow
+        self.condition = condition
+        self.arms = arms
+        self.place = place
+        self.fakes: list[torch.Tensor] = []
+
+    def of(self, name: str, a: Any, b: Any) -> Any:
+        """`name`'s values as one, with `_Pending` where a result is needed."""
+        return unite(a, b, lambda p, q: self.leaf(name, p, q))
+
+    def contents(self, cell: Cell, a: Any, b: Any) -> Any:
+        """A changed place's two values as one."""
+        if cell.name is None and type(a) is type(b) and len(a) != len(b):
+            reason = f"{described(a)} on one path and {described(b)} on the other"
+            poison = Elided(self.flow, str(cell), self.place, reason)
+            return [poison] if isinstance(a, list) else {poison: poison} if isinstance(a, dict) else {poison}
+        if a is MISSING or b is MISSING:
+            return undefined(self.flow, str(cell), self.place)
+        return self.of(str(cell), a, b)
+
+    def leaf(self, name: str, a: Any, b: Any) -> Any:
+        if same(a, b):
+            return a
+        if isinstance(a, Dead) or isinstance(b, Dead):
+            return self._one_sided(a, b)
+        for v in (a, b):
+            if isinstance(v, Unbound):
+                return undefined(self.flow, name, self.place)
+            if isinstance(v, Absent):
+                return v
+        if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+            reason = alike(a, b)
+            return self._tensor(a, b) if reason is None else differing(self.flow, name, self.place, reason)
+        if self._numeric(a) and self._numeric(b):
+            return self._number(a, b)
+        reason = f"{described(a)} on one path and {described(b)} on the other"
+        return differing(self.flow, name, self.place, reason)
+
+    def _numeric(self, v: Any) -> bool:
+        return is_number(v) or isinstance(v, torch.SymInt)
+
+    def _one_sided(self, a: Any, b: Any) -> Any:
+        live = b if isinstance(a, Dead) else a
+        value = live.tensor if isinstance(live, Number) else live
+        if not isinstance(value, torch.Tensor) or self.flow.recorder.visible(value):
+            return live
+        if isinstance(live, Number):
+            return self._add(a, b, live.kind, live.mixed, value)
+        return self._tensor(a, b)
+
+    def _tensor(self, a: Any, b: Any) -> _Pending:
+        return self._add(a, b, None, False, a if isinstance(a, torch.Tensor) else b)
+
+    def _number(self, a: Any, b: Any) -> Any:
+        a, b = (
+            Number(int, torch.scalar_tensor(v, dtype=torch.int64), self.flow) if isinstance(v, torch.SymInt) else v
+            for v in (a, b)
+        )
+        if isinstance(a, bool) and isinstance(b, bool):
+            return self.condition if a else negated(self.condition)
+        kind, mixed = joined_kind(a, b)
+        return self._add(a, b, kind, mixed, None)
+
+    def _add(self, a: Any, b: Any, kind: type | None, mixed: bool, like: torch.Tensor | None) -> _Pending:
+        recorder = self.flow.recorder
+        values = []
+        for v, region in zip((a, b), self.arms, strict=True):
+            with recorder.opened(region):
+                if isinstance(v, Dead):
+                    assert like is not None
+                    value = torch.zeros(tuple(like.shape), dtype=like.dtype)
+                else:
+                    value = v if kind is None else tensor_of(v, kind)
+                region.outputs.append(recorder.node_of(value))
+                values.append(value)
+        self.fakes.append(fresh_like(values[0]))
+        return _Pending(len(self.fakes) - 1, kind, mixed)
+
+    def emit(self) -> Callable[[Any], Any]:
+        """Record the branch; the function puts results in the place of `_Pending`s."""
+        recorder = self.flow.recorder
+        if self.fakes or any(region.nodes for region in self.arms):
+            node = recorder.emit(branch, (recorder.node_of(self.condition.tensor),), self.fakes, "if_")
+            node.meta["regions"] = self.arms
+
+        def filled(v: Any) -> Any:
+            if not isinstance(v, _Pending):
+                return v
+            made = self.fakes[v.at]
+            return made if v.kind is None else Number(v.kind, made, self.flow, mixed=v.mixed)
+
+        return filled
+
+
+def both(flow: Flow, a: Number, b: Any) -> Any:
+    """`a and b` of booleans, both computed."""
+    if not isinstance(b, Number):
+        return a if b else False
+    made = Number(bool, torch.logical_and(a.tensor, b.tensor), flow)
+    made.origin = ("and", a, b)
+    return made
+
+

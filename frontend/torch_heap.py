@@ -1,0 +1,105 @@
+"""Objects that Python code changes while both arms of a branch are recorded: journalled, restored, united.
+
+A frame is open while one arm or one attempt at a loop is recorded. What the frame's code changes (an attribute, the contents
+of a list, dict or set) is kept with its value from before; when the frame is closed its changes are taken back and handed to
+whoever unites the arms. Objects made inside a frame are nobody else's and are left alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from dlc.frontend.torch_recorder import Region
+
+MISSING = type("Missing", (), {"__repr__": lambda self: "<missing>"})()
+"""The value of an attribute that is not set."""
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """A changeable place: an attribute `name` of `owner`, or the contents of the container `owner`."""
+
+    owner: Any
+    name: str | None
+
+    @property
+    def key(self) -> tuple[int, str | None]:
+        return id(self.owner), self.name
+
+    def read(self) -> Any:
+        if self.name is not None:
+            return getattr(self.owner, self.name, MISSING)
+        return type(self.owner)(self.owner) if type(self.owner) in (list, dict, set) else _copy(self.owner)
+
+    def write(self, value: Any) -> None:
+        if self.name is not None:
+            if value is MISSING:
+                if hasattr(self.owner, self.name):
+                    delattr(self.owner, self.name)
+            elif getattr(self.owner, self.name, MISSING) is not value:
+                object.__setattr__(self.owner, self.name, value) if _frozen(self.owner) else setattr(
+                    self.owner, self.name, value
+                )
+            return
+        if isinstance(self.owner, list):
+            self.owner[:] = value
+            return
+        self.owner.clear()
+        self.owner.update(value)
+
+    def __str__(self) -> str:
+        kind = type(self.owner).__name__
+        return f"{kind}.{self.name}" if self.name is not None else f"the {kind}"
+
+
+def _copy(value: Any) -> Any:
+    import copy
+
+    return copy.copy(value)
+
+
+def _frozen(owner: Any) -> bool:
+    parameters = getattr(type(owner), "__dataclass_params__", None)
+    return parameters is not None and bool(parameters.frozen)
+
+
+@dataclass(eq=False)
+class Frame:
+    """Changes since an arm or an attempt began.
+
+    Attributes:
+        region: where its nodes go; its own, or that of the frame around it from `start` on.
+        cells: changed places with their values from before.
+        born: objects made since (kept alive, so that their addresses stay theirs).
+        facts: truth of conditions inside, by the address of their tensor.
+        errors: how many refusals there had been.
+    """
+
+    region: Region
+    start: int = 0
+    cells: dict[tuple[int, str | None], tuple[Cell, Any]] = field(default_factory=dict)
+    born: dict[int, Any] = field(default_factory=dict)
+    facts: dict[int, tuple[torch.Tensor, bool]] = field(default_factory=dict)
+    errors: int = 0
+
+    def touch(self, cell: Cell) -> None:
+        """`cell` is about to change."""
+        if id(cell.owner) not in self.born and cell.key not in self.cells:
+            self.cells[cell.key] = cell, cell.read()
+
+    def restore(self) -> dict[tuple[int, str | None], tuple[Cell, Any, Any]]:
+        """Take the changes back; by place: what it was and what it had become."""
+        found = {key: (cell, before, cell.read()) for key, (cell, before) in self.cells.items()}
+        for cell, before, _ in found.values():
+            cell.write(before)
+        return found
+
+    def absorb(self, inner: Frame) -> None:
+        """The changes of a frame inside are this one's too."""
+        self.born |= inner.born
+        for key, (cell, before) in inner.cells.items():
+            if id(cell.owner) not in self.born:
+                self.cells.setdefault(key, (cell, before))

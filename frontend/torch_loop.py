@@ -1,0 +1,586 @@
+"""One loop being executed: done in Python while every decision is known, else recorded once.
+
+    w = rt.loop(site, over, (x,))             # over: what `for` steps over, None for `while`
+    while w.more():
+        (x,) = w.state
+        if w.testing(): w.tested(x < 3)       # the condition of a `while`
+        if w.working(): x = f(x)              # the body
+        w.leave((x,))
+    (x,) = w.state
+
+`_plan` is a script (a generator) of rounds: each says whether to evaluate the condition, whether to run the body, and from
+which state. The first attempt is Python's own. If a decision of the loop turns out to be data, the attempt is undone and the
+body is recorded once, over states found by a fixpoint: what the body leaves different from how it found it is carried. A
+loop over known items that cannot be recorded so (it calls another layer in each step) is unrolled, each step inside the
+`else` of the decision before it.
+
+Source: Moldovan et al., AutoGraph (arXiv 1810.08061), 7.2; Cousot and Cousot, POPL 1977 (the fixpoint of loop states).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from dlc.frontend.python_rewrite import Site
+from dlc.frontend.torch_errors import CannotRecordLoop
+from dlc.frontend.torch_flow import Branch, Flow, both, place_of_site
+from dlc.frontend.torch_heap import Cell, Frame
+from dlc.frontend.torch_numbers import Number, is_number, negated, tensor_of
+from dlc.frontend.torch_recorder import LoopRecord, fresh_like, repeat
+from dlc.frontend.torch_steps import Items, Steps, steps_of
+from dlc.frontend.torch_values import (
+    Absent,
+    Dead,
+    alike,
+    described,
+    joined_kind,
+    leaves,
+    mapped,
+    same,
+    same_tree,
+    structure,
+    undefined,
+)
+
+State = tuple[Any, ...]
+LONG = 16
+"""A loop over a known range of at least this length is recorded, if it can be, when it decides on data inside."""
+_MOST_PASSES = 24
+_MOST_UNROLLED = 4096
+
+
+@dataclass(eq=False)
+class _Round:
+    state: State
+    test: bool = False
+    body: bool = False
+    item: Any = None
+
+
+class Loop:
+    """A `while` or `for` statement being executed."""
+
+    def __init__(self, flow: Flow, site: Site, over: Any, state: State) -> None:
+        self.flow = flow
+        self.site = site
+        self.state = state
+        self.round = _Round(state)
+        self.error: Exception | None = None
+        self.left: State = state
+        self.verdict: Any = None
+        self.catching = False
+        self.done = 0
+        self._script = self._plan(over)
+
+    # --- what the rewritten code calls ---
+
+    def more(self) -> bool:
+        """Whether there is another round."""
+        try:
+            self.round = next(self._script)
+        except StopIteration:
+            return False
+        self.state = self.round.state
+        return True
+
+    def testing(self) -> bool:
+        return self.round.test
+
+    def tested(self, verdict: Any) -> None:
+        self.verdict = verdict
+
+    def working(self) -> bool:
+        return self.round.body
+
+    def item(self) -> Any:
+        return self.round.item
+
+    def leave(self, state: State) -> None:
+        self.left = state
+
+    def failed(self, error: Exception) -> None:
+        """The round ended in `error`; it goes on to the user unless another way is tried."""
+        if not self.catching:
+            raise error
+        self.error = error
+
+    # --- rounds ---
+
+    def _do(self, round_: _Round) -> Generator[_Round, None, State]:
+        yield round_
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+        return self.left
+
+    def _test(self, state: State) -> Generator[_Round, None, tuple[Any, State]]:
+        """The condition (True for a `for` loop), and the state after it."""
+        state = yield from self._do(_Round(state, test=True))
+        return self.flow.decide(self.verdict), state
+
+    def _stopped(self, state: State) -> Any:
+        """Whether a flag ends the loop: True, False, or data."""
+        flags = [self.flow.decide(state[n]) for n in self.site.flags]
+        if any(f is True for f in flags):
+            return True
+        data = [f for f in flags if isinstance(f, Number)]
+        if not data:
+            return False
+        going = negated(data[0])
+        for f in data[1:]:
+            going = both(self.flow, going, negated(f))
+        return negated(going)
+
+    # --- the plan ---
+
+    def _plan(self, over: Any) -> Iterator[_Round]:
+        steps = steps_of(self.flow, over) if over is not None else None
+        if isinstance(steps, Steps):
+            yield from self._recorded(self.state, steps)
+            return
+        first = self.flow.enter(own_region=False)
+        self.catching = True
+        before = self.flow.decided
+        try:
+            try:
+                done = yield from self._python(self.state, steps)
+            except Exception as error:
+                if not self._may_record(steps) or self.flow.decided == before:
+                    raise
+                done, first_error = None, error
+            long = self.flow.decided > before and (self.done >= LONG if steps is None else steps.long)
+            if done is not None and not long:
+                self.flow.commit(first)
+                self.state = done
+                return
+        finally:
+            self.catching = False
+        yield from self._data(first, steps, done)
+
+    def _may_record(self, steps: Items | None) -> bool:
+        return steps is None or steps.indexed is not None
+
+    def _python(self, state: State, steps: Items | None) -> Generator[_Round, None, State | None]:
+        """The loop as Python does it; None as soon as whether it goes on is data."""
+        at = 0
+        while True:
+            stopped = self._stopped(state)
+            if stopped is True:
+                return state
+            if isinstance(stopped, Number):
+                return None
+            item = None
+            if steps is None:
+                going, state = yield from self._test(state)
+                if isinstance(going, Number):
+                    return None
+                if not going:
+                    return state
+            elif not steps.has(at):
+                return state
+            else:
+                item = steps[at]
+            state = yield from self._do(_Round(state, body=True, item=item))
+            self.done = at = at + 1
+            if at > _MOST_UNROLLED and steps is None:
+                raise self._refused("it does not end within the number of steps that are done in Python")
+
+    def _data(self, attempt: Frame, steps: Items | None, done: State | None) -> Iterator[_Round]:
+        """The loop once some decision is data: recorded if possible, else unrolled."""
+        flow = self.flow
+        flow.abandon(attempt)
+        state = self.state
+        self.round = _Round(state)
+        start = state
+        reason: Exception | None = None
+        if self._may_record(steps):
+            attempt = flow.enter(own_region=False)
+            self.catching = True
+            try:
+                yield from self._recorded(start, steps.indexed if steps is not None else None)
+                flow.commit(attempt)
+                return
+            except Exception as error:
+                flow.abandon(attempt)
+                reason = error
+            finally:
+                self.catching = False
+        yield from self._unrolled(start, steps, reason)
+
+    # --- unrolled ---
+
+    def _unrolled(self, state: State, steps: Items | None, reason: Exception | None) -> Iterator[_Round]:
+        """Each step in the `else` of the decision to stop before it."""
+        flow = self.flow
+        site = replace(self.site, live=self.site.after)
+        opened: list[Branch] = []
+        at = 0
+        while True:
+            stopped = self._stopped(state)
+            if stopped is True:
+                break
+            if isinstance(stopped, Number):
+                choice = Branch(flow, site, stopped, state)
+                choice.then()
+                choice.close(state)
+                choice.orelse()
+                opened.append(choice)
+                state = tuple(False if n in self.site.flags else v for n, v in enumerate(state))
+                if at == 1 and self._may_record(steps) and (yield from self._rest(state, steps, at)):
+                    state = self.state
+                    break
+            item = None
+            if steps is None:
+                going, state = yield from self._test(state)
+                if isinstance(going, Number):
+                    raise reason or self._refused("its condition is data")
+                if not going:
+                    break
+            elif not steps.has(at):
+                break
+            else:
+                item = steps[at]
+            state = yield from self._do(_Round(state, body=True, item=item))
+            at += 1
+            if at > _MOST_UNROLLED:
+                raise reason or self._refused("it has too many steps to be unrolled")
+        for choice in reversed(opened):
+            choice.close(state)
+            state = choice.result()
+        self.state = state
+
+    def _rest(self, state: State, steps: Items | None, at: int) -> Generator[_Round, None, bool]:
+        """Record what is left after a first step that set the state up; whether that was possible."""
+        flow = self.flow
+        attempt = flow.enter(own_region=False)
+        self.catching = True
+        try:
+            rest = steps.indexed.after(at) if steps is not None and steps.indexed is not None else None
+            yield from self._recorded(state, rest)
+            flow.commit(attempt)
+            return True
+        except Exception:
+            flow.abandon(attempt)
+            return False
+        finally:
+            self.catching = False
+
+    # --- recorded ---
+
+    def _recorded(self, state: State, steps: Steps | None) -> Iterator[_Round]:
+        """The body once, over carried states."""
+        flow = self.flow
+        first: Any = None
+        if steps is None:
+            first, state = yield from self._test(state)
+            if first is False:
+                self.state = state
+                return
+        body = _Body(self, state, steps)
+        for _ in range(_MOST_PASSES):
+            if (yield from body.settled()):
+                break
+        else:
+            raise self._refused("its state does not settle")
+        start = tensor_of(first, bool) if steps is None else None
+        if steps is not None and body.again is not None:
+            start = tensor_of(True, bool)
+        flow.decided += 1
+        self.state = body.emit(start, steps)
+
+    def _again(self, state: State, steps: Steps | None) -> Generator[_Round, None, tuple[Any, State]]:
+        """At the end of the body: whether there is another step, None if only the limit says."""
+        flow = self.flow
+        stopped = self._stopped(state)
+        if steps is not None:
+            return (None if stopped is False else negated(stopped) if isinstance(stopped, Number) else False), state
+        if stopped is True:
+            return False, state
+        if stopped is False:
+            return (yield from self._test(state))
+        site = replace(self.site, names=(*self.site.names, "the condition"), live=self.site.live | {"the condition"})
+        choice = Branch(flow, site, stopped, (*state, False))
+        choice.then()
+        choice.close((*state, False))
+        choice.orelse()
+        going, state = yield from self._test(state)
+        choice.close((*state, going))
+        *state_, going = choice.result()
+        return flow.decide(going), tuple(state_)
+
+    def _refused(self, reason: str) -> Exception:
+        return self.flow.refused_at(self.site, CannotRecordLoop, reason=reason)
+
+
+@dataclass(eq=False)
+class _Carry:
+    """A leaf of the state that changes from step to step: its type, and its value at the start of the body."""
+
+    kind: type | None
+    mixed: bool = False
+    like: torch.Tensor | None = None
+    inside: Any = None
+
+
+class _Body:
+    """The body of a loop being recorded, again and again until its states settle."""
+
+    def __init__(self, loop: Loop, state: State, steps: Steps | None) -> None:
+        self.loop = loop
+        self.flow = loop.flow
+        self.site = loop.site
+        self.steps = steps
+        self.cells: list[Cell] = []
+        self.start: list[Any] = [self._entering(n, v) for n, v in enumerate(state)]
+        self.carried: dict[int, _Carry] = {}
+        self.end: list[Any] = []
+        self.frame: Frame | None = None
+        self.again: Any = None
+        self.growing: dict[tuple[int, str | None], int] = {}
+
+    def _name(self, slot: int) -> str:
+        names = self.site.names
+        return names[slot] if slot < len(names) else str(self.cells[slot - len(names)])
+
+    def _entering(self, slot: int, value: Any) -> Any:
+        """A variable at the head of the loop: without a value if it is not read before it is set, or may be unset."""
+        name = self.site.names[slot]
+        return value if name in self.site.live else undefined(self.flow, name, place_of_site(self.site))
+
+    # --- one pass ---
+
+    def settled(self) -> Generator[_Round, None, bool]:
+        """Record the body once; whether nothing new had to be carried."""
+        flow = self.flow
+        frame = self.frame = flow.enter()
+        index = fresh_like_scalar()
+        flow.recorder.placeholder(index, "step")
+        values = self._inside()
+        count = len(self.site.names)
+        for cell, v in zip(self.cells, values[count:], strict=True):
+            frame.touch(cell)
+            cell.write(v)
+        item = self.steps.item(Number(int, index, flow)) if self.steps is not None else None
+        state = yield from self.loop._do(_Round(tuple(values[:count]), body=True, item=item))
+        self.again, state = yield from self.loop._again(state, self.steps)
+        self.end = [*state, *(cell.read() for cell in self.cells)]
+        changed = frame.restore()
+        flow.leave(frame)
+        new = [cell for key, (cell, _, _) in changed.items() if key not in {c.key for c in self.cells}]
+        if new:
+            self.cells += new
+            self.start += [cell.read() for cell in new]
+            self.end += [changed[cell.key][2] for cell in new]
+        fresh = self._carry_more(values + [self.start[len(values) + n] for n in range(len(new))])
+        if fresh or new:
+            del flow.refusals[frame.errors :]
+            return False
+        flow.frame.born |= frame.born
+        return True
+
+    def _inside(self) -> list[Any]:
+        """The state at the start of the body: carried leaves stand for what the step before left."""
+        at = -1
+
+        def leaf(v: Any) -> Any:
+            nonlocal at
+            at += 1
+            carry = self.carried.get(at)
+            if carry is None:
+                return v
+            assert carry.like is not None
+            fake = fresh_like(carry.like)
+            self.flow.recorder.placeholder(fake, "state")
+            carry.inside = fake if carry.kind is None else Number(carry.kind, fake, self.flow, mixed=carry.mixed)
+            return carry.inside
+
+        return [mapped(v, leaf) for v in self.start]
+
+    def _carry_more(self, values: list[Any]) -> bool:
+        """Find leaves that the body changed and that are not carried yet (or not in this type)."""
+        changed = False
+        at = 0
+        for slot, (start, now, end) in enumerate(zip(self.start, values, self.end, strict=True)):
+            size = sum(1 for _ in leaves(start))
+            if self._dead_slot(slot, start, end):
+                at += size
+                continue
+            if isinstance(start, Dead) and not isinstance(end, Dead):
+                self.start[slot] = mapped(end, self._blank)
+                return True
+            if not _same_shape(start, end):
+                raise self._refused(slot, start, end)
+            for s, n, e in zip(leaves(start), leaves(now), leaves(end), strict=True):
+                changed |= self._leaf(slot, at, s, n, e)
+                at += 1
+        return changed
+
+    def _dead_slot(self, slot: int, start: Any, end: Any) -> bool:
+        """Whether the slot has no value at the head of the loop; then it has none after it."""
+        if isinstance(start, Absent):
+            return True
+        if isinstance(end, Absent):
+            name = self._name(slot)
+            if name in self.site.live or slot >= len(self.site.names):
+                self.start[slot] = end
+            return True
+        return False
+
+    def _blank(self, v: Any) -> Any:
+        """A value of the type of `v` for a path on which nobody reads it."""
+        if isinstance(v, torch.Tensor):
+            if self.flow.recorder.visible(v):
+                return v
+            return torch.zeros(tuple(v.shape), dtype=v.dtype)
+        if isinstance(v, Number):
+            return v.kind(0)
+        return v
+
+    def _leaf(self, slot: int, at: int, start: Any, now: Any, end: Any) -> bool:
+        carry = self.carried.get(at)
+        if same(now, end):
+            return False
+        if isinstance(end, Absent):
+            raise self._refused(slot, start, end)
+        if isinstance(start, torch.SymInt):
+            start = Number(int, torch.scalar_tensor(start, dtype=torch.int64), self.flow)
+        if isinstance(start, torch.Tensor) and isinstance(end, torch.Tensor):
+            reason = alike(start, end)
+            if reason is not None:
+                raise self._refused(slot, start, end)
+            if carry is None:
+                self.carried[at] = _Carry(None, like=start)
+            return carry is None
+        if not is_number(start) or not (is_number(end) or isinstance(end, torch.SymInt)):
+            raise self._refused(slot, start, end)
+        other = 0 if isinstance(end, torch.SymInt) else end
+        kind, mixed = joined_kind(start, other)
+        if carry is not None and (carry.kind, carry.mixed) != (kind, mixed):
+            wide, wider = joined_kind(_typed(carry), other)
+            kind, mixed = wide, wider or mixed or carry.mixed
+        if carry is not None and (carry.kind, carry.mixed) == (kind, mixed):
+            return False
+        self.carried[at] = _Carry(kind, mixed, like=torch.empty((), dtype=tensor_of(kind(0), kind).dtype))
+        return True
+
+    def _refused(self, slot: int, start: Any, end: Any) -> Exception:
+        was, is_ = _difference(start, end)
+        reason = f"'{self._name(slot)}' is {described(was)} before it and {described(is_)} after a step"
+        return self.flow.refused_at(self.site, CannotRecordLoop, reason=reason)
+
+    # --- the end ---
+
+    def emit(self, first: torch.Tensor | None, steps: Steps | None) -> State:
+        """Record the loop; the state after it."""
+        flow, recorder = self.flow, self.flow.recorder
+        assert self.frame is not None
+        region = self.frame.region
+        limit = tensor_of(steps.count, int) if steps is not None else None
+        starts, nexts = [], []
+        old = list(_all_leaves(self.start))
+        new = [list(leaves(v)) for v in self.end]
+        flat = _aligned(self.start, new)
+        with recorder.opened(region):
+            if first is not None:
+                again = tensor_of(self.again if self.again is not None else True, bool)
+                region.outputs.append(recorder.node_of(again))
+            for at, carry in self.carried.items():
+                value = flat[at] if carry.kind is None else tensor_of(flat[at], carry.kind)
+                nexts.append(recorder.node_of(value))
+        for at, carry in self.carried.items():
+            start = old[at] if carry.kind is None else tensor_of(old[at], carry.kind)
+            starts.append(recorder.node_of(start))
+        order = sorted(self.carried, key=list(self.carried).index)
+        inputs = {at: recorder.node_of(_tensor_inside(self.carried[at])) for at in order}
+        region.inputs = [region.inputs[0], *(inputs[at] for at in order)]
+        region.outputs += nexts
+        fakes = [fresh_like(self.carried[at].like) for at in order]  # type: ignore[arg-type]
+        args = [recorder.node_of(t) for t in (first, limit) if t is not None]
+        node = recorder.emit(repeat, [*args, *starts], fakes, "loop")
+        node.meta["loop"] = LoopRecord(
+            region,
+            recorder.node_of(first) if first is not None else None,
+            recorder.node_of(limit) if limit is not None else None,
+            tuple(starts),
+        )
+        finals = {
+            at: f if self.carried[at].kind is None else Number(self.carried[at].kind, f, flow, mixed=self.carried[at].mixed)  # type: ignore[arg-type]
+            for at, f in zip(order, fakes, strict=True)
+        }
+        count = -1
+
+        def leaf(v: Any) -> Any:
+            nonlocal count
+            count += 1
+            return finals.get(count, v)
+
+        after = [mapped(v, leaf) for v in self.start]
+        names = len(self.site.names)
+        for cell, v in zip(self.cells, after[names:], strict=True):
+            flow.frame.touch(cell)
+            cell.write(v)
+        return tuple(after[:names])
+
+
+def fresh_like_scalar() -> torch.Tensor:
+    """A fake integer of rank 0: the number of a step."""
+    from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+
+    with disable_proxy_modes_tracing():
+        return torch.empty((), dtype=torch.int64)
+
+
+def _typed(carry: _Carry) -> Any:
+    assert carry.kind is not None
+    return carry.kind(0)
+
+
+def _tensor_inside(carry: _Carry) -> torch.Tensor:
+    found: torch.Tensor = carry.inside.tensor if isinstance(carry.inside, Number) else carry.inside
+    return found
+
+
+def _same_shape(a: Any, b: Any) -> bool:
+    """Whether two values have the same containers."""
+    from dlc.frontend.torch_values import parts
+
+    x, y = parts(a), parts(b)
+    if x is None or y is None:
+        return x is None and y is None
+    return structure(a) == structure(b) and all(map(_same_shape, x[0], y[0]))
+
+
+def _difference(a: Any, b: Any) -> tuple[Any, Any]:
+    """The innermost parts in which two values differ in structure or type."""
+    from dlc.frontend.torch_values import parts
+
+    x, y = parts(a), parts(b)
+    if x is None or y is None or structure(a) != structure(b):
+        return a, b
+    for p, q in zip(x[0], y[0], strict=True):
+        if not same_tree(p, q) and (not _same_shape(p, q) or type(p) is not type(q)):
+            return _difference(p, q)
+    for p, q in zip(x[0], y[0], strict=True):
+        if not same_tree(p, q):
+            return _difference(p, q)
+    return a, b
+
+
+def _all_leaves(values: list[Any]) -> Iterator[Any]:
+    for v in values:
+        yield from leaves(v)
+
+
+def _aligned(start: list[Any], end: list[list[Any]]) -> list[Any]:
+    """The leaves after a step in the places of those before it; slots of another structure have no value."""
+    flat: list[Any] = []
+    for s, e in zip(start, end, strict=True):
+        own = list(leaves(s))
+        flat += e if len(e) == len(own) else own
+    return flat
+
+

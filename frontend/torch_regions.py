@@ -1,0 +1,138 @@
+"""Recorded branches and loops as those of the program.
+
+An arm's nodes are imported where they stand and read the tensors around them. A tensor of outside that an arm or a body writes
+in place is one more result: the arm yields its new value, a loop carries it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import fx
+
+from dlc.frontend.torch_context import Ctx
+from dlc.frontend.torch_recorder import LoopRecord, Region, branch, repeat, truth
+from dlc.frontend.torch_storage import storage_of
+from dlc.ir.dtype import BOOL
+from dlc.ir.view import Val
+
+
+def nested_nodes(nodes: Sequence[fx.Node]) -> Iterator[fx.Node]:
+    """`nodes`, and those of the regions in them."""
+    for n in nodes:
+        yield n
+        for region in regions_of(n):
+            yield from nested_nodes(region.nodes)
+
+
+def regions_of(node: fx.Node) -> tuple[Region, ...]:
+    found: tuple[Region, ...] = node.meta.get("regions", ())
+    loop: LoopRecord | None = node.meta.get("loop")
+    return (*found, loop.body) if loop is not None else found
+
+
+def _written(c: Ctx, regions: Sequence[Region]) -> list[fx.Node]:
+    """The tensors of outside that the regions write to: the node at the root of each one's memory."""
+    from dlc.frontend.torch_graph import writes
+
+    roots: dict[fx.Node, None] = {}
+    for region in regions:
+        for n in nested_nodes(region.nodes):
+            if writes(n):
+                root = c.graph.root_of(n.args[0] if n.args else n.kwargs["self"])
+                if root is not None:
+                    roots[root] = None
+    return list(roots)
+
+
+@contextmanager
+def _inside(c: Ctx) -> Iterator[None]:
+    """What a region defines, and what it binds, is not visible after it."""
+    graph = c.graph
+    env, sharing = dict(graph.env), {k: list(v) for k, v in graph.sharing.items()}
+    symbols, cache = dict(graph.extents.symbols), dict(graph.extents.cache)
+    saved = c.node, c.meta, c.target, c.loc
+    loc = c.b.loc
+    try:
+        yield
+    finally:
+        graph.env, graph.sharing = env, sharing
+        graph.extents.symbols, graph.extents.cache = symbols, cache
+        c.node, c.meta, c.target, c.loc = saved
+        c.b.loc = loc
+
+
+def _yielded(c: Ctx, node: fx.Node) -> Val:
+    """The value of a region's result, as a tensor of its traced type."""
+    meta = node.meta["val"]
+    v = c.cast(c.val(c.graph.value(node)), c.ir(meta.dtype))
+    return c.b.materialize(v, str(node.name))
+
+
+def import_branch(c: Ctx, node: fx.Node) -> list[Val]:
+    """A recorded `if`."""
+    then, orelse = node.meta["regions"]
+    written = _written(c, (then, orelse))
+    condition = c.cast(c.val(c.graph.value(node.args[0])), BOOL)
+    c.graph.may_share(node, (then.outputs, orelse.outputs))
+
+    def arm(region: Region) -> Callable[[], list[Val]]:
+        def build() -> list[Val]:
+            with _inside(c):
+                c.graph.nodes(region.nodes)
+                found = [_yielded(c, n) for n in region.outputs]
+                return [*found, *(c.b.materialize(c.graph.env[w]) for w in written)]
+
+        return build
+
+    outs = list(c.b.if_(condition, arm(then), arm(orelse), c.hint))
+    count = len(then.outputs)
+    for root, new in zip(written, outs[count:], strict=True):
+        c.graph.replace(root, new)
+    return outs[:count]
+
+
+def import_loop(c: Ctx, node: fx.Node) -> list[Val]:
+    """A recorded loop."""
+    record: LoopRecord = node.meta["loop"]
+    graph, body = c.graph, record.body
+    written = _written(c, (body,))
+    graph.may_share(node, (record.starts, body.outputs[1 if record.first is not None else 0 :]))
+    starts = [graph.value(n) for n in record.starts]
+    starts = [c.cast(c.val(v), c.ir(n.meta["val"].dtype)) for v, n in zip(starts, record.starts, strict=True)]
+    inits = [*starts, *(graph.env[w] for w in written)]
+    first = c.cast(c.val(graph.value(record.first)), BOOL) if record.first is not None else None
+    limit = c.val(graph.value(record.limit)) if record.limit is not None else None
+
+    def build(index: Val, states: tuple[Val, ...]) -> tuple[Val | None, Sequence[Val], Sequence[Val]]:
+        with _inside(c):
+            graph.bind(body.inputs[0], index)
+            for n, v in zip(body.inputs[1:], states, strict=False):
+                graph.bind(n, v)
+            for root, v in zip(written, states[len(starts) :], strict=True):
+                graph.replace(root, v)
+            graph.nodes(body.nodes)
+            found = [_yielded(c, n) for n in body.outputs]
+            changed = [c.b.materialize(graph.env[w]) for w in written]
+        again = found.pop(0) if first is not None else None
+        return again, [*found, *changed], ()
+
+    finals, _ = c.b.loop(c.hint, inits, build, limit=limit, cond=first)
+    for root, new in zip(written, finals[len(starts) :], strict=True):
+        graph.replace(root, new)
+    return list(finals[: len(starts)])
+
+
+def import_truth(c: Ctx, node: fx.Node) -> list[Val]:
+    """A condition on extents."""
+    expr = c.extents.truth(node.meta["condition"].node.expr)
+    return [Val(BOOL, (), lambda _: expr)]
+
+
+RECORDED: dict[Any, Callable[[Ctx, fx.Node], list[Val]]] = {
+    branch: import_branch, repeat: import_loop, truth: import_truth,
+}  # fmt: skip
+"""Definitions of the recorder's own targets."""
+

@@ -1,0 +1,248 @@
+"""The operators that rewritten Python calls: what a condition, a subscript, a write or a call means when values are data."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from dlc.frontend.python_rewrite import Site
+from dlc.frontend.torch_calls import Calls
+from dlc.frontend.torch_errors import UncapturedDecision
+from dlc.frontend.torch_flow import Branch, both
+from dlc.frontend.torch_loop import Loop
+from dlc.frontend.torch_numbers import Number, negated
+from dlc.frontend.torch_subscripts import assign_item, read_item
+from dlc.frontend.torch_values import Absent, Elided, undefined
+
+_IN_PLACE: dict[str, Callable[[Any, Any], Any]] = {
+    "add": operator.iadd, "sub": operator.isub, "mul": operator.imul, "truediv": operator.itruediv,
+    "floordiv": operator.ifloordiv, "mod": operator.imod, "pow": operator.ipow, "matmul": operator.imatmul,
+    "and": operator.iand, "or": operator.ior, "xor": operator.ixor, "lshift": operator.ilshift, "rshift": operator.irshift,
+}  # fmt: skip
+_COMPARED: dict[str, Callable[[Any, Any], Any]] = {
+    "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge,
+    "is_": operator.is_, "is_not": operator.is_not,
+}  # fmt: skip
+
+
+class Runtime(Calls):
+    """The object that rewritten functions know as `rt`."""
+
+    # --- statements ---
+
+    def branch(self, site: Site, condition: Any, state: tuple[Any, ...]) -> Branch:
+        return Branch(self, site, condition, state)
+
+    def loop(self, site: Site, over: Any, state: tuple[Any, ...]) -> Loop:
+        return Loop(self, site, over, state)
+
+    def undefined(self, name: str) -> Absent:
+        return undefined(self, name)
+
+    def read(self, value: Any) -> Any:
+        """A variable that may be unset."""
+        if isinstance(value, Absent) and not isinstance(value, Elided):
+            value.refuse()
+        return value
+
+    def plain(self, site: Site, value: Any) -> bool:
+        """A condition where only a known one will do: of an assertion, or a filter in a comprehension."""
+        return self.is_known(site, value, "assertions, filters and patterns are decided before the program runs")
+
+    def known_value(self, site: Site, value: Any) -> Any:
+        """An operand whose truth must be known."""
+        self.plain(site, value)
+        return value
+
+    def subject(self, site: Site, value: Any) -> Any:
+        if isinstance(value, (Number, torch.Tensor)):
+            raise self.refused_at(site, UncapturedDecision, what="the subject of `match`", why="use if and elif")
+        return value
+
+    def iterate(self, site: Site, over: Any) -> Any:
+        """The iterable of a comprehension."""
+        from dlc.frontend.torch_steps import Steps, steps_of
+
+        steps = steps_of(self, over)
+        if isinstance(steps, Steps):
+            raise self.refused_at(
+                site, UncapturedDecision, what="the length of this iterable", why="write the comprehension as a for loop"
+            )
+        return over
+
+    # --- expressions ---
+
+    def not_(self, value: Any) -> Any:
+        found = self.decide(value)
+        return negated(found) if isinstance(found, Number) else not found
+
+    def all_of(self, site: Site, first: Any, *later: Callable[[], Any]) -> Any:
+        """The truth of `first and ...`; the others are computed only where those before hold."""
+        truth = self.decide(first)
+        for n, operand in enumerate(later):
+            if truth is False:
+                return False
+            if truth is True:
+                truth = self.decide(operand())
+                continue
+            rest = later[n:]
+            return self.guarded(site, truth, lambda rest=rest: self.all_of(site, rest[0](), *rest[1:]))
+        return truth
+
+    def any_of(self, site: Site, first: Any, *later: Callable[[], Any]) -> Any:
+        """The truth of `first or ...`."""
+        truth = self.decide(first)
+        for n, operand in enumerate(later):
+            if truth is True:
+                return True
+            if truth is False:
+                truth = self.decide(operand())
+                continue
+            rest = later[n:]
+            found = self.guarded(
+                site, negated(truth), lambda rest=rest: self.not_(self.any_of(site, rest[0](), *rest[1:]))
+            )
+            return self.not_(found)
+        return truth
+
+    def guarded(self, site: Site, truth: Number, operand: Callable[[], Any]) -> Any:
+        """`truth and operand()`, where the operand is a condition: computed at once if it is cheap and cannot fail."""
+        choice = Branch(self, _named(site, "and"), truth, (False,))
+        choice.then()
+        frame = choice.frame
+        found = self.decide(operand())
+        assert frame is not None
+        if not frame.cells and all(map(_harmless, frame.region.nodes)):
+            self.leave(frame)
+            self.frame.born |= frame.born
+            for node in frame.region.nodes:
+                node.meta["region"] = self.recorder.region
+            self.recorder.region.nodes += frame.region.nodes
+            return both(self, truth, found)
+        choice.close((found,))
+        choice.orelse()
+        choice.close((False,))
+        return self.decide(choice.result()[0])
+
+    def either(self, site: Site, test: Any, then: Callable[[], Any], orelse: Callable[[], Any]) -> Any:
+        """`then() if test else orelse()`."""
+        choice = Branch(self, _named(site, "the conditional expression"), test, (None,))
+        if choice.then():
+            choice.close((then(),))
+        if choice.orelse():
+            choice.close((orelse(),))
+        return choice.result()[0]
+
+    def and_(self, site: Site, first: Any, *later: Callable[[], Any]) -> Any:
+        """`first and ...` as a value: the first operand that is false, or the last."""
+        if not later:
+            return first
+        return self.either(site, first, lambda: self.and_(site, later[0](), *later[1:]), lambda: first)
+
+    def or_(self, site: Site, first: Any, *later: Callable[[], Any]) -> Any:
+        if not later:
+            return first
+        return self.either(site, first, lambda: first, lambda: self.or_(site, later[0](), *later[1:]))
+
+    def chain(self, site: Site, left: Any, *rest: tuple[str, Callable[[], Any]]) -> Any:
+        """`a < b < c`."""
+        (name, right), *more = rest
+        value = right()
+        if name in ("in", "not_in"):
+            found = self.contains(site, left, value) if name == "in" else self.lacks(site, left, value)
+        else:
+            found = _COMPARED[name](left, value)
+        if not more:
+            return found
+        return self.and_(site, found, lambda: self.chain(site, value, *more))
+
+    def contains(self, site: Site, item: Any, container: Any) -> Any:
+        """`item in container`."""
+        if isinstance(container, torch.Tensor):
+            return self.decide((container == item).any())
+        if not isinstance(container, (list, tuple, set, frozenset, dict, range)):
+            return item in container
+        self.whole(container)
+        data = isinstance(item, (Number, torch.Tensor)) or any(isinstance(v, (Number, torch.Tensor)) for v in container)
+        if not data:
+            return item in container
+        if isinstance(container, range):
+            return self.all_of(
+                site,
+                item >= container.start if container.step > 0 else item <= container.start,
+                lambda: item < container.stop if container.step > 0 else item > container.stop,
+                lambda: (item - container.start) % container.step == 0,
+            )
+        found: Any = False
+        for v in container:
+            if found is True or v is item:
+                return True
+            equal = self.decide(v == item)
+            found = equal if found is False else negated(both(self, negated(found), self.not_(equal)))
+        return found
+
+    def lacks(self, site: Site, item: Any, container: Any) -> Any:
+        return self.not_(self.contains(site, item, container))
+
+    # --- subscripts and attributes ---
+
+    def slice(self, start: Any, stop: Any, step: Any) -> slice:
+        return slice(start, stop, step)
+
+    def get_item(self, value: Any, key: Any) -> Any:
+        return read_item(self, value, key)
+
+    def set_item(self, value: Any, key: Any, item: Any) -> None:
+        assign_item(self, value, key, item)
+
+    def del_item(self, value: Any, key: Any) -> None:
+        self.whole(value)
+        self.touch(value)
+        del value[key]
+
+    def set_attr(self, value: Any, name: str, item: Any) -> None:
+        if not isinstance(value, torch.Tensor):
+            self.touch(value, name)
+        setattr(value, name, item)
+
+    def del_attr(self, value: Any, name: str) -> None:
+        self.touch(value, name)
+        delattr(value, name)
+
+    def augmented(self, op: str, value: Any, other: Any) -> Any:
+        """`value op= other`."""
+        if isinstance(value, torch.Tensor) and isinstance(other, Number):
+            other = other.operand(value)
+        if isinstance(value, (list, dict, set)):
+            self.touch(value)
+        return _IN_PLACE[op](value, other)
+
+    def augment_attr(self, op: str, value: Any, name: str, other: Any) -> None:
+        self.set_attr(value, name, self.augmented(op, getattr(value, name), other))
+
+    def augment_item(self, op: str, value: Any, key: Any, other: Any) -> None:
+        self.set_item(value, key, self.augmented(op, self.get_item(value, key), other))
+
+
+def _named(site: Site, name: str) -> Site:
+    from dataclasses import replace
+
+    return replace(site, names=(name,), live=frozenset((name,)), returns=(False, False))
+
+
+_HARMLESS = frozenset(
+    "aten.eq aten.ne aten.lt aten.le aten.gt aten.ge aten.add aten.sub aten.mul aten.neg aten.abs aten.logical_and aten.logical_not"
+    " aten.logical_or aten._to_copy aten.clone aten.scalar_tensor aten.to aten.reshape aten.view aten.where".split()
+)
+
+
+def _harmless(node: Any) -> bool:
+    """Whether a node may as well be computed where its result is not needed: cheap, and defined for all operands."""
+    val = node.meta.get("val")
+    name = ".".join(str(node.target).split(".")[:2])
+    return name in _HARMLESS and isinstance(val, torch.Tensor) and val.dim() == 0
+
+

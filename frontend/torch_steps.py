@@ -1,0 +1,140 @@
+"""What a `for` loop steps over: items that are known one by one, or a count from data and a rule for the item of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from dlc.frontend.torch_numbers import Number
+from dlc.frontend.torch_values import Absent, Elided
+
+LONG = 16
+"""A loop over at least so many known steps is recorded, if it can be, when it decides on data inside."""
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """`count` steps (a number or an extent, perhaps from data); `item` gives that of step `i`, a `Number`."""
+
+    count: Any
+    item: Callable[[Any], Any]
+
+    def after(self, n: int) -> Steps:
+        """Without the first `n`."""
+        return Steps(self.count - n, lambda i: self.item(i + n)) if n else self
+
+    def __iter__(self) -> Iterator[Any]:
+        raise TypeError("a range whose length is data is stepped over by rewritten code only")
+
+
+@dataclass(eq=False)
+class Items:
+    """Items of a known iterable, taken as they are needed.
+
+    Attributes:
+        indexed: the same as a count and a rule, where the items are one.
+    """
+
+    source: Iterator[Any]
+    indexed: Steps | None = None
+    taken: list[Any] | None = None
+
+    def has(self, at: int) -> bool:
+        self.taken = self.taken if self.taken is not None else []
+        while len(self.taken) <= at:
+            try:
+                self.taken.append(next(self.source))
+            except StopIteration:
+                return False
+        return True
+
+    def __getitem__(self, at: int) -> Any:
+        assert self.taken is not None
+        return self.taken[at]
+
+    @property
+    def long(self) -> bool:
+        return self.indexed is not None and isinstance(self.indexed.count, int) and self.indexed.count >= LONG
+
+
+def row(x: torch.Tensor, i: Number) -> torch.Tensor:
+    """`x[i]` at an index from data."""
+    return torch.index_select(x, 0, i.tensor.reshape(1)).squeeze(0)
+
+
+def steps_of(flow: Any, over: Any) -> Steps | Items:
+    """How to step over a value."""
+    if isinstance(over, Absent):
+        over.refuse()
+    if isinstance(over, (list, tuple, dict)) and any(isinstance(v, Elided) for v in over):
+        next(v for v in over if isinstance(v, Elided)).refuse()
+    if isinstance(over, Steps):
+        return over
+    if isinstance(over, range):
+        return Items(iter(over), Steps(len(over), lambda i: i * over.step + over.start))
+    if isinstance(over, torch.Tensor) and over.dim():
+        rule = Steps(over.shape[0], lambda i: row(over, i))
+        if isinstance(over.shape[0], int):
+            return Items(iter(over), rule)
+        return rule
+    if isinstance(over, nn.Module) and not hasattr(over, "__iter__"):
+        raise TypeError(f"'{type(over).__name__}' object is not iterable")
+    return Items(iter(over))
+
+
+def span(flow: Any, *bounds: Any) -> Any:
+    """`range(...)` with bounds from data."""
+    if not any(isinstance(b, (Number, torch.SymInt, torch.Tensor)) for b in bounds):
+        return range(*bounds)
+    ends = [flow.integer(b) for b in bounds]
+    if all(isinstance(e, int) for e in ends):
+        return range(*ends)
+    start, stop = (0, ends[0]) if len(ends) == 1 else (ends[0], ends[1])
+    step = ends[2] if len(ends) == 3 else 1
+    if not isinstance(step, int):
+        return step.__index__()
+    if step == 0:
+        raise ValueError("range() arg 3 must not be zero")
+    if step > 0:
+        count = (stop - start + (step - 1)) // step if step != 1 else stop - start
+    else:
+        count = (start - stop + (-step - 1)) // -step if step != -1 else start - stop
+    return Steps(count, lambda i: i * step + start)
+
+
+def enumerated(flow: Any, over: Any, start: Any = 0) -> Any:
+    """`enumerate`."""
+    steps = over if isinstance(over, Steps) else None
+    if steps is None and isinstance(over, torch.Tensor):
+        found = steps_of(flow, over)
+        steps = found if isinstance(found, Steps) else None
+    if steps is None:
+        return enumerate(over, start)
+    return Steps(steps.count, lambda i: (i + start, steps.item(i)))
+
+
+def zipped(flow: Any, *many: Any, strict: bool = False) -> Any:
+    """`zip`, of ranges from data with one another or with tensors as long."""
+    if not any(isinstance(m, Steps) for m in many):
+        return zip(*many, strict=strict)
+    rules = []
+    for m in many:
+        found = steps_of(flow, m)
+        rules.append(found if isinstance(found, Steps) else found.indexed)
+    if any(r is None for r in rules):
+        raise TypeError("zip of a range from data with a list")
+    count = rules[0].count  # type: ignore[union-attr]
+    for r in rules[1:]:
+        count = flow.smallest(count, r.count)  # type: ignore[union-attr]
+    return Steps(count, lambda i: tuple(r.item(i) for r in rules))  # type: ignore[union-attr]
+
+
+def backwards(flow: Any, over: Any) -> Any:
+    """`reversed`."""
+    if not isinstance(over, Steps):
+        return reversed(over)
+    return Steps(over.count, lambda i: over.item(over.count - 1 - i))

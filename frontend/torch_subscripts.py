@@ -1,0 +1,208 @@
+"""Subscripts with numbers from data: `x[i]`, `x[:, i]`, `x[:n]`, `x[i] = v`, `layers[k]`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from dlc.frontend.torch_errors import UncapturedDecision
+from dlc.frontend.torch_numbers import Number
+from dlc.frontend.torch_steps import row
+from dlc.frontend.torch_values import Absent, alike, described
+
+
+def _position(v: Any) -> bool:
+    """Whether this is one position along a dimension, known at run time only."""
+    return isinstance(v, Number) or (
+        isinstance(v, torch.Tensor) and v.dim() == 0 and not v.dtype.is_floating_point and v.dtype != torch.bool
+    )
+
+
+def _from_data(key: Any) -> bool:
+    if isinstance(key, slice):
+        return any(isinstance(b, (Number, torch.Tensor)) for b in (key.start, key.stop, key.step))
+    return _position(key)
+
+
+def _bounds(flow: Any, key: Any) -> Any:
+    """A slice whose bounds from data are extents."""
+    if not isinstance(key, slice):
+        return key
+    return slice(*(flow.extent(b) if isinstance(b, (Number, torch.Tensor)) else b for b in (key.start, key.stop, key.step)))
+
+
+def read_item(flow: Any, value: Any, key: Any) -> Any:
+    """`value[key]`."""
+    if isinstance(value, Absent):
+        value.refuse()
+    if isinstance(value, torch.Tensor):
+        return _read_tensor(flow, value, key)
+    flow.whole(value)
+    if not _from_data(key):
+        return value[key]
+    if isinstance(key, slice):
+        return value[slice(*(flow.integer(b) if b is not None else None for b in (key.start, key.stop, key.step)))]
+    known = flow.integer(key)
+    if isinstance(known, int):
+        return value[known]
+    if isinstance(value, range):
+        return value.start + value.step * known
+    if isinstance(value, (list, tuple, nn.ModuleList)) and len(value):
+        return _choose(flow, list(value), known)
+    return value[key]  # Python's own error, or a refusal where it needs the number
+
+
+def _choose(flow: Any, items: list[Any], at: Number) -> Any:
+    """The item at a position from data: of tensors a row of their stack, of numbers likewise, of modules one that branches."""
+    first = items[0]
+    if all(isinstance(v, torch.Tensor) and alike(first, v) is None for v in items):
+        return row(torch.stack(items), at)
+    if all(isinstance(v, (Number, bool, int, float)) for v in items):
+        kinds = {flow.kind(v) for v in items}
+        if len(kinds) == 1:
+            kind = kinds.pop()
+            from dlc.frontend.torch_numbers import tensor_of
+
+            return Number(kind, row(torch.stack([tensor_of(v, kind) for v in items]), at), flow)
+    if all(callable(v) for v in items):
+        return Choice(flow, items, at)
+    kinds_shown = described(first)
+    raise flow.refused(
+        UncapturedDecision, what="an index into a list", why=f"the items (such as {kinds_shown}) cannot be chosen from at run time"
+    )
+
+
+class Choice:
+    """One of several callables, chosen by data: calling it branches."""
+
+    def __init__(self, flow: Any, items: list[Any], at: Number) -> None:
+        self.flow = flow
+        self.items = items
+        self.at = at
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(0, len(self.items), args, kwargs)
+
+    def _call(self, lo: int, hi: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if hi - lo == 1:
+            return self.flow.call(self.items[lo], *args, **kwargs)
+        middle = (lo + hi) // 2
+        at, count = self.at, len(self.items)
+        # A negative index counts from the end.
+        before = at < middle
+        front = self.flow.both_hold(at >= 0, before) if lo == 0 else before
+        upper = self.flow.both_hold(at >= middle - count, at < 0) if lo == 0 and hi == count else None
+        test = front if upper is None else self.flow.either_holds(front, self.flow.both_hold(at < middle - count, at < 0))
+        return self.flow.choose(
+            test, lambda: self._call(lo, middle, args, kwargs), lambda: self._call(middle, hi, args, kwargs)
+        )
+
+
+def _read_tensor(flow: Any, x: torch.Tensor, key: Any) -> Any:
+    keys = key if isinstance(key, tuple) else (key,)
+    if not any(map(_from_data, keys)):
+        return x[key]
+    if any(_wide(k) for k in keys):
+        return x[tuple(_tensor(k) for k in keys)]
+    keys = _without_ellipsis(keys, x.dim())
+    dim = 0
+    for k in keys:
+        if _position(k):
+            at = k.tensor if isinstance(k, Number) else k.to(torch.int64)
+            if k is keys[0] and isinstance(k, Number):
+                x = row(x, k)
+            else:
+                x = torch.index_select(x, dim, at.reshape(1)).squeeze(dim)
+            continue
+        x = x[(slice(None),) * dim + (_bounds(flow, k),)]
+        dim += 0 if isinstance(k, int) and not isinstance(k, bool) else 1
+    return x
+
+
+def _wide(k: Any) -> bool:
+    """Whether a key selects several positions by value."""
+    return isinstance(k, (list, bool)) or (isinstance(k, torch.Tensor) and (k.dim() > 0 or k.dtype == torch.bool))
+
+
+def _tensor(k: Any) -> Any:
+    return k.tensor if isinstance(k, Number) else k
+
+
+def _without_ellipsis(keys: tuple[Any, ...], rank: int) -> tuple[Any, ...]:
+    at = next((n for n, k in enumerate(keys) if k is Ellipsis), None)
+    if at is None:
+        return keys
+    used = sum(1 for k in keys if k is not None and k is not Ellipsis)
+    return (*keys[:at], *[slice(None)] * (rank - used), *keys[at + 1 :])
+
+
+def assign_item(flow: Any, value: Any, key: Any, item: Any) -> None:
+    """`value[key] = item`."""
+    if isinstance(value, Absent):
+        value.refuse()
+    if isinstance(value, torch.Tensor):
+        _assign_tensor(flow, value, key, item)
+        return
+    flow.whole(value)
+    flow.touch(value)
+    if isinstance(value, list) and _from_data(key) and not isinstance(key, slice):
+        known = flow.integer(key)
+        if not isinstance(known, int):
+            _assign_list(flow, value, known, item)
+            return
+        key = known
+    value[key] = item
+
+
+def _assign_list(flow: Any, items: list[Any], at: Number, item: Any) -> None:
+    """Every element becomes the new one if it is the one meant."""
+    count = len(items)
+    for n, old in enumerate(items):
+        meant = flow.either_holds(at == n, at == n - count)
+        items[n] = flow.choose(meant, lambda: item, lambda old=old: old)
+
+
+def _assign_tensor(flow: Any, x: torch.Tensor, key: Any, item: Any) -> None:
+    keys = key if isinstance(key, tuple) else (key,)
+    if isinstance(item, Number):
+        item = item.operand(x).to(x.dtype)
+    if not any(map(_from_data, keys)):
+        x[key] = item
+        return
+    value = item.to(x.dtype) if isinstance(item, torch.Tensor) else torch.scalar_tensor(item, dtype=x.dtype)
+    if any(_wide(k) for k in keys) or all(_position(k) or type(k) is int for k in keys):
+        x[tuple(_index(k) for k in keys)] = value
+        return
+    keys = _without_ellipsis(keys, x.dim())
+    places: list[torch.Tensor | None] = []
+    view, dim = x, 0
+    for k in keys:
+        if _position(k):
+            places.append((k.tensor if isinstance(k, Number) else k.to(torch.int64)).reshape(1))
+            dim += 1
+            continue
+        view = view[(slice(None),) * dim + (_bounds(flow, k),)]
+        if not (isinstance(k, int) and not isinstance(k, bool)):
+            places.append(None)
+            dim += 1
+    if not any(p is not None for p in places):
+        view.copy_(value.expand(view.shape))
+        return
+    shape = [1 if n < len(places) and places[n] is not None else e for n, e in enumerate(view.shape)]
+    kept = [n for n in range(view.dim()) if not (n < len(places) and places[n] is not None)]
+    grown = value.expand([view.shape[n] for n in kept]).reshape(shape)
+    for n, p in enumerate(places):
+        if p is not None:
+            view.index_copy_(n, p, grown) if sum(q is not None for q in places) == 1 else _refuse(flow)
+
+
+def _refuse(flow: Any) -> None:
+    raise flow.refused(
+        UncapturedDecision, what="several positions", why="they are written together with slices; write one position at a time"
+    )
+
+
+def _index(k: Any) -> Any:
+    return k.tensor if isinstance(k, Number) else k

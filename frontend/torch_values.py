@@ -1,0 +1,242 @@
+"""Python values that depend on the path taken: how two of them become one, leaf by leaf.
+
+Containers of equal structure are united element by element. Tensors of equal type and shape, and numbers, become results of
+the branch; equal constants stay what they are; everything else becomes `Absent`, which is refused when it is used, and not
+before: most variables are dead after a branch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import torch
+
+from dlc.frontend.torch_errors import ArmsDiffer, NotAlwaysDefined
+from dlc.frontend.torch_numbers import Number, is_number, kind_of
+
+
+class Dead:
+    """The value of a variable on a path that has left: whatever the other path has is right."""
+
+    def __repr__(self) -> str:
+        return "<dead>"
+
+
+DEAD = Dead()
+
+
+class Absent:
+    """A value that cannot be used: `error` says why when it is."""
+
+    __slots__ = ("_error", "_owner")
+    __hash__ = object.__hash__
+
+    def __init__(self, owner: Any, error: Callable[[], tuple[type, dict[str, Any]]]) -> None:
+        object.__setattr__(self, "_owner", owner)
+        object.__setattr__(self, "_error", error)
+
+    def refuse(self) -> NoReturn:
+        kind, fields = self._error()
+        raise self._owner.refused(kind, **fields)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        self.refuse()
+
+    def _use(self, *_: Any) -> Any:
+        self.refuse()
+
+    __setattr__ = __call__ = __iter__ = __len__ = __bool__ = __getitem__ = __eq__ = __ne__ = __lt__ = __gt__ = _use  # type: ignore[assignment]
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __neg__ = __index__ = __float__ = _use
+    __str__ = __int__ = __setitem__ = __contains__ = __le__ = __ge__ = __matmul__ = __pow__ = _use  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return "<absent>"
+
+
+def undefined(owner: Any, name: str, place: str | None = None) -> Absent:
+    """A variable without a value: on every path, or on some since `place`."""
+    if place is None:
+        return Unbound(owner, name)
+    return Absent(owner, lambda: (NotAlwaysDefined, {"name": name, "place": place}))
+
+
+class Unbound(Absent):
+    """A local variable that nothing has set yet: using it is Python's own error."""
+
+    __slots__ = ("_name",)
+
+    def __init__(self, owner: Any, name: str) -> None:
+        super().__init__(owner, lambda: (NotAlwaysDefined, {"name": name, "place": "nothing before"}))
+        object.__setattr__(self, "_name", name)
+
+    def refuse(self) -> NoReturn:
+        raise UnboundLocalError(f"cannot access local variable '{self._name}' where it is not associated with a value")
+
+
+class Elided(Absent):
+    """Stands for all elements of a container whose length depends on the path."""
+
+    __slots__ = ()
+
+    def __init__(self, owner: Any, name: str, place: str, reason: str) -> None:
+        super().__init__(owner, lambda: (ArmsDiffer, {"name": name, "place": place, "reason": reason}))
+
+
+def differing(owner: Any, name: str, place: str, reason: str) -> Absent:
+    return Absent(owner, lambda: (ArmsDiffer, {"name": name, "place": place, "reason": reason}))
+
+
+def described(v: Any) -> str:
+    """What a value is, for messages."""
+    if isinstance(v, torch.Tensor):
+        return f"a tensor {str(v.dtype).removeprefix('torch.')}{list(v.shape)}"
+    if isinstance(v, Number):
+        return f"a number ({v.kind.__name__})"
+    if isinstance(v, (list, tuple, dict)):
+        return f"a {type(v).__name__} of {len(v)}"
+    if v is None or isinstance(v, (bool, int, float, str)):
+        return f"{type(v).__name__} {v!r}" if v is not None else "None"
+    return f"a {type(v).__name__}"
+
+
+# --- structure -------------------------------------------------------------------------------------------------------
+
+
+def parts(v: Any) -> tuple[list[Any], Callable[[list[Any]], Any]] | None:
+    """The elements of a container and how to make it again; None for a leaf."""
+    kind = type(v)
+    if kind is list:
+        return list(v), list
+    if kind is tuple or kind is torch.Size:
+        return list(v), tuple
+    if isinstance(v, tuple) and hasattr(v, "_fields"):
+        return list(v), lambda items: kind(*items)
+    if isinstance(v, tuple) and kind.__module__ == "torch.return_types":
+        return list(v), kind
+    if isinstance(v, dict):
+        keys = list(v)
+
+        def mapping(items: list[Any]) -> Any:
+            import copy
+
+            made = copy.copy(v)
+            made.clear()
+            made.update(zip(keys, items, strict=True))
+            return made
+
+        return list(v.values()), mapping
+    if dataclasses.is_dataclass(v) and not isinstance(v, type):
+        names = [f.name for f in dataclasses.fields(v) if hasattr(v, f.name)]
+
+        def record(items: list[Any]) -> Any:
+            import copy
+
+            made = copy.copy(v)
+            for name, item in zip(names, items, strict=True):
+                object.__setattr__(made, name, item)
+            return made
+
+        return [getattr(v, n) for n in names], record
+    return None
+
+
+def structure(v: Any) -> Any:
+    """Equal for containers that are made of the same kinds, keys and lengths at their top."""
+    kind = type(v)
+    if isinstance(v, dict):
+        return kind, tuple(map(repr, v))
+    if kind in (list, tuple, torch.Size) or isinstance(v, tuple):
+        return (tuple if kind is torch.Size else kind), len(v)
+    return kind, dataclasses.is_dataclass(v)
+
+
+def leaves(v: Any) -> Iterator[Any]:
+    """The leaves of nested containers."""
+    found = parts(v)
+    if found is None:
+        yield v
+        return
+    for item in found[0]:
+        yield from leaves(item)
+
+
+def mapped(v: Any, leaf: Callable[[Any], Any]) -> Any:
+    """The same containers with `leaf` of each leaf; the same object when nothing changed."""
+    found = parts(v)
+    if found is None:
+        return leaf(v)
+    items = [mapped(item, leaf) for item in found[0]]
+    if all(a is b for a, b in zip(items, found[0], strict=True)):
+        return v
+    return found[1](items)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two leaves are one value on every path."""
+    if a is b:
+        return True
+    if isinstance(a, (torch.Tensor, Number, Absent)) or isinstance(b, (torch.Tensor, Number, Absent)):
+        return isinstance(a, Number) and isinstance(b, Number) and a.tensor is b.tensor and a.kind is b.kind
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, torch.SymInt):
+        return bool(a.node.expr == b.node.expr)
+    if isinstance(a, (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, range, slice)):
+        return repr(a) == repr(b)
+    try:
+        return bool(a == b) if type(a).__eq__ is not object.__eq__ else False
+    except Exception:
+        return False
+
+
+def same_tree(a: Any, b: Any) -> bool:
+    """Whether two values are equal in structure and in every leaf."""
+    if a is b:
+        return True
+    x, y = parts(a), parts(b)
+    if x is None or y is None:
+        return x is None and y is None and same(a, b)
+    return structure(a) == structure(b) and all(same_tree(p, q) for p, q in zip(x[0], y[0], strict=True))
+
+
+def unite(a: Any, b: Any, leaf: Callable[[Any, Any], Any]) -> Any:
+    """Both values as one: containers of equal structure are walked, `leaf` unites what is left."""
+    if a is b:
+        return a
+    if isinstance(a, Dead):
+        return mapped(b, lambda v: leaf(DEAD, v))
+    if isinstance(b, Dead):
+        return mapped(a, lambda v: leaf(v, DEAD))
+    x, y = parts(a), parts(b)
+    if x is None or y is None or structure(a) != structure(b):
+        return a if same_tree(a, b) else leaf(a, b)
+    return x[1]([unite(p, q, leaf) for p, q in zip(x[0], y[0], strict=True)])
+
+
+def joined_kind(a: Any, b: Any) -> tuple[type, bool]:
+    """The Python type that holds both numbers, and whether the type itself depends on the path."""
+    kinds = {kind_of(a), kind_of(b)}
+    mixed = len(kinds) > 1 or any(isinstance(v, Number) and v.mixed for v in (a, b))
+    return (float if float in kinds else int if int in kinds else bool), mixed
+
+
+def alike(a: Any, b: Any) -> str | None:
+    """Why two tensors cannot be one result; None when they can."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    if a.dtype != b.dtype or len(a.shape) != len(b.shape) or a.device != b.device:
+        return f"{described(a)} on one path and {described(b)} on the other"
+    for p, q in zip(a.shape, b.shape, strict=True):
+        if not (p is q or statically_known_true(p == q)):
+            return f"{described(a)} on one path and {described(b)} on the other"
+    return None
+
+
+__all__ = [
+    "DEAD", "Absent", "Dead", "Elided", "Unbound", "alike", "described", "differing", "is_number", "joined_kind", "leaves", "mapped",
+    "parts", "same", "same_tree", "structure", "undefined", "unite",
+]  # fmt: skip
