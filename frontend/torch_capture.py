@@ -213,6 +213,7 @@ class AsExported:
         self.state_dict = captured.weights
         self.constants: dict[str, Any] = {}
         self.decomposed = captured.decomposed
+        self.decided = captured.decided
         self.call_spec = SimpleNamespace(in_spec=captured.in_spec, out_spec=captured.out_spec)
         weights = [SimpleNamespace(kind=InputKind.PARAMETER, target=n, arg=None) for n in captured.weights]
         inputs = [SimpleNamespace(kind=InputKind.USER_INPUT, target=None, arg=None) for _ in region.inputs[count:]]

@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from dlc.errors import DlcError, Internal
 from dlc.frontend.errors import UnsupportedOperator
 from dlc.frontend.imported import Imported
-from dlc.frontend.torch_errors import BadExample, ExportFailed, MutatedState, TrainingMode
+from dlc.frontend.torch_errors import BadExample, ExportFailed, MutatedState, TrainingMode, UnsupportedExtent
 from dlc.frontend.torch_graph import GraphImporter, bounds, known, place_of
 from dlc.frontend.torch_recurrent_shapes import symbolic_recurrence
 from dlc.frontend.torch_trees import leaf, literal, tree_of
@@ -66,15 +66,24 @@ def import_torch(
     start = time.perf_counter()
     exported = export_or_capture(model, args, kwargs, dynamic_shapes)
     seconds = time.perf_counter() - start
-    names = dim_names(model, args, kwargs, dynamic_shapes, exported)
-    return import_exported(
-        exported,
-        name=name or type(model).__name__,
-        mutations=mutations,
-        symbol_names=names,
-        arg_names=argument_names(model, len(args)),
-        export_seconds=seconds,
-    )
+
+    def imported(source: Any) -> Imported:
+        return import_exported(
+            source,
+            name=name or type(model).__name__,
+            mutations=mutations,
+            symbol_names=dim_names(model, args, kwargs, dynamic_shapes, source),
+            arg_names=argument_names(model, len(args)),
+            export_seconds=seconds,
+        )
+
+    try:
+        return imported(exported)
+    except UnsupportedExtent:
+        # Arithmetic on `.item()` is an expression of sizes to torch.export, of tensors to the recorder.
+        if not isinstance(exported, torch.export.ExportedProgram) or not _takes_items(exported):
+            raise
+        return imported(recorded(model, args, kwargs, dynamic_shapes))
 
 
 def export(
@@ -113,8 +122,6 @@ def export_or_capture(
     `torch.export` goes first, so that a model without decisions on data is imported as it always was. It cannot take one
     path silently: a decision on data raises, and if the model catches that, the recording is used that met the decision.
     """
-    from dlc.frontend.torch_capture import AsExported, capture
-
     failed: ExportFailed | None = None
     with _data_decisions() as met:
         try:
@@ -124,15 +131,27 @@ def export_or_capture(
     if failed is None and not met:
         return exported
     try:
-        with recurrence_for_export():
-            captured = capture(model, args, kwargs, dynamic_shapes)
+        found = recorded(model, args, kwargs, dynamic_shapes)
     except ExportFailed as error:
         if failed is None:
             return exported
         raise (error if error.loc is not None else failed) from error
-    if failed is None and not captured.decided:
-        return exported
-    return AsExported(captured)
+    return exported if failed is None and not found.decided else found
+
+
+def recorded(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None
+) -> Any:
+    """The model as the recorder sees it, where an ExportedProgram is expected."""
+    from dlc.frontend.torch_capture import AsExported, capture
+
+    with recurrence_for_export():
+        return AsExported(capture(model, args, kwargs, dynamic_shapes))
+
+
+def _takes_items(exported: Any) -> bool:
+    targets = {str(n.target) for m in exported.graph_module.modules() if hasattr(m, "graph") for n in m.graph.nodes}
+    return bool(targets & {"aten.item.default", "aten._local_scalar_dense.default"})
 
 
 @contextmanager

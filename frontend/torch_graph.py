@@ -230,7 +230,7 @@ class GraphImporter:
         c.target = (
             str(target) if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
         )
-        if c.target in IGNORED:
+        if c.target in IGNORED or target is torch._C._set_grad_enabled:
             return
         self.b.loc = c.loc
         value = self._execute(node)

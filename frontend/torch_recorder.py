@@ -30,6 +30,8 @@ from torch.fx.experimental.proxy_tensor import (
     track_tensor_tree,
 )
 
+from torch.utils.weak import WeakTensorKeyDictionary
+
 from dlc.frontend.torch_storage import storage_of
 
 _OWN = str(Path(__file__).parent)
@@ -86,6 +88,16 @@ class LoopRecord:
     count: Any = None
 
 
+class _Tracked(WeakTensorKeyDictionary):
+    """The node of each tensor. A write in place leaves a tensor its node: what the node holds then is the importer's to know."""
+
+    def __setitem__(self, key: torch.Tensor, value: Any) -> None:
+        target = value.proxy.node.target
+        in_place = isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
+        if not (in_place and key in self):
+            super().__setitem__(key, value)
+
+
 class Recorder(PythonKeyTracer):
     """The tracer whose nodes go to the open region."""
 
@@ -93,6 +105,7 @@ class Recorder(PythonKeyTracer):
         super().__init__()
         self.root = nn.Module()
         self.graph = fx.Graph()
+        self.tensor_tracker = _Tracked()
         self.tensor_attrs: dict[Any, str] = {}
         self.stack: list[Region] = [Region()]
         self.sources: set[str] = set()  # files whose functions are rewritten
