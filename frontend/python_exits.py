@@ -88,6 +88,7 @@ def none_of(flags: frozenset[str]) -> ast.expr:
 class _Exits:
     def __init__(self) -> None:
         self.loops: list[int] = []
+        self._ends: dict[tuple[int, ...], Outcome] = {}
         self.count = 0
 
     def block(self, statements: Sequence[ast.stmt]) -> tuple[list[ast.stmt], Outcome]:
@@ -141,22 +142,54 @@ class _Exits:
 
     def if_(self, s: ast.If, rest: Sequence[ast.stmt]) -> tuple[list[ast.stmt], Outcome | None]:
         """The statement, with what follows moved inside where it must be; None where the block goes on."""
-        then, a = self.block(s.body)
-        orelse, b = self.block(s.orelse)
+        ends, body, orelse = (self.ends(s.body), self.ends(s.orelse)), s.body, s.orelse
+        if rest and ends[0].falls != ends[1].falls and ends[0].flags | ends[1].flags:
+            body, orelse = (body, [*orelse, *rest]) if ends[1].falls else ([*body, *rest], orelse)
+            rest = ()
+        then, a = self.block(body)
+        other, b = self.block(orelse)
         flags = a.flags | b.flags
-        if flags and rest and a.falls != b.falls:
-            if a.falls:
-                then, a = self.block([*s.body, *rest])
-            else:
-                orelse, b = self.block([*s.orelse, *rest])
-            flags, rest = a.flags | b.flags, ()
-        made = _at(ast.If(s.test, then or [_at(ast.Pass(), s)], orelse), s)
+        made = _at(ast.If(s.test, then or [_at(ast.Pass(), s)], other), s)
         _mark(made, a, b)
         if not flags:
             return [made], None if a.falls or b.falls else Outcome(falls=False)
-        if not (a.falls and rest) and not (b.falls and rest):
+        if not rest or not (a.falls or b.falls):
             return [made], Outcome(flags, a.falls or b.falls)
         return self.guarded([made], flags, rest, s)
+
+    def ends(self, statements: Sequence[ast.stmt]) -> Outcome:
+        """How a block ends, without lowering it; flags are kinds of statements here."""
+        key = tuple(map(id, statements))
+        found = self._ends.get(key)
+        if found is None:
+            found = self._ends[key] = self._find_ends(statements)
+        return found
+
+    def _find_ends(self, statements: Sequence[ast.stmt]) -> Outcome:
+        flags: frozenset[str] = frozenset()
+        for s in statements:
+            match s:
+                case ast.Return() | ast.Break() | ast.Continue():
+                    return Outcome(flags | {type(s).__name__}, False)
+                case ast.Raise():
+                    return Outcome(flags, False)
+                case ast.If():
+                    outcome = _either([self.ends(s.body), self.ends(s.orelse)])
+                case ast.For() | ast.While():
+                    outcome = Outcome(self.ends(s.body).flags & {"Return"} | self.ends(s.orelse).flags)
+                case ast.With():
+                    outcome = self.ends(s.body)
+                case ast.Match():
+                    outcome = _either([_FALLS, *(self.ends(c.body) for c in s.cases)])
+                case ast.Try():
+                    parts = [s.body, *([s.orelse] if s.orelse else []), *(h.body for h in s.handlers)]
+                    outcome = _either([self.ends(p) for p in (*parts, *([s.finalbody] if s.finalbody else []))])
+                case _:
+                    continue
+            flags |= outcome.flags
+            if not outcome.falls:
+                return Outcome(flags, False)
+        return Outcome(flags)
 
     def loop(
         self, s: ast.For | ast.While, out: list[ast.stmt], rest: Sequence[ast.stmt]

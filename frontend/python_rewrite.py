@@ -575,10 +575,15 @@ class _Function(ast.NodeTransformer):
         for part in ("elt", "key", "value"):
             if hasattr(node, part):
                 setattr(node, part, self.visit(getattr(node, part)))
-        made: ast.AST = node
-        return made
+        return node if isinstance(node, ast.GeneratorExp) else _rt("born", node)
 
     visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = comprehension
+
+    def display(self, node: Any) -> ast.AST:
+        self.generic_visit(node)
+        return _rt("born", node) if isinstance(getattr(node, "ctx", ast.Load()), ast.Load) else node
+
+    visit_List = visit_Set = visit_Dict = display
 
 
 def _is_docstring(s: ast.stmt) -> bool:

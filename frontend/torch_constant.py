@@ -51,7 +51,7 @@ def _value(n: fx.Node, memo: dict[fx.Node, Any]) -> Any:
     val = n.meta.get("val")
     if not _foldable(n) or (isinstance(val, torch.Tensor) and not _small(val)):
         return _ABSENT
-    if any(memo[a] is _ABSENT for a in n.all_input_nodes):
+    if any(memo.get(a, _ABSENT) is _ABSENT for a in n.all_input_nodes):
         return _ABSENT
     args = fx.map_arg(n.args, memo.__getitem__)
     kwargs = fx.map_arg(n.kwargs, memo.__getitem__)

@@ -19,12 +19,14 @@ Source: Moldovan et al., AutoGraph (arXiv 1810.08061), 7.2; Cousot and Cousot, P
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from dlc.frontend.python_exits import DONE
 from dlc.frontend.python_rewrite import Site
 from dlc.frontend.torch_errors import CannotRecordLoop
 from dlc.frontend.torch_flow import Branch, Flow, both, place_of_site
@@ -46,6 +48,7 @@ from dlc.frontend.torch_values import (
     undefined,
 )
 
+LOG = logging.getLogger("dlc.frontend.loop")
 State = tuple[Any, ...]
 LONG = 16
 """A loop over a known range of at least this length is recorded, if it can be, when it decides on data inside."""
@@ -206,6 +209,7 @@ class Loop:
                 return
             except Exception as error:
                 flow.abandon(attempt)
+                LOG.debug("%s: unrolled, as it cannot be recorded: %s", place_of_site(self.site), error)
                 reason = error
             finally:
                 self.catching = False
@@ -216,20 +220,20 @@ class Loop:
     def _unrolled(self, state: State, steps: Items | None, reason: Exception | None) -> Iterator[_Round]:
         """Each step in the `else` of the decision to stop before it."""
         flow = self.flow
-        site = replace(self.site, live=self.site.after)
         opened: list[Branch] = []
         at = 0
         while True:
-            stopped = self._stopped(state)
+            stopped = False
+            for n in self.site.flags:
+                stopped = flow.decide(state[n])
+                if stopped is True:
+                    break
+                if isinstance(stopped, Number):
+                    opened.append(self._or_stop(n, stopped, state))
+                    state = tuple(False if m == n else v for m, v in enumerate(state))
             if stopped is True:
                 break
             if isinstance(stopped, Number):
-                choice = Branch(flow, site, stopped, state)
-                choice.then()
-                choice.close(state)
-                choice.orelse()
-                opened.append(choice)
-                state = tuple(False if n in self.site.flags else v for n, v in enumerate(state))
                 if at == 1 and self._may_record(steps) and (yield from self._rest(state, steps, at)):
                     state = self.state
                     break
@@ -252,6 +256,17 @@ class Loop:
             choice.close(state)
             state = choice.result()
         self.state = state
+
+    def _or_stop(self, flag: int, stopped: Number, state: State) -> Branch:
+        """A branch that ends the loop where `flag` is set; open for what happens otherwise."""
+        # After a return nothing but the returned value matters.
+        returned = self.site.names[flag] == DONE
+        site = replace(self.site, live=self.site.after, returns=(returned, False))
+        choice = Branch(self.flow, site, stopped, state)
+        choice.then()
+        choice.close(state)
+        choice.orelse()
+        return choice
 
     def _rest(self, state: State, steps: Items | None, at: int) -> Generator[_Round, None, bool]:
         """Record what is left after a first step that set the state up; whether that was possible."""
@@ -386,9 +401,13 @@ class _Body:
         """The state at the start of the body: carried leaves stand for what the step before left."""
         at = -1
 
+        flags = {sum(len(list(leaves(v))) for v in self.start[:n]) for n in self.site.flags}
+
         def leaf(v: Any) -> Any:
             nonlocal at
             at += 1
+            if at in flags:
+                return False  # there would be no such step if it were set
             carry = self.carried.get(at)
             if carry is None:
                 return v
@@ -414,6 +433,9 @@ class _Body:
                 return True
             if not _same_shape(start, end):
                 raise self._refused(slot, start, end)
+            if slot in self.site.flags and self.site.names[slot] not in self.site.after:
+                at += size
+                continue
             for s, n, e in zip(leaves(start), leaves(now), leaves(end), strict=True):
                 changed |= self._leaf(slot, at, s, n, e)
                 at += 1
@@ -467,6 +489,14 @@ class _Body:
         self.carried[at] = _Carry(kind, mixed, like=torch.empty((), dtype=tensor_of(kind(0), kind).dtype))
         return True
 
+    def _input(self, carry: _Carry) -> Any:
+        """The node of a carried value at the start of the body."""
+        if carry.inside is None:  # a flag: the body knows that it is not set
+            assert self.frame is not None and carry.like is not None
+            with self.flow.recorder.opened(self.frame.region):
+                return self.flow.recorder.placeholder(fresh_like(carry.like), "state")
+        return self.flow.recorder.node_of(_tensor_inside(carry))
+
     def _refused(self, slot: int, start: Any, end: Any) -> Exception:
         was, is_ = _difference(start, end)
         reason = f"'{self._name(slot)}' is {described(was)} before it and {described(is_)} after a step"
@@ -495,8 +525,8 @@ class _Body:
             start = old[at] if carry.kind is None else tensor_of(old[at], carry.kind)
             starts.append(recorder.node_of(start))
         order = sorted(self.carried, key=list(self.carried).index)
-        inputs = {at: recorder.node_of(_tensor_inside(self.carried[at])) for at in order}
-        region.inputs = [region.inputs[0], *(inputs[at] for at in order)]
+        inputs = [self._input(self.carried[at]) for at in order]
+        region.inputs = [region.inputs[0], *inputs]
         region.outputs += nexts
         fakes = [fresh_like(self.carried[at].like) for at in order]  # type: ignore[arg-type]
         args = [recorder.node_of(t) for t in (first, limit) if t is not None]

@@ -172,7 +172,11 @@ def _assign_tensor(flow: Any, x: torch.Tensor, key: Any, item: Any) -> None:
         x[key] = item
         return
     value = item.to(x.dtype) if isinstance(item, torch.Tensor) else torch.scalar_tensor(item, dtype=x.dtype)
-    if any(_wide(k) for k in keys) or all(_position(k) or type(k) is int for k in keys):
+    if all(_position(k) or type(k) is int for k in keys):
+        # Not `x[...] = v`, which would take the positions out of their tensors.
+        x.index_put_(tuple(_index(k) for k in keys), value)
+        return
+    if any(_wide(k) for k in keys):
         x[tuple(_index(k) for k in keys)] = value
         return
     keys = _without_ellipsis(keys, x.dim())
@@ -205,4 +209,6 @@ def _refuse(flow: Any) -> None:
 
 
 def _index(k: Any) -> Any:
-    return k.tensor if isinstance(k, Number) else k
+    if isinstance(k, Number):
+        return k.tensor
+    return torch.scalar_tensor(k, dtype=torch.int64) if type(k) is int else k
