@@ -10,10 +10,12 @@ definition here are decomposed, and `Imported.decomposed` names them.
 from __future__ import annotations
 
 import inspect
+import io
 import logging
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -181,16 +183,22 @@ def _data_decisions() -> Iterator[list[str]]:
         plain(self, *args, **kwargs)
 
     # What PyTorch would print for each: the recording, or our error, says it.
-    quiet = [logging.getLogger(f"torch.{name}") for name in ("fx.experimental.symbolic_shapes", "export", "_export")]
-    levels = [log.level for log in quiet]
+    quiet = [logging.getLogger(f"torch.{name}") for name in ("fx.experimental.symbolic_shapes", "export._trace")]
+    for log in quiet:
+        log.addFilter(_nothing)
+    told = io.StringIO()
     try:
-        for log in quiet:
-            log.setLevel(logging.CRITICAL)
-        with mock.patch.object(Refused, "__init__", noted):
+        with mock.patch.object(Refused, "__init__", noted), redirect_stderr(told):
             yield met
     finally:
-        for log, level in zip(quiet, levels, strict=True):
-            log.setLevel(level)
+        if not met:
+            sys.stderr.write(told.getvalue())
+        for log in quiet:
+            log.removeFilter(_nothing)
+
+
+def _nothing(_: logging.LogRecord) -> bool:
+    return False
 
 
 _ACTIVE = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RReLU)
