@@ -125,13 +125,13 @@ def _no_defaults(args: ast.arguments) -> ast.arguments:
 # --- finding the source ----------------------------------------------------------------------------------------------
 
 _Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
-_FILES: dict[str, tuple[str, ast.Module]] = {}
+_Index = dict[int, list[tuple[_Definition, str | None]]]
+_FILES: dict[str, tuple[str, _Index]] = {}
 
 
 def find_definition(code: types.CodeType, globals_: Mapping[str, Any]) -> tuple[_Definition, str | None]:
     """A copy of the syntax tree of the function with this code, and the name of the class it is written in."""
-    tree = _tree(code.co_filename, globals_)
-    found = [(n, owner) for n, owner in _definitions(tree, None) if _matches(n, code)]
+    found = [(n, owner) for n, owner in _index(code.co_filename, globals_).get(code.co_firstlineno, ()) if _matches(n, code)]
     if len(found) > 1:
         column = _column(code)
         found = [(n, owner) for n, owner in found if n.col_offset <= column <= (n.end_col_offset or column)] or found
@@ -147,17 +147,27 @@ def _nested(found: Sequence[tuple[_Definition, str | None]]) -> bool:
     return len({n.lineno for n, _ in found}) == 1
 
 
-def _tree(file: str, globals_: Mapping[str, Any]) -> ast.Module:
+def _index(file: str, globals_: Mapping[str, Any]) -> _Index:
+    """The functions of a file by the line they start on."""
     text = "".join(linecache.getlines(file, dict(globals_)))
     if not text:
         raise NotRewritable(f"its source {file} is not at hand")
     known = _FILES.get(file)
     if known is None or known[0] != text:
         try:
-            known = _FILES[file] = (text, ast.parse(text, file))
+            tree = ast.parse(text, file)
         except SyntaxError as error:
             raise NotRewritable(f"its source {file} does not parse: {error}") from None
+        index: _Index = {}
+        for node, owner in _definitions(tree, None):
+            index.setdefault(_first_line(node), []).append((node, owner))
+        known = _FILES[file] = (text, index)
     return known[1]
+
+
+def _first_line(node: _Definition) -> int:
+    decorators = getattr(node, "decorator_list", [])
+    return int(decorators[0].lineno if decorators else node.lineno)
 
 
 def _definitions(node: ast.AST, owner: str | None) -> Iterator[tuple[_Definition, str | None]]:
@@ -169,9 +179,8 @@ def _definitions(node: ast.AST, owner: str | None) -> Iterator[tuple[_Definition
 
 def _matches(node: _Definition, code: types.CodeType) -> bool:
     if isinstance(node, ast.Lambda):
-        return code.co_name == "<lambda>" and node.lineno == code.co_firstlineno and _parameters(node, code)
-    first = node.decorator_list[0].lineno if node.decorator_list else node.lineno
-    return node.name == code.co_name and first == code.co_firstlineno
+        return code.co_name == "<lambda>" and _parameters(node, code)
+    return node.name == code.co_name
 
 
 def _parameters(node: _Definition, code: types.CodeType) -> bool:

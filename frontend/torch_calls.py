@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from dlc.frontend import torch_steps
 from dlc.frontend.python_rewrite import NotRewritable, Site, rewrite
+from dlc.frontend.torch_collect import Collected
 from dlc.frontend.torch_errors import EffectOnData, UncapturedDecision
 from dlc.frontend.torch_flow import Branch, Flow, both
 from dlc.frontend.torch_numbers import MATH, Number, is_number, kind_of, negated, tensor_of
@@ -49,7 +50,7 @@ class Calls(Flow):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.rewritten: dict[types.CodeType, types.FunctionType | None] = {}
+        self.rewritten: dict[types.FunctionType, types.FunctionType] = {}
         self.own: set[types.CodeType] = set()
         self.why: dict[types.CodeType, str] = {}
         self.modules: list[nn.Module] = []
@@ -66,6 +67,11 @@ class Calls(Flow):
             if inner is not None and function.__code__.co_filename.endswith("_contextlib.py"):
                 return self.rewriting(inner)
             return function
+        if function not in self.rewritten:
+            self.rewritten[function] = self._rewritten(function)
+        return self.rewritten[function]
+
+    def _rewritten(self, function: types.FunctionType) -> types.FunctionType:
         code = function.__code__
         try:
             made, codes = rewrite(function, self, DEAD)
@@ -315,6 +321,8 @@ def _converted(kind: type) -> Callable[..., Any]:
 
 
 def _length(rt: Calls, v: Any) -> Any:
+    if isinstance(v, list) and any(isinstance(x, Collected) for x in v):
+        return sum((x.count if isinstance(x, Collected) else 1 for x in v), 0)
     rt.whole(v)
     if isinstance(v, torch_steps.Steps):
         return v.count
@@ -496,6 +504,18 @@ def _tensor(rt: Calls, data: Any, *, dtype: Any = None, device: Any = None, **mo
     return made(data)
 
 
+def _joined(function: Any) -> Callable[..., Any]:
+    """`torch.stack` and `torch.cat`, of lists that a loop from data has filled, too."""
+
+    def join(rt: Calls, tensors: Any, dim: int = 0, **more: Any) -> Any:
+        if isinstance(tensors, (list, tuple)) and any(isinstance(v, Collected) for v in tensors):
+            parts = [v.joined(function, dim) if isinstance(v, Collected) else function([v], dim) for v in tensors]
+            return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+        return rt.native(function, (tensors,), {"dim": dim, **more})
+
+    return join
+
+
 def _no_effect(rt: Calls, *_: Any, **__: Any) -> None:
     """Checks that say something of data to the compiler only."""
 
@@ -507,7 +527,7 @@ _SPECIAL: dict[Any, Callable[..., Any]] = {
     sorted: _sorted, round: _rounded(round), math.floor: _rounded(math.floor), math.ceil: _rounded(math.ceil),
     math.trunc: _rounded(math.trunc), math.isnan: _test_of(torch.isnan, math.isnan),
     math.isinf: _test_of(torch.isinf, math.isinf), torch.cond: _cond, torch.tensor: _tensor,
-    torch.ops.higher_order.cond: _cond, torch.ops.higher_order.while_loop: _while_loop, torch._check: _no_effect,
+    torch.stack: _joined(torch.stack), torch.cat: _joined(torch.cat), torch.ops.higher_order.cond: _cond, torch.ops.higher_order.while_loop: _while_loop, torch._check: _no_effect,
     torch._check_is_size: _no_effect,
     **{plain: _math(function, plain) for plain, function in MATH.items()},
 }  # fmt: skip

@@ -28,6 +28,7 @@ import torch
 
 from dlc.frontend.python_exits import DONE
 from dlc.frontend.python_rewrite import Site
+from dlc.frontend.torch_collect import Collected, Growing
 from dlc.frontend.torch_errors import CannotRecordLoop
 from dlc.frontend.torch_flow import Branch, Flow, both, place_of_site
 from dlc.frontend.torch_heap import Cell, Frame
@@ -355,7 +356,8 @@ class _Body:
         self.end: list[Any] = []
         self.frame: Frame | None = None
         self.again: Any = None
-        self.growing: dict[tuple[int, str | None], int] = {}
+        self.growing: dict[tuple[int, str | None], Growing] = {}
+        self.appended: dict[tuple[int, str | None], list[Any]] = {}
 
     def _name(self, slot: int) -> str:
         names = self.site.names
@@ -378,7 +380,8 @@ class _Body:
         count = len(self.site.names)
         for cell, v in zip(self.cells, values[count:], strict=True):
             frame.touch(cell)
-            cell.write(v)
+            grown = self.growing.get(cell.key)
+            cell.write(v if grown is None else [grown])
         item = self.steps.item(Number(int, index, flow)) if self.steps is not None else None
         state = yield from self.loop._do(_Round(tuple(values[:count]), body=True, item=item))
         self.again, state = yield from self.loop._again(state, self.steps)
@@ -390,12 +393,33 @@ class _Body:
             self.cells += new
             self.start += [cell.read() for cell in new]
             self.end += [changed[cell.key][2] for cell in new]
+        if self._grows(values[count:]):
+            return False
         fresh = self._carry_more(values + [self.start[len(values) + n] for n in range(len(new))])
         if fresh or new:
             del flow.refusals[frame.errors :]
             return False
         flow.frame.born |= frame.born
         return True
+
+    def _grows(self, values: list[Any]) -> bool:
+        """Find lists that a step only appends to; whether there is a new one. What it appends is kept for `emit`."""
+        count, found = len(self.site.names), False
+        for n, cell in enumerate(self.cells):
+            before, after = self.start[count + n], self.end[count + n]
+            if cell.key in self.growing:
+                self.appended[cell.key] = after[1:]
+                if after[:1] != [] and after[0] is self.growing[cell.key]:
+                    self.end[count + n] = before
+                continue
+            if not isinstance(before, list) or not isinstance(after, list) or len(after) <= len(before):
+                continue
+            now = values[n] if n < len(values) else before
+            if all(a is b for a, b in zip(now, after, strict=False)):
+                reason = "with another length after every step of the loop"
+                self.growing[cell.key] = Growing(self.flow, str(cell), place_of_site(self.site), reason)
+                found = True
+        return found
 
     def _inside(self) -> list[Any]:
         """The state at the start of the body: carried leaves stand for what the step before left."""
@@ -529,13 +553,18 @@ class _Body:
         region.inputs = [region.inputs[0], *inputs]
         region.outputs += nexts
         fakes = [fresh_like(self.carried[at].like) for at in order]  # type: ignore[arg-type]
+        lists = self._collected(region)
+        steps_done = _fresh_extent(flow) if lists else None
+        gathered = [_grown(steps_done, v) for _, values, _ in lists for v in values]
         args = [recorder.node_of(t) for t in (first, limit) if t is not None]
-        node = recorder.emit(repeat, [*args, *starts], fakes, "loop")
+        node = recorder.emit(repeat, [*args, *starts], [*fakes, *gathered], "loop")
         node.meta["loop"] = LoopRecord(
             region,
             recorder.node_of(first) if first is not None else None,
             recorder.node_of(limit) if limit is not None else None,
             tuple(starts),
+            len(gathered),
+            steps_done,
         )
         finals = {
             at: f if self.carried[at].kind is None else Number(self.carried[at].kind, f, flow, mixed=self.carried[at].mixed)  # type: ignore[arg-type]
@@ -550,10 +579,58 @@ class _Body:
 
         after = [mapped(v, leaf) for v in self.start]
         names = len(self.site.names)
+        filled = {}
+        for key, values, kinds in lists:
+            parts, gathered = gathered[: len(values)], gathered[len(values) :]
+            filled[key] = Collected(flow, place_of_site(self.site), parts, kinds)
         for cell, v in zip(self.cells, after[names:], strict=True):
             flow.frame.touch(cell)
-            cell.write(v)
+            cell.write([*v, filled[cell.key]] if cell.key in filled else v)
         return tuple(after[:names])
+
+    def _collected(self, region: Any) -> list[tuple[Any, list[torch.Tensor], list[type | None]]]:
+        """Of each growing list what a step appends, as results of the body; with their Python types."""
+        found = []
+        for cell in self.cells:
+            if cell.key not in self.growing:
+                continue
+            values, kinds = [], []
+            for v in self.appended[cell.key]:
+                if not isinstance(v, torch.Tensor) and not is_number(v):
+                    raise self.flow.refused_at(
+                        self.site, CannotRecordLoop, reason=f"it appends {described(v)} to a list, which is no tensor"
+                    )
+                kind = None if isinstance(v, torch.Tensor) else v.kind if isinstance(v, Number) else type(v)
+                with self.flow.recorder.opened(region):
+                    value = v if kind is None else tensor_of(v, kind)
+                    region.outputs.append(self.flow.recorder.node_of(value))
+                values.append(value)
+                kinds.append(kind)
+            found.append((cell.key, values, kinds))
+        return found
+
+
+def _fresh_extent(flow: Flow) -> Any:
+    """An extent that is known at run time only."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import _constrain_range_for_size
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+    mode = next(m for m in _get_current_dispatch_mode_stack() if isinstance(m, FakeTensorMode))
+    assert mode.shape_env is not None
+    extent = mode.shape_env.create_unbacked_symint()
+    _constrain_range_for_size(extent)
+    # It is the loop that makes it, not whatever PyTorch is called for next.
+    mode.shape_env.pending_fresh_unbacked_symbols.remove(extent.node.expr)
+    return extent
+
+
+def _grown(steps: Any, value: torch.Tensor) -> torch.Tensor:
+    """A fake tensor with the values of all steps along a leading dimension."""
+    from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+
+    with disable_proxy_modes_tracing():
+        return torch.empty((steps, *value.shape), dtype=value.dtype)
 
 
 def fresh_like_scalar() -> torch.Tensor:

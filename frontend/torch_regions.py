@@ -16,6 +16,7 @@ from dlc.frontend.torch_context import Ctx
 from dlc.frontend.torch_recorder import LoopRecord, Region, branch, repeat, truth
 from dlc.frontend.torch_storage import storage_of
 from dlc.ir.dtype import BOOL
+from dlc.ir.expr import Const
 from dlc.ir.view import Val
 
 
@@ -99,7 +100,8 @@ def import_loop(c: Ctx, node: fx.Node) -> list[Val]:
     record: LoopRecord = node.meta["loop"]
     graph, body = c.graph, record.body
     written = _written(c, (body,))
-    graph.may_share(node, (record.starts, body.outputs[1 if record.first is not None else 0 :]))
+    own = body.outputs[1 if record.first is not None else 0 :]
+    graph.may_share(node, (record.starts, own[: len(record.starts)]))
     starts = [graph.value(n) for n in record.starts]
     starts = [c.cast(c.val(v), c.ir(n.meta["val"].dtype)) for v, n in zip(starts, record.starts, strict=True)]
     inits = [*starts, *(graph.env[w] for w in written)]
@@ -117,12 +119,21 @@ def import_loop(c: Ctx, node: fx.Node) -> list[Val]:
             found = [_yielded(c, n) for n in body.outputs]
             changed = [c.b.materialize(graph.env[w]) for w in written]
         again = found.pop(0) if first is not None else None
-        return again, [*found, *changed], ()
+        nexts, collected = found[: len(starts)], found[len(starts) :]
+        return again, [*nexts, *changed], collected
 
-    finals, _ = c.b.loop(c.hint, inits, build, limit=limit, cond=first)
+    finals, gathered = c.b.loop(c.hint, inits, build, limit=limit, cond=first, bound=_bound(limit))
+    if gathered:
+        graph.extents.symbols[record.count.node.expr] = gathered[0].shape[0]
     for root, new in zip(written, finals[len(starts) :], strict=True):
         graph.replace(root, new)
-    return list(finals[: len(starts)])
+    return [*finals[: len(starts)], *gathered]
+
+
+def _bound(limit: Val | None) -> int | None:
+    """The number of steps at most, where it is known."""
+    literal = limit.at(()) if limit is not None else None
+    return int(literal.value) if isinstance(literal, Const) else None
 
 
 def import_truth(c: Ctx, node: fx.Node) -> list[Val]:

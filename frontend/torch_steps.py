@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dlc.frontend.torch_collect import Collected, row
 from dlc.frontend.torch_numbers import Number
 from dlc.frontend.torch_values import Absent, Elided
 
@@ -61,15 +62,12 @@ class Items:
         return self.indexed is not None and isinstance(self.indexed.count, int) and self.indexed.count >= LONG
 
 
-def row(x: torch.Tensor, i: Number) -> torch.Tensor:
-    """`x[i]` at an index from data."""
-    return torch.index_select(x, 0, i.tensor.reshape(1)).squeeze(0)
-
-
 def steps_of(flow: Any, over: Any) -> Steps | Items:
     """How to step over a value."""
     if isinstance(over, Absent):
         over.refuse()
+    if isinstance(over, list) and len(over) == 1 and isinstance(over[0], Collected):
+        return Steps(over[0].count, over[0].item)
     if isinstance(over, (list, tuple, dict)) and any(isinstance(v, Elided) for v in over):
         next(v for v in over if isinstance(v, Elided)).refuse()
     if isinstance(over, Steps):

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from dlc.frontend.torch_collect import Collected, row
 from dlc.frontend.torch_errors import UncapturedDecision
 from dlc.frontend.torch_numbers import Number
-from dlc.frontend.torch_steps import row
 from dlc.frontend.torch_values import Absent, alike, described
 
 
@@ -39,6 +39,8 @@ def read_item(flow: Any, value: Any, key: Any) -> Any:
         value.refuse()
     if isinstance(value, torch.Tensor):
         return _read_tensor(flow, value, key)
+    if isinstance(value, list) and value and isinstance(value[-1], Collected) and type(key) is int and key < 0:
+        return value[-1].item(value[-1].count + key)
     flow.whole(value)
     if not _from_data(key):
         return value[key]
