@@ -109,7 +109,10 @@ class _Exits:
                     if outcome is not None:
                         return out, outcome
                 case ast.For() | ast.While():
+                    endless = _endless(s) and "Break" not in self.ends(s.body).flags
                     rest, flags = self.loop(s, out, rest)
+                    if endless:  # nothing after it is reached
+                        return out, Outcome(flags, False)
                     if DONE in flags:
                         return self.guarded(out, frozenset((DONE,)), rest, s)
                     after, outcome = self.block(rest)
@@ -176,7 +179,9 @@ class _Exits:
                 case ast.If():
                     outcome = _either([self.ends(s.body), self.ends(s.orelse)])
                 case ast.For() | ast.While():
-                    outcome = Outcome(self.ends(s.body).flags & {"Return"} | self.ends(s.orelse).flags)
+                    inside = self.ends(s.body).flags
+                    falls = not _endless(s) or "Break" in inside
+                    outcome = Outcome(inside & {"Return"} | self.ends(s.orelse).flags, falls)
                 case ast.With():
                     outcome = self.ends(s.body)
                 case ast.Match():
@@ -242,6 +247,11 @@ class _Exits:
             s.finalbody, outcome = self.block(s.finalbody)
             outcomes.append(outcome)
         return _either(outcomes)
+
+
+def _endless(s: ast.stmt) -> bool:
+    """Whether this is `while True`."""
+    return isinstance(s, ast.While) and isinstance(s.test, ast.Constant) and bool(s.test.value)
 
 
 def _either(outcomes: Sequence[Outcome]) -> Outcome:

@@ -369,18 +369,29 @@ def _min(rt: Calls, *args: Any, key: Any = None, **more: Any) -> Any:
 
 
 def _isinstance(rt: Calls, v: Any, kinds: Any) -> bool:
-    if not isinstance(v, Number):
+    kind = _python_type(v)
+    if kind is None:
         return isinstance(v, kinds)
-    v.settled("isinstance")
+    if isinstance(v, Number):
+        v.settled("isinstance")
     flat = kinds if isinstance(kinds, tuple) else (kinds,)
-    return any(issubclass(v.kind, k) for k in flat if isinstance(k, type))
+    return isinstance(v, kinds) or any(issubclass(kind, k) for k in flat if isinstance(k, type))
+
+
+def _python_type(v: Any) -> type | None:
+    """What eager Python has in the place of a number from data or an extent."""
+    if isinstance(v, Number):
+        return v.kind
+    return {torch.SymInt: int, torch.SymFloat: float, torch.SymBool: bool}.get(type(v))
 
 
 def _type(rt: Calls, *args: Any) -> Any:
-    if len(args) == 1 and isinstance(args[0], Number):
+    kind = _python_type(args[0]) if len(args) == 1 else None
+    if kind is None:
+        return type(*args)
+    if isinstance(args[0], Number):
         args[0].settled("type()")
-        return args[0].kind
-    return type(*args)
+    return kind
 
 
 def _any(rt: Calls, over: Any) -> Any:

@@ -172,7 +172,6 @@ def _output(rt: Runtime, v: Any) -> Any:
         v.refuse()
     assert not isinstance(v, Dead)
     if isinstance(v, Number):
-        v.settled("what is returned")
         v = v.tensor
     if isinstance(v, (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)):
         return rt.recorder.node_of(v)

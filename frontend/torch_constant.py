@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +21,24 @@ def constant_value(flow: Any, value: torch.Tensor) -> torch.Tensor | None:
     recorder = flow.recorder
     found = _evaluate(recorder.node_of(value), recorder.constants, recorder.written)
     return found if isinstance(found, torch.Tensor) else None
+
+
+def constant_item(flow: Any, value: torch.Tensor) -> Any:
+    """The single element of such a tensor as a Python number; None if it is data."""
+    found = constant_value(flow, value)
+    if found is None:
+        return None
+    with _plain():
+        return found.item()
+
+
+@contextmanager
+def _plain() -> Iterator[None]:
+    """PyTorch as it is without any tracing."""
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.no_grad():
+        yield
 
 
 def _evaluate(node: fx.Node, memo: dict[fx.Node, Any], written: set[int]) -> Any:
@@ -55,9 +75,7 @@ def _value(n: fx.Node, memo: dict[fx.Node, Any]) -> Any:
         return _ABSENT
     args = fx.map_arg(n.args, memo.__getitem__)
     kwargs = fx.map_arg(n.kwargs, memo.__getitem__)
-    from torch.utils._python_dispatch import _disable_current_modes
-
-    with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.no_grad():
+    with _plain():
         return n.target(*args, **kwargs)  # type: ignore[operator]
 
 

@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 from dlc.errors import DlcError, Internal
 from dlc.frontend.errors import UnsupportedOperator
 from dlc.frontend.imported import Imported
-from dlc.frontend.torch_errors import BadExample, ExportFailed, MutatedState, TrainingMode, UnsupportedExtent
+from dlc.frontend.torch_errors import BadExample, ExportFailed, MutatedState, TrainingMode
 from dlc.frontend.torch_graph import GraphImporter, bounds, known, place_of
 from dlc.frontend.torch_recurrent_shapes import symbolic_recurrence
 from dlc.frontend.torch_trees import leaf, literal, tree_of
@@ -79,13 +79,7 @@ def import_torch(
             export_seconds=seconds,
         )
 
-    try:
-        return imported(exported)
-    except UnsupportedExtent:
-        # Arithmetic on `.item()` is an expression of sizes to torch.export, of tensors to the recorder.
-        if not isinstance(exported, torch.export.ExportedProgram) or not _takes_items(exported):
-            raise
-        return imported(recorded(model, args, kwargs, dynamic_shapes))
+    return imported(exported)
 
 
 def export(
@@ -123,6 +117,8 @@ def export_or_capture(
 
     `torch.export` goes first, so that a model without decisions on data is imported as it always was. It cannot take one
     path silently: a decision on data raises, and if the model catches that, the recording is used that met the decision.
+    A model that takes numbers out of tensors is recorded, too: what `.item()` gives torch.export is no Python number
+    (`isinstance(n, int)` is false of it), and its arithmetic is not Python's.
     """
     failed: ExportFailed | None = None
     with _data_decisions() as met:
@@ -130,7 +126,8 @@ def export_or_capture(
             exported = export(model, args, kwargs, dynamic_shapes)
         except ExportFailed as error:
             failed = error
-    if failed is None and not met:
+    items = failed is None and _takes_items(exported)
+    if failed is None and not met and not items:
         return exported
     try:
         found = recorded(model, args, kwargs, dynamic_shapes)
@@ -138,7 +135,7 @@ def export_or_capture(
         if failed is None:
             return exported
         raise (error if error.loc is not None else failed) from error
-    return exported if failed is None and not found.decided else found
+    return exported if failed is None and not found.decided and not items else found
 
 
 def recorded(

@@ -16,7 +16,7 @@ import torch
 
 from dlc.errors import DlcError
 from dlc.frontend.python_rewrite import Site
-from dlc.frontend.torch_constant import constant_value
+from dlc.frontend.torch_constant import constant_item
 from dlc.frontend.torch_errors import EffectOnData, UncapturedDecision
 from dlc.frontend.torch_heap import MISSING, Cell, Frame
 from dlc.frontend.torch_numbers import DTYPES, Number, is_number, negated, tensor_of
@@ -122,9 +122,9 @@ class Flow:
         """The element of a tensor as a Python number; known if no input has a part in it."""
         if value.numel() != 1:
             raise RuntimeError(f"a Tensor with {value.numel()} elements cannot be converted to Scalar")
-        known = constant_value(self, value)
+        known = constant_item(self, value)
         if known is not None:
-            return kind(known.item())
+            return kind(known)
         return Number(kind, value.reshape(()).to(DTYPES[kind], copy=True), self)
 
     def item(self, value: torch.Tensor) -> Any:
@@ -149,10 +149,9 @@ class Flow:
         flag = value.to(bool)
         known = self.known(flag)
         if known is None:
-            real = constant_value(self, flag.tensor)
-            known = None if real is None else bool(real.item())
+            known = constant_item(self, flag.tensor)
         if known is not None:
-            return known
+            return bool(known)
         return flag
 
     def extent_truth(self, value: Any) -> Any:

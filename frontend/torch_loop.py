@@ -71,7 +71,7 @@ class Loop:
     def __init__(self, flow: Flow, site: Site, over: Any, state: State) -> None:
         self.flow = flow
         self.site = site
-        self.state = state
+        self.initial = self.state = state
         self.round = _Round(state)
         self.error: Exception | None = None
         self.left: State = state
@@ -144,14 +144,14 @@ class Loop:
     def _plan(self, over: Any) -> Iterator[_Round]:
         steps = steps_of(self.flow, over) if over is not None else None
         if isinstance(steps, Steps):
-            yield from self._recorded(self.state, steps)
+            yield from self._recorded(self.initial, steps)
             return
         first = self.flow.enter(own_region=False)
         self.catching = True
         before = self.flow.decided
         try:
             try:
-                done = yield from self._python(self.state, steps)
+                done = yield from self._python(self.initial, steps)
             except Exception as error:
                 if not self._may_record(steps) or self.flow.decided == before:
                     raise
@@ -197,9 +197,7 @@ class Loop:
         """The loop once some decision is data: recorded if possible, else unrolled."""
         flow = self.flow
         flow.abandon(attempt)
-        state = self.state
-        self.round = _Round(state)
-        start = state
+        start = self.initial
         reason: Exception | None = None
         if self._may_record(steps):
             attempt = flow.enter(own_region=False)

@@ -48,7 +48,8 @@ class Number:
 
     def operand(self, other: torch.Tensor) -> torch.Tensor:
         """The number as ATen sees a Python number beside `other`."""
-        self.settled("a tensor")
+        if not other.dtype.is_floating_point:
+            self.settled("a tensor of integers")
         return self.tensor.to(torch.result_type(other, _SAMPLES[self.kind]))
 
     def settled(self, what: str) -> None:

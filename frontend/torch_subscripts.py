@@ -69,7 +69,9 @@ def _choose(flow: Any, items: list[Any], at: Number) -> Any:
 
             return Number(kind, row(torch.stack([tensor_of(v, kind) for v in items]), at), flow)
     if all(callable(v) for v in items):
-        return Choice(flow, items, at)
+        # A negative position counts from the end.
+        front = Number(int, torch.where(at.tensor < 0, at.tensor + len(items), at.tensor), flow)
+        return Choice(flow, items, front)
     kinds_shown = described(first)
     raise flow.refused(
         UncapturedDecision, what="an index into a list", why=f"the items (such as {kinds_shown}) cannot be chosen from at run time"
@@ -88,17 +90,12 @@ class Choice:
         return self._call(0, len(self.items), args, kwargs)
 
     def _call(self, lo: int, hi: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Of the items from `lo` on, below `hi`."""
         if hi - lo == 1:
             return self.flow.call(self.items[lo], *args, **kwargs)
         middle = (lo + hi) // 2
-        at, count = self.at, len(self.items)
-        # A negative index counts from the end.
-        before = at < middle
-        front = self.flow.both_hold(at >= 0, before) if lo == 0 else before
-        upper = self.flow.both_hold(at >= middle - count, at < 0) if lo == 0 and hi == count else None
-        test = front if upper is None else self.flow.either_holds(front, self.flow.both_hold(at < middle - count, at < 0))
         return self.flow.choose(
-            test, lambda: self._call(lo, middle, args, kwargs), lambda: self._call(middle, hi, args, kwargs)
+            self.at < middle, lambda: self._call(lo, middle, args, kwargs), lambda: self._call(middle, hi, args, kwargs)
         )
 
 

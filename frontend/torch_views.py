@@ -112,7 +112,10 @@ def _covers(lo: IntExpr, size: IntExpr, extent: IntExpr, step: int) -> bool:
 @op("slice.Tensor", "slice_copy.Tensor")
 def slice_(c: Ctx, x: Val, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Val:
     d = c.dim(dim, x.rank)
-    lo, size = slice_bounds(c, x.shape[d], start, end, c.shape[d], step)
+    fresh = c.graph.unbacked(c.meta)
+    lo, size = slice_bounds(c, x.shape[d], start, end, None if fresh else c.shape[d], step)
+    for symbol in fresh:  # the length that torch has given a name: it is known here
+        c.extents.symbols[symbol] = size
     if size == x.shape[d] and step == 1:
         return x
     return x.slice(d, lo, size, step)
