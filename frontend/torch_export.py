@@ -15,7 +15,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -117,7 +117,7 @@ def export_or_capture(
 
     `torch.export` goes first, so that a model without decisions on data is imported as it always was. It cannot take one
     path silently: a decision on data raises, and if the model catches that, the recording is used that met the decision.
-    A model that takes numbers out of tensors is recorded, too: what `.item()` gives torch.export is no Python number
+    A model that takes numbers or extents out of data is recorded, too: what `.item()` gives torch.export is no Python number
     (`isinstance(n, int)` is false of it), and its arithmetic is not Python's.
     """
     failed: ExportFailed | None = None
@@ -126,16 +126,15 @@ def export_or_capture(
             exported = export(model, args, kwargs, dynamic_shapes)
         except ExportFailed as error:
             failed = error
-    items = failed is None and _takes_items(exported)
-    if failed is None and not met and not items:
+    if failed is None and not met:
         return exported
     try:
         found = recorded(model, args, kwargs, dynamic_shapes)
     except ExportFailed as error:
-        if failed is None:
+        if failed is None and "__init__" not in met:
             return exported
-        raise (error if error.loc is not None else failed) from error
-    return exported if failed is None and not found.decided and not items else found
+        raise (error if failed is None or error.loc is not None else failed) from error
+    return found
 
 
 def recorded(
@@ -146,11 +145,6 @@ def recorded(
 
     with recurrence_for_export():
         return AsExported(capture(model, args, kwargs, dynamic_shapes))
-
-
-def _takes_items(exported: Any) -> bool:
-    targets = {str(n.target) for m in exported.graph_module.modules() if hasattr(m, "graph") for n in m.graph.nodes}
-    return bool(targets & {"aten.item.default", "aten._local_scalar_dense.default"})
 
 
 @contextmanager
@@ -167,17 +161,24 @@ def recurrence_for_export() -> Iterator[None]:
 
 @contextmanager
 def _data_decisions() -> Iterator[list[str]]:
-    """Collects the decisions on data that PyTorch refuses while it traces, also those whose error the model catches."""
+    """Collects what PyTorch does about data while it traces: decisions that it refuses, numbers that it makes symbols of."""
     from unittest import mock
 
-    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode as Refused
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 
     met: list[str] = []
-    plain = Refused.__init__
 
-    def noted(self: Any, *args: Any, **kwargs: Any) -> None:
-        met.append(str(args[0]) if args else "")
-        plain(self, *args, **kwargs)
+    def noting(kind: type, name: str) -> Any:
+        plain = getattr(kind, name)
+
+        def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
+            met.append(name)
+            return plain(self, *args, **kwargs)
+
+        return mock.patch.object(kind, name, noted)
+
+    watched = [noting(GuardOnDataDependentSymNode, "__init__")]
+    watched += [noting(ShapeEnv, f"create_unbacked_{kind}") for kind in ("symint", "symfloat", "symbool")]
 
     # What PyTorch would print for each: the recording, or our error, says it.
     quiet = [logging.getLogger(f"torch.{name}") for name in ("fx.experimental.symbolic_shapes", "export._trace")]
@@ -185,7 +186,9 @@ def _data_decisions() -> Iterator[list[str]]:
         log.addFilter(_nothing)
     told = io.StringIO()
     try:
-        with mock.patch.object(Refused, "__init__", noted), redirect_stderr(told):
+        with ExitStack() as stack:
+            for patch in (*watched, redirect_stderr(told)):
+                stack.enter_context(patch)
             yield met
     finally:
         if not met:

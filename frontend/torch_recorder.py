@@ -29,7 +29,6 @@ from torch.fx.experimental.proxy_tensor import (
     get_proxy_slot,
     track_tensor_tree,
 )
-
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from dlc.frontend.torch_storage import storage_of

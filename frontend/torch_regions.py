@@ -14,7 +14,6 @@ from torch import fx
 
 from dlc.frontend.torch_context import Ctx
 from dlc.frontend.torch_recorder import LoopRecord, Region, branch, repeat, truth
-from dlc.frontend.torch_storage import storage_of
 from dlc.ir.dtype import BOOL
 from dlc.ir.expr import Const
 from dlc.ir.view import Val

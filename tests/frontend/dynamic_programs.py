@@ -1,0 +1,1082 @@
+"""Small modules whose control flow depends on data, one per construct and combination, with inputs that take every arm."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+CASES: dict[str, tuple[Any, tuple[tuple[torch.Tensor, ...], ...]]] = {}
+"""By name: a function, or how to build a module; and inputs, the first of which is the example."""
+
+
+def case(*inputs: tuple[torch.Tensor, ...]) -> Callable[[Any], Any]:
+    def register(program: Any) -> Any:
+        CASES[program.__name__] = program, inputs
+        return program
+
+    return register
+
+
+def spread(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+P = torch.tensor([1.0, 2.0, 3.0])
+N = -P
+Z = torch.tensor([0.5, -0.25, 0.1])
+XS = ((P,), (N,), (Z,), (P * 4,), (N * 4,))
+
+
+@case(*XS)
+def if_else(x):
+    if x.sum() > 0:
+        y = x * 2
+    else:
+        y = x - 1
+    return y
+
+
+@case(*XS)
+def if_only(x):
+    if x.sum() > 0:
+        x = x * 2
+    return x + 1
+
+
+@case(*XS)
+def elifs(x):
+    s = x.sum().item()
+    if s > 10:
+        y = x * 3
+    elif s > 1:
+        y = x * 2
+    elif s < -10:
+        y = -x
+    else:
+        y = x + 1
+    return y
+
+
+@case(*XS)
+def early_return(x):
+    if x.max() > 2.5:
+        return x * 2
+    if x.min() < -2.5:
+        return x * 3
+    return x * 4
+
+
+@case(*XS)
+def nested_return(x):
+    if x.sum() > 0:
+        if x.max() > 4:
+            return x * 2
+        y = x + 1
+    else:
+        y = x - 1
+    return y * 5
+
+
+@case(*XS)
+def ternary(x):
+    y = x * 2 if x.sum() > 0 else x * 3
+    return y
+
+
+@case(*XS)
+def ternary_num(x):
+    k = 3.5 if x.sum().item() > 0 else -1.25
+    return x * k
+
+
+@case(*XS)
+def and_or(x):
+    if x.sum() > 0 and x.max() > 2 or x.min() < -4:
+        return x + 1
+    return x - 1
+
+
+@case(*XS)
+def not_(x):
+    if not x.sum() > 0:
+        return x + 1
+    return x - 1
+
+
+@case(*XS)
+def chained(x):
+    s = x.sum().item()
+    if -3 < s < 7:
+        return x + 1
+    return x - 1
+
+
+@case(*XS)
+def any_all(x):
+    if (x > 2).any() and not (x > 0).all():
+        return x
+    elif (x > 0).all():
+        return x * 7
+    return -x
+
+
+@case(*XS)
+def argmax_idx(x):
+    i = x.argmax().item()
+    if i == 2:
+        return x * 2
+    if i == 0:
+        return x * 3
+    return x * i
+
+
+@case((P,), (torch.tensor([5.0, 1.0, 1.0]),), (torch.tensor([1.0, 9.0, 1.0]),))
+def argmax_pick(x):
+    i = int(x.argmax())
+    return x[i] * 10 + i
+
+
+@case(*XS)
+def while_tensor(x):
+    while x.abs().max() > 0.3:
+        x = x / 2
+    return x
+
+
+@case(*XS)
+def while_count(x):
+    n = 0
+    while x.abs().sum().item() > 1:
+        x = x * 0.5
+        n += 1
+    return x + n
+
+
+@case(*XS)
+def while_count_return(x):
+    n = 0
+    while x.abs().sum().item() > 1:
+        x = x * 0.5
+        n += 1
+    return x, n
+
+
+@case(*XS)
+def while_break(x):
+    n = 0
+    while True:
+        x = x * 0.7
+        n = n + 1
+        if x.abs().max() < 0.5 or n > 5:
+            break
+    return x, n
+
+
+@case(*XS)
+def while_continue(x):
+    n = 0
+    k = 0
+    while n < 6:
+        n += 1
+        if x.sum() * n > 5:
+            continue
+        k += n
+        x = x + 0.3
+    return x, k
+
+
+@case((torch.tensor(0), P), (torch.tensor(1), P), (torch.tensor(5), P))
+def range_item(n, x):
+    for i in range(n.item()):
+        x = x * 1.5 + i
+    return x
+
+
+@case((torch.tensor(0), P), (torch.tensor(1), P), (torch.tensor(5), P))
+def range_int(n, x):
+    s = torch.zeros(3)
+    for i in range(1, int(n) + 1):
+        s = s + x * i
+    return s
+
+
+@case((torch.tensor(0), P), (torch.tensor(3), P), (torch.tensor(9), P))
+def range_step(n, x):
+    for i in range(2, int(n), 3):
+        x = x + i
+    for j in range(int(n), 0, -2):
+        x = x - j
+    return x
+
+
+@case(*XS)
+def for_break(x):
+    for i in range(10):
+        x = x * 0.8
+        if x.abs().max() < 0.7:
+            break
+    return x
+
+
+@case(*XS)
+def for_return(x):
+    for i in range(10):
+        x = x * 0.8
+        if x.abs().max() < 0.7:
+            return x + i
+    return x
+
+
+@case(*XS)
+def for_else(x):
+    for i in range(10):
+        x = x * 0.9
+        if x.abs().max() < 0.7:
+            break
+    else:
+        x = x + 100
+    return x
+
+
+@case(*XS)
+def while_else(x):
+    k = 0
+    while k < 4:
+        x = x * 0.9
+        k += 1
+        if x.abs().max() < 0.7:
+            break
+    else:
+        x = x + 100
+    return x
+
+
+@case(*XS)
+def nested_loops(x):
+    n = 0
+    while x.abs().max() > 0.5:
+        m = 0
+        while m < 3 and x.sum().item() > -10:
+            x = x * 0.8
+            m += 1
+            n += m
+        x = x * 0.9
+    return x, n
+
+
+@case(*XS)
+def nested_break(x):
+    n = 0
+    for i in range(4):
+        for j in range(5):
+            if (x.abs() * (j + 1)).max() > 6:
+                break
+            n = n + j
+        if n > 10:
+            break
+        x = x * 0.7
+    return x, n
+
+
+@case(*XS)
+def return_in_nested_loop(x):
+    for i in range(3):
+        for j in range(4):
+            x = x * 0.8
+            if x.abs().max() < 1.0:
+                return x * (i + 1)
+    return x
+
+
+@case(*XS)
+def number_arith(x):
+    s = x.sum().item()
+    t = (s * 3 - 1) / 2
+    u = s // 2 + abs(s) % 3
+    if t > u:
+        return x * t
+    return x * u
+
+
+@case(*XS)
+def int_arith(x):
+    i = int(x.sum())
+    j = i * 2 + 1
+    k = j // 3 - j % 4
+    if k > 2:
+        return x * k
+    return x + j - k
+
+
+@case(*XS)
+def number_merge(x):
+    k = 1
+    if x.sum() > 0:
+        k = 5
+    return x * k
+
+
+@case(*XS)
+def bool_merge(x):
+    flag = False
+    if x.sum() > 0:
+        flag = True
+    if flag:
+        return x * 2
+    return x * 3
+
+
+@case(*XS)
+def min_max_num(x):
+    a = max(x.sum().item(), 1.0)
+    b = min(int(x.sum()), 4, 3)
+    return x * a + b
+
+
+@case(*XS)
+def tuple_state(x):
+    h = (x, x * 2)
+    while h[0].abs().max() > 0.4:
+        h = (h[0] * 0.5, h[1] + h[0])
+    return h[0] + h[1]
+
+
+@case(*XS)
+def dict_state(x):
+    d = {"a": x, "b": x * 2}
+    if x.sum() > 0:
+        d["a"] = d["a"] + 1
+        d["b"] = d["b"] * 3
+    return d["a"] + d["b"]
+
+
+@case(*XS)
+def list_append_arm(x):
+    outs = [x]
+    if x.sum() > 0:
+        outs.append(x * 2)
+    else:
+        outs.append(x * 3)
+    return torch.stack(outs)
+
+
+@case(*XS)
+def list_replace(x):
+    outs = [x, x + 1]
+    if x.sum() > 0:
+        outs[1] = x * 2
+    return torch.cat(outs)
+
+
+@case(*XS)
+def inplace_arm(x):
+    y = x.clone()
+    if x.sum() > 0:
+        y.add_(1)
+    else:
+        y *= 2
+    return y
+
+
+@case(*XS)
+def inplace_view(x):
+    y = x.clone()
+    if x.sum() > 0:
+        y[0] = 9.0
+    y[1:] += 1
+    return y
+
+
+@case(*XS)
+def inplace_loop(x):
+    y = x.clone()
+    n = 0
+    while y.abs().max() > 0.6:
+        y.mul_(0.5)
+        y[0] += 0.1
+        n += 1
+    return y, n
+
+
+@case(*XS)
+def setitem_num(x):
+    y = torch.zeros(3)
+    i = x.argmax().item()
+    y[i] = 5.0
+    return y
+
+
+@case(*XS)
+def helper(x):
+    def f(v):
+        if v.mean() > 0:
+            return v + 1
+        return v * 2
+
+    return f(x) + f(-x)
+
+
+def outer_helper(v, k=2):
+    if v.sum() > k:
+        return v, True
+    return v * k, False
+
+
+@case(*XS)
+def helper2(x):
+    y, ok = outer_helper(x)
+    z, ok2 = outer_helper(y, k=7)
+    if ok and not ok2:
+        return y + z
+    return y - z
+
+
+@case(*XS)
+def cond_hop(x):
+    return torch.cond(x.sum() > 0, lambda a: a.sin(), lambda a: a.cos(), (x,))
+
+
+@case((torch.tensor(0), P), (torch.tensor(4), P))
+def while_hop(n, x):
+    from torch._higher_order_ops import while_loop
+
+    return while_loop(lambda i, a: i < 5, lambda i, a: (i + 1, a * 2), (n, x))
+
+
+@case(*XS)
+def fold_static(x):
+    if x.shape[0] == 3:
+        x = x + 1
+    for i in range(3):
+        x = x * 1.1
+    t = torch.tensor([1.0, 2.0])
+    if t.sum() > 2:
+        x = x - 1
+    if x.sum() > 0:
+        return x
+    return -x
+
+
+@case(*XS)
+def lambda_closure(x):
+    g = lambda v: v * 2 if v.sum() > 0 else v * 3  # noqa: E731
+    return g(x)
+
+
+@case(*XS)
+def accumulate(x):
+    total = 0.0
+    for v in x:
+        if v > 0:
+            total += v.item()
+    return x * total
+
+
+@case(*XS)
+def tolist(x):
+    a, b, c = x.tolist()
+    if a > b:
+        return x * c
+    return x * a
+
+
+@case(*XS)
+def item_float_eq(x):
+    if x[0].item() == 1:
+        return x
+    if 2.0 == x[1].item():
+        return -x
+    return x * 0
+
+
+@case(*XS)
+def in_list(x):
+    i = int(x.argmax())
+    if i in (0, 1):
+        return x * 2
+    return x * 3
+
+
+@case(*XS)
+def any_builtin(x):
+    if any(v > 2.5 for v in x):
+        return x * 2
+    if all([v > -2 for v in x.tolist()]):  # noqa: C419
+        return x * 3
+    return x
+
+
+@case(*XS)
+def while_and_index(x):
+    i = 0
+    while i < 3 and x[i] < 2:
+        i += 1
+    return x * i
+
+
+@case(*XS)
+def aug_num(x):
+    n = x.sum().item()
+    n *= 2
+    n -= 1
+    x = x.clone()
+    x *= n
+    return x
+
+
+@case(*XS)
+def full_num(x):
+    n = x.sum().item()
+    return torch.full((3,), n) + torch.clamp(x, max=n)
+
+
+@case(*XS)
+def where_num(x):
+    n = x.mean().item()
+    return torch.where(x > n, x, n)
+
+
+@case(*XS)
+def range_list_sum(x):
+    return sum(x[i] if x[i] > 0 else x[i] * 2 for i in range(3))
+
+
+@case(*XS)
+def pass_arm(x):
+    if x.sum() > 0:
+        pass
+    else:
+        x = -x
+    return x
+
+
+@case(*XS)
+def none_check(x):
+    y = None
+    if x.sum() > 0:
+        y = x
+    else:
+        y = x * 2
+    if y is None:
+        return x
+    return y
+
+
+@case(*XS)
+def with_nograd(x):
+    with torch.no_grad():
+        if x.sum() > 0:
+            return x
+        y = x * 3
+    return y
+
+
+@case(*XS)
+def round_int(x):
+    k = round(x.sum().item())
+    if k % 2 == 0:
+        return x * k
+    return x - k
+
+
+@case(*XS)
+def collatz(x):
+    n = int(x.abs().sum()) + 1
+    c = 0
+    while n != 1:
+        if n % 2 == 0:
+            n = n // 2
+        else:
+            n = 3 * n + 1
+        c += 1
+    return x + c
+
+
+@case(*XS)
+def shadow_undefined(x):
+    if x.sum() > 0:
+        t = x * 2
+        y = t + 1
+    else:
+        y = x
+    return y
+
+
+@case(*XS)
+def star(x):
+    def f(*a, **k):
+        return a[0] + k["b"] if a[0].sum() > 0 else a[0]
+
+    return f(*(x,), b=x)
+
+
+@case(*XS)
+def try_finally(x):
+    try:
+        if x.sum() > 0:
+            return x * 2
+    finally:
+        x = x + 1
+    return x
+
+
+X8 = tuple((spread(2, 8) * s,) for s in (0.1, 1.0, 3.0, -2.0))
+
+
+class Base(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.l = nn.Linear(8, 8)
+
+    def forward(self, x):
+        if x.mean() > 0:
+            return self.l(x)
+        return -x
+
+
+@case(*X8)
+class Sub(Base):
+    def forward(self, x):
+        y = super().forward(x)
+        if y.sum() > 0:
+            y = super().forward(y * 2)
+        return y
+
+
+@case(*X8)
+class EarlyExit(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 4), nn.Linear(4, 8)])
+        self.heads = nn.ModuleList([nn.Linear(16, 3), nn.Linear(8, 3), nn.Linear(4, 3)])
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x):
+        for layer, head in zip(self.layers, self.heads):
+            x = torch.relu(layer(x))
+            y = head(x)
+            if torch.softmax(y, -1).max() > 0.5:
+                return y
+        return self.last(self.layers[-1](x))
+
+
+@case(*X8)
+class Seq(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.s = nn.Sequential(Base(), nn.ReLU(), Base())
+
+    def forward(self, x):
+        return self.s(x)
+
+
+@case(*[(a[0], torch.tensor(k)) for a in X8[:1] for k in (0, 1, 2)])
+class Experts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.e = nn.ModuleList([nn.Linear(8, 8) for _ in range(3)])
+
+    def forward(self, x, k):
+        return self.e[k.item()](x) + self.e[int(k) - 1](x)
+
+
+@case(*X8)
+class Private(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.__k = 3.0
+
+    @torch.no_grad()
+    def forward(self, x):
+        if x.sum() > self.__k:
+            return self.__twice(x)
+        return x
+
+    def __twice(self, x):
+        return x * 2 if x.max() > 4 else x * 3
+
+
+@dataclass
+class Out:
+    a: torch.Tensor
+    n: int
+
+
+@case(*X8)
+def dataclass_state(x):
+    o = Out(x, 0)
+    if x.sum() > 0:
+        o.a = x * 2
+        o.n = 1
+    while o.a.abs().max() > 1:
+        o.a = o.a * 0.5
+        o.n += 1
+    return o.a, o.n
+
+
+@case(*XS)
+def nonlocal_(x):
+    n = 0
+
+    def bump():
+        nonlocal n
+        if x.sum() > 0:
+            n += 2
+        else:
+            n += 1
+
+    bump()
+    bump()
+    return x * n
+
+
+@case(*XS)
+def none_state(x):
+    h = None
+    for i in range(5):
+        h = x if h is None else h * 0.5
+        if h.abs().max() < 1:
+            break
+    return h
+
+
+@case(*XS)
+def zero_plus_tensor(x):
+    s = 0
+    for v in x:
+        if v > 0:
+            s = s + v
+        else:
+            s = s - v
+    return s
+
+
+@case(*XS)
+def pop_list(x):
+    st = [x, x * 2, x * 3]
+    if x.sum() > 0:
+        y = st.pop()
+    else:
+        y = st.pop(0)
+    return y + st[0]
+
+
+@case(*XS)
+def list_of_numbers(x):
+    c = [0, 0, 0]
+    for v in x:
+        k = 0 if v > 1 else 1 if v > -1 else 2
+        c[k] += 1
+    return torch.tensor(c)
+
+
+@case(*XS)
+def math_funcs(x):
+    s = x.abs().sum().item()
+    t = math.sqrt(s) + math.exp(-s) + math.floor(s)
+    if math.isfinite(1.0) and t > 3:
+        return x * t
+    return x - t
+
+
+@case(*XS)
+def isinstance_(x):
+    n = x.sum().item()
+    if isinstance(n, float):
+        return x * n
+    return x
+
+
+@case(*XS)
+def dict_out(x):
+    if x.sum() > 0:
+        return {"y": x, "k": torch.tensor(1)}
+    return {"y": -x, "k": torch.tensor(2)}
+
+
+@case(*XS)
+def partial_(x):
+    def f(a, b):
+        if a.sum() > b.sum():
+            return a
+        return b
+
+    return functools.partial(f, x)(b=-x)
+
+
+@case(*XS)
+def recursion(x):
+    def f(v, d):
+        if d == 0:
+            return v
+        if v.sum() > 0:
+            return f(v * 0.5, d - 1)
+        return f(v + 1, d - 1)
+
+    return f(x, 4)
+
+
+@case(*XS)
+def swap(x):
+    a, b = x, x * 2
+    if x.sum() > 0:
+        a, b = b, a
+    return a - b * 3
+
+
+@case(*XS)
+def slice_n(x):
+    n = int((x > 0).sum())
+    y = torch.zeros(3)
+    y[:n] = x[:n]
+    return y
+
+
+@case(*XS)
+def where_loop(x):
+    mask = x.abs() > 1
+    while mask.any():
+        x = torch.where(mask, x * 0.5, x)
+        mask = x.abs() > 1
+    return x
+
+
+@case(*XS)
+def tensor_flag(x):
+    done = torch.zeros((), dtype=torch.bool)
+    n = 0
+    while not done:
+        x = x * 0.7
+        n += 1
+        done = x.abs().max() < 0.5
+    return x, n
+
+
+@case(*XS)
+def bool_arith(x):
+    n = (x.sum() > 0).item() + (x.max() > 2).item() * 2
+    return x * n
+
+
+@case(*XS)
+def elif_pass_chain(x):
+    s = x.sum()
+    if s > 10:
+        r = 1
+    elif s > 3:
+        r = 2
+    elif s > 0:
+        r = 3
+    elif s > -3:
+        r = 4
+    else:
+        r = 5
+    if r in (1, 5):
+        return x
+    if r == 2:
+        return x * 2
+    return x * r
+
+
+@case(*XS)
+def while_true_return(x):
+    i = 0
+    while True:
+        x = x * 0.8
+        i += 1
+        if x.abs().max() < 0.9:
+            return x + i
+        if i >= 7:
+            return x - i
+
+
+@case(*XS)
+def continue_in_for(x):
+    t = torch.zeros(3)
+    for i in range(6):
+        if x[i % 3] > 0 and i != 3:
+            continue
+        t = t + x * i
+        if t.sum() < -30:
+            break
+    return t
+
+
+@case(*XS)
+def float_accumulate(x):
+    total = 0
+    n = 0
+    while n < 5 and total < 6:
+        total = total + x.abs().max().item()
+        n += 1
+    return x * total
+
+
+@case(*XS)
+def tuple_return_num(x):
+    if x.sum() > 0:
+        return x, 1, True
+    return -x, 2, False
+
+
+@case(*XS)
+def ternary_nested(x):
+    return x * (1 if x.sum() > 5 else 2 if x.sum() > 0 else 3)
+
+
+@case(*XS)
+def or_value(x):
+    k = int(x.argmax()) or 7
+    return x * k
+
+
+@case(*XS)
+def min_over(x):
+    m = min(x.tolist())
+    i = max(range(3), key=lambda j: j)
+    return x - m + i
+
+
+@case(*XS)
+def aug_view(x):
+    y = x.clone()
+    v = y[1:]
+    if x.sum() > 0:
+        v += 1
+    else:
+        v *= 2
+    return y
+
+
+@case(*XS)
+def inplace_outer_in_loop_arm(x):
+    y = x.clone()
+    for i in range(4):
+        if y.sum() > 0:
+            y.sub_(1)
+        else:
+            y.add_(0.75)
+    return y
+
+
+@case(*XS)
+def ones_(x):
+    n = int((x > 0).sum())
+    return torch.ones(n).sum() + torch.arange(n).sum()
+
+
+@case(*XS)
+def long_range(x):
+    s = 0.0
+    for i in range(40):
+        if x[i % 3] * i > 3:
+            s = s + i
+    return x * s
+
+
+@case(*XS)
+def helper_loop_return(x):
+    def find(v):
+        for i in range(3):
+            if v[i] > 1.5:
+                return i
+        return -1
+
+    i = find(x)
+    if i < 0:
+        return x
+    return x * i + find(-x)
+
+
+@case(*XS)
+def comp_tern(x):
+    ys = [v * 2 if v > 0 else v * 3 for v in x]
+    return torch.stack(ys)
+
+
+@case(*XS)
+def dict_loop(x):
+    st = {"h": x, "n": 0}
+    while st["h"].abs().max() > 0.5:
+        st["h"] = st["h"] * 0.6
+        st["n"] += 1
+    return st["h"], st["n"]
+
+
+@case(*XS)
+def while_pred_fn(x):
+    def go(v):
+        return v.abs().max() > 0.5
+
+    while go(x):
+        x = x * 0.5
+    return x
+
+
+@case(*XS)
+def item_after_inplace(x):
+    y = x.clone()
+    a = y[0].item()
+    y[0] = 100.0
+    b = y[0].item()
+    if a < b:
+        return y * a
+    return y
+
+
+@case(*XS)
+def chained_methods(x):
+    if (x > 0).any().logical_and((x < 0).any()):
+        return x
+    return x.abs().sum(0, keepdim=True) + x
+
+
+@case(*XS)
+def collect(x):
+    outs = []
+    for i in range(12):
+        x = x * 0.8
+        outs.append(x)
+        if x.abs().max() < 0.9:
+            break
+    return torch.stack(outs)
+
+
+@case(*XS)
+def collect_while(x):
+    outs = [x]
+    k = []
+    while x.abs().max() > 0.5:
+        x = x * 0.7
+        outs.append(x + 1)
+        k.append(x.sum().item())
+    return torch.stack(outs, dim=1), len(k)
+
+
+@case(*XS)
+class Cap(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c = nn.LSTMCell(3, 8)
+        self.o = nn.Linear(8, 10)
+        self.e = nn.Embedding(10, 3)
+
+    def forward(self, x):
+        x = x[None]
+        h = x.new_zeros(1, 8)
+        c = x.new_zeros(1, 8)
+        ws = []
+        for _ in range(20):
+            h, c = self.c(x, (h, c))
+            w = self.o(h).argmax(dim=1)
+            ws.append(w)
+            if w.item() == 7:
+                break
+            x = self.e(w)
+        return torch.stack(ws, dim=1), h

@@ -1,0 +1,394 @@
+"""Python control flow that depends on data: each construct against eager PyTorch, what is refused and where."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+import dlc
+from dlc.errors import DlcError
+from dlc.frontend.torch_export import import_torch
+from dlc.ir.program import If, Loop, walk_statements
+from dlc.ir.verify import verify
+from tests.frontend.dynamic_programs import CASES
+from tests.frontend.torch_case import Fn, close, run
+
+
+def module(program: Any) -> nn.Module:
+    return (program() if isinstance(program, type) else Fn(program)).eval()
+
+
+def eager(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+    with torch.no_grad():
+        result = pytree.tree_leaves(model(*[a.clone() for a in inputs]))
+    return [v if isinstance(v, torch.Tensor) else torch.tensor(v, dtype=_kept(v)) for v in result]
+
+
+def _kept(v: Any) -> torch.dtype:
+    return torch.bool if isinstance(v, bool) else torch.int64 if isinstance(v, int) else torch.float64
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_program_of_each_construct_does_what_eager_does(name):
+    program, inputs = CASES[name]
+    torch.manual_seed(0)
+    model = module(program)
+    imported = import_torch(model, inputs[0])
+    verify(imported.program, bounds=False)
+    for given in inputs:
+        got, want = run(imported, given), eager(model, given)
+        assert len(got) == len(want)
+        for g, w in zip(got, want, strict=True):
+            close(g, w, name)
+
+
+COMPILED = (
+    "early_return nested_return while_count for_break nested_break return_in_nested_loop inplace_view inplace_loop"
+    " number_arith Experts EarlyExit collect Cap dict_loop range_step while_and_index"
+).split()
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_code_does_what_eager_does(name):
+    program, inputs = CASES[name]
+    torch.manual_seed(0)
+    model = module(program)
+    exe = dlc.compile(model, inputs[0])
+    for given in inputs:
+        got = pytree.tree_leaves(exe(*given))
+        for g, w in zip(got, eager(model, given), strict=True):
+            close(np.asarray(g), w, name)
+
+
+def test_every_arm_is_taken_by_some_input():
+    """The table is worth something only if its inputs part ways."""
+    same = []
+    for name, (program, inputs) in CASES.items():
+        torch.manual_seed(0)
+        model = module(program)
+        lines = {_lines(model, given) for given in inputs}
+        if len(lines) == 1 and len(inputs) > 1:
+            same.append(name)
+    straight = {
+        "fold_static",
+        "isinstance_",
+        "aug_num",
+        "full_num",
+        "where_num",
+        "tolist",
+        "argmax_pick",
+        "setitem_num",
+    }
+    assert set(same) <= straight | STRAIGHT, same
+
+
+STRAIGHT = set(
+    "ternary ternary_num chained range_list_sum lambda_closure any_builtin comp_tern ternary_nested helper or_value bool_arith"
+    " cond_hop while_hop Experts item_float_eq min_max_num slice_n ones_ math_funcs min_over accumulate".split()
+)
+"""Programs whose arms are on one line, or that decide by an index."""
+
+
+def _lines(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[int, ...]:
+    """The lines of the table that an eager call runs through, in order."""
+    import sys
+
+    from tests.frontend import dynamic_programs
+
+    found: list[int] = []
+
+    def trace(frame: Any, event: str, _: Any) -> Any:
+        if frame.f_code.co_filename != dynamic_programs.__file__:
+            return None
+        if event == "line":
+            found.append(frame.f_lineno)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        with torch.no_grad():
+            model(*[a.clone() for a in inputs])
+    finally:
+        sys.settrace(before)
+    return tuple(found)
+
+
+# --- what becomes of control -----------------------------------------------------------------------------------------
+
+
+def statements(program: Any, *inputs: Any) -> tuple[int, int, int]:
+    """Statements, branches and loops of an imported function."""
+    found = list(walk_statements(import_torch(Fn(program).eval(), inputs).program.body))
+    return len(found), sum(isinstance(s, If) for s in found), sum(isinstance(s, Loop) for s in found)
+
+
+def test_control_that_no_input_decides_folds_away():
+    def program(x):
+        table = torch.tensor([1.0, -1.0, 3.0])
+        for v in table:
+            if v > 0:
+                x = x * 2
+            else:
+                x = x + 1
+        if table.sum() > 100:
+            x = x - 1
+        return x if x.sum() > 0 else -x
+
+    assert statements(program, torch.ones(3))[1:] == (1, 0)
+
+
+def test_loop_body_is_in_the_program_once_whatever_its_length():
+    def times(count):
+        def program(x):
+            for _ in range(count):
+                x = torch.tanh(x * 1.5)
+                if x.abs().max() < 0.1:
+                    break
+            return x
+
+        return program
+
+    counts = [statements(times(n), torch.ones(3)) for n in (3, 200)]
+    assert counts[0] == counts[1]
+    assert counts[0][2] == 1
+
+
+def test_kernels_do_not_grow_with_the_number_of_steps():
+    def times(count):
+        def program(x):
+            n = 0
+            while n < count:
+                x = torch.tanh(x * 1.5 + n)
+                if x.sum() > 2.9:
+                    break
+                n += 1
+            return x
+
+        return Fn(program).eval()
+
+    kernels = [dlc.compile(times(n), (torch.ones(3),)).compile_report.kernels for n in (4, 100)]
+    assert kernels[0] == kernels[1]
+
+
+def test_static_model_is_imported_as_before():
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer(x) if x.shape[-1] == 4 else x
+            return x
+
+    assert not [
+        s for s in walk_statements(import_torch(Plain().eval(), (torch.ones(2, 4),)).program.body) if isinstance(s, If)
+    ]
+
+
+def test_branch_on_symbolic_size_is_a_branch():
+    class Sized(nn.Module):
+        def forward(self, x):
+            if x.sum() > 0:
+                return x * 2
+            return x * x.shape[0]
+
+    batch = torch.export.Dim("batch", min=2, max=64)
+    imported = import_torch(Sized().eval(), (torch.ones(3, 4),), dynamic_shapes=({0: batch},))
+    for rows, sign in ((3, 1), (9, -1), (2, -1)):
+        x = torch.ones(rows, 4) * sign
+        close(run(imported, (x,))[0], Sized()(x))
+
+
+def test_model_is_left_as_it_was():
+    class Keeps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(3, 3))
+
+        def forward(self, x):
+            return self.inner(x) if x.sum() > 0 else x
+
+    model = Keeps().eval()
+    before = {m: dict(m.__dict__) for m in model.modules()}
+    weights = [p.data_ptr() for p in model.parameters()]
+    import_torch(model, (torch.ones(3),))
+    assert before == {m: m.__dict__ for m in model.modules()}
+    assert weights == [p.data_ptr() for p in model.parameters()]
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+REFUSED: dict[str, tuple[Any, str, str]] = {}
+"""By name: the function, the code of the error, and part of its message. The line that it must name ends in `# here`."""
+
+
+def refused(code: str, part: str) -> Any:
+    def register(program: Any) -> Any:
+        REFUSED[program.__name__] = program, code, part
+        return program
+
+    return register
+
+
+@refused("DLC0224", "printed")
+def prints(x):
+    s = x.sum().item()
+    print(s)  # here
+    return x
+
+
+@refused("DLC0224", "exception")
+def raises(x):
+    if x.sum() > 0:
+        raise ValueError("positive")  # here
+    return x
+
+
+@refused("DLC0220", "assertions")
+def asserts(x):
+    assert x.sum() > 0  # here
+    return x * 2
+
+
+@refused("DLC0221", "float32[3] on one path")
+def shapes_differ(x):
+    if x.sum() > 0:
+        y = x
+    else:
+        y = x[:2]
+    return y.sum() * torch.cat([y, y])  # here
+
+
+@refused("DLC0221", "NoneType")
+def none_or_tensor(x):
+    y = None
+    if x.sum() > 0:
+        y = x
+    return y.sum()  # here
+
+
+@refused("DLC0222", "defines it on some paths only")
+def undefined_in_one_arm(x):
+    if x.sum() > 0:
+        y = x
+    return y + 1  # here
+
+
+@refused("DLC0220", "rounded to decimal digits")
+def rounds_to_digits(x):
+    k = round(x.sum().item(), 2)  # here
+    return x * k
+
+
+@refused("DLC0220", "text")
+def formats(x):
+    name = f"{x.sum().item()}"  # here
+    return x if name else -x
+
+
+@refused("DLC0220", "filters")
+def filters(x):
+    return torch.stack([v for v in x if v > 0])  # here
+
+
+@refused("DLC0221", "a list of 1 on one path and a list of 2")
+def lengths_differ(x):
+    outs = [x]
+    if x.sum() < 0:
+        outs.append(x * 2)
+    return torch.stack(outs)  # here
+
+
+@refused("DLC0223", "before it and")
+def grows(x):
+    while x.sum() < 5:  # here
+        x = torch.cat([x, x])
+    return x.sum()
+
+
+@refused("DLC0220", "not rewritten")
+def generator(x):
+    def items():
+        for v in x:
+            if v > 0:  # here
+                yield v
+
+    return sum(items())
+
+
+@refused("DLC0220", "match")
+def matches(x):
+    match x.sum().item():  # here
+        case 1.0:
+            return x
+        case _:
+            return -x
+
+
+@refused("DLC0220", "order")
+def sorts(x):
+    values = sorted(x.tolist())  # here
+    return x * values[0]
+
+
+def swallows(x):
+    try:
+        name = f"{x.sum().item()}"  # here
+    except Exception:
+        return x
+    return x * len(name)
+
+
+REFUSED["swallows"] = swallows, "DLC0220", "text"
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusal_names_the_line_and_the_reason(name):
+    program, code, part = REFUSED[name]
+    with pytest.raises(DlcError) as caught:
+        import_torch(Fn(program).eval(), (torch.tensor([1.0, 2.0, -0.5]),))
+    error = caught.value
+    assert (error.code, part in str(error)) == (code, True), str(error)
+    lines, first = inspect.getsourcelines(program)
+    here = next(n for n, text in enumerate(lines) if "# here" in text)
+    assert str(error.loc).split(" ")[0] == f"test_torch_dynamic.py:{first + here}", str(error)
+    assert error.help
+
+
+def test_state_that_outlives_the_call_is_refused():
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.calls = 0
+
+        def forward(self, x):
+            if x.sum() > 0:
+                self.calls += 1
+            return x * 2
+
+    model = Counts().eval()
+    with pytest.raises(DlcError, match="Counts.calls"):
+        import_torch(model, (torch.ones(3),))
+    assert model.calls == 0
+
+
+def test_write_to_memory_that_only_one_path_shares_is_refused():
+    def program(x):
+        y = x * 2
+        z = y
+        if x.sum() > 0:
+            z = y + 1
+        z += 1
+        return y + z
+
+    with pytest.raises(DlcError) as caught:
+        import_torch(Fn(program).eval(), (torch.ones(3),))
+    assert caught.value.code == "DLC0227"
