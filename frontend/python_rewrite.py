@@ -17,6 +17,7 @@ Source: Moldovan et al., AutoGraph (SysML 2019, arXiv 1810.08061); Chen et al., 
 from __future__ import annotations
 
 import ast
+import inspect
 import linecache
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,9 @@ from dlc.frontend.python_names import Liveness, captured, stored
 RUNTIME, SITES, DEAD_NAME = "dlc__rt", "dlc__sites", "dlc__dead"
 _NATIVE = frozenset("super locals globals vars eval exec dir".split())
 """Calls that look at the caller's frame."""
+
+
+_SUSPENDING = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
 class NotRewritable(Exception):
@@ -106,9 +110,10 @@ def _future(code: types.CodeType) -> int:
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """The code objects of a function, but not of generators and coroutines inside: these stay as they are."""
     yield code
     for c in code.co_consts:
-        if isinstance(c, types.CodeType):
+        if isinstance(c, types.CodeType) and (c.co_name.startswith("<") or not c.co_flags & _SUSPENDING):
             yield from _codes(c)
 
 

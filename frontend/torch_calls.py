@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import functools
+import inspect
 import math
 import sys
 import sysconfig
@@ -106,6 +107,8 @@ class Calls(Flow):
             module = frame.f_globals.get("__name__", "").partition(".")[0]
             if code in self.own:
                 return "this expression"
+            if code.co_flags & inspect.CO_GENERATOR and not code.co_name.startswith("<"):
+                return f"'{code.co_name}', which is not rewritten: it is a generator"
             if module not in _LEFT_ALONE and module not in sys.stdlib_module_names:
                 return f"'{code.co_name}', which is not rewritten: {self.why.get(code, 'it is not called by rewritten code')}"
             frame = frame.f_back
@@ -142,7 +145,7 @@ class Calls(Flow):
             return self.born(self.native(function, args, kwargs))
         if isinstance(function, (types.BuiltinMethodType, types.MethodWrapperType)):
             return self.method(function, args, kwargs)
-        own = getattr(type(function), "__call__", None)
+        own = vars(type(function)).get("__call__")
         if isinstance(own, types.FunctionType) and not isinstance(function, torch._ops.OperatorBase):
             made = self.rewriting(own)
             if made is not own:
@@ -538,7 +541,8 @@ _SPECIAL: dict[Any, Callable[..., Any]] = {
     sorted: _sorted, round: _rounded(round), math.floor: _rounded(math.floor), math.ceil: _rounded(math.ceil),
     math.trunc: _rounded(math.trunc), math.isnan: _test_of(torch.isnan, math.isnan),
     math.isinf: _test_of(torch.isinf, math.isinf), torch.cond: _cond, torch.tensor: _tensor,
-    torch.stack: _joined(torch.stack), torch.cat: _joined(torch.cat), torch.ops.higher_order.cond: _cond, torch.ops.higher_order.while_loop: _while_loop, torch._check: _no_effect,
+    torch.stack: _joined(torch.stack), torch.cat: _joined(torch.cat),
+    torch.ops.higher_order.cond: _cond, torch.ops.higher_order.while_loop: _while_loop, torch._check: _no_effect,
     torch._check_is_size: _no_effect,
     **{plain: _math(function, plain) for plain, function in MATH.items()},
 }  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from dlc.frontend.torch_storage import storage_of
+from dlc.frontend.torch_storage import storage_of, writes
 
 _LARGEST = 1 << 22  # elements; folding is for masks and tables, not for computing with weights
 _ABSENT = object()
@@ -64,7 +64,7 @@ def _foldable(n: fx.Node) -> bool:
     if not isinstance(n.target, torch._ops.OpOverload):
         return False
     random = torch.Tag.nondeterministic_seeded in n.target.tags
-    return not n.target._schema.is_mutable and not random
+    return not random and (not n.target._schema.is_mutable or not writes(n))
 
 
 def _value(n: fx.Node, memo: dict[fx.Node, Any]) -> Any:

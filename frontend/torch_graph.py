@@ -36,7 +36,7 @@ from dlc.frontend import (
 from dlc.frontend.torch_context import TABLE, Ctx
 from dlc.frontend.torch_errors import EscapedValue, MutatedState, SharedMemory
 from dlc.frontend.torch_regions import nested_nodes
-from dlc.frontend.torch_storage import storage_of
+from dlc.frontend.torch_storage import functional_name, storage_of, writes
 from dlc.frontend.torch_types import Extents
 from dlc.ir.builder import Builder
 from dlc.ir.dtype import BOOL, F64
@@ -59,10 +59,6 @@ IGNORED = frozenset(
 )
 """Checks of what the traced shapes already say."""
 
-_RENAMING = frozenset("detach unsqueeze squeeze transpose t swapaxes swapdims as_strided requires_grad".split())
-"""In-place operators that change how a tensor is seen, not what it holds."""
-
-
 _AUTOCAST = frozenset(
     "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution _convolution mm bmm matmul linear addmm"
     " addbmm baddbmm linalg_vecdot linalg_matmul chain_matmul scaled_dot_product_attention einsum lstm gru"
@@ -78,22 +74,6 @@ def definition(target: str) -> Callable[..., Any] | None:
         return found
     plain = functional_name(target)
     return TABLE.get(plain) if plain is not None else None
-
-
-def functional_name(target: str) -> str | None:
-    """`aten.relu.default` for `aten.relu_.default`; None for what is not in place."""
-    parts = target.split(".")
-    if len(parts) != 3 or not parts[1].endswith("_") or parts[1].endswith("__"):
-        return None
-    return f"{parts[0]}.{parts[1][:-1]}.{parts[2]}"
-
-
-def writes(node: fx.Node) -> bool:
-    """Whether the node changes the values of its first argument."""
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    plain = functional_name(str(node.target))
-    return plain is not None and plain.split(".")[1] not in _RENAMING
 
 
 def known(target: object) -> bool:

@@ -152,10 +152,10 @@ class Loop:
         try:
             try:
                 done = yield from self._python(self.initial, steps)
-            except Exception as error:
+            except Exception:
                 if not self._may_record(steps) or self.flow.decided == before:
                     raise
-                done, first_error = None, error
+                done = None
             long = self.flow.decided > before and (self.done >= LONG if steps is None else steps.long)
             if done is not None and not long:
                 self.flow.commit(first)

@@ -31,7 +31,7 @@ from torch.fx.experimental.proxy_tensor import (
 )
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from dlc.frontend.torch_storage import storage_of
+from dlc.frontend.torch_storage import storage_of, writes
 
 _OWN = str(Path(__file__).parent)
 _TORCH = str(Path(torch.__file__).parent)
@@ -91,9 +91,7 @@ class _Tracked(WeakTensorKeyDictionary):
     """The node of each tensor. A write in place leaves a tensor its node: what the node holds then is the importer's to know."""
 
     def __setitem__(self, key: torch.Tensor, value: Any) -> None:
-        target = value.proxy.node.target
-        in_place = isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
-        if not (in_place and key in self):
+        if not (writes(value.proxy.node) and key in self):
             super().__setitem__(key, value)
 
 
@@ -125,7 +123,7 @@ class Recorder(PythonKeyTracer):
         self.region.nodes.append(node)
         if node.op == "get_attr":
             self.knows(node, getattr(self.root, str(node.target)))
-        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+        if writes(node):
             self._forget(node)
         return node
 

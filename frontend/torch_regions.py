@@ -14,6 +14,7 @@ from torch import fx
 
 from dlc.frontend.torch_context import Ctx
 from dlc.frontend.torch_recorder import LoopRecord, Region, branch, repeat, truth
+from dlc.frontend.torch_storage import writes
 from dlc.ir.dtype import BOOL
 from dlc.ir.expr import Const
 from dlc.ir.view import Val
@@ -35,8 +36,6 @@ def regions_of(node: fx.Node) -> tuple[Region, ...]:
 
 def _written(c: Ctx, regions: Sequence[Region]) -> list[fx.Node]:
     """The tensors of outside that the regions write to: the node at the root of each one's memory."""
-    from dlc.frontend.torch_graph import writes
-
     roots: dict[fx.Node, None] = {}
     for region in regions:
         for n in nested_nodes(region.nodes):

@@ -1,4 +1,4 @@
-"""Which traced values share memory."""
+"""Which traced values share memory, and which calls write to it."""
 
 from __future__ import annotations
 
@@ -14,3 +14,23 @@ def storage_of(node: fx.Node) -> int | None:
     if not isinstance(v, torch.Tensor) or v.layout != torch.strided:
         return None
     return int(v.untyped_storage()._cdata)
+
+
+_RENAMING = frozenset("detach unsqueeze squeeze transpose t swapaxes swapdims as_strided requires_grad".split())
+"""In-place operators that change how a tensor is seen, not what it holds."""
+
+
+def functional_name(target: str) -> str | None:
+    """`aten.relu.default` for `aten.relu_.default`; None for what is not in place."""
+    parts = target.split(".")
+    if len(parts) != 3 or not parts[1].endswith("_") or parts[1].endswith("__"):
+        return None
+    return f"{parts[0]}.{parts[1][:-1]}.{parts[2]}"
+
+
+def writes(node: fx.Node) -> bool:
+    """Whether the node changes the values of its first argument."""
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    plain = functional_name(str(node.target))
+    return plain is not None and plain.split(".")[1] not in _RENAMING

@@ -580,7 +580,7 @@ def with_nograd(x):
 @case(*XS)
 def round_int(x):
     k = round(x.sum().item())
-    if k % 2 == 0:
+    if k % 4 == 2:
         return x * k
     return x - k
 
@@ -1025,7 +1025,7 @@ def item_after_inplace(x):
     a = y[0].item()
     y[0] = 100.0
     b = y[0].item()
-    if a < b:
+    if a < b and a > 0.7:
         return y * a
     return y
 
@@ -1076,7 +1076,7 @@ class Cap(nn.Module):
             h, c = self.c(x, (h, c))
             w = self.o(h).argmax(dim=1)
             ws.append(w)
-            if w.item() == 7:
+            if w.item() < 4:
                 break
             x = self.e(w)
         return torch.stack(ws, dim=1), h

@@ -75,22 +75,12 @@ def test_every_arm_is_taken_by_some_input():
         lines = {_lines(model, given) for given in inputs}
         if len(lines) == 1 and len(inputs) > 1:
             same.append(name)
-    straight = {
-        "fold_static",
-        "isinstance_",
-        "aug_num",
-        "full_num",
-        "where_num",
-        "tolist",
-        "argmax_pick",
-        "setitem_num",
-    }
-    assert set(same) <= straight | STRAIGHT, same
+    assert set(same) <= STRAIGHT, set(same) - STRAIGHT
 
 
 STRAIGHT = set(
     "ternary ternary_num chained range_list_sum lambda_closure any_builtin comp_tern ternary_nested helper or_value bool_arith"
-    " cond_hop while_hop Experts item_float_eq min_max_num slice_n ones_ math_funcs min_over accumulate".split()
+    " list_of_numbers fold_static isinstance_ aug_num full_num where_num tolist argmax_pick setitem_num star cond_hop while_hop Experts item_float_eq min_max_num slice_n ones_ math_funcs min_over accumulate".split()
 )
 """Programs whose arms are on one line, or that decide by an index."""
 
@@ -267,7 +257,7 @@ def shapes_differ(x):
     return y.sum() * torch.cat([y, y])  # here
 
 
-@refused("DLC0221", "NoneType")
+@refused("DLC0221", "and None on the other")
 def none_or_tensor(x):
     y = None
     if x.sum() > 0:
@@ -299,7 +289,7 @@ def filters(x):
     return torch.stack([v for v in x if v > 0])  # here
 
 
-@refused("DLC0221", "a list of 1 on one path and a list of 2")
+@refused("DLC0221", "a list of 2 on one path and a list of 1")
 def lengths_differ(x):
     outs = [x]
     if x.sum() < 0:

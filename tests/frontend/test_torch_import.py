@@ -207,7 +207,6 @@ def test_written_buffers_and_inputs() -> None:
 
 
 def test_what_cannot_be_traced() -> None:
-    refuses(ExportFailed, module(lambda x: x if x.sum() > 0 else -x), data(2))
     refuses(ExportFailed, nn.Linear(3, 2).eval(), data(2, 5))
     refuses(BadExample, "model.pt")
     with pytest.raises(BadExample, match="not a tuple"):
