@@ -264,4 +264,4 @@ def _mark(s: ast.stmt, then: Outcome, orelse: Outcome) -> None:
 
 
 def _at(s: ast.stmt, where: ast.stmt) -> ast.If:
-    return ast.fix_missing_locations(ast.copy_location(s, where))  # type: ignore[type-var,return-value]
+    return ast.fix_missing_locations(ast.copy_location(s, where))  # type: ignore[return-value]

@@ -76,7 +76,7 @@ def _value(n: fx.Node, memo: dict[fx.Node, Any]) -> Any:
     args = fx.map_arg(n.args, memo.__getitem__)
     kwargs = fx.map_arg(n.kwargs, memo.__getitem__)
     with _plain():
-        return n.target(*args, **kwargs)  # type: ignore[operator]
+        return n.target(*args, **kwargs)
 
 
 def _small(val: torch.Tensor) -> bool:

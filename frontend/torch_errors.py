@@ -123,14 +123,6 @@ class EscapedValue(Unsupported):
     hint: ClassVar[str | None] = "carry the value in a local variable that every path sets, instead of an object that a path changes"
 
 
-class SourceMissing(Unsupported):
-    """A function that decides on data cannot be rewritten."""
-
-    code: ClassVar[str] = "DLC0226"
-    template: ClassVar[str] = "not supported: control flow on data in {what}, which cannot be rewritten: {why}"
-    hint: ClassVar[str | None] = "keep the decision in a plain function of a file"
-
-
 class SharedMemory(Unsupported):
     """A tensor is written that may or may not be another one, depending on the path taken."""
 

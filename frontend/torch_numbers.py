@@ -300,7 +300,7 @@ def arithmetic(name: str, a: Any, b: Any) -> Any:
     if name in _INTEGER:
         if float in kinds:
             return NotImplemented
-        kind = bool if kinds == (bool, bool) and name in ("and", "or", "xor") else int
+        kind: type = bool if kinds == (bool, bool) and name in ("and", "or", "xor") else int
         made = Number(kind, _TENSOR[name](tensor_of(a, kind), tensor_of(b, kind)), owner)
         if kind is bool and name == "and":
             made.origin = ("and", a, b)
@@ -349,7 +349,7 @@ def compared(name: str, a: Any, b: Any) -> Any:
 def negated(a: Number) -> Number:
     """`not a`."""
     if isinstance(a.origin, tuple) and a.origin[0] == "not":
-        return a.origin[1]  # type: ignore[no-any-return]
+        return a.origin[1]
     flag = a.to(bool)
     return Number(bool, torch.logical_not(flag.tensor), a.owner, ("not", flag))
 

@@ -49,9 +49,9 @@ class Absent:
     def _use(self, *_: Any) -> Any:
         self.refuse()
 
-    __setattr__ = __call__ = __iter__ = __len__ = __bool__ = __getitem__ = __eq__ = __ne__ = __lt__ = __gt__ = _use  # type: ignore[assignment]
+    __setattr__ = __call__ = __iter__ = __len__ = __bool__ = __getitem__ = __eq__ = __ne__ = __lt__ = __gt__ = _use
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __neg__ = __index__ = __float__ = _use
-    __str__ = __int__ = __setitem__ = __contains__ = __le__ = __ge__ = __matmul__ = __pow__ = _use  # type: ignore[assignment]
+    __str__ = __int__ = __setitem__ = __contains__ = __le__ = __ge__ = __matmul__ = __pow__ = _use
 
     def __repr__(self) -> str:
         return "<absent>"
@@ -188,7 +188,7 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, range, slice)):
         return repr(a) == repr(b)
     try:
-        return bool(a == b) if type(a).__eq__ is not object.__eq__ else False
+        return bool(a == b) if getattr(type(a), "__eq__", None) is not object.__eq__ else False
     except Exception:
         return False
 
