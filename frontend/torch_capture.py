@@ -106,7 +106,7 @@ def capture(
         out_spec,
         dict(fake_mode.shape_env.var_to_range),
         rt.decided,
-        tuple(dict.fromkeys(mode.decomposition_table.used)),  # type: ignore[attr-defined]
+        tuple(dict.fromkeys(mode.decomposition_table.used)),
     )
 
 

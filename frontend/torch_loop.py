@@ -550,7 +550,7 @@ class _Body:
         inputs = [self._input(self.carried[at]) for at in order]
         region.inputs = [region.inputs[0], *inputs]
         region.outputs += nexts
-        fakes = [fresh_like(self.carried[at].like) for at in order]  # type: ignore[arg-type]
+        fakes = [fresh_like(self.carried[at].like) for at in order]
         lists = self._collected(region)
         steps_done = _fresh_extent(flow) if lists else None
         gathered = [_grown(steps_done, v) for _, values, _ in lists for v in values]

@@ -171,7 +171,7 @@ class Recorder(PythonKeyTracer):
                 return node
             proxied: fx.Node = found.proxy.node
             return proxied
-        return self.unwrap_proxy(value).node  # type: ignore[no-any-return]
+        return self.unwrap_proxy(value).node
 
     def visible(self, value: torch.Tensor) -> bool:
         """Whether the value was made in a region that is open still."""

@@ -88,8 +88,7 @@ class Runtime(Calls):
             if truth is True:
                 truth = self.decide(operand())
                 continue
-            rest = later[n:]
-            return self.guarded(site, truth, lambda rest=rest: self.all_of(site, rest[0](), *rest[1:]))
+            return self.guarded(site, truth, self._rest(self.all_of, site, later[n:]))
         return truth
 
     def any_of(self, site: Site, first: Any, *later: Callable[[], Any]) -> Any:
@@ -101,12 +100,18 @@ class Runtime(Calls):
             if truth is False:
                 truth = self.decide(operand())
                 continue
-            rest = later[n:]
-            found = self.guarded(
-                site, negated(truth), lambda rest=rest: self.not_(self.any_of(site, rest[0](), *rest[1:]))
-            )
-            return self.not_(found)
+            return self._unless(site, truth, self._rest(self.any_of, site, later[n:]))
         return truth
+
+    def _unless(self, site: Site, truth: Number, rest: Callable[[], Any]) -> Any:
+        """`truth or rest()`."""
+        return self.not_(self.guarded(site, negated(truth), lambda: self.not_(rest())))
+
+    def _rest(
+        self, fold: Callable[..., Any], site: Site, operands: tuple[Callable[[], Any], ...]
+    ) -> Callable[[], Any]:
+        """The truth of the operands from here on, when it is asked for."""
+        return lambda: fold(site, operands[0](), *operands[1:])
 
     def guarded(self, site: Site, truth: Number, operand: Callable[[], Any]) -> Any:
         """`truth and operand()`, where the operand is a condition: computed at once if it is cheap and cannot fail."""

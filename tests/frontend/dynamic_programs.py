@@ -1069,6 +1069,7 @@ class Cap(nn.Module):
 
     def forward(self, x):
         x = x[None]
+        stop = 0.04 * x.abs().max().item() + 0.1
         h = x.new_zeros(1, 8)
         c = x.new_zeros(1, 8)
         ws = []
@@ -1076,7 +1077,7 @@ class Cap(nn.Module):
             h, c = self.c(x, (h, c))
             w = self.o(h).argmax(dim=1)
             ws.append(w)
-            if w.item() < 4:
+            if h.abs().max().item() > stop:
                 break
             x = self.e(w)
         return torch.stack(ws, dim=1), h
