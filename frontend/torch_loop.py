@@ -38,6 +38,7 @@ from dlc.frontend.torch_steps import Items, Steps, steps_of
 from dlc.frontend.torch_values import (
     Absent,
     Dead,
+    Unbound,
     alike,
     described,
     joined_kind,
@@ -577,6 +578,9 @@ class _Body:
 
         after = [mapped(v, leaf) for v in self.start]
         names = len(self.site.names)
+        for n, (before, end) in enumerate(zip(self.start[:names], self.end, strict=False)):
+            if isinstance(before, Unbound) and not isinstance(end, Unbound):
+                after[n] = undefined(flow, self.site.names[n], f"the loop at {place_of_site(self.site)}")
         filled = {}
         for key, values, kinds in lists:
             parts, gathered = gathered[: len(values)], gathered[len(values) :]
