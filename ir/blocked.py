@@ -114,9 +114,10 @@ def _points(step: Einsum, tasks: set[str], blocks: Mapping[str, Block]) -> int |
             return None
         if r.name not in tasks:
             points *= blocks[r.name].size if r.name in blocks else r.extent.const or MOST_POINTS + 1
-    lanes = step.ranks[(step.order or tuple(range(len(step.ranks))))[-1]]
-    if points > 1 and (lanes.name not in tasks or (lanes.extent.const or MOST_PIECES) < MOST_PIECES):
-        return None
+    if points > 1:
+        lanes = step.ranks[(step.order or tuple(range(len(step.ranks))))[-1]]
+        if lanes.name not in tasks or (lanes.extent.const or MOST_PIECES) < MOST_PIECES:
+            return None
     return points if points <= MOST_POINTS else None
 
 

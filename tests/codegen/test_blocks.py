@@ -153,3 +153,8 @@ def test_what_is_no_block_is_no_kernel() -> None:
         text = head + body + "\n}"
         (want,) = run_program(parse_program(text), [x])
         np.testing.assert_allclose(dlc.compile(text)(x), want, rtol=1e-5)
+
+
+def test_a_step_without_ranks_is_no_block() -> None:
+    text = "program p(X: f32[4]) -> (Y) {\n  F[]: f32 = X[1] * 0.5\n  G[]: f32 = F[] - 0.3\n  Y[t:4]: f32 = X[t] * G[]\n}"
+    assert not unrolls(steps(text), ())

@@ -16,6 +16,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 TOLERANCE = {"default": 1e-4, "strict": 1e-5}
 LEAST_SHARE, MOST_CLOSE = 0.05, 1e-3
+MOST_TENSORS = 20_000
+"""Computed in one interpreted run; a faulty loop may have no end."""
 
 Candidate = Callable[..., Any]
 
@@ -93,13 +96,13 @@ class Verdict:
         return "; ".join(parts)
 
 
-def judge(entry: Dynamic, candidate: Candidate, route: str, count: int, *, first: int = 0, trace: bool = False) -> Verdict:
-    """Compare `candidate` with eager on the inputs of seeds `first` .. `first + count - 1`."""
+def judge(entry: Dynamic, candidate: Candidate, route: str, number: int, *, first: int = 0, trace: bool = False) -> Verdict:
+    """Compare `candidate` with eager on the inputs of seeds `first` .. `first + number - 1`."""
     wide = entry.build().double()
-    found = Verdict(entry.name, route, count)
+    found = Verdict(entry.name, route, number)
     traced = _traced(entry, found) if trace else None
     taken: Counter[str] = Counter()
-    for seed in range(first, first + count):
+    for seed in range(first, first + number):
         inputs = entry.sample(seed)
         with recorded() as decisions:
             want = flat(wide(*(t.double() if t.is_floating_point() else t for t in inputs)))
@@ -119,7 +122,7 @@ def judge(entry: Dynamic, candidate: Candidate, route: str, count: int, *, first
             (found.parted_close if close else found.parted).append(seed)
         else:
             found.error = max(found.error, difference(want, got))
-    found.arms = {arm: n / count for arm, n in sorted(taken.items())}
+    found.arms = {arm: n / number for arm, n in sorted(taken.items())}
     return found
 
 
@@ -225,7 +228,17 @@ def interpreter(imported: Imported, program: Program | None = None) -> Candidate
 
     given = imported.program if program is None else program
     nest = unflattener(check_tree(imported.out_tree, "out_tree", len(given.results), is_input=False))
-    return lambda *inputs: nest(run_program(given, [t.numpy() for t in inputs]))
+
+    def run(*inputs: torch.Tensor) -> Any:
+        computed = count()
+
+        def observe(name: str, value: np.ndarray) -> None:
+            if next(computed) >= MOST_TENSORS:
+                raise TimeoutError("the program does not end")
+
+        return nest(run_program(given, [t.numpy() for t in inputs], observe=observe))
+
+    return run
 
 
 ROUTES: dict[str, Callable[[Dynamic], Candidate]] = {
