@@ -85,6 +85,11 @@ class _Chosen(Rewriter):
     def streams(self) -> Streams:
         return Streams(self.program, StreamKernels.lane_bytes, self.types)
 
+    @cached_property
+    def sure_streams(self) -> Streams:
+        """For scans that save no pass: with one point in the lanes they would cost more than the fibre that they save."""
+        return Streams(self.program, StreamKernels.lane_bytes, self.types, cautious=True)
+
     def _plan(self, chain: Chain, body: Sequence[Stmt], outside: frozenset[str]) -> Plan | None:
         if not any(self._streams(m.step) for m in chain.folds):
             return None
@@ -94,7 +99,7 @@ class _Chosen(Rewriter):
         names = copy.deepcopy(self.names)  # a trial: the names it takes are free again
         tried = self.form(plan, names).rewritten(list(body))
         before = {id(s) for s in body}
-        obstacle = self._obstacle(tried, before, outside)
+        obstacle = self._obstacle(tried, before, outside, self.streams)
         if not obstacle:
             return plan
         fold = next(m.step for m in chain.folds if self._streams(m.step))
@@ -119,18 +124,19 @@ class _Chosen(Rewriter):
                 if not any(self._streams(m.step) for m in plan.chain.of(Kind.LOCAL)):
                     continue
                 names = copy.deepcopy(self.names)
-                if not self._obstacle(self.form(plan, names).rewritten(outlined), before, outside):
+                tried = self.form(plan, names).rewritten(outlined)
+                if not self._obstacle(tried, before, outside, self.sure_streams):
                     return self.form(plan, self.names).rewritten(outlined)
         return None
 
-    def _obstacle(self, tried: Sequence[Stmt], before: set[int], outside: frozenset[str]) -> str:
+    def _obstacle(self, tried: Sequence[Stmt], before: set[int], outside: frozenset[str], streams: Streams) -> str:
         """Why what is new in `tried` is no streaming kernel; empty when it is."""
         made = [s for s in tried if isinstance(s, (Einsum, Scan)) and id(s) not in before]
         if any(factors(s) is None for s in flat(made) if self._streams(s)):
             return "a sum in it is not one of plain products, which register tiles are for"
         for n, s in enumerate(tried):
-            if isinstance(s, Scan) and id(s) not in before and self.streams.kernel_at(tried, n, set(outside)) is None:
-                return self.streams.reason
+            if isinstance(s, Scan) and id(s) not in before and streams.kernel_at(tried, n, set(outside)) is None:
+                return streams.reason
         return ""
 
 

@@ -10,6 +10,7 @@ from dlc.ir.coded_sums import coded_sum
 from dlc.ir.einsum import Einsum, Scan, Step, TensorType, flat
 from dlc.ir.expr import Access
 from dlc.ir.extent import Var
+from dlc.ir.facts import Facts
 from dlc.ir.products import factors
 from dlc.ir.program import Launch, Program, Region, Stmt, tensor_types
 from dlc.ir.streamed import FEWEST, dimensions, lane_rank, moves_one_operand
@@ -59,10 +60,14 @@ class Streams:
     Attributes:
         reason: why the last statement that was looked at begins no kernel.
         types: of the program's tensors, or those given, which may become more.
+        cautious: whether a scan, too, needs to know that there are points enough for the lanes.
     """
 
-    def __init__(self, program: Program, lane_bytes: int, types: dict[str, TensorType] | None = None) -> None:
-        self.lane_bytes, self.reason = lane_bytes, ""
+    def __init__(
+        self, program: Program, lane_bytes: int, types: dict[str, TensorType] | None = None, cautious: bool = False
+    ) -> None:
+        self.lane_bytes, self.reason, self.cautious = lane_bytes, "", cautious
+        self.facts = Facts({}, program.facts)
         self.types = tensor_types(program) if types is None else types
         self.constants = {c.name for c in program.consts}
         self.kernels = Kernels(self.types, dict(program.facts), program.kernel_table)
@@ -175,7 +180,7 @@ class Streams:
         running = any(isinstance(s, Scan) for s in steps)
         if not running and len(sums) < 2:
             return "there is one contraction"
-        if not running and points.const is None:
+        if (self.cautious or not running) and not self.facts.nonneg(points - FEWEST):
             return f"'{lane}' may have a point or two, with which contractions by themselves are faster"
         if any(factors(s) is not None and not s.dtype.is_float for s in flat(steps)):
             return "it contracts integers"

@@ -403,3 +403,13 @@ def test_scores_that_are_read_outside() -> None:
 
 def test_weights_that_are_read_outside_keep_the_plain_cascade() -> None:
     assert scans(reduced(program(QKV, ATTENTION, "O, SN"))) == 0
+
+
+@pytest.mark.parametrize(("least", "kernels"), [(1, 0), (8, 1)])
+def test_one_pass_of_unknown_queries(least: int, kernels: int) -> None:
+    """A scan that saves no pass is not worth a single point in the lanes."""
+    text = f"""cascade f(Q: f32[n, 4], K: f32[300, 4], V: f32[300, 3]) -> (O) symbols (n in {least}..) {{
+  QK[p:n, m:300] = sum(e:4) Q[p, e] * K[m, e]
+  O[p:n, f:3] = sum(m:300) sigmoid(QK[p, m]) * V[m, f]
+}}"""
+    assert len(run_passes(parse_program(text), "reduce-passes,stream-kernels").kernels) == kernels
