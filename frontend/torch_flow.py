@@ -21,16 +21,19 @@ from dlc.frontend.torch_errors import EffectOnData, UncapturedDecision
 from dlc.frontend.torch_heap import MISSING, Cell, Frame
 from dlc.frontend.torch_numbers import DTYPES, Number, is_number, negated, tensor_of
 from dlc.frontend.torch_recorder import Recorder, Region, branch, fresh_like, truth
+from dlc.frontend.torch_truth import follows
 from dlc.frontend.torch_values import (
     DEAD,
     Absent,
     Dead,
     Elided,
+    Partial,
     Unbound,
     alike,
     described,
     differing,
     joined_kind,
+    lasting,
     mapped,
     same,
     undefined,
@@ -53,6 +56,7 @@ class Flow:
         self.frames: list[Frame] = [Frame(recorder.region)]
         self.refusals: list[DlcError] = []
         self.decided = 0
+        self.truths: dict[int, tuple[torch.Tensor, int, Number]] = {}  # of tensors that were asked for it, as they were then
 
     # --- frames ---
 
@@ -89,6 +93,7 @@ class Flow:
         frame.restore()
         self.leave(frame)
         del frame.region.nodes[frame.start :]
+        self.truths.clear()
         del self.refusals[frame.errors :]
 
     def touch(self, owner: Any, name: str | None = None) -> None:
@@ -141,7 +146,7 @@ class Flow:
         if isinstance(value, torch.Tensor):
             if value.numel() != 1:
                 return bool(value)  # Python's own error
-            value = self.item(value)
+            value = self.truth_of(value)
         if isinstance(value, _SYMBOLS):
             value = self.extent_truth(value)
         if not isinstance(value, Number):
@@ -153,6 +158,16 @@ class Flow:
         if known is not None:
             return bool(known)
         return flag
+
+    def truth_of(self, value: torch.Tensor) -> Any:
+        """The element of a condition: the same number as long as nothing writes to it."""
+        held = self.truths.get(id(value))
+        if held is not None and held[1] == value._version and self.recorder.visible(held[2].tensor):
+            return held[2]
+        found = self.item(value)
+        if isinstance(found, Number) and found.kind is bool:
+            self.truths[id(value)] = value, value._version, found
+        return found
 
     def extent_truth(self, value: Any) -> Any:
         """A condition on extents: known if it holds for every size, else data."""
@@ -176,18 +191,14 @@ class Flow:
             fact = frame.facts.get(id(flag.tensor))
             if fact is not None:
                 return fact[1]
-        match flag.origin:
-            case ("not", Number() as a):
-                inner = self.known(a)
-                return None if inner is None else not inner
-            case ("and", a, b):
-                sides = [self.known(s) if isinstance(s, Number) else bool(s) for s in (a, b)]
-                return False if False in sides else True if sides == [True, True] else None
-        return None
+        if flag.origin is None:
+            return None
+        facts = [fact for frame in self.frames for fact in frame.facts.values()]
+        return next((value for value in (True, False) if follows(flag, facts, value)), None)
 
     def assume(self, frame: Frame, flag: Number, value: bool) -> None:
         """`flag` is `value` inside `frame`."""
-        frame.facts[id(flag.tensor)] = flag.tensor, value
+        frame.facts[id(flag.tensor)] = flag, value
         match flag.origin:
             case ("not", Number() as a):
                 self.assume(frame, a, not value)
@@ -284,10 +295,11 @@ class Branch:
 class _Pending:
     """A result of the branch that is being made: its number, and the kind if it is a Python number."""
 
-    def __init__(self, at: int, kind: type | None, mixed: bool) -> None:
+    def __init__(self, at: int, kind: type | None, mixed: bool, origin: Any) -> None:
         self.at = at
         self.kind = kind
         self.mixed = mixed
+        self.origin = origin
 
 
 class Union:
@@ -319,9 +331,9 @@ class Union:
             return a
         if isinstance(a, Dead) or isinstance(b, Dead):
             return self._one_sided(a, b)
+        if any(isinstance(v, (Partial, Unbound)) for v in (a, b)):
+            return self._partial(name, a, b)
         for v in (a, b):
-            if isinstance(v, Unbound):
-                return undefined(self.flow, name, self.place)
             if isinstance(v, Absent):
                 return v
         if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
@@ -331,6 +343,26 @@ class Union:
             return self._number(a, b)
         reason = f"{described(a)} on one path and {described(b)} on the other"
         return differing(self.flow, name, self.place, reason)
+
+    def _partial(self, name: str, a: Any, b: Any) -> Any:
+        """A variable that at least one of the paths may not have set."""
+        for v in (a, b):
+            if isinstance(v, Absent) and not isinstance(v, (Partial, Unbound)):
+                return v
+        if isinstance(a, Unbound) and isinstance(b, Unbound):
+            return a
+        sides = [self._parted(v) for v in (a, b)]
+        if not all(lasting(value) for value, _ in sides):
+            return undefined(self.flow, name, self.place)
+        (x, p), (y, q) = sides
+        flag = p if same(p, q) else self._number(p, q)
+        return Partial(self.flow, name, self.place, unite(x, y, lambda v, w: self.leaf(name, v, w)), flag)
+
+    def _parted(self, v: Any) -> tuple[Any, Any]:
+        """A variable's value on one path, and whether it is set there."""
+        if isinstance(v, Partial):
+            return v.value, v.flag
+        return (DEAD, False) if isinstance(v, Unbound) else (v, True)
 
     def _numeric(self, v: Any) -> bool:
         return is_number(v) or isinstance(v, torch.SymInt)
@@ -370,7 +402,8 @@ class Union:
                 region.outputs.append(recorder.node_of(value))
                 values.append(value)
         self.fakes.append(fresh_like(values[0]))
-        return _Pending(len(self.fakes) - 1, kind, mixed)
+        origin = ("if", self.condition, a, b) if kind is bool and not any(isinstance(v, Dead) for v in (a, b)) else None
+        return _Pending(len(self.fakes) - 1, kind, mixed, origin)
 
     def emit(self) -> Callable[[Any], Any]:
         """Record the branch; the function puts results in the place of `_Pending`s."""
@@ -383,7 +416,7 @@ class Union:
             if not isinstance(v, _Pending):
                 return v
             made = self.fakes[v.at]
-            return made if v.kind is None else Number(v.kind, made, self.flow, mixed=v.mixed)
+            return made if v.kind is None else Number(v.kind, made, self.flow, v.origin, v.mixed)
 
         return filled
 

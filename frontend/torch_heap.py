@@ -10,9 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from dlc.frontend.torch_recorder import Region
+from dlc.frontend.torch_truth import Fact
 
 MISSING = type("Missing", (), {"__repr__": lambda self: "<missing>"})()
 """The value of an attribute that is not set."""
@@ -82,7 +81,7 @@ class Frame:
     start: int = 0
     cells: dict[tuple[int, str | None], tuple[Cell, Any]] = field(default_factory=dict)
     born: dict[int, Any] = field(default_factory=dict)
-    facts: dict[int, tuple[torch.Tensor, bool]] = field(default_factory=dict)
+    facts: dict[int, Fact] = field(default_factory=dict)
     errors: int = 0
 
     def touch(self, cell: Cell) -> None:

@@ -35,13 +35,16 @@ from dlc.frontend.torch_heap import Cell, Frame
 from dlc.frontend.torch_numbers import Number, is_number, negated, tensor_of
 from dlc.frontend.torch_recorder import LoopRecord, fresh_like, repeat
 from dlc.frontend.torch_steps import Items, Steps, steps_of
+from dlc.frontend.torch_truth import follows
 from dlc.frontend.torch_values import (
     Absent,
     Dead,
+    Partial,
     Unbound,
     alike,
     described,
     joined_kind,
+    lasting,
     leaves,
     mapped,
     same,
@@ -295,7 +298,7 @@ class Loop:
             if first is False:
                 self.state = state
                 return
-        body = _Body(self, state, steps)
+        body = _Body(self, state, steps, first is True or steps is not None and _positive(steps.count))
         for _ in range(_MOST_PASSES):
             if (yield from body.settled()):
                 break
@@ -344,8 +347,9 @@ class _Carry:
 class _Body:
     """The body of a loop being recorded, again and again until its states settle."""
 
-    def __init__(self, loop: Loop, state: State, steps: Steps | None) -> None:
+    def __init__(self, loop: Loop, state: State, steps: Steps | None, entered: bool) -> None:
         self.loop = loop
+        self.entered = entered  # whether there is a first step, whatever the data
         self.flow = loop.flow
         self.site = loop.site
         self.steps = steps
@@ -357,6 +361,8 @@ class _Body:
         self.again: Any = None
         self.growing: dict[tuple[int, str | None], Growing] = {}
         self.appended: dict[tuple[int, str | None], list[Any]] = {}
+        self.final: set[int] = set()  # leaves: flags of variables that are set only where the loop ends
+        self.hopeless: set[int] = set()  # variables that are not set before the loop, and of no single type in it
 
     def _name(self, slot: int) -> str:
         names = self.site.names
@@ -420,16 +426,19 @@ class _Body:
                 found = True
         return found
 
+    def _cleared(self) -> set[int]:
+        """The leaves that are flags which no step starts with."""
+        return self.final | {sum(len(list(leaves(v))) for v in self.start[:n]) for n in self.site.flags}
+
     def _inside(self) -> list[Any]:
         """The state at the start of the body: carried leaves stand for what the step before left."""
         at = -1
-
-        flags = {sum(len(list(leaves(v))) for v in self.start[:n]) for n in self.site.flags}
+        cleared = self._cleared()
 
         def leaf(v: Any) -> Any:
             nonlocal at
             at += 1
-            if at in flags:
+            if at in cleared:
                 return False  # there would be no such step if it were set
             carry = self.carried.get(at)
             if carry is None:
@@ -448,24 +457,74 @@ class _Body:
         at = 0
         for slot, (start, now, end) in enumerate(zip(self.start, values, self.end, strict=True)):
             size = sum(1 for _ in leaves(start))
+            if self._first_set(slot, start, end):
+                return True
+            end = self.end[slot]
             if self._dead_slot(slot, start, end):
                 at += size
                 continue
             if isinstance(start, Dead) and not isinstance(end, Dead):
-                self.start[slot] = mapped(end, self._blank)
-                return True
-            if not _same_shape(start, end):
-                raise self._refused(slot, start, end)
-            if slot in self.site.flags and self.site.names[slot] not in self.site.after:
-                at += size
-                continue
-            for s, n, e in zip(leaves(start), leaves(now), leaves(end), strict=True):
-                changed |= self._leaf(slot, at, s, n, e)
-                at += 1
+                return self._restarted(slot, mapped(end, self._blank))
+            try:
+                if not _same_shape(start, end):
+                    raise self._refused(slot, start, end)
+                if slot in self.site.flags and self.site.names[slot] not in self.site.after:
+                    at += size
+                    continue
+                for s, n, e in zip(leaves(start), leaves(now), leaves(end), strict=True):
+                    changed |= self._leaf(slot, at, s, n, e)
+                    at += 1
+                if isinstance(end, Partial):
+                    changed |= self._set_at_the_end(at - 1, now, end)
+            except CannotRecordLoop:
+                if not isinstance(start, Partial):
+                    raise
+                self.flow.refusals.pop()
+                self.hopeless.add(slot)
+                return self._restarted(slot, undefined(self.flow, self._name(slot), place_of_site(self.site)))
         return changed
+
+    def _restarted(self, slot: int, start: Any) -> bool:
+        """Another value at the start of the loop: what is carried is found anew, as leaves are counted through."""
+        self.start[slot] = start
+        self.carried.clear()
+        self.final.clear()
+        return True
+
+    def _set_at_the_end(self, at: int, now: Any, end: Partial) -> bool:
+        """A variable set only where the loop ends is not set at the start of a step; whether that is news."""
+        if isinstance(now, Partial) and now.flag is False and at in self.carried:
+            ends = self.again is False or isinstance(self.again, Number) and follows(self.again, [(end.flag, True)], False)
+            known = at in self.final
+            (self.final.add if ends else self.final.discard)(at)
+            return known is not ends
+        return False
+
+    def _always_set(self, end: Any) -> bool:
+        """Whether a variable that was not set before the loop is set after it."""
+        if not self.entered or not isinstance(end, Partial):
+            return False
+        stops = self.steps is None and isinstance(self.again, Number)
+        return follows(end.flag, [(self.again, False)] if stops else [])
+
+    def _first_set(self, slot: int, start: Any, end: Any) -> bool:
+        """A variable that the loop sets first: in steps before that it has a value that is not used, and a flag says so."""
+        if isinstance(start, Partial) and not isinstance(end, Absent):
+            self.end[slot] = start.again(end, True)
+        if not isinstance(start, Unbound) or isinstance(end, Unbound) or slot in self.hopeless:
+            return False
+        if self._name(slot) not in self.site.live or isinstance(end, Absent) and not isinstance(end, Partial):
+            return False
+        value = end.value if isinstance(end, Partial) else end
+        if not lasting(value):
+            return False
+        place = f"the loop at {place_of_site(self.site)}"
+        return self._restarted(slot, Partial(self.flow, self._name(slot), place, mapped(value, self._blank), False))
 
     def _dead_slot(self, slot: int, start: Any, end: Any) -> bool:
         """Whether the slot has no value at the head of the loop; then it has none after it."""
+        if isinstance(start, Partial) and isinstance(end, Partial):
+            return False
         if isinstance(start, Absent):
             return True
         if isinstance(end, Absent):
@@ -569,6 +628,9 @@ class _Body:
             at: f if self.carried[at].kind is None else Number(self.carried[at].kind, f, flow, mixed=self.carried[at].mixed)  # type: ignore[arg-type]
             for at, f in zip(order, fakes, strict=True)
         }
+        ends: dict[int, Any] = {}  # a flag that is another one is so after the loop, too
+        for at in [at for at in order if at in self._cleared() and isinstance(flat[at], Number)]:
+            finals[at] = ends.setdefault(id(flat[at].tensor), finals[at])
         count = -1
 
         def leaf(v: Any) -> Any:
@@ -579,6 +641,8 @@ class _Body:
         after = [mapped(v, leaf) for v in self.start]
         names = len(self.site.names)
         for n, (before, end) in enumerate(zip(self.start[:names], self.end, strict=False)):
+            if isinstance(before, Partial) and before.flag is False and self._always_set(end):
+                after[n] = after[n].value
             if isinstance(before, Unbound) and not isinstance(end, Unbound):
                 after[n] = undefined(flow, self.site.names[n], f"the loop at {place_of_site(self.site)}")
         filled = {}
@@ -610,6 +674,10 @@ class _Body:
                 kinds.append(kind)
             found.append((cell.key, values, kinds))
         return found
+
+
+def _positive(count: Any) -> bool:
+    return isinstance(count, int) and count > 0
 
 
 def _fresh_extent(flow: Flow) -> Any:

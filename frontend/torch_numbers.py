@@ -28,7 +28,7 @@ class Number:
 
     Attributes:
         tensor: its value, of rank 0.
-        origin: for a bool, what it was made of: ("not", a) or ("and", a, b).
+        origin: for a bool, what it was made of: ("not", a), ("and", a, b), or ("if", c, a, b) for `a if c else b`.
         mixed: another type that the number may have in eager Python, where that depends on data.
         extent: the same number as an extent (a SymInt), once it was needed, and the region that holds it.
     """

@@ -15,7 +15,7 @@ from dlc.frontend.torch_flow import Branch, both
 from dlc.frontend.torch_loop import Loop
 from dlc.frontend.torch_numbers import Number, negated
 from dlc.frontend.torch_subscripts import assign_item, read_item
-from dlc.frontend.torch_values import Absent, Elided, undefined
+from dlc.frontend.torch_values import Absent, Elided, Partial, undefined
 
 _IN_PLACE: dict[str, Callable[[Any, Any], Any]] = {
     "add": operator.iadd, "sub": operator.isub, "mul": operator.imul, "truediv": operator.itruediv,
@@ -44,6 +44,8 @@ class Runtime(Calls):
 
     def read(self, value: Any) -> Any:
         """A variable that may be unset."""
+        if isinstance(value, Partial) and self.decide(value.flag) is True:
+            return value.value
         if isinstance(value, Absent) and not isinstance(value, Elided):
             value.refuse()
         return value

@@ -77,6 +77,40 @@ class Unbound(Absent):
         raise UnboundLocalError(f"cannot access local variable '{self._name}' where it is not associated with a value")
 
 
+class Partial(Absent):
+    """A variable that some paths since `place` have set.
+
+    Attributes:
+        value: what it is where it is set; anything of that type elsewhere.
+        flag: whether it is set: a bool, or one from data.
+    """
+
+    __slots__ = ("_made", "flag", "value")
+    _made: tuple[Any, str, str]
+
+    def __init__(self, owner: Any, name: str, place: str, value: Any, flag: Any) -> None:
+        super().__init__(owner, lambda: (NotAlwaysDefined, {"name": name, "place": place}))
+        for field, v in (("_made", (owner, name, place)), ("value", value), ("flag", flag)):
+            object.__setattr__(self, field, v)
+
+    def again(self, value: Any, flag: Any) -> Partial:
+        """The same variable with another value."""
+        return Partial(*self._made, value, flag)
+
+
+def lasting(v: Any) -> bool:
+    """Whether a value of the type of `v` can be made anywhere: of numbers, constants, and tensors of extents that are known before."""
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+    for x in leaves(v):
+        if isinstance(x, torch.Tensor):
+            if free_unbacked_symbols(x):
+                return False
+        elif not (is_number(x) or x is None or isinstance(x, (Dead, str, torch.dtype, torch.nn.Module))):
+            return False
+    return True
+
+
 class Elided(Absent):
     """Stands for all elements of a container whose length depends on the path."""
 
@@ -113,6 +147,8 @@ def parts(v: Any) -> tuple[list[Any], Callable[[list[Any]], Any]] | None:
         return list(v), list
     if kind is tuple or kind is torch.Size:
         return list(v), tuple
+    if isinstance(v, Partial):
+        return [v.value, v.flag], lambda items: v.again(*items)
     if isinstance(v, tuple) and hasattr(v, "_fields"):
         return list(v), lambda items: kind(*items)
     if isinstance(v, tuple) and kind.__module__ == "torch.return_types":
@@ -237,6 +273,6 @@ def alike(a: Any, b: Any) -> str | None:
 
 
 __all__ = [
-    "DEAD", "Absent", "Dead", "Elided", "Unbound", "alike", "described", "differing", "is_number", "joined_kind", "leaves", "mapped",
-    "parts", "same", "same_tree", "structure", "undefined", "unite",
+    "DEAD", "Absent", "Dead", "Elided", "Partial", "Unbound", "alike", "described", "differing", "is_number", "joined_kind", "lasting",
+    "leaves", "mapped", "parts", "same", "same_tree", "structure", "undefined", "unite",
 ]  # fmt: skip

@@ -1081,3 +1081,68 @@ class Cap(nn.Module):
                 break
             x = self.e(w)
         return torch.stack(ws, dim=1), h
+
+
+@case(*XS)
+def set_where_it_breaks(x):
+    total = x.new_zeros(())
+    n = 0
+    while True:
+        x = torch.tanh(x + 0.3)
+        p = torch.sigmoid(x.mean())
+        n += 1
+        if n == 8 or total + p >= 0.99:
+            rest = 1 - total
+            break
+        total = total + p
+    return x * rest
+
+
+@case(*XS)
+def set_at_two_exits(x):
+    n = 0
+    while True:
+        n += 1
+        if x.sum() > 5:
+            y, k = x * 2, 1
+            break
+        x = x + 1
+        if n > 4:
+            y, k = x - n, 2
+            break
+    return y * k, n
+
+
+@case(*XS)
+def set_or_else(x):
+    for i in range(20):
+        x = x * 1.5
+        if x.abs().max() > 40:
+            y = x - i
+            break
+        if x.sum() < -30:
+            return x
+    else:
+        y = -x
+    return y
+
+
+@case(*XS)
+def set_under_equal_conditions(x):
+    big = x.sum() > 2
+    if big:
+        z = x.sin()
+    x = x + 1
+    if big:
+        x = x + z
+    return x
+
+
+@case(*XS)
+def set_in_the_first_of_many_steps(x):
+    n = 0
+    while n < 3 or x.sum() < 2:
+        y = x + n
+        x = x + 0.5
+        n += 1
+    return y

@@ -272,6 +272,37 @@ def undefined_in_one_arm(x):
     return y + 1  # here
 
 
+@refused("DLC0222", "defines it on some paths only")
+def unset_after_no_step(x):
+    while x.sum() < 5:
+        y = x
+        x = x + 1
+    return y + x  # here
+
+
+@refused("DLC0222", "defines it on some paths only")
+def unset_at_one_of_two_exits(x):
+    while True:
+        x = x + 1
+        if x.sum() > 20:
+            y = x * 2
+            break
+        if x[0] > 2:
+            break
+    return y + x  # here
+
+
+@refused("DLC0222", "defines it on some paths only")
+def condition_written_between(x):
+    big = x.sum() > 0
+    if big:
+        y = x * 2
+    big.copy_(x[1] > 0)
+    if big:
+        x = x + y  # here
+    return x
+
+
 @refused("DLC0220", "rounded to decimal digits")
 def rounds_to_digits(x):
     k = round(x.sum().item(), 2)  # here
