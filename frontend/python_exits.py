@@ -38,7 +38,11 @@ _FALLS = Outcome()
 
 
 def lower_exits(function: ast.FunctionDef) -> None:
-    """Rewrite the body of `function` in place; each `If` gets `returns` (per arm), each loop `flags`."""
+    """Rewrite the body of `function` in place.
+
+    Each `If` gets `returns` (per arm), each loop `flags`. The `If` for what follows a loop that may have returned is `behind`
+    that loop, which is `followed`.
+    """
     exits = _Exits()
     if not _leaves_early(function.body):
         final = function.body[-1:] if isinstance(function.body[-1], ast.Return) else []
@@ -114,7 +118,11 @@ class _Exits:
                     if endless:  # nothing after it is reached
                         return out, Outcome(flags, False)
                     if DONE in flags:
-                        return self.guarded(out, frozenset((DONE,)), rest, s)
+                        made, outcome = self.guarded(out, frozenset((DONE,)), rest, s)
+                        if made[-1] is not s:
+                            made[-1].behind = s  # type: ignore[attr-defined]
+                            s.followed = True  # type: ignore[union-attr]
+                        return made, outcome
                     after, outcome = self.block(rest)
                     return [*out, *after], outcome
                 case ast.With() | ast.Try() | ast.Match():

@@ -50,6 +50,7 @@ class Site:
         returns: for an `if`, which arms always return from the function.
         flags: for a loop, positions in `names` of the flags that end it.
         after: for a loop, which of `names` matter after it (`live` are those that matter to its next step, too).
+        followed: for a loop, whether what comes next is done only where it has not returned from the function.
     """
 
     file: str
@@ -59,6 +60,7 @@ class Site:
     returns: tuple[bool, bool] = (False, False)
     flags: tuple[int, ...] = ()
     after: frozenset[str] = frozenset()
+    followed: bool = False
 
 
 def rewrite(function: types.FunctionType, runtime: Any, dead: Any) -> tuple[types.FunctionType, set[types.CodeType]]:
@@ -337,10 +339,14 @@ class _Function(ast.NodeTransformer):
         names = list(stored([*node.body, *node.orelse]))
         live = getattr(node, "live", None)
         returns = getattr(node, "returns", (False, False))
+        loop = getattr(node, "behind", None)
+        if loop is not None:
+            names = list(dict.fromkeys([*loop.names, *names]))
         site = self.site(node, names, live, returns=returns)
         b = self.fresh("b")
         close = _unpack(names, _method(b, "close", _state(names)))
-        made: list[ast.stmt] = [_store(b, _rt("branch", site, self.test(node.test), _state(names)))]
+        opened = ("branch", site) if loop is None else ("behind", site, _load(loop.name))
+        made: list[ast.stmt] = [_store(b, _rt(*opened, self.test(node.test), _state(names)))]
         made.append(ast.If(_method(b, "then"), [*self.block(node.body), close], []))
         made.append(ast.If(_method(b, "orelse"), [*self.block(node.orelse), close], []))
         made.append(_unpack(names, _method(b, "result")))
@@ -364,10 +370,11 @@ class _Function(ast.NodeTransformer):
         flags: tuple[str, ...] = getattr(node, "flags", ())
         names += [f for f in flags if f not in names]
         after = frozenset(n for n in names if n in getattr(node, "after", names))
-        site = self.site(
-            node, names, getattr(node, "live", None), flags=tuple(names.index(f) for f in flags), after=after
-        )
+        places = tuple(names.index(f) for f in flags)
+        followed = getattr(node, "followed", False)
+        site = self.site(node, names, getattr(node, "live", None), flags=places, after=after, followed=followed)
         w = self.fresh("w")
+        node.names, node.name = names, w  # type: ignore[union-attr]
         error = self.fresh("e")
         for t in test:
             for inner in ast.walk(t):

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from dlc.frontend.python_exits import DONE
+from dlc.frontend.python_exits import DONE, RETURN
 from dlc.frontend.python_rewrite import Site
 from dlc.frontend.torch_collect import Collected, Growing
 from dlc.frontend.torch_errors import CannotRecordLoop
@@ -37,6 +37,7 @@ from dlc.frontend.torch_recorder import LoopRecord, fresh_like, repeat
 from dlc.frontend.torch_steps import Items, Steps, steps_of
 from dlc.frontend.torch_truth import follows
 from dlc.frontend.torch_values import (
+    DEAD,
     Absent,
     Dead,
     Partial,
@@ -82,6 +83,7 @@ class Loop:
         self.verdict: Any = None
         self.catching = False
         self.done = 0
+        self.open: list[Branch] = []
         self._script = self._plan(over)
 
     # --- what the rewritten code calls ---
@@ -233,7 +235,7 @@ class Loop:
                     break
                 if isinstance(stopped, Number):
                     opened.append(self._or_stop(n, stopped, state))
-                    state = tuple(False if m == n else v for m, v in enumerate(state))
+                    state = self._going_on(n, state)
             if stopped is True:
                 break
             if isinstance(stopped, Number):
@@ -255,6 +257,8 @@ class Loop:
             at += 1
             if at > _MOST_UNROLLED:
                 raise reason or self._refused("it has too many steps to be unrolled")
+        if self.site.followed and all(c.site.returns[0] for c in opened):
+            self.open, opened = opened, []
         for choice in reversed(opened):
             choice.close(state)
             state = choice.result()
@@ -270,6 +274,13 @@ class Loop:
         choice.close(state)
         choice.orelse()
         return choice
+
+    def _going_on(self, flag: int, state: State) -> State:
+        """The state where the flag is not set; nothing is to be returned there yet."""
+        gone: dict[int, Any] = {flag: False}
+        if self.site.names[flag] == DONE:
+            gone[self.site.names.index(RETURN)] = DEAD
+        return tuple(gone.get(n, v) for n, v in enumerate(state))
 
     def _rest(self, state: State, steps: Items | None, at: int) -> Generator[_Round, None, bool]:
         """Record what is left after a first step that set the state up; whether that was possible."""
@@ -332,6 +343,35 @@ class Loop:
 
     def _refused(self, reason: str) -> Exception:
         return self.flow.refused_at(self.site, CannotRecordLoop, reason=reason)
+
+
+class Behind:
+    """What follows an unrolled loop, done inside the `else` of its last decision: nothing but what it leaves goes through the others."""
+
+    def __init__(self, site: Site, loop: Loop, state: State) -> None:
+        self.site = site
+        self.loop = loop
+        self.before = self.state = state
+
+    def then(self) -> bool:
+        return True
+
+    def orelse(self) -> bool:
+        return False
+
+    def close(self, state: State) -> State:
+        self.state = state
+        return state
+
+    def result(self) -> State:
+        """The state after it on every path: `names` are those of the loop and more."""
+        for choice in reversed(self.loop.open):
+            choice.close(self.state)
+            (region, returned, changed), orelse = choice.arms
+            choice.arms = [(region, (*returned, *self.before[len(returned) :]), changed), orelse]
+            choice.site = replace(choice.site, names=self.site.names, live=self.site.live)
+            self.state = choice.result()
+        return self.state
 
 
 @dataclass(eq=False)

@@ -12,7 +12,7 @@ from dlc.frontend.python_rewrite import Site
 from dlc.frontend.torch_calls import Calls
 from dlc.frontend.torch_errors import UncapturedDecision
 from dlc.frontend.torch_flow import Branch, both
-from dlc.frontend.torch_loop import Loop
+from dlc.frontend.torch_loop import Behind, Loop
 from dlc.frontend.torch_numbers import Number, negated
 from dlc.frontend.torch_subscripts import assign_item, read_item
 from dlc.frontend.torch_values import Absent, Elided, Partial, undefined
@@ -38,6 +38,10 @@ class Runtime(Calls):
 
     def loop(self, site: Site, over: Any, state: tuple[Any, ...]) -> Loop:
         return Loop(self, site, over, state)
+
+    def behind(self, site: Site, loop: Loop, condition: Any, state: tuple[Any, ...]) -> Branch | Behind:
+        """What follows a loop, where it has not returned from the function."""
+        return Behind(site, loop, state) if loop.open else Branch(self, site, condition, state)
 
     def undefined(self, name: str) -> Absent:
         return undefined(self, name)

@@ -1146,3 +1146,31 @@ def set_in_the_first_of_many_steps(x):
         x = x + 0.5
         n += 1
     return y
+
+
+@case(*XS)
+class AfterManyExits(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(3))
+
+    def forward(self, x):
+        scale = 2.0
+        for n in range(2):
+            for layer in self.layers:
+                x = layer(x) * scale
+                if x.sum() > 1.5:
+                    return x, n
+            if x[0] > 0:
+                scale = 3.0
+            x = x + 1
+        last = x * scale
+        for layer in self.layers:
+            last = layer(last)
+            if last[1] < -1:
+                break
+            if last[2] > 1:
+                return last, 7
+        if last.sum() > 0:
+            last = -last
+        return last, 5

@@ -167,6 +167,26 @@ def test_kernels_do_not_grow_with_the_number_of_steps():
     assert kernels[0] == kernels[1]
 
 
+def test_only_what_is_returned_goes_through_the_exits_of_an_unrolled_loop():
+    class Exits(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
+            self.heads = nn.ModuleList(nn.Linear(4, 2) for _ in range(4))
+
+        def forward(self, x):
+            for layer, head in zip(self.layers, self.heads, strict=True):
+                x = layer(x)
+                y = head(x)
+                if y.max() > 0.5:
+                    return y
+            return self.heads[0](x + 1)
+
+    program = import_torch(Exits().eval(), (torch.ones(4),)).program
+    branches = [s for s in walk_statements(program.body) if isinstance(s, If)]
+    assert [len(s.outs) for s in branches] == [1, 1, 1, 1]
+
+
 def test_static_model_is_imported_as_before():
     class Plain(nn.Module):
         def __init__(self):
