@@ -33,6 +33,7 @@ from dlc.frontend import (
     torch_regions,
     torch_views,
 )
+from dlc.frontend.torch_alias import shared_writes
 from dlc.frontend.torch_context import TABLE, Ctx
 from dlc.frontend.torch_errors import EscapedValue, MutatedState, SharedMemory
 from dlc.frontend.torch_regions import nested_nodes
@@ -121,7 +122,7 @@ class GraphImporter:
         self.written: set[int] = set()
         self.autocast = False
         self.sharing: dict[int, list[fx.Node]] = {}
-        self._maybe: dict[int | None, list[fx.Node]] = {}
+        self._shared: set[fx.Node] = set()
         self._track = False
         self._inputs: set[fx.Node] = set()
 
@@ -130,6 +131,7 @@ class GraphImporter:
     def run(self, graph: fx.Graph, inputs: Sequence[Any]) -> tuple[Any, ...]:
         """Import `graph` with its placeholders bound to `inputs`; the values of its outputs, flat."""
         self._track = any(writes(n) for n in nested_nodes(list(graph.nodes)))
+        self._shared = shared_writes(list(graph.nodes)) if self._track else set()
         places = [n for n in graph.nodes if n.op == "placeholder"]
         for node, value in zip(places, inputs, strict=True):
             self.env[node] = value
@@ -213,6 +215,8 @@ class GraphImporter:
         if c.target in IGNORED or target is torch._C._set_grad_enabled:
             return
         self.b.loc = c.loc
+        if node in self._shared:
+            raise SharedMemory(c.loc, op=c.target)
         value = self._execute(node)
         if writes(node):
             first = node.args[0] if node.args else node.kwargs["self"]
@@ -327,8 +331,6 @@ class GraphImporter:
         value = self.ctx.cast(value, old.dtype).broadcast_to(old.shape)
         members = self.sharing.get(storage_of(node) or -1, [node])
         root = members[0]
-        if self._maybe.get(storage_of(root)):
-            raise SharedMemory(self.ctx.loc, op=self.ctx.target)
         self.written.add(id(root))
         if root is not node:
             value = self._through(root, node, members, value)
@@ -360,16 +362,6 @@ class GraphImporter:
         self.written.add(id(root))
         self.env[root] = value
         self._replay(self.sharing.get(storage_of(root) or -1, [root])[1:])
-
-    def may_share(self, node: fx.Node, paths: Sequence[Sequence[fx.Node]]) -> None:
-        """The results of `node` may be, on some path, the memory of tensors that exist outside: remember which."""
-        if not self._track:
-            return
-        for at, results in enumerate(zip(*paths, strict=True)):
-            for n in results:
-                root = self.root_of(n)
-                if root is not None:
-                    self._maybe.setdefault(_result_storage(node, at), []).append(root)
 
     def _replay(self, nodes: Sequence[fx.Node]) -> None:
         c = self.ctx
@@ -428,10 +420,6 @@ def bounds(value_range: Any) -> tuple[int, int | None]:
 
 def plain(e: IntExpr) -> IntExpr | int:
     return e if e.const is None else e.const
-
-
-def _result_storage(node: fx.Node, at: int) -> int:
-    return int(node.meta["val"][at].untyped_storage()._cdata)
 
 
 def _reads(target: object) -> bool:

@@ -75,7 +75,6 @@ def import_branch(c: Ctx, node: fx.Node) -> list[Val]:
     then, orelse = node.meta["regions"]
     written = _written(c, (then, orelse))
     condition = c.cast(c.val(c.graph.value(node.args[0])), BOOL)
-    c.graph.may_share(node, (then.outputs, orelse.outputs))
 
     def arm(region: Region) -> Callable[[], list[Val]]:
         def build() -> list[Val]:
@@ -98,8 +97,6 @@ def import_loop(c: Ctx, node: fx.Node) -> list[Val]:
     record: LoopRecord = node.meta["loop"]
     graph, body = c.graph, record.body
     written = _written(c, (body,))
-    own = body.outputs[1 if record.first is not None else 0 :]
-    graph.may_share(node, (record.starts, own[: len(record.starts)]))
     starts = [graph.value(n) for n in record.starts]
     starts = [c.cast(c.val(v), c.ir(n.meta["val"].dtype)) for v, n in zip(starts, record.starts, strict=True)]
     inits = [*starts, *(graph.env[w] for w in written)]

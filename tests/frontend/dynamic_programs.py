@@ -1174,3 +1174,37 @@ class AfterManyExits(nn.Module):
         if last.sum() > 0:
             last = -last
         return last, 5
+
+
+@case(*XS)
+def merged_and_written(x):
+    y = x * 2
+    if x.sum() > 0:
+        y = y + 1
+    if x[0] > 1:
+        y += 1
+    else:
+        y -= 1
+    for i in range(3):
+        y[i] = y[i] * 2
+    z = y * 1
+    while z.sum() < 3:
+        z = z + 1
+        if z[0] > 1:
+            z = z * 2
+    z.mul_(2)
+    return y, z
+
+
+@case(*XS)
+def fresh_and_written_in_steps(x):
+    h = x * 0.5
+    n = 0
+    while n < 6 and h.abs().max() < 8:
+        new = torch.tanh(h) + x
+        new += 0.25
+        h = new - h * 0.5
+        new.mul_(2)
+        h += 0.125
+        n += 1
+    return h, n

@@ -380,6 +380,46 @@ def sorts(x):
     return x * values[0]
 
 
+@refused("DLC0227", "on one path is the memory")
+def merged_written(x):
+    y = x * 2
+    z = y
+    if x.sum() > 0:
+        z = y + 1
+    z += 1  # here
+    return y + z
+
+
+@refused("DLC0227", "on one path is the memory")
+def source_written(x):
+    y = x * 2
+    z = y
+    if x.sum() > 0:
+        z = y + 1
+    y += 1  # here
+    return z, y
+
+
+@refused("DLC0227", "on one path is the memory")
+def written_in_the_step_after(x):
+    w, v = x * 1, x * 2
+    while w.sum() < 5:
+        w += 1  # here
+        if w[0] > 2:
+            w = v
+            x = x + 1
+    return w, v
+
+
+@refused("DLC0227", "on one path is the memory")
+def collected_written(x):
+    outs = []
+    while x.sum() < 5:
+        x += 1  # here
+        outs.append(x)
+    return torch.stack(outs)
+
+
 def swallows(x):
     try:
         name = f"{x.sum().item()}"  # here
@@ -419,17 +459,3 @@ def test_state_that_outlives_the_call_is_refused():
     with pytest.raises(DlcError, match="Counts.calls"):
         import_torch(model, (torch.ones(3),))
     assert model.calls == 0
-
-
-def test_write_to_memory_that_only_one_path_shares_is_refused():
-    def program(x):
-        y = x * 2
-        z = y
-        if x.sum() > 0:
-            z = y + 1
-        z += 1
-        return y + z
-
-    with pytest.raises(DlcError) as caught:
-        import_torch(Fn(program).eval(), (torch.ones(3),))
-    assert caught.value.code == "DLC0227"
