@@ -1,0 +1,479 @@
+"""The body of a loop that is recorded: again and again, until the states that it changes are found; then once into the program.
+
+Source: Cousot and Cousot, POPL 1977 (the fixpoint of loop states).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dlc.frontend.torch_collect import Collected, Growing
+from dlc.frontend.torch_errors import CannotRecordLoop
+from dlc.frontend.torch_flow import Flow, place_of_site
+from dlc.frontend.torch_heap import Cell, Frame
+from dlc.frontend.torch_numbers import Number, is_number, tensor_of
+from dlc.frontend.torch_recorder import LoopRecord, fresh_like, repeat
+from dlc.frontend.torch_steps import Steps
+from dlc.frontend.torch_truth import follows
+from dlc.frontend.torch_values import (
+    Absent,
+    Dead,
+    Partial,
+    Unbound,
+    alike,
+    described,
+    joined_kind,
+    lasting,
+    leaves,
+    mapped,
+    same,
+    same_tree,
+    structure,
+    undefined,
+)
+
+if TYPE_CHECKING:
+    from dlc.frontend.torch_loop import Loop
+
+State = tuple[Any, ...]
+
+
+@dataclass(eq=False)
+class Round:
+    """What the rewritten code is to do next: evaluate the condition, run the body, from which state."""
+
+    state: State
+    test: bool = False
+    body: bool = False
+    item: Any = None
+
+
+@dataclass(eq=False)
+class _Carry:
+    """A leaf of the state that changes from step to step: its type, and its value at the start of the body."""
+
+    kind: type | None
+    mixed: bool = False
+    like: torch.Tensor | None = None
+    inside: Any = None
+
+
+class Body:
+    """The body of a loop being recorded, again and again until its states settle."""
+
+    def __init__(self, loop: Loop, state: State, steps: Steps | None, entered: bool) -> None:
+        self.loop = loop
+        self.entered = entered  # whether there is a first step, whatever the data
+        self.flow = loop.flow
+        self.site = loop.site
+        self.steps = steps
+        self.cells: list[Cell] = []
+        self.start: list[Any] = [self._entering(n, v) for n, v in enumerate(state)]
+        self.carried: dict[int, _Carry] = {}
+        self.end: list[Any] = []
+        self.frame: Frame | None = None
+        self.again: Any = None
+        self.growing: dict[tuple[int, str | None], Growing] = {}
+        self.appended: dict[tuple[int, str | None], list[Any]] = {}
+        self.final: set[int] = set()  # leaves: flags of variables that are set only where the loop ends
+        self.hopeless: set[int] = set()  # variables that are not set before the loop, and of no single type in it
+
+    def _name(self, slot: int) -> str:
+        names = self.site.names
+        return names[slot] if slot < len(names) else str(self.cells[slot - len(names)])
+
+    def _entering(self, slot: int, value: Any) -> Any:
+        """A variable at the head of the loop: without a value if it is not read before it is set, or may be unset."""
+        name = self.site.names[slot]
+        return value if name in self.site.live else undefined(self.flow, name, place_of_site(self.site))
+
+    # --- one pass ---
+
+    def settled(self) -> Generator[Round, None, bool]:
+        """Record the body once; whether nothing new had to be carried."""
+        flow = self.flow
+        frame = self.frame = flow.enter()
+        index = fresh_like_scalar()
+        flow.recorder.placeholder(index, "step")
+        values = self._inside()
+        count = len(self.site.names)
+        for cell, v in zip(self.cells, values[count:], strict=True):
+            frame.touch(cell)
+            grown = self.growing.get(cell.key)
+            cell.write(v if grown is None else [grown])
+        item = self.steps.item(Number(int, index, flow)) if self.steps is not None else None
+        state = yield from self.loop.do(Round(tuple(values[:count]), body=True, item=item))
+        self.again, state = yield from self.loop.again(state, self.steps)
+        self.end = [*state, *(cell.read() for cell in self.cells)]
+        changed = frame.restore()
+        flow.leave(frame)
+        new = [cell for key, (cell, _, _) in changed.items() if key not in {c.key for c in self.cells}]
+        if new:
+            self.cells += new
+            self.start += [cell.read() for cell in new]
+            self.end += [changed[cell.key][2] for cell in new]
+        if self._grows(values[count:]):
+            return False
+        fresh = self._carry_more(values + [self.start[len(values) + n] for n in range(len(new))])
+        if fresh or new:
+            del flow.refusals[frame.errors :]
+            return False
+        flow.frame.born |= frame.born
+        return True
+
+    def _grows(self, values: list[Any]) -> bool:
+        """Find lists that a step only appends to; whether there is a new one. What it appends is kept for `emit`."""
+        count, found = len(self.site.names), False
+        for n, cell in enumerate(self.cells):
+            before, after = self.start[count + n], self.end[count + n]
+            if cell.key in self.growing:
+                self.appended[cell.key] = after[1:]
+                if after[:1] != [] and after[0] is self.growing[cell.key]:
+                    self.end[count + n] = before
+                continue
+            if not isinstance(before, list) or not isinstance(after, list) or len(after) <= len(before):
+                continue
+            now = values[n] if n < len(values) else before
+            if all(a is b for a, b in zip(now, after, strict=False)):
+                reason = "with another length after every step of the loop"
+                self.growing[cell.key] = Growing(self.flow, str(cell), place_of_site(self.site), reason)
+                found = True
+        return found
+
+    def _cleared(self) -> set[int]:
+        """The leaves that are flags which no step starts with."""
+        return self.final | {sum(len(list(leaves(v))) for v in self.start[:n]) for n in self.site.flags}
+
+    def _inside(self) -> list[Any]:
+        """The state at the start of the body: carried leaves stand for what the step before left."""
+        at = -1
+        cleared = self._cleared()
+
+        def leaf(v: Any) -> Any:
+            nonlocal at
+            at += 1
+            if at in cleared:
+                return False  # there would be no such step if it were set
+            carry = self.carried.get(at)
+            if carry is None:
+                return v
+            assert carry.like is not None
+            fake = fresh_like(carry.like)
+            self.flow.recorder.placeholder(fake, "state")
+            carry.inside = fake if carry.kind is None else Number(carry.kind, fake, self.flow, mixed=carry.mixed)
+            return carry.inside
+
+        return [mapped(v, leaf) for v in self.start]
+
+    def _carry_more(self, values: list[Any]) -> bool:
+        """Find leaves that the body changed and that are not carried yet (or not in this type)."""
+        changed = False
+        at = 0
+        for slot, (start, now, end) in enumerate(zip(self.start, values, self.end, strict=True)):
+            size = sum(1 for _ in leaves(start))
+            if self._first_set(slot, start, end):
+                return True
+            end = self.end[slot]
+            if self._dead_slot(slot, start, end):
+                at += size
+                continue
+            if isinstance(start, Dead) and not isinstance(end, Dead):
+                return self._restarted(slot, mapped(end, self._blank))
+            try:
+                if not _same_shape(start, end):
+                    raise self._refused(slot, start, end)
+                if slot in self.site.flags and self.site.names[slot] not in self.site.after:
+                    at += size
+                    continue
+                for s, n, e in zip(leaves(start), leaves(now), leaves(end), strict=True):
+                    changed |= self._leaf(slot, at, s, n, e)
+                    at += 1
+                if isinstance(end, Partial):
+                    changed |= self._set_at_the_end(at - 1, now, end)
+            except CannotRecordLoop:
+                if not isinstance(start, Partial):
+                    raise
+                self.flow.refusals.pop()
+                self.hopeless.add(slot)
+                return self._restarted(slot, undefined(self.flow, self._name(slot), place_of_site(self.site)))
+        return changed
+
+    def _restarted(self, slot: int, start: Any) -> bool:
+        """Another value at the start of the loop: what is carried is found anew, as leaves are counted through."""
+        self.start[slot] = start
+        self.carried.clear()
+        self.final.clear()
+        return True
+
+    def _set_at_the_end(self, at: int, now: Any, end: Partial) -> bool:
+        """A variable set only where the loop ends is not set at the start of a step; whether that is news."""
+        if isinstance(now, Partial) and now.flag is False and at in self.carried:
+            ends = self.again is False or isinstance(self.again, Number) and follows(self.again, [(end.flag, True)], False)
+            known = at in self.final
+            (self.final.add if ends else self.final.discard)(at)
+            return known is not ends
+        return False
+
+    def _always_set(self, end: Any) -> bool:
+        """Whether a variable that was not set before the loop is set after it."""
+        if not self.entered or not isinstance(end, Partial):
+            return False
+        stops = self.steps is None and isinstance(self.again, Number)
+        return follows(end.flag, [(self.again, False)] if stops else [])
+
+    def _first_set(self, slot: int, start: Any, end: Any) -> bool:
+        """A variable that the loop sets first: in steps before that it has a value that is not used, and a flag says so."""
+        if isinstance(start, Partial) and not isinstance(end, Absent):
+            self.end[slot] = start.again(end, True)
+        if not isinstance(start, Unbound) or isinstance(end, Unbound) or slot in self.hopeless:
+            return False
+        if self._name(slot) not in self.site.live or isinstance(end, Absent) and not isinstance(end, Partial):
+            return False
+        value = end.value if isinstance(end, Partial) else end
+        if not lasting(value):
+            return False
+        place = f"the loop at {place_of_site(self.site)}"
+        return self._restarted(slot, Partial(self.flow, self._name(slot), place, mapped(value, self._blank), False))
+
+    def _dead_slot(self, slot: int, start: Any, end: Any) -> bool:
+        """Whether the slot has no value at the head of the loop; then it has none after it."""
+        if isinstance(start, Partial) and isinstance(end, Partial):
+            return False
+        if isinstance(start, Absent):
+            return True
+        if isinstance(end, Absent):
+            name = self._name(slot)
+            if name in self.site.live or slot >= len(self.site.names):
+                self.start[slot] = end
+            return True
+        return False
+
+    def _blank(self, v: Any) -> Any:
+        """A value of the type of `v` for a path on which nobody reads it."""
+        if isinstance(v, torch.Tensor):
+            if self.flow.recorder.visible(v):
+                return v
+            return torch.zeros(tuple(v.shape), dtype=v.dtype)
+        if isinstance(v, Number):
+            return v.kind(0)
+        return v
+
+    def _leaf(self, slot: int, at: int, start: Any, now: Any, end: Any) -> bool:
+        carry = self.carried.get(at)
+        if same(now, end):
+            return False
+        if isinstance(end, Absent):
+            raise self._refused(slot, start, end)
+        if isinstance(start, torch.SymInt):
+            start = Number(int, torch.scalar_tensor(start, dtype=torch.int64), self.flow)
+        if isinstance(start, torch.Tensor) and isinstance(end, torch.Tensor):
+            reason = alike(start, end)
+            if reason is not None:
+                raise self._refused(slot, start, end)
+            if carry is None:
+                self.carried[at] = _Carry(None, like=start)
+            return carry is None
+        if not is_number(start) or not (is_number(end) or isinstance(end, torch.SymInt)):
+            raise self._refused(slot, start, end)
+        other = 0 if isinstance(end, torch.SymInt) else end
+        kind, mixed = joined_kind(start, other)
+        if carry is not None and (carry.kind, carry.mixed) != (kind, mixed):
+            wide, wider = joined_kind(_typed(carry), other)
+            kind, mixed = wide, wider or mixed or carry.mixed
+        if carry is not None and (carry.kind, carry.mixed) == (kind, mixed):
+            return False
+        self.carried[at] = _Carry(kind, mixed, like=torch.empty((), dtype=tensor_of(kind(0), kind).dtype))
+        return True
+
+    def _input(self, carry: _Carry) -> Any:
+        """The node of a carried value at the start of the body."""
+        if carry.inside is None:  # a flag: the body knows that it is not set
+            assert self.frame is not None and carry.like is not None
+            with self.flow.recorder.opened(self.frame.region):
+                return self.flow.recorder.placeholder(fresh_like(carry.like), "state")
+        return self.flow.recorder.node_of(_tensor_inside(carry))
+
+    def _refused(self, slot: int, start: Any, end: Any) -> Exception:
+        was, is_ = _difference(start, end)
+        reason = f"'{self._name(slot)}' is {described(was)} before it and {described(is_)} after a step"
+        return self.flow.refused_at(self.site, CannotRecordLoop, reason=reason)
+
+    # --- the end ---
+
+    def emit(self, first: torch.Tensor | None, steps: Steps | None) -> State:
+        """Record the loop; the state after it."""
+        flow, recorder = self.flow, self.flow.recorder
+        assert self.frame is not None
+        region = self.frame.region
+        limit = tensor_of(steps.count, int) if steps is not None else None
+        starts, nexts = [], []
+        old = list(_all_leaves(self.start))
+        new = [list(leaves(v)) for v in self.end]
+        flat = _aligned(self.start, new)
+        with recorder.opened(region):
+            if first is not None:
+                again = tensor_of(self.again if self.again is not None else True, bool)
+                region.outputs.append(recorder.node_of(again))
+            for at, carry in self.carried.items():
+                value = flat[at] if carry.kind is None else tensor_of(flat[at], carry.kind)
+                nexts.append(recorder.node_of(value))
+        for at, carry in self.carried.items():
+            start = old[at] if carry.kind is None else tensor_of(old[at], carry.kind)
+            starts.append(recorder.node_of(start))
+        order = sorted(self.carried, key=list(self.carried).index)
+        inputs = [self._input(self.carried[at]) for at in order]
+        region.inputs = [region.inputs[0], *inputs]
+        region.outputs += nexts
+        fakes = [fresh_like(self.carried[at].like) for at in order]
+        lists = self._collected(region)
+        steps_done = _fresh_extent(flow) if lists else None
+        gathered = [_grown(steps_done, v) for _, values, _ in lists for v in values]
+        args = [recorder.node_of(t) for t in (first, limit) if t is not None]
+        node = recorder.emit(repeat, [*args, *starts], [*fakes, *gathered], "loop")
+        node.meta["loop"] = LoopRecord(
+            region,
+            recorder.node_of(first) if first is not None else None,
+            recorder.node_of(limit) if limit is not None else None,
+            tuple(starts),
+            len(gathered),
+            steps_done,
+        )
+        finals = {
+            at: f if self.carried[at].kind is None else Number(self.carried[at].kind, f, flow, mixed=self.carried[at].mixed)  # type: ignore[arg-type]
+            for at, f in zip(order, fakes, strict=True)
+        }
+        ends: dict[int, Any] = {}  # a flag that is another one is so after the loop, too
+        for at in [at for at in order if at in self._cleared() and isinstance(flat[at], Number)]:
+            finals[at] = ends.setdefault(id(flat[at].tensor), finals[at])
+        count = -1
+
+        def leaf(v: Any) -> Any:
+            nonlocal count
+            count += 1
+            return finals.get(count, v)
+
+        after = [mapped(v, leaf) for v in self.start]
+        names = len(self.site.names)
+        for n, (before, end) in enumerate(zip(self.start[:names], self.end, strict=False)):
+            if isinstance(before, Partial) and before.flag is False and self._always_set(end):
+                after[n] = after[n].value
+            if isinstance(before, Unbound) and not isinstance(end, Unbound):
+                after[n] = undefined(flow, self.site.names[n], f"the loop at {place_of_site(self.site)}")
+        filled = {}
+        for key, values, kinds in lists:
+            parts, gathered = gathered[: len(values)], gathered[len(values) :]
+            filled[key] = Collected(flow, place_of_site(self.site), parts, kinds)
+        for cell, v in zip(self.cells, after[names:], strict=True):
+            flow.frame.touch(cell)
+            cell.write([*v, filled[cell.key]] if cell.key in filled else v)
+        return tuple(after[:names])
+
+    def _collected(self, region: Any) -> list[tuple[Any, list[torch.Tensor], list[type | None]]]:
+        """Of each growing list what a step appends, as results of the body; with their Python types."""
+        found = []
+        for cell in self.cells:
+            if cell.key not in self.growing:
+                continue
+            values, kinds = [], []
+            for v in self.appended[cell.key]:
+                if not isinstance(v, torch.Tensor) and not is_number(v):
+                    raise self.flow.refused_at(
+                        self.site, CannotRecordLoop, reason=f"it appends {described(v)} to a list, which is no tensor"
+                    )
+                kind = None if isinstance(v, torch.Tensor) else v.kind if isinstance(v, Number) else type(v)
+                with self.flow.recorder.opened(region):
+                    value = v if kind is None else tensor_of(v, kind)
+                    region.outputs.append(self.flow.recorder.node_of(value))
+                values.append(value)
+                kinds.append(kind)
+            found.append((cell.key, values, kinds))
+        return found
+
+
+def positive(count: Any) -> bool:
+    return isinstance(count, int) and count > 0
+
+
+def _fresh_extent(flow: Flow) -> Any:
+    """An extent that is known at run time only."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import _constrain_range_for_size
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+    mode = next(m for m in _get_current_dispatch_mode_stack() if isinstance(m, FakeTensorMode))
+    assert mode.shape_env is not None
+    extent = mode.shape_env.create_unbacked_symint()
+    _constrain_range_for_size(extent)
+    # It is the loop that makes it, not whatever PyTorch is called for next.
+    mode.shape_env.pending_fresh_unbacked_symbols.remove(extent.node.expr)
+    return extent
+
+
+def _grown(steps: Any, value: torch.Tensor) -> torch.Tensor:
+    """A fake tensor with the values of all steps along a leading dimension."""
+    from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+
+    with disable_proxy_modes_tracing():
+        return torch.empty((steps, *value.shape), dtype=value.dtype)
+
+
+def fresh_like_scalar() -> torch.Tensor:
+    """A fake integer of rank 0: the number of a step."""
+    from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+
+    with disable_proxy_modes_tracing():
+        return torch.empty((), dtype=torch.int64)
+
+
+def _typed(carry: _Carry) -> Any:
+    assert carry.kind is not None
+    return carry.kind(0)
+
+
+def _tensor_inside(carry: _Carry) -> torch.Tensor:
+    found: torch.Tensor = carry.inside.tensor if isinstance(carry.inside, Number) else carry.inside
+    return found
+
+
+def _same_shape(a: Any, b: Any) -> bool:
+    """Whether two values have the same containers."""
+    from dlc.frontend.torch_values import parts
+
+    x, y = parts(a), parts(b)
+    if x is None or y is None:
+        return x is None and y is None
+    return structure(a) == structure(b) and all(map(_same_shape, x[0], y[0]))
+
+
+def _difference(a: Any, b: Any) -> tuple[Any, Any]:
+    """The innermost parts in which two values differ in structure or type."""
+    from dlc.frontend.torch_values import parts
+
+    x, y = parts(a), parts(b)
+    if x is None or y is None or structure(a) != structure(b):
+        return a, b
+    for p, q in zip(x[0], y[0], strict=True):
+        if not same_tree(p, q) and (not _same_shape(p, q) or type(p) is not type(q)):
+            return _difference(p, q)
+    for p, q in zip(x[0], y[0], strict=True):
+        if not same_tree(p, q):
+            return _difference(p, q)
+    return a, b
+
+
+def _all_leaves(values: list[Any]) -> Iterator[Any]:
+    for v in values:
+        yield from leaves(v)
+
+
+def _aligned(start: list[Any], end: list[list[Any]]) -> list[Any]:
+    """The leaves after a step in the places of those before it; slots of another structure have no value."""
+    flat: list[Any] = []
+    for s, e in zip(start, end, strict=True):
+        own = list(leaves(s))
+        flat += e if len(e) == len(own) else own
+    return flat
