@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from dlc.codegen import warp_to_mlir
@@ -20,19 +20,9 @@ from dlc.codegen.lower import lower_kernel
 from dlc.codegen.native import ptx_of
 from dlc.codegen.target import Target
 from dlc.codegen.tile import TileProgram
-from dlc.codegen.warp import WARP, distribute
+from dlc.codegen.warp import distribute
 from dlc.errors import Internal
 from dlc.ir.program import Library, Program, tensor_types, walk_statements
-
-_VERSION = "+ptx80"  # the first that knows sm_90
-
-
-def _gpu(chip: str) -> Target:
-    # a register of a tile is 32 words, one for each thread; 64 of them leave as many for addresses
-    return Target(chip, chip, _VERSION, ("fma",), vector_bits=32 * WARP, vector_registers=64)
-
-
-GPU_TARGETS = {chip: _gpu(chip) for chip in ("sm_80", "sm_90")}
 
 
 class PtxRejected(Internal):
@@ -94,7 +84,7 @@ def ptx_kernel(name: str, tile: TileProgram, target: Target) -> PtxKernel:
     """One tile program as PTX."""
     entry = kernel_symbol(tile, target)
     thread = distribute(tile)
-    mlir = warp_to_mlir.lower(replace(thread, name=entry), target)
+    mlir = warp_to_mlir.lower(thread, target, entry)
     ptx = ptx_of(mlir)
     return PtxKernel(name, entry, tile, thread, mlir, ptx, assemble(name, ptx, target))
 

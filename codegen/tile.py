@@ -664,6 +664,7 @@ __all__ = [
     "BOOL", "Bitcast", "Broadcast", "Buffer", "Cast", "Check", "Const", "DOTS", "DTYPES", "Dot", "F32", "Fold", "For",
     "FromIndex", "Gather", "I64", "If", "IndexCond", "IndexOf", "Iota", "LOOKUPS", "Load", "Lookup", "Mask", "Op", "Prefetch",
     "Reduce", "Scatter", "Shuffle", "Slice", "Stack", "Stmt", "Store", "Sync", "Thread", "TileProgram", "TileType", "Unpack", "View",
-    "While", "Word", "Zip", "arg_words", "check_ids", "dot_type", "fold_type", "join_shapes", "lookup_type", "op_type", "regions", "scratch_offsets",
+    "While", "Word", "Zip",
+    "arg_words", "check_ids", "dot_type", "fold_type", "join_shapes", "lookup_type", "op_type", "regions", "scratch_offsets",
     "unpack_type", "view_type", "walk", "zip_type",
 ]  # fmt: skip

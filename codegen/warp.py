@@ -19,13 +19,13 @@ import itertools
 from dataclasses import replace
 
 from dlc.codegen import tile
+from dlc.codegen.gpu_targets import WARP
 from dlc.codegen.tile import IndexCond, Stmt, TileProgram, TileType
 from dlc.codegen.tile_verify import verify
 from dlc.errors import Unsupported
 from dlc.ir.dtype import BOOL, I32, U8, U32, U64
 from dlc.ir.extent import IntExpr, int_expr, var
 
-WARP = 32
 _ME = "warp_thread"
 _ZERO = int_expr(0)
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from dlc.codegen import tile
+from dlc.codegen.gpu_targets import WARP
 from dlc.codegen.tile import TileProgram
 from dlc.codegen.tile_interp import Machine
 from dlc.codegen.tile_verify import InvalidTile, verify
-from dlc.codegen.warp import WARP
 from dlc.ir.extent import evaluate
 
 Array = np.ndarray[Any, Any]
@@ -49,7 +49,7 @@ class _Warp:
     def __init__(self, first: Machine, env: dict[str, int], order: Sequence[int]) -> None:
         self.order = order
         self.turns = [threading.Semaphore(0) for _ in range(WARP)]
-        self.after = {a: b for a, b in zip(order, [*order[1:], order[0]], strict=True)}
+        self.after = dict(zip(order, [*order[1:], order[0]], strict=True))
         self.threads = [_Thread(self, number, first, env) for number in range(WARP)]
         self.at: list[tile.Stmt | None] = [None] * WARP
         self.error: BaseException | None = None

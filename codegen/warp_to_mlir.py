@@ -8,28 +8,29 @@ A block of 32 threads does the task of its number; scratch memory is `scratch_ba
 from __future__ import annotations
 
 from dlc.codegen import tile
+from dlc.codegen.gpu_targets import WARP
 from dlc.codegen.mlir_text import vector_type
 from dlc.codegen.scalar_to_mlir import Scalars
 from dlc.codegen.target import Target
 from dlc.codegen.tile import TileProgram
 from dlc.codegen.tile_to_mlir import TileLowering
 from dlc.codegen.tile_verify import verify
-from dlc.codegen.warp import WARP, NotForWarps
+from dlc.codegen.warp import NotForWarps
 from dlc.ir.dtype import BOOL, DType
 
 
-def lower(program: TileProgram, target: Target) -> str:
-    """MLIR text of a module with one kernel; `program` is one that `warp.distribute` made.
+def lower(program: TileProgram, target: Target, entry: str = "") -> str:
+    """MLIR text of a module with one kernel, called `entry` (or as the program is), of what `warp.distribute` made.
 
     Raises:
         NotForWarps: it calls a function of the C library.
     """
     verify(program)
-    return _WarpLowering(program, target).run()
+    return _WarpLowering(program, target).module(entry or program.name)
 
 
 class _WarpLowering(TileLowering):
-    def run(self) -> str:
+    def module(self, entry: str) -> str:
         program, e = self.program, self.e
         parameters = self._parameters()
         self._bind(program.task_var, self._special("ctaid"), nonneg=True)
@@ -40,7 +41,7 @@ class _WarpLowering(TileLowering):
             reason = "there is no C library on the device"
             raise NotForWarps(program.loc or None, op=f"call of {name}", kernel=program.name, reason=reason)
         attributes = f"attributes {{gpu.kernel, nvvm.kernel, nvvm.reqntid = array<i32: {WARP}>}}"
-        function = e.function(f"llvm.func @{program.name}({parameters}) {attributes}")
+        function = e.function(f"llvm.func @{entry}({parameters}) {attributes}")
         chip = f'#nvvm.target<chip = "{self.target.cpu}", features = "{self.target.llvm_features}">'
         return f"module attributes {{gpu.container_module}} {{\ngpu.module @kernels [{chip}] {{\n{function}}}\n}}\n"
 

@@ -1,0 +1,181 @@
+"""Tile programs on the threads of a warp: the same bits as with whole registers, for every strategy and statement."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dlc.codegen import tile, tile_interp, warp_interp
+from dlc.codegen.tile import TileProgram, TileType
+from dlc.codegen.tile_parse import parse
+from dlc.codegen.tile_verify import InvalidTile
+from dlc.codegen.warp import NotForWarps, distribute, share, spread
+from dlc.ir.dtype import F32, U8
+from dlc.ir.layout import local, spatial
+from dlc.ir.scalar import SCALAR_OPS
+
+sys.path.insert(0, str(Path(__file__).parent))
+from coded_layers import case
+from test_rows import LAYER_NORM, SOFTMAX
+from warp_harness import compare, memory, tiles
+
+CASCADES = {
+    "contraction": "cascade c(X: f32[m, 24], W: f32[24, 40], B: f32[40]) -> (Z) {\n"
+    " Y[m, n] = sum(k) X[m, k] * W[k, n]\n Z[m, n] = max(Y[m, n] + B[n], 0.0)\n}",
+    "inner product": "cascade c(Q: f32[m, 96], K: f32[n, 96]) -> (S) {\n S[m, n] = sum(k) Q[m, k] * K[n, k]\n}",
+    "points": "cascade c(X: f32[m, n], Y: f32[n]) -> (Z) {\n Z[m, n] = erf(X[m, n]) * Y[n] + 1.0\n}",
+    "transpose": "cascade c(X: f32[m, n]) -> (Z) {\n Z[n, m] = X[m, n] * 2.0\n}",
+    "total": "cascade c(X: f32[m, n]) -> (S) {\n S[m] = sum(n) X[m, n] * X[m, n]\n}",
+    "doubles": "cascade c(X: f64[m, n]) -> (S) {\n S[m] = max(n) X[m, n] * X[m, n]\n}",
+    "halves": "cascade c(X: f16[m, n], Y: bf16[m, n]) -> (Z) {\n Z[m, n] = cast<f16>(cast<f32>(X[m, n]) * cast<f32>(Y[m, n]))\n}",
+    "bytes": "cascade c(X: i8[m, n]) -> (S) {\n S[m] = sum(n) cast<i32>(X[m, n])\n}",
+    "softmax": SOFTMAX,
+    "layer norm": LAYER_NORM,
+}
+
+
+@pytest.mark.parametrize("name", CASCADES)
+def test_kernels_give_the_same_bits(name: str) -> None:
+    for n in (1, 33, 70):
+        for program in tiles(CASCADES[name]):
+            long = "#n" if "#n" in program.symbols else "#m"
+            compare(program, {s.lstrip("#"): n if s == long else 3 for s in program.symbols})
+
+
+@pytest.mark.parametrize("number", range(0, 180, 20))
+def test_layers_of_packed_codes_give_the_same_bits(number: int) -> None:
+    layer = case(number)
+    for program in tiles(replace(layer, terms=min(layer.terms, 70), columns=min(layer.columns, 40)).program()):
+        compare(program, {s.lstrip("#"): 2 for s in program.symbols})
+
+
+def tile_program(body: str, out: str = "f32[256]", tasks: int = 1, scratch: str = "") -> TileProgram:
+    return parse(f"tile k(in a: f32[512], in b: u8[512], in i: i64[256], {scratch} out z: {out},) task t in {tasks} {{\n{body}\n}}")
+
+
+@pytest.mark.parametrize("op", [o for o in tile.REDUCE_OPS if SCALAR_OPS[o].kinds.count("f")])
+@pytest.mark.parametrize("lanes", [8, 32, 64])
+def test_lanes_are_folded_in_the_same_order(op: str, lanes: int) -> None:
+    compare(tile_program(f"x = load f32[3 x {lanes}] a[7; {lanes} | 1]\n y = reduce {op} lanes x\n store z[0; 1 | 1] = y"))
+    compare(tile_program(f"x = load f32[2, 8 x {lanes}] a[0; 1, 5 | 1]\n y = fold {op} x\n store z[0; 8 | 1] = y"))
+
+
+@pytest.mark.parametrize("bits", range(1, 8))
+def test_codes_are_fetched_from_the_threads_that_hold_them(bits: int) -> None:
+    compare(tile_program(f"x = load u8[2 x 128] b[0; 128 | 1]\n y = unpack {bits} x\n store z[0; 128 | 1] = y", "u8[256]"))
+
+
+STATEMENTS = {
+    "iota": "x = iota i32[x 64] from 5\n y = cast<f32, wrap>(x)\n store z[0 | 1] = y",
+    "masks": "m = mask 64 below 37\n x = load f32[x 64] a[3 | 2] mask m pad 9.0\n store z[1 | 3] = x mask m",
+    "strides": "x = load f32[4 x 32] a[100; 1 | -3]\n store z[0; 32 | 1] = x",
+    "one element for all": "x = load f32[x 32] a[4 | 0]\n store z[0 | 1] = x",
+    "gather": "o = load i64[x 32] i[0 | 1]\n x = gather a[o]\n store z[0 | 1] = x",
+    "what all hold": "x = load f32[2 x 8] a[0; 8 | 1]\n store z[3; 8 | 1] = x",
+    "broadcast": "x = load f32 a[5 | 1]\n y = broadcast f32[2 x 32] x\n store z[0; 32 | 1] = y",
+    "slices": "x = load f32[2, 3 x 32] a[0; 96, 32 | 1]\n y = slice x[1, 2]\n w = slice x[0, 1]\n v = stack(y, w)\n"
+    " store z[0; 32 | 1] = v",
+    "scatter": "o = load i64[2 x 32] i[0; 32 | 1]\n x = load f32[2 x 32] a[0; 32 | 1]\n scatter z[o] = x op add",
+    "scatter of one": "o = load i64 i[0 | 1]\n x = load f32 a[0 | 1]\n scatter z[o] = x op max",
+    "loop": "x = load f32[x 32] a[0 | 1]\n (r) = for j in 0 .. 5 step 1 carry (c = x) {\n d = add(c, c)\n yield (d)\n }\n store z[0 | 1] = r",
+    "branch": "x = load f32 a[0 | 1]\n y = load f32[x 32] a[0 | 1]\n c = lt(x, x)\n (r) = when c {\n w = add(y, y)\n yield (w)\n } else {\n"
+    " v = mul(y, y)\n yield (v)\n }\n store z[0 | 1] = r",
+    "check": "x = load f32[x 32] a[0 | 1]\n w = const f32 -9.0\n c = gt(x, w)\n check c \"low\"\n d = lt(x, w)\n check d \"high\"",
+    "prefetch": "prefetch a[0] read 3\n x = load f32[x 32] a[0 | 1]\n store z[0 | 1] = x nontemporal",
+}
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_statements_give_the_same_bits(name: str) -> None:
+    compare(tile_program(STATEMENTS[name]))
+
+
+def test_words_of_bytes() -> None:
+    """A view moves nothing: four lanes of bytes are a thread's word."""
+    compare(tile_program("x = load u8[x 128] b[0 | 1]\n y = view<i32>(x)\n store z[0 | 1] = y", "i32[32]"))
+    body = "x = load u8[x 128] b[0 | 1]\n w = load u8[x 128] b[128 | 1]\n y = zip x w half 1\n store z[0 | 1] = y"
+    compare(tile_program(body, "i32[32]"))
+
+
+def test_a_share_is_the_layout_that_it_says() -> None:
+    """`spatial(32).local(k)`: thread t has lanes k t and those after it."""
+    for lanes in (32, 64, 128):
+        type_ = TileType(U8, (), lanes)
+        count = share(type_).lanes
+        layout = spatial(32) @ local(count)
+        assert {(t, s): (t * count + s,) for t in range(32) for s in range(count)} == dict(layout.elements())
+    assert not spread(TileType(F32, (4,), 16)) and share(TileType(F32, (4,), 16)) == TileType(F32, (4,), 16)
+
+
+STAGED = "x = load f32[x 32] a[0 | 1]\n store s[0 | 1] = x\n y = load f32[x 32] s[31 | -1]\n store z[0 | 1] = y"
+
+
+def test_memory_that_threads_share_is_synchronised() -> None:
+    program = tile_program(STAGED, scratch="scratch s: f32[32],")
+    compare(program)
+    thread = distribute(program)
+    without = replace(thread, body=tuple(s for s in thread.body if not isinstance(s, tile.Sync)))
+    want = memory(program, {})
+    tile_interp.run(program, want)
+    results = []
+    for backwards in (False, True):
+        got = memory(program, {})
+        warp_interp.run(without, got, backwards=backwards)
+        results.append(got["z"])
+    assert not np.array_equal(results[0], results[1], equal_nan=True), "two orders show that a sync is missing"
+
+
+def test_what_changes_in_place_is_read_before() -> None:
+    """Each thread reads what its neighbour writes: a sync before the store."""
+    text = "tile k(inout z: f32[64],) task t in 1 {\n x = load f32[x 32] z[1 | 1]\n store z[0 | 1] = x\n}"
+    program = parse(text)
+    compare(program)
+    body = distribute(program).body
+    kinds = [type(s).__name__ for s in body]
+    assert kinds == ["Thread", "Load", "Sync", "Store", "Sync"]
+
+
+def test_threads_that_part_are_found() -> None:
+    text = "tile k(out z: f32[1],) task t in 1 {\n let me = thread\n if me < 3 {\n sync\n }\n}"
+    with pytest.raises(InvalidTile, match="threads part before"):
+        warp_interp.run(parse(text), {"z": np.zeros(1, np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("body", "out", "says"),
+    [
+        (
+            "x = load u8[x 32] b[0 | 1]\n y = view<i32>(x)\n store z[0 | 1] = y",
+            "i32[8]",
+            "there is no GPU code for 'view' of kernel 'k': u8[x 32] is spread over the threads, i32[x 8] is held by each thread",
+        ),
+        (
+            "x = load u8[x 64] b[0 | 1]\n y = unpack 3 x\n store z[0 | 1] = y",
+            "u8[64]",
+            "there is no GPU code for 'unpack' of kernel 'k': a thread holds 2 bytes of u8[x 64]; a word of four is needed",
+        ),
+        (
+            "x = load f32[x 32] a[0 | 1]\n store z[0 | 0] = x",
+            "f32[1]",
+            "lanes of f32[x 32] that different threads hold go to one element of 'z'",
+        ),
+        (
+            "x = load f32[2 x 32] a[0; 32 | 1]\n store z[0; 16 | 1] = x",
+            "f32[64]",
+            "lanes of f32[2 x 32] that different threads hold go to one element of 'z'",
+        ),
+    ],
+)
+def test_what_has_no_form_is_refused(body: str, out: str, says: str) -> None:
+    with pytest.raises(NotForWarps) as caught:
+        distribute(tile_program(body, out))
+    assert says in str(caught.value) and caught.value.code == "DLC0470" and caught.value.exit_code == 3
+
+
+def test_the_program_of_a_thread(golden: object) -> None:
+    (program,) = tiles(SOFTMAX)
+    golden(f"{program}\n{distribute(program)}")  # type: ignore[operator]
