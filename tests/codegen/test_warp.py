@@ -19,9 +19,11 @@ from dlc.ir.layout import local, spatial
 from dlc.ir.scalar import SCALAR_OPS
 
 sys.path.insert(0, str(Path(__file__).parent))
+from attention_text import Attention
 from coded_layers import case
+from kernel_harness import strategy
 from test_rows import LAYER_NORM, SOFTMAX
-from warp_harness import compare, memory, tiles
+from warp_harness import SM_80, compare, memory, passed, tiles
 
 CASCADES = {
     "contraction": "cascade c(X: f32[m, 24], W: f32[24, 40], B: f32[40]) -> (Z) {\n"
@@ -44,6 +46,28 @@ def test_kernels_give_the_same_bits(name: str) -> None:
         for program in tiles(CASCADES[name]):
             long = "#n" if "#n" in program.symbols else "#m"
             compare(program, {s.lstrip("#"): n if s == long else 3 for s in program.symbols})
+
+
+OTHERS = {
+    "streamed": (str(Attention(H=1, P=19, M=9, where="m <= p")), "streamed"),
+    "window": (
+        "cascade c(X: f32[1, 40, 6, 6], W: f32[3, 3, 40]) -> (O) {\n Z[b:1, c:40, y:6, x:6]: f32{0, 2, 3, 1} = X[b, c, y, x] + 1.0\n"
+        " O[b:1, c:40, y:6, x:6] = sum(i:3, j:3) (Z[b, c, y + i - 1, x + j - 1] else 0.0) * W[i, j, c]\n}",
+        "window",
+    ),
+    "gathered": ("cascade c(X: f32[4, 40], I: i64[5]) -> (Z) {\n Z[m:5, k:40] = X[I[m], k]\n}", "points"),
+    "scattered": ("cascade c(X: f32[50], I: i64[50], O: f32[4]) -> (Z) {\n scatter(n:50) Z[I[n]] sum= X[n] onto O\n}", "scatter"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_strategies_give_the_same_bits(name: str) -> None:
+    text, kind = OTHERS[name]
+    after = passed(text)
+    assert kind in {strategy(k, after, SM_80) for k in after.kernels}
+    for program in tiles(text):
+        assert program.symbols == ()
+        compare(program)
 
 
 @pytest.mark.parametrize("number", range(0, 180, 20))

@@ -23,10 +23,15 @@ Array = Any
 SM_80 = GPU_TARGETS["sm_80"]
 
 
+def passed(source: str | Program) -> Program:
+    """The program after the passes for a warp's registers."""
+    program = parse_program(source) if isinstance(source, str) else source
+    return run_passes(program, default_pipeline(SM_80.lanes, SM_80.vector_registers))
+
+
 def tiles(source: str | Program) -> list[TileProgram]:
     """The tile programs of a model's kernels for a warp."""
-    program = parse_program(source) if isinstance(source, str) else source
-    after = run_passes(program, default_pipeline(SM_80.lanes, SM_80.vector_registers))
+    after = passed(source)
     return [lower_kernel(k, after.facts, SM_80).tile for k in after.kernels]
 
 
