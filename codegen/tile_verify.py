@@ -38,9 +38,17 @@ def verify(program: TileProgram) -> TileProgram:
     return program
 
 
+def tile_types(program: TileProgram) -> dict[str, TileType]:
+    """Types of a program's tiles of several lanes, after its verification; of a name that several regions define, the narrowest."""
+    verifier = _Verifier(program)
+    verifier.run()
+    return verifier.narrowest
+
+
 class _Verifier:
     def __init__(self, program: TileProgram) -> None:
         self.program = program
+        self.narrowest: dict[str, TileType] = {}
         self.buffers: dict[str, Buffer] = {}
         self.tiles: dict[str, TileType] = {}
         self.indices: set[str] = set()
@@ -109,6 +117,8 @@ class _Verifier:
         )
         self.need(type_.dtype.native, f"'{name}' has type {type_.dtype}, for which there is no native code")
         self.tiles[name] = type_
+        if type_.lanes > 1:
+            self.narrowest[name] = min(self.narrowest.get(name, type_), type_, key=lambda t: t.lanes)
 
     def buffer(self, name: str, *, write: bool = False) -> Buffer:
         if name not in self.buffers:

@@ -1,8 +1,8 @@
 """A tile program for vectors as one for the 32 threads of a warp: each holds its share of every register.
 
 A register of `32 k` lanes is spread: thread t holds lanes `k t .. k t + k - 1`, the layout `spatial(32).local(k)` of Tilus (arXiv
-2504.12984), so that a view as wider or narrower elements moves nothing. Registers of other widths, and so scalars, are held by every
-thread. Hence conditions and loop bounds are the same in all threads, and only masks tell them apart.
+2504.12984), so that a view as wider or narrower elements moves nothing. Others (`warp_layout.py` says which), and so scalars, are held by
+every thread. Hence conditions and loop bounds are the same in all threads, and only masks tell them apart.
 
     element-wise     as they are, on k lanes
     load, store      at the thread's lanes; what all threads hold is stored by one of them
@@ -22,7 +22,7 @@ from dlc.codegen import tile
 from dlc.codegen.gpu_targets import WARP
 from dlc.codegen.tile import IndexCond, Stmt, TileProgram, TileType
 from dlc.codegen.tile_verify import verify
-from dlc.errors import Unsupported
+from dlc.codegen.warp_layout import held_tiles
 from dlc.ir.dtype import BOOL, I32, U8, U32, U64
 from dlc.ir.extent import IntExpr, int_expr, var
 
@@ -30,30 +30,8 @@ _ME = "warp_thread"
 _ZERO = int_expr(0)
 
 
-class NotForWarps(Unsupported):
-    """A tile program does what has no form yet on the threads of a warp."""
-
-    code = "DLC0470"
-    template = "there is no GPU code for '{op}' of kernel '{kernel}': {reason}"
-
-
-def spread(type_: TileType) -> bool:
-    """Whether each thread holds a part of a register of this type, and not all of it."""
-    return type_.lanes % WARP == 0
-
-
-def share(type_: TileType) -> TileType:
-    """What one thread holds of it."""
-    return replace(type_, lanes=type_.lanes // WARP) if spread(type_) else type_
-
-
 def distribute(program: TileProgram) -> TileProgram:
-    """The program of one thread of a warp, whose 32 threads together do what a task of `program` does.
-
-    Raises:
-        NotForWarps: a statement moves lanes between threads in a way that has no form here.
-    """
-    verify(program)
+    """The program of one thread of a warp, whose 32 threads together do what a task of `program` does."""
     read = {s.buffer for s in tile.walk(program.body) if isinstance(s, (tile.Load, tile.Gather))}
     read |= {s.buffer for s in tile.walk(program.body) if isinstance(s, tile.Scatter) and s.op is not None}
     body = _Distribution(program, read).region(program.body)
@@ -63,6 +41,7 @@ def distribute(program: TileProgram) -> TileProgram:
 class _Distribution:
     def __init__(self, program: TileProgram, read: set[str]) -> None:
         self.program, self.read = program, read
+        self.held = held_tiles(program)
         self.types: dict[str, TileType] = {}  # of the program that is given
         self.out: list[Stmt] = []
         self.made = 0
@@ -76,8 +55,15 @@ class _Distribution:
         made, self.out = tuple(self.out), outer
         return made
 
-    def refuse(self, s: Stmt, reason: str) -> NotForWarps:
-        return NotForWarps(self.program.loc or None, op=type(s).__name__.lower(), kernel=self.program.name, reason=reason)
+    def spread(self, name: str, type_: TileType | None = None) -> bool:
+        """Whether each thread has a part of the tile's registers, and not all of them; `type_` of one that is being defined."""
+        lanes = (type_ or self.types[name]).lanes
+        return lanes > 1 and name not in self.held
+
+    def share(self, name: str, type_: TileType | None = None) -> TileType:
+        """What one thread has of the tile."""
+        whole = type_ or self.types[name]
+        return replace(whole, lanes=whole.lanes // WARP) if self.spread(name, type_) else whole
 
     def name(self) -> str:
         self.made += 1
@@ -88,9 +74,9 @@ class _Distribution:
         self.types[dst] = type_
         self.out.append(s)
 
-    def first_lane(self, type_: TileType) -> IntExpr:
+    def first_lane(self, name: str, type_: TileType | None = None) -> IntExpr:
         """The lane with which the thread's share begins."""
-        return var(_ME) * share(type_).lanes if spread(type_) else _ZERO
+        return var(_ME) * self.share(name, type_).lanes if self.spread(name, type_) else _ZERO
 
     def const(self, type_: TileType, value: int) -> str:
         name = self.name()
@@ -109,15 +95,15 @@ class _Distribution:
     # -- values ------------------------------------------------------------------------------------------------------
 
     def _const(self, s: tile.Const) -> None:
-        self.keep(replace(s, type=share(s.type)), s.dst, s.type)
+        self.keep(replace(s, type=self.share(s.dst, s.type)), s.dst, s.type)
 
     def _iota(self, s: tile.Iota) -> None:
         type_ = TileType(s.dtype, (), s.lanes)
-        self.keep(replace(s, lanes=share(type_).lanes, start=s.start + self.first_lane(type_)), s.dst, type_)
+        self.keep(replace(s, lanes=self.share(s.dst, type_).lanes, start=s.start + self.first_lane(s.dst, type_)), s.dst, type_)
 
     def _mask(self, s: tile.Mask) -> None:
         type_ = TileType(BOOL, (), s.lanes)
-        self.keep(replace(s, lanes=share(type_).lanes, count=s.count - self.first_lane(type_)), s.dst, type_)
+        self.keep(replace(s, lanes=self.share(s.dst, type_).lanes, count=s.count - self.first_lane(s.dst, type_)), s.dst, type_)
 
     def _fromindex(self, s: tile.FromIndex) -> None:
         self.keep(s, s.dst, TileType(s.dtype))
@@ -143,19 +129,12 @@ class _Distribution:
         source = self.types[s.src]
         result = tile.view_type(source, s.dtype)
         assert result is not None
-        self.same_threads(s, source, result)
         self.keep(s, s.dst, result)
-
-    def same_threads(self, s: Stmt, source: TileType, result: TileType) -> None:
-        if spread(source) != spread(result):
-            held = {t: "spread over the threads" if spread(t) else "held by each thread" for t in (source, result)}
-            raise self.refuse(s, f"{source} is {held[source]}, {result} is {held[result]}")
 
     def _zip(self, s: tile.Zip) -> None:
         source = self.types[s.low]
         result = tile.zip_type(source, self.types[s.high], s.half)
         assert isinstance(result, TileType)
-        self.same_threads(s, source, result)
         self.keep(s, s.dst, result)
 
     def _lookup(self, s: tile.Lookup) -> None:
@@ -167,7 +146,7 @@ class _Distribution:
         self.keep(s, s.dst, result)
 
     def _broadcast(self, s: tile.Broadcast) -> None:
-        self.keep(replace(s, type=share(s.type)), s.dst, s.type)
+        self.keep(replace(s, type=self.share(s.dst, s.type)), s.dst, s.type)
 
     def _slice(self, s: tile.Slice) -> None:
         source = self.types[s.src]
@@ -184,11 +163,9 @@ class _Distribution:
 
     def _unpack(self, s: tile.Unpack) -> None:
         source = self.types[s.src]
-        if not spread(source):
+        if not self.spread(s.src):
             self.keep(s, s.dst, source)
             return
-        if share(source).lanes != 4:
-            raise self.refuse(s, f"a thread holds {share(source).lanes} bytes of {source}; a word of four is needed")
         words = self.name()
         self.out.append(tile.View(words, s.src, I32))
         at = var(_ME) * s.bits // 8  # the word in which bit 4 * bits * thread lies
@@ -227,7 +204,7 @@ class _Distribution:
 
     def folded(self, op: str, src: str) -> str:
         """The shares of all threads folded into one, which each has; halves of the warp first, as `Reduce` does."""
-        if not spread(self.types[src]):
+        if not self.spread(src):
             return src
         me, step = var(_ME), WARP // 2
         while step:
@@ -242,14 +219,14 @@ class _Distribution:
         source = self.types[s.src]
         result = tile.fold_type(source)
         assert result is not None
-        if not spread(source):
+        if not self.spread(s.src) and not self.spread(s.dst, result):
             self.keep(s, s.dst, result)
             return
         scalars = self.name()
         self.out.append(tile.Reduce(scalars, s.op, self.folded(s.op, s.src)))
-        own = share(result)
+        own = self.share(s.dst, result)
         numbers = self.name()
-        self.out.append(tile.Iota(numbers, I32, own.lanes, self.first_lane(result)))
+        self.out.append(tile.Iota(numbers, I32, own.lanes, self.first_lane(s.dst, result)))
         at = [self.op("eq", numbers, self.const(TileType(I32), c)) for c in range(1, result.lanes)]
         registers: list[str] = []
         for slot in itertools.product(*map(range, result.slots)):
@@ -278,33 +255,15 @@ class _Distribution:
     # -- memory ------------------------------------------------------------------------------------------------------
 
     def _load(self, s: tile.Load) -> None:
-        offset = s.offset + self.first_lane(s.type) * s.lane_stride
-        self.keep(replace(s, type=share(s.type), offset=offset), s.dst, s.type)
+        offset = s.offset + self.first_lane(s.dst, s.type) * s.lane_stride
+        self.keep(replace(s, type=self.share(s.dst, s.type), offset=offset), s.dst, s.type)
 
     def _gather(self, s: tile.Gather) -> None:
         self.keep(s, s.dst, self.types[s.offsets].with_dtype(self.program.buffer(s.buffer).dtype))
 
     def _store(self, s: tile.Store) -> None:
-        source = self.types[s.src]
-        if spread(source) and self.collide(s, source):
-            raise self.refuse(s, f"lanes of {source} that different threads hold go to one element of '{s.buffer}'")
-        own = replace(s, offset=s.offset + self.first_lane(source) * s.lane_stride, nontemporal=False)
-        self.written(s.buffer, own if spread(source) else self.alone(0, (own,)))
-
-    def collide(self, s: tile.Store, source: TileType) -> bool:
-        """Whether two lanes are known to be stored in one place: which comes last would be a matter of luck.
-
-        A mask is taken to leave one of them: it is there to end a row where the next one begins.
-        """
-        strides = [x.const for x in (*s.slot_strides, s.lane_stride)]
-        known = [x for x in strides if x is not None]
-        if s.lane_stride.const == 0:
-            return True
-        if s.mask is not None or len(known) < len(strides):
-            return False
-        sizes = (*source.slots, source.lanes)
-        places = [sum(i * x for i, x in zip(at, known)) for at in itertools.product(*map(range, sizes))]
-        return len(set(places)) < len(places)
+        own = replace(s, offset=s.offset + self.first_lane(s.src) * s.lane_stride, nontemporal=False)
+        self.written(s.buffer, own if self.spread(s.src) else self.alone(0, (own,)))
 
     def written(self, buffer: str, *stmts: Stmt) -> None:
         if buffer in self.read:
@@ -315,7 +274,7 @@ class _Distribution:
         shape = tile.join_shapes((self.types[s.offsets], self.types[s.src]))
         assert shape is not None
         whole = TileType(self.types[s.src].dtype, *shape)
-        if not spread(whole):
+        if not any(self.spread(n) for n in (s.offsets, s.src)):
             self.written(s.buffer, self.alone(0, (s,)))
             return
         for slot in itertools.product(*map(range, whole.slots)):
@@ -328,9 +287,9 @@ class _Distribution:
 
     def register(self, name: str, whole: TileType, slot: tuple[int, ...]) -> str:
         """The thread's share of one register of a tile that broadcasts to `whole`."""
-        type_ = replace(whole, dtype=self.types[name].dtype)
+        type_ = replace(whole, dtype=self.types[name].dtype, lanes=whole.lanes // WARP)
         wide, one = self.name(), self.name()
-        self.out += [tile.Broadcast(wide, share(type_), name), tile.Slice(one, wide, slot)]
+        self.out += [tile.Broadcast(wide, type_, name), tile.Slice(one, wide, slot)]
         return one
 
     def _prefetch(self, s: tile.Prefetch) -> None:

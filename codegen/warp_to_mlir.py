@@ -15,8 +15,15 @@ from dlc.codegen.target import Target
 from dlc.codegen.tile import TileProgram
 from dlc.codegen.tile_to_mlir import TileLowering
 from dlc.codegen.tile_verify import verify
-from dlc.codegen.warp import NotForWarps
+from dlc.errors import Unsupported
 from dlc.ir.dtype import BOOL, DType
+
+
+class NotForWarps(Unsupported):
+    """A kernel does what has no GPU code (yet)."""
+
+    code = "DLC0470"
+    template = "there is no GPU code for '{op}' of kernel '{kernel}': {reason}"
 
 
 def lower(program: TileProgram, target: Target, entry: str = "") -> str:

@@ -17,7 +17,7 @@ from dlc.cli import main
 from dlc.codegen.gpu_targets import GPU_TARGETS
 from dlc.codegen.ptx import PtxKernel, PtxRejected, assemble
 from dlc.codegen.target import UnknownTarget, parse_target
-from dlc.codegen.warp import NotForWarps
+from dlc.codegen.warp_to_mlir import NotForWarps
 from dlc.ir.parser import parse_program
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from dlc.codegen import tile, tile_interp, warp_interp
-from dlc.codegen.tile import TileProgram, TileType
+from dlc.codegen.tile import TileProgram
 from dlc.codegen.tile_parse import parse
 from dlc.codegen.tile_verify import InvalidTile
-from dlc.codegen.warp import NotForWarps, distribute, share, spread
-from dlc.ir.dtype import F32, U8
+from dlc.codegen.warp import distribute
+from dlc.codegen.warp_layout import held_tiles
+from dlc.ir.extent import evaluate
 from dlc.ir.layout import local, spatial
 from dlc.ir.scalar import SCALAR_OPS
 
@@ -126,13 +127,13 @@ def test_words_of_bytes() -> None:
 
 
 def test_a_share_is_the_layout_that_it_says() -> None:
-    """`spatial(32).local(k)`: thread t has lanes k t and those after it."""
-    for lanes in (32, 64, 128):
-        type_ = TileType(U8, (), lanes)
-        count = share(type_).lanes
-        layout = spatial(32) @ local(count)
-        assert {(t, s): (t * count + s,) for t in range(32) for s in range(count)} == dict(layout.elements())
-    assert not spread(TileType(F32, (4,), 16)) and share(TileType(F32, (4,), 16)) == TileType(F32, (4,), 16)
+    """`spatial(32).local(k)`: thread t has lanes k t and those after it, of a register numbered lane by lane."""
+    for dtype, lanes in (("i32", 32), ("i32", 64), ("i32", 128)):
+        program = tile_program(f"x = iota {dtype}[x {lanes}] from 0\n store z[0 | 1] = x", f"i32[{lanes}]")
+        (numbers,) = (s for s in distribute(program).body if isinstance(s, tile.Iota))
+        layout = spatial(32) @ local(numbers.lanes)
+        for (thread, slot), (lane,) in layout.elements():
+            assert evaluate(numbers.start, {"warp_thread": thread}) + slot == lane
 
 
 STAGED = "x = load f32[x 32] a[0 | 1]\n store s[0 | 1] = x\n y = load f32[x 32] s[31 | -1]\n store z[0 | 1] = y"
@@ -169,35 +170,38 @@ def test_threads_that_part_are_found() -> None:
         warp_interp.run(parse(text), {"z": np.zeros(1, np.float32)})
 
 
-@pytest.mark.parametrize(
-    ("body", "out", "says"),
-    [
-        (
-            "x = load u8[x 32] b[0 | 1]\n y = view<i32>(x)\n store z[0 | 1] = y",
-            "i32[8]",
-            "there is no GPU code for 'view' of kernel 'k': u8[x 32] is spread over the threads, i32[x 8] is held by each thread",
-        ),
-        (
-            "x = load u8[x 64] b[0 | 1]\n y = unpack 3 x\n store z[0 | 1] = y",
-            "u8[64]",
-            "there is no GPU code for 'unpack' of kernel 'k': a thread holds 2 bytes of u8[x 64]; a word of four is needed",
-        ),
-        (
-            "x = load f32[x 32] a[0 | 1]\n store z[0 | 0] = x",
-            "f32[1]",
-            "lanes of f32[x 32] that different threads hold go to one element of 'z'",
-        ),
-        (
-            "x = load f32[2 x 32] a[0; 32 | 1]\n store z[0; 16 | 1] = x",
-            "f32[64]",
-            "lanes of f32[2 x 32] that different threads hold go to one element of 'z'",
-        ),
-    ],
-)
-def test_what_has_no_form_is_refused(body: str, out: str, says: str) -> None:
-    with pytest.raises(NotForWarps) as caught:
-        distribute(tile_program(body, out))
-    assert says in str(caught.value) and caught.value.code == "DLC0470" and caught.value.exit_code == 3
+HELD = {
+    "bytes that are viewed as fewer words": (
+        "x = load u8[x 32] b[0 | 1]\n y = view<i32>(x)\n w = load i32[x 8] v[0 | 1]\n u = add(y, w)\n store z[0 | 1] = u",
+        "i32[8]",
+        {"x", "y", "w", "u"},
+    ),
+    "bytes of half a register": ("x = load u8[x 64] b[0 | 1]\n y = unpack 3 x\n store z[0 | 1] = y", "u8[64]", {"x", "y"}),
+    "lanes stored in one place": ("x = load f32[x 32] a[0 | 1]\n store z[0 | 0] = x", "f32[1]", {"x"}),
+    "slots that overlap": ("x = load f32[2 x 32] a[0; 32 | 1]\n store z[0; 16 | 1] = x", "f32[64]", {"x"}),
+    "through a loop": (
+        "m = mask 32 below 20\n o = load i64[x 32] i[0 | 1]\n g = gather a[o] mask m\n"
+        " (r) = for j in 0 .. 3 step 1 carry (c = g) {\n d = add(c, c)\n yield (d)\n }\n"
+        " p = load f32[x 32] a[0 | 1]\n q = add(p, p)\n store z[1 | 1] = q\n store z[0 | 0] = r",
+        "f32[64]",
+        {"m", "o", "g", "c", "d", "r"},
+    ),
+    "through a branch": (
+        "x = load f32[2 x 32] a[0; 32 | 1]\n e = load f32[2 x 32] a[9; 32 | 1]\n s = reduce add slot 0 x\n"
+        " (r) = if t < 1 {\n y = add(x, x)\n yield (y)\n } else {\n yield (e)\n }\n store z[0; 16 | 1] = r",
+        "f32[64]",
+        {"x", "e", "s", "y", "r"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_layouts_are_inferred(name: str) -> None:
+    """What cannot be spread is held by each thread, and so is what is taken together with it; the rest is spread."""
+    body, out, held = HELD[name]
+    program = tile_program(body, out, scratch="in v: i32[8],")
+    assert held_tiles(program) == held
+    compare(program)
 
 
 def test_the_program_of_a_thread(golden: object) -> None:
