@@ -23,7 +23,7 @@ from dlc.ir.parser import parse_program
 sys.path.insert(0, str(Path(__file__).parent))
 from coded_layers import Case
 from test_rows import SOFTMAX
-from test_warp import CASCADES
+from test_warp import CASCADES, OTHERS
 
 CHECKED = "cascade c(X: f32[n, 4], I: i64[m]) -> (Z) {\n Z[m, k:4] = X[I[m], k]\n}"
 SINE = "cascade c(X: f32[n]) -> (Z) {\n Z[n] = sin(X[n])\n}"
@@ -47,10 +47,13 @@ def test_head(target: str, golden: Callable[..., None]) -> None:
     assert "bar.warp.sync" in kernel.ptx
 
 
-@pytest.mark.parametrize("name", ["contraction", "points", "inner product", "softmax", "layer norm", "doubles", "halves", "bytes"])
+TEXTS = CASCADES | {name: text for name, (text, _) in OTHERS.items()}
+
+
+@pytest.mark.parametrize("name", TEXTS)
 def test_every_strategy_is_assembled(name: str) -> None:
     for target in GPU_TARGETS:
-        for kernel in kernels(CASCADES[name], target):
+        for kernel in kernels(TEXTS[name], target):
             assert re.search(rf"^\.version 8\.0\n\.target {target}\n\.address_size 64$", kernel.ptx, re.M)
             assert (kernel.usage is None) == (shutil.which("ptxas") is None)
             assert kernel.usage is None or kernel.usage.registers > 0
