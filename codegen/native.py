@@ -131,6 +131,29 @@ def _to_llvm_ir(text: str, times: dict[str, float]) -> str:
     return result
 
 
+def ptx_of(text: str) -> str:
+    """PTX of the one `gpu.module` in MLIR text, whose target is an attribute of that module.
+
+    Raises:
+        InvalidMlir: the text does not parse, verify or lower.
+    """
+    ir, pass_manager, _ = _mlir()
+    from mlir.dialects import gpu
+
+    stage = "parsing"
+    with ir.Context() as context, ir.Location.unknown():
+        context.enable_multithreading(False)
+        try:
+            module = ir.Module.parse(text)
+            stage = "lowering to PTX"
+            pass_manager.parse(PASSES[:-1] + ",gpu-module-to-binary{format=isa})").run(module.operation)
+        except (ir.MLIRError, RuntimeError) as error:
+            raise InvalidMlir(stage=stage, reason=_reason(error, text)) from None
+        (binary,) = module.body.operations
+        assembly: bytes = gpu.ObjectAttr(binary.attributes["objects"][0]).object
+    return assembly.rstrip(b"\0").decode()
+
+
 def _reason(error: Exception, text: str) -> str:
     """MLIR's message, with the offending line of the text when the message names one."""
     message = str(error).strip()

@@ -18,6 +18,7 @@ class UnknownTarget(BadInput):
 
     code = "DLC0460"
     template = "unknown target '{name}': known are {known}, 'host', and these with '+feature' appended"
+    hint = "'dlc compile MODEL --target sm_80' (or sm_90) writes PTX; nothing else takes these"
 
 
 @dataclass(frozen=True, slots=True)

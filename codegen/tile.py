@@ -437,10 +437,31 @@ class Check:
     check_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """Bind index variable `var` to the number of this thread in its warp; 0 where a task is one thread."""
+
+    var: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shuffle:
+    """dst = `src` of the warp's thread number `thread`. All threads of a warp come here together."""
+
+    dst: str
+    src: str
+    thread: IntExpr
+
+
+@dataclass(frozen=True, slots=True)
+class Sync:
+    """The threads of a warp wait for each other; what each has stored is seen by all after it."""
+
+
 Stmt: TypeAlias = (
     Const | Iota | FromIndex | IndexOf | Lead | Load | Gather | Store | Scatter | Op | Cast | Bitcast | View | Unpack | Lookup | Zip | Dot
     | Broadcast
-    | Slice | Stack | Reduce | Fold | Mask | For | If | While | Prefetch | Check
+    | Slice | Stack | Reduce | Fold | Mask | For | If | While | Prefetch | Check | Thread | Shuffle | Sync
 )  # fmt: skip
 
 
@@ -642,7 +663,8 @@ def op_type(op: str, types: tuple[TileType, ...]) -> TileType | str:
 __all__ = [
     "BOOL", "Bitcast", "Broadcast", "Buffer", "Cast", "Check", "Const", "DOTS", "DTYPES", "Dot", "F32", "Fold", "For",
     "FromIndex", "Gather", "I64", "If", "IndexCond", "IndexOf", "Iota", "LOOKUPS", "Load", "Lookup", "Mask", "Op", "Prefetch",
-    "Reduce", "Scatter", "Slice", "Stack", "Stmt", "Store", "TileProgram", "TileType", "Unpack", "View", "While", "Word", "Zip",
+    "Reduce", "Scatter", "Shuffle", "Slice", "Stack", "Stmt", "Store", "Sync", "Thread", "TileProgram", "TileType", "Unpack", "View",
+    "While", "Word", "Zip",
     "arg_words", "check_ids", "dot_type", "fold_type", "join_shapes", "lookup_type", "op_type", "regions", "scratch_offsets",
     "unpack_type", "view_type", "walk", "zip_type",
 ]  # fmt: skip

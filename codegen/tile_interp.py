@@ -34,14 +34,16 @@ def run(
     """
     verify(program)
     env = {("#" + name.lstrip("#")): int(value) for name, value in (symbols or {}).items()}
-    machine = _Machine(program, buffers, env)
+    machine = Machine(program, buffers, env)
     count = evaluate(program.tasks, env)
     for task in tasks if tasks is not None else range(count):
         machine.task(task)
     return list(machine.failed)
 
 
-class _Machine:
+class Machine:
+    """One thread's state; alone it is a warp of one."""
+
     def __init__(self, program: TileProgram, buffers: Mapping[str, Array], env: dict[str, int]) -> None:
         self.program, self.env = program, env
         self.memory: dict[str, Array] = {}
@@ -60,9 +62,16 @@ class _Machine:
             self.memory[b.name] = array.reshape(-1)[:size]
 
     def task(self, number: int) -> None:
+        self.forget_scratch()
+        self.start(number)
+
+    def forget_scratch(self) -> None:
+        """Scratch memory is undefined at the start of a task."""
         for b in self.program.buffers:
             if b.role == "scratch":
                 self.memory[b.name].view(np.uint8).fill(0xFF if b.dtype.is_float else 0xA5 if b.dtype != BOOL else 1)
+
+    def start(self, number: int) -> None:
         self.tiles, self.dtypes = {}, {}
         self.env[self.program.task_var] = number
         with np.errstate(all="ignore"):
@@ -249,6 +258,17 @@ class _Machine:
     def _check(self, s: tile.Check) -> None:
         if not self.tiles[s.cond].all():
             self.failed.setdefault(s.check_id)
+
+    # -- threads -----------------------------------------------------------------------------------------------------
+
+    def _thread(self, s: tile.Thread) -> None:
+        self.env[s.var] = 0
+
+    def _shuffle(self, s: tile.Shuffle) -> None:
+        self.keep(s.dst, self.dtypes[s.src], self.tiles[s.src])
+
+    def _sync(self, s: tile.Sync) -> None:
+        return
 
     # -- control -----------------------------------------------------------------------------------------------------
 

@@ -228,6 +228,16 @@ class _Build(Transformer[Token, Any]):
     def check(self, cond: Token, check_id: Token) -> tile.Check:
         return tile.Check(str(cond), ast.literal_eval(check_id))
 
+    # threads
+    def thread(self, name: Token) -> tile.Thread:
+        return tile.Thread(str(name))
+
+    def shuffle(self, dst: Token, src: Token, thread: IntExpr) -> tile.Shuffle:
+        return tile.Shuffle(str(dst), str(src), thread)
+
+    def sync(self) -> tile.Sync:
+        return tile.Sync()
+
     # control
     def results(self, *names: Token) -> _Names:
         return _Names("results", tuple(map(str, names)))

@@ -27,10 +27,13 @@ from dlc.codegen.tile import (
     Prefetch,
     Reduce,
     Scatter,
+    Shuffle,
     Slice,
     Stack,
     Stmt,
     Store,
+    Sync,
+    Thread,
     TileProgram,
     TileType,
     Unpack,
@@ -197,5 +200,11 @@ def show_stmt(stmt: Stmt) -> str:
             return f"prefetch {stmt.buffer}[{stmt.offset}] {'write' if stmt.write else 'read'} {stmt.locality}"
         case Check():
             return f"check {stmt.cond} {_quoted(stmt.check_id)}"
+        case Thread():
+            return f"let {stmt.var} = thread"
+        case Shuffle():
+            return f"{stmt.dst} = shuffle {stmt.src} from {stmt.thread}"
+        case Sync():
+            return "sync"
         case For() | If() | While():
             raise AssertionError("statements with regions are printed line by line")

@@ -28,10 +28,10 @@ from dlc.ir.extent import IntExpr, int_expr, var
 def lower(program: TileProgram, target: Target) -> str:
     """MLIR text of the kernel; `program` is verified first."""
     verify(program)
-    return _Lowering(program, target).run()
+    return TileLowering(program, target).run()
 
 
-class _Lowering(Memory):
+class TileLowering(Memory):
     """The function, its values and its control flow."""
 
     # -- the function ------------------------------------------------------------------------------------------------

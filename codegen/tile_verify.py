@@ -15,12 +15,12 @@ from dlc.ir.extent import IntExpr, has_value, variables
 from dlc.ir.loc import Loc
 from dlc.ir.scalar import CAST_MODES
 
-MAX_LANES = 64
+MAX_LANES = 128
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.$]*")
 # words of the text form that can follow a statement or begin one: as a name there they could not be read back
 _RESERVED = frozenset(
     "let lead store scatter for if when while prefetch check yield test and step carry unroll mask pad op nontemporal else do"
-    " loc min max from lanes slot below unpack lookup zip true false inf nan".split()
+    " loc min max from lanes slot below unpack lookup zip thread shuffle sync true false inf nan".split()
 )
 
 
@@ -38,9 +38,17 @@ def verify(program: TileProgram) -> TileProgram:
     return program
 
 
+def tile_types(program: TileProgram) -> dict[str, TileType]:
+    """Types of a program's tiles of several lanes, after its verification; of a name that several regions define, the narrowest."""
+    verifier = _Verifier(program)
+    verifier.run()
+    return verifier.narrowest
+
+
 class _Verifier:
     def __init__(self, program: TileProgram) -> None:
         self.program = program
+        self.narrowest: dict[str, TileType] = {}
         self.buffers: dict[str, Buffer] = {}
         self.tiles: dict[str, TileType] = {}
         self.indices: set[str] = set()
@@ -109,6 +117,8 @@ class _Verifier:
         )
         self.need(type_.dtype.native, f"'{name}' has type {type_.dtype}, for which there is no native code")
         self.tiles[name] = type_
+        if type_.lanes > 1:
+            self.narrowest[name] = min(self.narrowest.get(name, type_), type_, key=lambda t: t.lanes)
 
     def buffer(self, name: str, *, write: bool = False) -> Buffer:
         if name not in self.buffers:
@@ -270,6 +280,15 @@ class _Verifier:
                 self.need(0 <= s.locality <= 3, f"locality {s.locality} is not in 0..3")
             case tile.Check():
                 self.need(self.type_of(s.cond).dtype == BOOL, f"'{s.cond}' is not bool")
+            case tile.Thread():
+                self.name(s.var)
+                self.need(s.var not in self.indices and s.var not in self.tiles, f"'{s.var}' is already defined")
+                self.indices.add(s.var)
+            case tile.Shuffle():
+                self.index(s.thread, "the thread")
+                self.define(s.dst, self.type_of(s.src))
+            case tile.Sync():
+                pass
             case tile.For():
                 self.loop(s)
             case tile.If():

@@ -22,8 +22,8 @@ from dlc.ir.products import plain_access
 
 TERMS = 4
 """Terms of a sum whose bytes share a 32-bit word."""
-READ_PAST = 64
-"""Bytes that follow packed codes in memory."""
+READ_PAST = 128
+"""Bytes that follow packed codes in memory: as many as the widest register, that of a warp's 32 threads."""
 _RANK = 6
 
 

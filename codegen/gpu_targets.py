@@ -1,0 +1,17 @@
+"""The GPUs that kernels are compiled for; none of them is run."""
+
+from __future__ import annotations
+
+from dlc.codegen.target import Target
+
+WARP = 32
+"""Threads of a warp."""
+_PTX_VERSION = "+ptx80"  # the first that knows sm_90
+
+
+def _gpu(chip: str) -> Target:
+    # a register of a tile is a word for each thread; 64 of them leave room for addresses
+    return Target(chip, chip, _PTX_VERSION, ("fma",), vector_bits=32 * WARP, vector_registers=64)
+
+
+GPU_TARGETS = {chip: _gpu(chip) for chip in ("sm_80", "sm_90")}

@@ -1,0 +1,130 @@
+"""The program of a warp's thread -> a kernel in MLIR's GPU and NVVM dialects.
+
+    .entry <name>(words of `tile.arg_words`, one parameter each)
+
+A block of 32 threads does the task of its number; scratch memory is `scratch_base + block * scratch_stride`.
+"""
+
+from __future__ import annotations
+
+from dlc.codegen import tile
+from dlc.codegen.gpu_targets import WARP
+from dlc.codegen.mlir_text import vector_type
+from dlc.codegen.scalar_to_mlir import Scalars
+from dlc.codegen.target import Target
+from dlc.codegen.tile import TileProgram
+from dlc.codegen.tile_to_mlir import TileLowering
+from dlc.codegen.tile_verify import verify
+from dlc.errors import Unsupported
+from dlc.ir.dtype import BOOL, DType
+
+
+class NotForWarps(Unsupported):
+    """A kernel does what has no GPU code (yet)."""
+
+    code = "DLC0470"
+    template = "there is no GPU code for '{op}' of kernel '{kernel}': {reason}"
+
+
+def lower(program: TileProgram, target: Target, entry: str = "") -> str:
+    """MLIR text of a module with one kernel, called `entry` (or as the program is), of what `warp.distribute` made.
+
+    Raises:
+        NotForWarps: it calls a function of the C library.
+    """
+    verify(program)
+    return _WarpLowering(program, target).module(entry or program.name)
+
+
+class _WarpLowering(TileLowering):
+    def module(self, entry: str) -> str:
+        program, e = self.program, self.e
+        parameters = self._parameters()
+        self._bind(program.task_var, self._special("ctaid"), nonneg=True)
+        self._scratch()
+        self._body(program.body)
+        if e.externals:
+            name = min(e.externals)
+            reason = "there is no C library on the device"
+            raise NotForWarps(program.loc or None, op=f"call of {name}", kernel=program.name, reason=reason)
+        attributes = f"attributes {{gpu.kernel, nvvm.kernel, nvvm.reqntid = array<i32: {WARP}>}}"
+        function = e.function(f"llvm.func @{entry}({parameters}) {attributes}")
+        chip = f'#nvvm.target<chip = "{self.target.cpu}", features = "{self.target.llvm_features}">'
+        return f"module attributes {{gpu.container_module}} {{\ngpu.module @kernels [{chip}] {{\n{function}}}\n}}\n"
+
+    def _parameters(self) -> str:
+        texts = []
+        for number, word in enumerate(tile.arg_words(self.program)):
+            name = f"%arg{number}"
+            texts.append(f"{name}: {'!llvm.ptr' if word.kind in ('buffer', 'scratch_base', 'error') else 'i64'}")
+            match word.kind:
+                case "buffer":
+                    self.pointers[word.name] = name
+                case "symbol":
+                    self._bind(word.name, name, nonneg=True)
+                case "error":
+                    self.error = name
+                case "check":
+                    self.checks[word.name] = name
+                case "scratch_base":
+                    self.scratch_base = name
+                case _:
+                    self.scratch_stride = name
+        return ", ".join(texts)
+
+    def _scratch(self) -> None:
+        offsets = tile.scratch_offsets(self.program)[0]
+        if offsets:
+            own = self._int("muli", self.indices[self.program.task_var], self.scratch_stride)
+            base = self._offset_pointer(self.scratch_base, own, "i8")
+            for name, offset in offsets.items():
+                self.pointers[name] = self._offset_pointer(base, self.index(offset), "i8")
+
+    def _special(self, register: str) -> str:
+        """A special register as i64."""
+        number = self.e.v(f"nvvm.read.ptx.sreg.{register}.x : i32")
+        return self.e.v(f"arith.extui {number} : i32 to i64")
+
+    def _thread(self, s: tile.Thread) -> None:
+        self._bind(s.var, self._special("tid"), nonneg=True)
+
+    def _sync(self, s: tile.Sync) -> None:
+        self.e.do(f"nvvm.bar.warp.sync {self.e.const(-1, 'i32')} : i32")
+
+    def _shuffle(self, s: tile.Shuffle) -> None:
+        value = self.tiles[s.src]
+        source = self.e.v(f"arith.trunci {self.index(s.thread)} : i64 to i32")
+        registers = [self._exchanged_register(r, value.type.dtype, value.type.lanes, source) for r in value.registers]
+        self._define(s.dst, value.type, registers)
+
+    def _exchanged_register(self, register: str, dtype: DType, lanes: int, source: str) -> str:
+        """The register as thread `source` has it, lane by lane as integers."""
+        e, element = self.e, Scalars(self.e, 1).type(dtype)
+        bits = 1 if dtype == BOOL else dtype.bits
+        text = vector_type(element, lanes)
+        result = register
+        for lane in range(lanes):
+            one = self._lane(register, dtype, lanes, lane)
+            if element != f"i{bits}":
+                one = e.v(f"arith.bitcast {one} : {element} to i{bits}")
+            one = self._exchanged_bits(one, bits, source)
+            if element != f"i{bits}":
+                one = e.v(f"arith.bitcast {one} : i{bits} to {element}")
+            result = one if lanes == 1 else e.v(f"vector.insert {one}, {result} [{lane}] : {element} into {text}")
+        return result
+
+    def _exchanged_bits(self, value: str, bits: int, source: str) -> str:
+        e = self.e
+        if bits == 64:
+            low = e.v(f"arith.trunci {value} : i64 to i32")
+            high = e.v(f"arith.trunci {self._int('shrui', value, self._ci(32))} : i64 to i32")
+            low, high = (e.v(f"arith.extui {self._exchange(x, source)} : i32 to i64") for x in (low, high))
+            return self._int("ori", low, self._int("shli", high, self._ci(32)))
+        if bits == 32:
+            return self._exchange(value, source)
+        wide = e.v(f"arith.extui {value} : i{bits} to i32")
+        return e.v(f"arith.trunci {self._exchange(wide, source)} : i32 to i{bits}")
+
+    def _exchange(self, value: str, source: str) -> str:
+        every, clamp = self.e.const(-1, "i32"), self.e.const(WARP - 1, "i32")
+        return self.e.result(f"nvvm.shfl.sync idx {every}, {value}, {source}, {clamp} : i32 -> i32")
