@@ -21,6 +21,11 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+from dlc.frontend.python_notes import Notes
+
+Statement = TypeVar("Statement", bound=ast.stmt)
 
 RETURN, DONE = "dlc__ret", "dlc__did"
 """The value to return, and whether the function has returned."""
@@ -37,13 +42,9 @@ class Outcome:
 _FALLS = Outcome()
 
 
-def lower_exits(function: ast.FunctionDef) -> None:
-    """Rewrite the body of `function` in place.
-
-    Each `If` gets `returns` (per arm), each loop `flags`. The `If` for what follows a loop that may have returned is `behind`
-    that loop, which is `followed`.
-    """
-    exits = _Exits()
+def lower_exits(function: ast.FunctionDef, notes: Notes) -> None:
+    """Rewrite the body of `function` in place, and note of each branch and loop how it ends."""
+    exits = _Exits(notes)
     if not _leaves_early(function.body):
         final = function.body[-1:] if isinstance(function.body[-1], ast.Return) else []
         function.body = [*exits.block(function.body[: len(function.body) - len(final)])[0], *final]
@@ -90,7 +91,8 @@ def none_of(flags: frozenset[str]) -> ast.expr:
 
 
 class _Exits:
-    def __init__(self) -> None:
+    def __init__(self, notes: Notes) -> None:
+        self.notes = notes
         self.loops: list[int] = []
         self._ends: dict[tuple[int, ...], Outcome] = {}
         self.count = 0
@@ -120,8 +122,8 @@ class _Exits:
                     if DONE in flags:
                         made, outcome = self.guarded(out, frozenset((DONE,)), rest, s)
                         if made[-1] is not s:
-                            made[-1].behind = s  # type: ignore[attr-defined]
-                            s.followed = True  # type: ignore[union-attr]
+                            self.notes.branches[made[-1]].behind = s
+                            self.notes.loops[s].followed = True
                         return made, outcome
                     after, outcome = self.block(rest)
                     return [*out, *after], outcome
@@ -148,7 +150,7 @@ class _Exits:
             return out, Outcome(flags)
         body, outcome = self.block(rest)
         guard = _at(ast.If(none_of(flags), body, []), s)
-        _mark(guard, outcome, Outcome(flags, False))
+        self._mark(guard, outcome, Outcome(flags, False))
         return [*out, guard], Outcome(flags | outcome.flags, outcome.falls)
 
     def if_(self, s: ast.If, rest: Sequence[ast.stmt]) -> tuple[list[ast.stmt], Outcome | None]:
@@ -161,7 +163,7 @@ class _Exits:
         other, b = self.block(orelse)
         flags = a.flags | b.flags
         made = _at(ast.If(s.test, then or [_at(ast.Pass(), s)], other), s)
-        _mark(made, a, b)
+        self._mark(made, a, b)
         if not flags:
             return [made], None if a.falls or b.falls else Outcome(falls=False)
         if not rest or not (a.falls or b.falls):
@@ -219,7 +221,7 @@ class _Exits:
         if brk in outcome.flags:
             out.append(_at(_assign(brk, ast.Constant(False)), s))
         flags = outcome.flags - {cnt}
-        s.flags = tuple(sorted(flags))  # type: ignore[union-attr]
+        self.notes.loops[s].flags = tuple(sorted(flags))
         orelse, s.body, s.orelse = s.orelse, body, []
         out.append(s)
         if not orelse:
@@ -227,6 +229,9 @@ class _Exits:
         if brk not in flags:
             return [*orelse, *rest], flags
         return [_at(ast.If(none_of(frozenset((brk,))), orelse, []), s), *rest], flags
+
+    def _mark(self, s: ast.stmt, then: Outcome, orelse: Outcome) -> None:
+        self.notes.branches[s].returns = (_returns(then), _returns(orelse))
 
     def compound(self, s: ast.With | ast.Try | ast.Match) -> Outcome:
         """Blocks that always run where they stand."""
@@ -245,7 +250,7 @@ class _Exits:
             s.orelse, outcome = self.block(s.orelse)
             if first.flags:
                 guard = _at(ast.If(none_of(first.flags), s.orelse, []), s)
-                _mark(guard, outcome, _FALLS)
+                self._mark(guard, outcome, _FALLS)
                 s.orelse = [guard]
             outcomes.append(outcome)
         for handler in s.handlers:
@@ -266,10 +271,9 @@ def _either(outcomes: Sequence[Outcome]) -> Outcome:
     return Outcome(frozenset().union(*(o.flags for o in outcomes)), any(o.falls for o in outcomes))
 
 
-def _mark(s: ast.stmt, then: Outcome, orelse: Outcome) -> None:
-    """Which arms end in a return whatever happens: their variables are dead after the statement."""
-    s.returns = tuple(not o.falls and o.flags == {DONE} for o in (then, orelse))  # type: ignore[attr-defined]
+def _returns(o: Outcome) -> bool:
+    return not o.falls and o.flags == {DONE}
 
 
-def _at(s: ast.stmt, where: ast.stmt) -> ast.If:
-    return ast.fix_missing_locations(ast.copy_location(s, where))  # type: ignore[return-value]
+def _at(s: Statement, where: ast.stmt) -> Statement:
+    return ast.fix_missing_locations(ast.copy_location(s, where))

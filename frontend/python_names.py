@@ -11,6 +11,8 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Sequence
 
+from dlc.frontend.python_notes import Notes
+
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
@@ -65,13 +67,10 @@ def captured(body: Sequence[ast.stmt]) -> set[str]:
 
 
 class Liveness:
-    """Annotates every `If` and loop with `live`: the names whose values matter after it.
+    """Notes of every branch and loop the names whose values matter after it."""
 
-    For a loop that includes its next step; its `after` does not.
-    """
-
-    def __init__(self, always: set[str]) -> None:
-        self.always = always
+    def __init__(self, always: set[str], notes: Notes) -> None:
+        self.always, self.notes = always, notes
 
     def block(self, statements: Sequence[ast.stmt], after: set[str]) -> set[str]:
         live = set(after)
@@ -82,7 +81,7 @@ class Liveness:
     def statement(self, s: ast.stmt, after: set[str]) -> set[str]:
         match s:
             case ast.If():
-                s.live = after | self.always  # type: ignore[attr-defined]
+                self.notes.branches[s].live = after | self.always
                 return loaded(s.test) | self.block(s.body, after) | self.block(s.orelse, after)
             case ast.While() | ast.For():
                 return self.loop(s, after)
@@ -111,7 +110,8 @@ class Liveness:
 
     def loop(self, s: ast.While | ast.For, after: set[str]) -> set[str]:
         read = loaded(s.test) if isinstance(s, ast.While) else set()
-        head = after | read | set(s.flags)  # type: ignore[union-attr]
+        note = self.notes.loops[s]
+        head = after | read | set(note.flags)
         while True:
             inside = self.block(s.body, head)
             if isinstance(s, ast.For):
@@ -119,6 +119,6 @@ class Liveness:
             if inside <= head:
                 break
             head |= inside
-        s.live = head | self.always  # type: ignore[union-attr]
-        s.after = after | self.always  # type: ignore[union-attr]
+        note.live = head | self.always
+        note.after = after | self.always
         return head | (loaded(s.iter) if isinstance(s, ast.For) else set())

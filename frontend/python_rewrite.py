@@ -26,6 +26,7 @@ from typing import Any
 
 from dlc.frontend.python_exits import lower_exits
 from dlc.frontend.python_names import Liveness, captured, stored
+from dlc.frontend.python_notes import Notes
 
 RUNTIME, SITES, DEAD_NAME = "dlc__rt", "dlc__sites", "dlc__dead"
 _NATIVE = frozenset("super locals globals vars eval exec dir".split())
@@ -260,6 +261,7 @@ class _Function(ast.NodeTransformer):
         self.file = file
         self.sites = sites
         self.owner = owner
+        self.notes = Notes()
         self.unsure: set[str] = set()
         self.first: str | None = None
         self.count = 0
@@ -274,10 +276,10 @@ class _Function(ast.NodeTransformer):
         }
         positional = (*node.args.posonlyargs, *node.args.args)
         self.first = positional[0].arg if positional else None
-        lower_exits(node)
+        lower_exits(node, self.notes)
         shared = {n for s in node.body for g in ast.walk(s) if isinstance(g, (ast.Global, ast.Nonlocal)) for n in g.names}
         self.globals = {n for s in node.body for g in ast.walk(s) if isinstance(g, ast.Global) for n in g.names}
-        Liveness(captured(node.body)).block(node.body, set())
+        Liveness(captured(node.body), self.notes).block(node.body, set())
         states = _state_names(node.body)
         self.unsure = set(states) - parameters - shared
         body: list[ast.stmt] = []
@@ -337,12 +339,11 @@ class _Function(ast.NodeTransformer):
 
     def visit_If(self, node: ast.If) -> list[ast.stmt]:
         names = list(stored([*node.body, *node.orelse]))
-        live = getattr(node, "live", None)
-        returns = getattr(node, "returns", (False, False))
-        loop = getattr(node, "behind", None)
+        note = self.notes.branches[node]
+        loop = None if note.behind is None else self.notes.loops[note.behind]
         if loop is not None:
             names = list(dict.fromkeys([*loop.names, *names]))
-        site = self.site(node, names, live, returns=returns)
+        site = self.site(node, names, note.live, returns=note.returns)
         b = self.fresh("b")
         close = _unpack(names, _method(b, "close", _state(names)))
         opened = ("branch", site) if loop is None else ("behind", site, _load(loop.name))
@@ -367,14 +368,13 @@ class _Function(ast.NodeTransformer):
     ) -> list[ast.stmt]:
         targets = [node.target] if isinstance(node, ast.For) else [node.test]
         names = list(stored([*targets, *node.body]))
-        flags: tuple[str, ...] = getattr(node, "flags", ())
-        names += [f for f in flags if f not in names]
-        after = frozenset(n for n in names if n in getattr(node, "after", names))
-        places = tuple(names.index(f) for f in flags)
-        followed = getattr(node, "followed", False)
-        site = self.site(node, names, getattr(node, "live", None), flags=places, after=after, followed=followed)
+        note = self.notes.loops[node]
+        names += [f for f in note.flags if f not in names]
+        after = frozenset(names if note.after is None else note.after.intersection(names))
+        places = tuple(names.index(f) for f in note.flags)
+        site = self.site(node, names, note.live, flags=places, after=after, followed=note.followed)
         w = self.fresh("w")
-        node.names, node.name = names, w  # type: ignore[union-attr]
+        note.names, note.name = tuple(names), w
         error = self.fresh("e")
         for t in test:
             for inner in ast.walk(t):

@@ -119,16 +119,17 @@ def zipped(flow: Any, *many: Any, strict: bool = False) -> Any:
     """`zip`, of ranges from data with one another or with tensors as long."""
     if not any(isinstance(m, Steps) for m in many):
         return zip(*many, strict=strict)
-    rules = []
+    rules: list[Steps] = []
     for m in many:
         found = steps_of(flow, m)
-        rules.append(found if isinstance(found, Steps) else found.indexed)
-    if any(r is None for r in rules):
-        raise TypeError("zip of a range from data with a list")
-    count = rules[0].count  # type: ignore[union-attr]
+        rule = found if isinstance(found, Steps) else found.indexed
+        if rule is None:
+            raise TypeError("zip of a range from data with a list")
+        rules.append(rule)
+    count = rules[0].count
     for r in rules[1:]:
-        count = flow.smallest(count, r.count)  # type: ignore[union-attr]
-    return Steps(count, lambda i: tuple(r.item(i) for r in rules))  # type: ignore[union-attr]
+        count = flow.smallest(count, r.count)
+    return Steps(count, lambda i: tuple(r.item(i) for r in rules))
 
 
 def backwards(flow: Any, over: Any) -> Any:
