@@ -15,6 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,14 @@ INTEGERS = ("u8", "i7", "i6", "i5", "i4", "i3", "i2", "u1")
 FLOATS = ("f8e4m3", "f7e3m3", "f6e3m2", "f6e2m3", "f5e2m2", "f4e2m1", "f3e1m1")
 NBITS = (2, 4, 8)
 GAP_S = 0.1
-Turn = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """`run` goes once through `count` layers."""
+
+    run: Callable[[], None]
+    count: int
 
 
 def layers(options: argparse.Namespace) -> list[list[Layer]]:
@@ -76,8 +84,7 @@ def ring(path: Path, layer: Layer, least: int) -> Turn:
         for one in copies:
             one(x, out=y)
 
-    turn.count = count  # type: ignore[attr-defined]
-    return turn
+    return Turn(turn, count)
 
 
 def onnx_ring(layer: Layer, accuracy: int, least: int) -> Turn:
@@ -93,8 +100,7 @@ def onnx_ring(layer: Layer, accuracy: int, least: int) -> Turn:
     def turn() -> None:
         session.run(None, {"x": x})
 
-    turn.count = count  # type: ignore[attr-defined]
-    return turn
+    return Turn(turn, count)
 
 
 def measure(group: Sequence[Layer], options: argparse.Namespace) -> dict[str, Any]:
@@ -110,7 +116,7 @@ def measure(group: Sequence[Layer], options: argparse.Namespace) -> dict[str, An
             level = 4 if layer.activation == "i8" else 0
             contenders["onnxruntime " + layer.name] = onnx_ring(layer, level, options.ring)
     for turn in contenders.values():
-        turn()
+        turn.run()
     times: dict[str, list[float]] = {name: [] for name in contenders}
     shares: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(options.rounds):
@@ -137,8 +143,8 @@ def timed(turn: Turn, least_s: float) -> float:
     """Seconds of a layer: the mean over whole turns of at least `least_s`."""
     count, began = 0, time.perf_counter()
     while True:
-        turn()
-        count += turn.count  # type: ignore[attr-defined]
+        turn.run()
+        count += turn.count
         spent = time.perf_counter() - began
         if spent >= least_s:
             return spent / count

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,7 @@ def add_times(
 
     encoded = tokenizer.encode_batch([texts[0]])
     inputs = np.array([encoded[0].ids]), np.array([encoded[0].attention_mask])
-    times = take({name: lambda e=e: e(*inputs) for name, e in loaded.items()}, 0.2, seconds, 20)  # type: ignore[misc]
+    times = take({name: partial(e, *inputs) for name, e in loaded.items()}, 0.2, seconds, 20)
     for row in rows:
         row["milliseconds"] = 1e3 * statistics.median(times[row["name"]])
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from onnxruntime.quantization import CalibrationDataReader
 from torch import nn
 
 from benchmarks.sources import ZooSource
@@ -85,7 +86,7 @@ class BytesSource(ZooSource):
             quantize_static(
                 str(ready),
                 str(path),
-                _Reader(names, self._calibration()),  # type: ignore[arg-type]
+                _Reader(names, self._calibration()),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
@@ -106,8 +107,8 @@ class BytesSource(ZooSource):
         return dlc.compile(path)
 
 
-class _Reader:
-    """Sets of inputs for the quantiser, one after the other (`CalibrationDataReader`)."""
+class _Reader(CalibrationDataReader):
+    """Sets of inputs for the quantiser, one after the other."""
 
     def __init__(self, names: list[str], inputs: Callable[[int], list[np.ndarray]]) -> None:
         self.names, self.inputs, self.seed = names, inputs, 100
