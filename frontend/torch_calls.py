@@ -398,22 +398,22 @@ def _type(rt: Calls, *args: Any) -> Any:
 
 
 def _any(rt: Calls, over: Any) -> Any:
-    found: Any = False
-    for v in over:
-        truth = rt.decide(v)
-        if truth is True:
-            return True
-        found = truth if found is False else found if truth is False else rt.either_holds(found, truth)
-    return found
+    return _until(rt, over, True, rt.either_holds)
 
 
 def _all(rt: Calls, over: Any) -> Any:
-    found: Any = True
+    return _until(rt, over, False, rt.both_hold)
+
+
+def _until(rt: Calls, over: Any, end: bool, join: Callable[[Any, Any], Any]) -> Any:
+    """What `join` makes of the truth of all items; `end` as soon as one is known to be that."""
+    start = not end
+    found: Any = start
     for v in over:
         truth = rt.decide(v)
-        if truth is False:
-            return False
-        found = truth if found is True else found if truth is True else rt.both_hold(found, truth)
+        if truth is end:
+            return end
+        found = truth if found is start else found if truth is start else join(found, truth)
     return found
 
 
