@@ -11,6 +11,8 @@ STAMP := $(VENV)/.installed
 TEST_WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(ONE_THREAD) $(BIN)/pytest -n $(TEST_WORKERS) --dist=worksteal
+# A sampled test takes seconds; one that never ends, in compiled code too, is to be named, not to hold up the rest.
+HANGS := --timeout=600 --timeout-method=thread
 # A log wants the outcome, a terminal also the way there.
 PROGRESS := $$(if [ -t 1 ]; then echo progress; else echo classic; fi)
 
@@ -42,7 +44,7 @@ types: $(STAMP)  ## mypy, strict
 	@$(BIN)/mypy --no-error-summary -p dlc
 
 test: lint types  ## lint, types and the sampled tests (under 25 minutes on two cores)
-	@$(PYTEST) -q -o console_output_style=$(PROGRESS) --durations=8 --durations-min=10
+	@$(PYTEST) -q -o console_output_style=$(PROGRESS) --durations=8 --durations-min=10 $(HANGS)
 
 test-all: lint types browser emulator  ## the whole: every slow check whose inputs changed since the ledger saw it
 	@$(PYTEST) -q -o console_output_style=$(PROGRESS) --all --durations=20 --durations-min=30

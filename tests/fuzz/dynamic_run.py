@@ -17,8 +17,10 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -174,10 +176,34 @@ def _show(c: Case, route: str, small: bool) -> int:
     return 0 if outcome.status == "ok" else 1
 
 
+MOST_LINES = 50_000
+"""Of a generated module in one call; one that does more, as with the statement gone that its loop ends by, is no program."""
+
+
+@contextmanager
+def bounded(model: torch.nn.Module) -> Iterator[None]:
+    """RuntimeError where `model` executes more than `MOST_LINES` of its own file, tensors or not."""
+    file, left = type(model).forward.__code__.co_filename, MOST_LINES
+
+    def line(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise RuntimeError(f"more than {MOST_LINES} lines")
+        return line
+
+    before = sys.gettrace()
+    sys.settrace(lambda frame, event, argument: line if frame.f_code.co_filename == file else None)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
 def runs(c: Case) -> bool:
-    """Whether this is a program at all: eager takes every input and gives tensors."""
+    """Whether this is a program at all: eager takes every input, comes to an end and gives tensors."""
     model = load(c)
-    with torch.no_grad():
+    with torch.no_grad(), bounded(model):
         return all(any(a.ndim for a in flat(model(*(t.clone() for t in inputs)))) for inputs in c.inputs)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ CONSTRUCTS = (
     "early-return", "early-return:loop", "conditional-expression", "boolean", "assign:float", "assign:int", "assign:bool", "assign:scalar",
     "assign:vector", "swap", "in-place", "collection", "collection:write", "list:read", "dict:read", "helper", "index:dynamic",
 )  # fmt: skip
-QUICK = ("negated condition", "one step too many")
+QUICK = ("negated condition", "one step too many", "a carried variable is not updated")
 
 
 def test_every_construct_occurs() -> None:
@@ -63,6 +64,16 @@ def test_compiled_decides_as_eager(everything: bool) -> None:
 
 def _told(r: Result) -> str:
     return f"seed {r.seed}: {r.status} {r.detail}\n  see it: python -m tests.fuzz.dynamic_run --seed {r.seed} --shrink"
+
+
+def test_a_loop_without_end_is_no_program() -> None:
+    """Whether it makes tensors or not."""
+    head = case(0).source.split("    def forward")[0]
+    loop = "    def forward(self, x, y, k):\n        n = 0\n        while n < 4:\n            STEP\n        return x\n"
+    for step in ("n = n", "y = y + 1.0"):
+        with pytest.raises(RuntimeError, match="lines"):
+            runs(replace(case(0), source=head + loop.replace("STEP", step)))
+    assert runs(replace(case(0), source=head + loop.replace("STEP", "n = n + 1")))
 
 
 def test_shrinking_keeps_the_fault() -> None:
