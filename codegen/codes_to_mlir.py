@@ -30,11 +30,6 @@ def emit_unpack(e: Emitter, bits: int, lanes: int, packed: str) -> str:
     return _shifted_pairs(e, bits, lanes, packed)
 
 
-def _call(e: Emitter, name: str, result: str, *args: tuple[str, str]) -> str:
-    values, types = ", ".join(v for v, _ in args), ", ".join(t for _, t in args)
-    return e.v(f'llvm.call_intrinsic "llvm.x86.{name}"({values}) : ({types}) -> {result}')
-
-
 def _constant(e: Emitter, values: Sequence[int | str], element: str) -> str:
     return e.head_value(f"arith.constant dense<[{', '.join(map(str, values))}]> : {vector_type(element, len(values))}")
 
@@ -43,8 +38,8 @@ def _multishift(e: Emitter, bits: int, packed: str) -> str:
     t = vector_type("i8", 64)
     spread = _constant(e, [bits * (n // 8) + min(n % 8, bits - 1) for n in range(64)], "i8")
     shifts = _constant(e, [bits * (n % 8) for n in range(64)], "i8")
-    quads = _call(e, "avx512.permvar.qi.512", t, (packed, t), (spread, t))
-    moved = _call(e, "avx512.pmultishift.qb.512", t, (shifts, t), (quads, t))
+    quads = e.x86("avx512.permvar.qi.512", t, (packed, t), (spread, t))
+    moved = e.x86("avx512.pmultishift.qb.512", t, (shifts, t), (quads, t))
     return e.v(f"arith.andi {moved}, {e.const((1 << bits) - 1, 'i8', 64)} : {t}")
 
 
@@ -94,11 +89,11 @@ def _bytes(e: Emitter, table: Sequence[float | int], lanes: int, index: str) -> 
     whole = [int(x) - 256 if int(x) > 127 else int(x) for x in (*table,) * (unit // len(table))]
     if wide and unit == 128:
         low, high = _constant(e, whole[:64], "i8"), _constant(e, whole[64:], "i8")
-        return _call(e, "avx512.vpermi2var.qi.512", t, (low, t), (index, t), (high, t))
+        return e.x86("avx512.vpermi2var.qi.512", t, (low, t), (index, t), (high, t))
     if wide:
-        return _call(e, "avx512.permvar.qi.512", t, (_constant(e, whole, "i8"), t), (index, t))
+        return e.x86("avx512.permvar.qi.512", t, (_constant(e, whole, "i8"), t), (index, t))
     low = e.v(f"arith.andi {index}, {e.const(15, 'i8', lanes)} : {t}")  # a byte of 128 and more would give 0
-    return _call(e, name, t, (_constant(e, whole * (lanes // 16), "i8"), t), (low, t))
+    return e.x86(name, t, (_constant(e, whole * (lanes // 16), "i8"), t), (low, t))
 
 
 def _words(e: Emitter, table: Sequence[float | int], lanes: int, index: str) -> str:
@@ -110,7 +105,7 @@ def _words(e: Emitter, table: Sequence[float | int], lanes: int, index: str) -> 
     if most == 1:
         return e.const(float(table[0]), "f32", lanes)
     whole = _constant(e, [float_text(float(x), "f32") for x in (*table,) * (most // len(table))], "f32")
-    return _call(e, name, t, (whole, t), (index, i))
+    return e.x86(name, t, (whole, t), (index, i))
 
 
 def _halved(

@@ -26,11 +26,6 @@ def emit_dot(e: Emitter, left: DType, lanes: int, a: str, b: str, acc: str) -> s
     return _multiply_pairs(e, name, lanes, a, b, acc) if e.target.has(feature) else _bytewise(e, lanes, a, b, acc)
 
 
-def _call(e: Emitter, name: str, result: str, *args: tuple[str, str]) -> str:
-    values, types = ", ".join(v for v, _ in args), ", ".join(t for _, t in args)
-    return e.v(f'llvm.call_intrinsic "llvm.x86.{name}"({values}) : ({types}) -> {result}')
-
-
 def _as(e: Emitter, value: str, old: str, new: str) -> tuple[str, str]:
     return e.v(f"llvm.bitcast {value} : {old} to {new}"), new
 
@@ -38,13 +33,13 @@ def _as(e: Emitter, value: str, old: str, new: str) -> tuple[str, str]:
 def _vpdpbusd(e: Emitter, lanes: int, a: str, b: str, acc: str) -> str:
     words, parts = vector_type("i32", lanes), vector_type("i8", 4 * lanes)
     left, right = _as(e, a, words, parts), _as(e, b, words, parts)
-    return _call(e, f"avx512.vpdpbusd.{32 * lanes}", words, (acc, words), left, right)
+    return e.x86(f"avx512.vpdpbusd.{32 * lanes}", words, (acc, words), left, right)
 
 
 def _dpbf16(e: Emitter, lanes: int, a: str, b: str, acc: str) -> str:
     words, parts, sums = vector_type("i32", lanes), vector_type("bf16", 2 * lanes), vector_type("f32", lanes)
     left, right = _as(e, a, words, parts), _as(e, b, words, parts)
-    return _call(e, f"avx512bf16.dpbf16ps.{32 * lanes}", sums, (acc, sums), left, right)
+    return e.x86(f"avx512bf16.dpbf16ps.{32 * lanes}", sums, (acc, sums), left, right)
 
 
 def _widened_halves(e: Emitter, lanes: int, a: str, b: str, acc: str) -> str:
@@ -71,7 +66,7 @@ def _multiply_pairs(e: Emitter, name: str, lanes: int, a: str, b: str, acc: str)
     even = (e.v(f"arith.andi {left}, {e.const(255, 'i16', 2 * lanes)} : {pairs}"), halves("shrsi", halves("shli", right)))
     odd = halves("shrui", left), halves("shrsi", right)
     for x, y in (even, odd):
-        acc = v.iop("addi", acc, _call(e, name, words, (x, pairs), (y, pairs)))
+        acc = v.iop("addi", acc, e.x86(name, words, (x, pairs), (y, pairs)))
     return acc
 
 

@@ -89,6 +89,11 @@ class Emitter:
         self.literals[name] = value
         return name
 
+    def x86(self, name: str, result: str, *args: tuple[str, str]) -> str:
+        """The result, of that type, of a pure intrinsic of the processor on (value, type) each."""
+        values, types = ", ".join(v for v, _ in args), ", ".join(t for _, t in args)
+        return self.v(f'llvm.call_intrinsic "llvm.x86.{name}"({values}) : ({types}) -> {result}')
+
     def head_value(self, text: str) -> str:
         """A value computed once at the head of the function."""
         if text not in self._constants:

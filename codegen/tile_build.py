@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from dlc.codegen import tile
 from dlc.codegen.tile import TileType
-from dlc.ir.dtype import BOOL, I64, DType
+from dlc.ir.dtype import BF16, BOOL, F16, F32, I64, DType
 from dlc.ir.extent import IntExpr, IntLike, int_expr, var
 
 
@@ -71,6 +71,8 @@ class Builder:
 
     buffers: Mapping[str, DType] = field(default_factory=dict)
     types: dict[str, TileType] = field(default_factory=dict)
+    widened: dict[str, str] = field(default_factory=dict)
+    """Of an f32 tile that was cast from one of 16-bit floats, that one: casting back gives it."""
     _stack: list[list[tile.Stmt]] = field(default_factory=lambda: [[]])
     _count: dict[str, int] = field(default_factory=dict)
 
@@ -168,8 +170,12 @@ class Builder:
     def cast(self, src: str, dtype: DType, mode: str = "sat") -> str:
         if self.types[src].dtype == dtype:
             return src
+        if (narrow := self.widened.get(src)) is not None and self.types[narrow].dtype == dtype:
+            return narrow
         name = self._new("t", self.types[src].with_dtype(dtype))
         self.emit(tile.Cast(name, src, dtype, mode))
+        if dtype == F32 and self.types[src].dtype in (F16, BF16):
+            self.widened[name] = src
         return name
 
     def bitcast(self, src: str, dtype: DType) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dlc.codegen import tile
+from dlc.codegen import bf16_to_mlir, tile
 from dlc.codegen.codes_to_mlir import emit_lookup, emit_unpack, emit_zip
 from dlc.codegen.dot_to_mlir import emit_dot
 from dlc.codegen.mlir_text import vector_type
@@ -21,7 +21,7 @@ from dlc.codegen.tile import TileProgram, TileType
 from dlc.codegen.tile_memory import Memory
 from dlc.codegen.tile_values import slots, tree
 from dlc.codegen.tile_verify import verify
-from dlc.ir.dtype import BOOL, I64, DType
+from dlc.ir.dtype import BF16, BOOL, F32, I64, DType
 from dlc.ir.extent import IntExpr, int_expr, var
 
 
@@ -140,7 +140,10 @@ class TileLowering(Memory):
     def _cast(self, s: tile.Cast) -> None:
         value = self.tiles[s.src]
         scalars = Scalars(self.e, value.type.lanes)
-        registers = [scalars.cast(r, value.type.dtype, s.dtype, s.mode) for r in value.registers]
+        if (value.type.dtype, s.dtype) == (F32, BF16) and bf16_to_mlir.native(self.e, value.type.lanes):
+            registers = bf16_to_mlir.emit_rounded(self.e, value.type.lanes, value.registers)
+        else:
+            registers = [scalars.cast(r, value.type.dtype, s.dtype, s.mode) for r in value.registers]
         self._define(s.dst, value.type.with_dtype(s.dtype), registers)
 
     def _bitcast(self, s: tile.Bitcast) -> None:
