@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from dlc.errors import DlcError
 from dlc.frontend.torch_calls import Guard
-from dlc.frontend.torch_errors import ExportFailed, MutatedState
+from dlc.frontend.torch_errors import ExportFailed, MutatedState, export_failed
 from dlc.frontend.torch_numbers import Number
 from dlc.frontend.torch_recorder import Recorder, Region
 from dlc.frontend.torch_runtime import Runtime
@@ -95,7 +95,7 @@ def capture(
     try:
         produce_guards_and_solve_constraints(fake_mode, None, shapes, equalities, signature)
     except Exception as error:
-        raise ExportFailed(None, message=f"{type(error).__name__}: {' '.join(str(error).split())[:800]}") from error
+        raise export_failed(error) from error
     return Captured(
         root,
         {name: real[name] for name in fakes},

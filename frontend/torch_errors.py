@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 from dlc.errors import BadInput, Unsupported
@@ -23,6 +24,25 @@ class ExportFailed(BadInput):
     hint: ClassVar[str | None] = (
         "call torch.export.export yourself to see torch's full report, and compile the ExportedProgram it gives"
     )
+
+
+class ExtentIsConstant(ExportFailed):
+    """An extent that `dynamic_shapes` names can only be the example's."""
+
+    code: ClassVar[str] = "DLC0218"
+    template: ClassVar[str] = "extent '{extent}' in dynamic_shapes can only be {value}: torch takes it for a constant"
+    hint: ClassVar[str | None] = (
+        "torch does so with extents of 0 and 1: give example inputs where it is 2 or more; with other values the model's code fixes it"
+    )
+
+
+def export_failed(error: Exception) -> ExportFailed:
+    """What torch's error becomes: its kind and text, or which extent is constant."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    constant = re.search(r"You marked (\S+) as dynamic but your code specialized it to be a constant \((\d+)\)", text)
+    if constant:
+        return ExtentIsConstant(None, extent=constant[1], value=constant[2])
+    return ExportFailed(None, message=f"{type(error).__name__}: {text[:800]}")
 
 
 class UnsupportedType(Unsupported):

@@ -26,7 +26,14 @@ from torch.utils import _pytree as pytree
 from dlc.errors import DlcError, Internal
 from dlc.frontend.errors import UnsupportedOperator
 from dlc.frontend.imported import Imported
-from dlc.frontend.torch_errors import BadExample, ExportFailed, MutatedState, TrainingMode
+from dlc.frontend.torch_errors import (
+    BadExample,
+    ExportFailed,
+    ExtentIsConstant,
+    MutatedState,
+    TrainingMode,
+    export_failed,
+)
 from dlc.frontend.torch_graph import GraphImporter, bounds, known, place_of
 from dlc.frontend.torch_recurrent_shapes import symbolic_recurrence
 from dlc.frontend.torch_trees import leaf, literal, tree_of
@@ -105,9 +112,7 @@ def export(
     except DlcError:
         raise
     except Exception as error:
-        message = str(error).strip() or type(error).__name__
-        lines = [line.strip() for line in message.splitlines() if line.strip()]
-        raise ExportFailed(None, message=f"{type(error).__name__}: {' '.join(lines[:6])[:800]}") from error
+        raise export_failed(error) from error
 
 
 def export_or_capture(
@@ -133,7 +138,9 @@ def export_or_capture(
     except ExportFailed as error:
         if failed is None and "__init__" not in met:
             return exported
-        raise (error if failed is None or error.loc is not None else failed) from error
+        if failed is None or error.loc is not None or isinstance(error, ExtentIsConstant):
+            raise
+        raise failed from error
     return found
 
 

@@ -19,6 +19,7 @@ from dlc.frontend.errors import UnsupportedOperator
 from dlc.frontend.torch_errors import (
     BadExample,
     ExportFailed,
+    ExtentIsConstant,
     MutatedState,
     RandomOperator,
     TrainingMode,
@@ -211,6 +212,21 @@ def test_what_cannot_be_traced() -> None:
     refuses(BadExample, "model.pt")
     with pytest.raises(BadExample, match="not a tuple"):
         import_torch(nn.Linear(3, 2).eval(), data(2, 3))
+
+
+class Doubled(nn.Module):
+    """A decision on data, which the recorder takes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if x.sum() > 0 else x
+
+
+@pytest.mark.parametrize("model", [nn.Linear(3, 2), Doubled()], ids=["exported", "recorded"])
+def test_an_extent_of_one_in_the_example(model: nn.Module) -> None:
+    """torch takes it for a constant: the error names the extent and says what to do."""
+    shapes = {"dynamic_shapes": ({0: Dim("batch", min=1, max=64)},)}
+    refuses(ExtentIsConstant, model.eval(), data(1, 3), match="'batch' in dynamic_shapes can only be 1", **shapes)
+    import_torch(model.eval(), (data(2, 3),), **shapes)
 
 
 def test_an_unknown_operator_is_named_with_its_line() -> None:
