@@ -192,14 +192,22 @@ def compile_table(results: Sequence[dict[str, Any]]) -> str:
 
 
 PROFILE_INTRO = """\
-Kernels of one call, those with the same code added up; the share of the peak is of the multiply-add rate that the probe
-kernel reaches with as many threads. Kernels that move memory rather than compute have a low one by nature. Listed are those that
-take 1 % of the time or more; a mark shows those below {share:.0%} of the peak."""
+Kernels of one call, those with the same code added up; the share of the peak is of the multiply-add rate that a probe
+kernel reaches with as many threads in the model's type (f32, bf16, or bytes, counted like floats). Kernels that move memory rather
+than compute have a low one by nature. Listed are those that take 1 % of the time or more; a mark shows those below {share:.0%} of the
+peak."""
+
+
+def peak_of(run: dict[str, Any]) -> tuple[float, str]:
+    """The peak of the run, GFLOP/s, and the type it is in; of older results in f32."""
+    if run.get("peak"):
+        return run["peak"]["gflops"], run["peak"]["products"]
+    return (run["probe"]["best_gflops"] if run["probe"] else 0.0), "f32"
 
 
 def profile_text(model: str, run: dict[str, Any]) -> list[str]:
     profile = run["profile"]
-    peak = run["probe"]["best_gflops"] if run["probe"] else 0.0
+    peak, products = peak_of(run)
     lines, below = [], 0.0
     for row in profile["rows"]:
         share = row["gflops"] / peak if peak else 0.0
@@ -220,7 +228,7 @@ def profile_text(model: str, run: dict[str, Any]) -> list[str]:
     total = (
         f"{model}, {run['threads']} threads: kernels {profile['kernels_ns'] / 1e6:.2f} ms of "
         f"{profile['total_ns'] / 1e6:.2f} ms, {flops / 1e9:.2f} GFLOP, {flops / max(profile['kernels_ns'], 1):.0f} GFLOP/s; "
-        f"the peak is {peak:.0f} GFLOP/s; {below:.0%} of the time goes to kernels below {PEAK_SHARE:.0%} of it."
+        f"the peak in {products} is {peak:.0f} GFLOP/s; {below:.0%} of the time goes to kernels below {PEAK_SHARE:.0%} of it."
     )
     return [f"### {model}", total, table(("kernel", "calls", "ms", "share", "GFLOP/s", "of peak", "GB/s"), lines)]
 

@@ -18,6 +18,7 @@ from benchmarks.artifacts import artifact, onnx_file
 from benchmarks.sources import Source, ring, source
 from benchmarks.suite import Row
 from dlc.contest import Contest, machine, ratio_to_best
+from dlc.speed_probe import SpeedProbe
 
 ONNX_PEERS = ("onnxruntime", "openvino", "iree", "tvm")
 TORCH_PEERS = ("inductor", "eager")
@@ -93,6 +94,7 @@ def run(
         rows = entrants.run(settings.rounds, block_s=settings.block_s)
         profile = entrants.profile() if threads > 1 else None
         probe = entrants.probe
+        peak = probe and peak_of(given.products, probe)
     best = best_peer(rows)
     return {
         "threads": threads,
@@ -103,8 +105,15 @@ def run(
         "best_peer": best and best["name"],
         "rounds": settings.rounds,
         "probe": probe and {"best_gflops": probe.best, "slow_looks": probe.slow},
+        "peak": peak,
         "profile": profile and kernels_of(profile),
     }
+
+
+def peak_of(products: str, probe: SpeedProbe) -> dict[str, Any]:
+    """The multiply-add rate in that type: the probe's of the contest in f32, else of one made now."""
+    found = probe if products == "f32" else SpeedProbe(probe.threads, products=products)
+    return {"products": found.products, "gflops": found.best}
 
 
 def contest(

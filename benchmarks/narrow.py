@@ -41,6 +41,7 @@ class Bf16Source(ZooSource):
     """A model of the zoo in bf16."""
 
     precision = "bf16"
+    products = "bf16"
     tolerance = 5e-2
 
     def __init__(self, name: str) -> None:
@@ -63,6 +64,7 @@ class Bf16Source(ZooSource):
 class BytesSource(ZooSource):
     """A model of the zoo, quantised to bytes, as an ONNX file with QuantizeLinear and DequantizeLinear."""
 
+    products = "i8"
     tolerance = 1e-1
 
     def __init__(self, name: str) -> None:

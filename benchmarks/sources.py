@@ -23,6 +23,7 @@ class Source(Protocol):
         names: of its inputs, where a contender needs them to tell the order.
         plain: a simpler ONNX file of the same model for peers that cannot read the usual one; empty if there is none.
         precision: what OpenVINO is told to compute in.
+        products: the type that most of the model's products are of; its peak is what the kernels' rates are shares of.
         tolerance: of results against the reference's, relative to the largest value.
     """
 
@@ -30,6 +31,7 @@ class Source(Protocol):
     names: tuple[str, ...]
     plain: str
     precision: str
+    products: str
     tolerance: float
 
     def onnx_entry(self, peer: str) -> str:
@@ -51,6 +53,7 @@ class ZooSource:
     names: tuple[str, ...] = ()
     plain = ""
     precision = "f32"
+    products = "f32"
     tolerance = TOLERANCE
 
     def __init__(self, name: str) -> None:
@@ -95,6 +98,7 @@ class SileroSource:
     python = ""
     names: tuple[str, ...] = ("input", "state", "sr")
     precision = "f32"
+    products = "f32"
     tolerance = TOLERANCE
     RATE, SAMPLES = 16000, 576
 

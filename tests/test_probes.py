@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 
+from dlc.codegen.target import AVX2, host_target
 from dlc.memory_probe import BYTES, MemoryProbe
-from dlc.speed_probe import SpeedProbe
+from dlc.speed_probe import WORDS, SpeedProbe
 
 
 def test_memory_rates_are_plausible_and_the_copy_copies() -> None:
@@ -26,6 +27,19 @@ def test_the_read_sums_everything() -> None:
     probe._sweep("read")
     lanes = (ctypes.c_float * 16).from_address(probe._address + 2 * BYTES)
     assert sum(lanes) >= 7.0  # narrower vectors leave the rest of the line as it was
+
+
+def test_small_types_are_multiplied_faster() -> None:
+    """Two bf16 products or four of bytes go through as fast as one of f32, where there is an instruction."""
+    rates = {p: SpeedProbe(1, products=p) for p in ("f32", *WORDS)}
+    for products, (extension, *_, number) in WORDS.items():
+        probe = rates[products]
+        assert probe.products == (products if host_target().has(extension) else "f32")
+        assert probe.best > 0.6 * (number if probe.products == products else 1) * rates["f32"].best
+
+
+def test_a_processor_without_the_instruction_is_measured_in_f32() -> None:
+    assert SpeedProbe(1, AVX2, products="bf16").products == "f32"
 
 
 def test_speed_of_two_threads_is_not_below_one() -> None:
