@@ -16,9 +16,10 @@ from dlc.errors import Internal, Unsupported
 from dlc.ir.coded_sums import memory_of
 from dlc.ir.dtype import DType
 from dlc.ir.einsum import flat
-from dlc.ir.extent import Atom, FloorDiv, IntExpr, Max, Min, Mod, Var, int_expr, maximum, substitute, variables
+from dlc.ir.extent import Atom, FloorDiv, IntExpr, Max, Min, Mod, Var, int_expr, maximum, variables
+from dlc.ir.limits import all_limits, at_most
 from dlc.ir.memory import MemoryPlan, OutputPlan
-from dlc.ir.program import For, Program, bound_symbols, tensor_types, walk_statements
+from dlc.ir.program import Program, bound_symbols, tensor_types, walk_statements
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ def host_manifest(
     interface = interface or Interface()
     names = symbol_names(host.symbols)
     types = tensor_types(program)
-    limits = _limits(program)
+    limits = all_limits(program)
 
     def text(e: IntExpr) -> str:
         return expression(e, names)
@@ -170,7 +171,7 @@ def _calls(
     for call in host.calls:
         kernel = kernels[call.kernel]
         cost = costs.get(call.kernel) or (kernel.work * kernel.tile.tasks, int_expr(0))
-        flops, moved = (_bounded(e * call.trips, known, limits) for e in cost)
+        flops, moved = (at_most(e * call.trips, known, limits) for e in cost)
         calls.append(
             {
                 "name": call.kernel,
@@ -185,37 +186,14 @@ def _calls(
     return calls
 
 
-def _limits(program: Program) -> dict[str, IntExpr]:
-    """Greatest value of symbols that are not bound by the call."""
-    limits: dict[str, IntExpr] = {}
-    for stmt in walk_statements(program.body):
-        if isinstance(stmt, For):
-            limits["#" + stmt.symbol.name] = stmt.extent - 1
-        else:
-            limits.update({"#" + s.name: int_expr(s.hi) for s in bound_symbols(stmt) if s.hi is not None})
-    return limits
-
-
-def _bounded(e: IntExpr, known: frozenset[str], limits: Mapping[str, IntExpr]) -> IntExpr | None:
-    """`e` with symbols that are not `known` at their limits, or None when one has none."""
-    for _ in range(16):
-        free = sorted(variables(e) - known)
-        if not free:
-            return e
-        if free[0] not in limits:
-            return None
-        e = substitute(e, {free[0]: limits[free[0]]})
-    return None
-
-
 def scratch_extent(program: Program, kernels: Mapping[str, HostKernel], values: Iterable[str]) -> IntExpr:
     """Scratch bytes per thread, enough for each kernel, over the symbols that the call binds (`values` among them)."""
     static = frozenset("#" + s.name for s in program.symbols) | frozenset(values)
-    limits = _limits(program)
+    limits = all_limits(program)
     needs: list[IntExpr] = []
     for kernel in kernels.values():
         _, size = scratch_offsets(kernel.tile)
-        bounded = _bounded(size, static, limits)
+        bounded = at_most(size, static, limits)
         if bounded is None:
             unbound = ", ".join(sorted(n[1:] for n in variables(size) - static))
             raise Unsupported(

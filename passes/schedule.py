@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from dlc.errors import Internal
 from dlc.ir.einsum import TensorType
-from dlc.ir.extent import IntExpr, Var, substitute, variables
+from dlc.ir.extent import IntExpr, variables
+from dlc.ir.limits import at_most, symbol_limits
 from dlc.ir.memory import (
     ArenaBuffer,
     AtBuffer,
@@ -41,7 +42,6 @@ from dlc.ir.program import (
     Region,
     Stmt,
     Transfer,
-    bound_symbols,
     regions,
     tensor_types,
 )
@@ -97,7 +97,7 @@ class _Planner:
         self.inputs = {p.name: i for i, p in enumerate(program.params)}
         self.values = _value_symbols(program, self.inputs)
         self.static = {"#" + s.name for s in program.symbols} | set(self.values)
-        self.bounds = _bounds(program, self.static)
+        self.limits, self.loose = symbol_limits(program)
 
     def plan(self) -> MemoryPlan:
         program = self.program
@@ -356,58 +356,11 @@ class _Planner:
 
     def upper_bound(self, size: IntExpr) -> IntExpr | None:
         """`size`, or what it cannot exceed, over symbols that the call binds; None without such a (small) bound."""
-        searched = False
-        for _ in range(16):
-            free = sorted(variables(size) - self.static)
-            if not free:
-                big = searched and (size.const is None or size.const > SMALL_BYTES)
-                return None if big else size
-            name = free[0]
-            bound = self.bounds.get(name)
-            if bound is None or not _grows_with(size, name):
-                return None
-            searched |= bound.searched
-            size = substitute(size, {name: bound.value})
-        return None
-
-
-@dataclass(frozen=True, slots=True)
-class _Bound:
-    """Greatest value of a symbol; `searched` when it is only a guess of what the run will find."""
-
-    value: IntExpr | int
-    searched: bool
-
-
-def _bounds(program: Program, static: set[str]) -> dict[str, _Bound]:
-    bounds: dict[str, _Bound] = {}
-
-    def visit(region: Region) -> None:
-        for stmt in region.body:
-            if isinstance(stmt, For):
-                bounds["#" + stmt.symbol.name] = _Bound(stmt.extent - 1, False)
-            else:
-                for s in bound_symbols(stmt):
-                    if "#" + s.name in static:
-                        continue
-                    if s.below is not None:
-                        bounds["#" + s.name] = _Bound(s.below - 1, False)
-                    elif s.hi is not None:
-                        bounds["#" + s.name] = _Bound(s.hi, True)
-            for inner in regions(stmt):
-                visit(inner)
-
-    visit(program.body)
-    return bounds
-
-
-def _grows_with(e: IntExpr, name: str) -> bool:
-    """Whether `e` is a polynomial in `name` with nonnegative coefficients (symbols are never negative)."""
-    for monomial, coefficient in e.terms:
-        if any(name in variables(IntExpr((((atom,), 1),))) for atom in monomial):
-            if coefficient < 0 or not all(isinstance(atom, Var) for atom in monomial):
-                return False
-    return True
+        sure = at_most(size, self.static, self.limits)
+        if sure is not None:
+            return sure
+        found = at_most(size, self.static, self.limits | self.loose)
+        return found if found is not None and found.const is not None and found.const <= SMALL_BYTES else None
 
 
 def _value_symbols(program: Program, inputs: Mapping[str, int]) -> dict[str, int]:

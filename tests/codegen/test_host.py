@@ -12,6 +12,7 @@ import pytest
 
 from dlc.codegen.target import BASELINE
 from dlc.compiler import compile_program
+from dlc.errors import Unsupported
 from dlc.ir.interpret import run_program
 from dlc.ir.parser import parse_program
 from dlc.runtime.executable import Executable
@@ -248,6 +249,43 @@ def test_extents_found_at_run_time(dtype: str, limits: str, results: str) -> Non
     kind, shape = dtype.split("[")
     value = np.full([1] * (shape.count("1")), 9, DTYPES[kind].numpy)
     agree(BIND % (dtype, results, limits), X, value)
+
+
+PART = """\
+kernel over (i) part(a: f32[7]) -> (y) symbols (m in 0..) {
+  y[i:min(m, 7)]: f32 = a[i]
+}
+kernel over () soft(a: f32[%s]) -> (y) symbols (m in 0..) {
+  t[]: f32 = max(i:%s) a[i]
+  e[j:%s]: f32 = exp(a[j] - t[])
+  z[]: f32 = sum(i:%s) e[i]
+  y[j:%s]: f32 = e[j] / z[]
+}
+kernel over () half(k: i64[]) -> (n) {
+  n[]: i64 = k[] // 2
+}
+program p(x: f32[7], k: i64[]) -> (y) {
+  (n) = launch half(k)
+  bind m in 0.. = n
+  (a) = launch part(x)
+  (y) = launch soft(a)
+}"""
+
+
+@pytest.mark.parametrize("k", [0, 1, 3, 10, 15, 1000])
+def test_scratch_memory_of_an_extent_with_a_bound_in_its_text(k: int) -> None:
+    """Whatever is found at run time, it is no more than `min` says."""
+    program = parse_program(PART % (("min(m, 7)",) * 5))
+    x = np.arange(7, dtype=np.float32)
+    (want,) = run_program(program, [x, np.int64(k)])
+    got = compile_program(program, BASELINE)(x, np.int64(k))
+    assert got.shape == want.shape == (min(k // 2, 7),)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_scratch_memory_without_a_bound_is_refused() -> None:
+    with pytest.raises(Unsupported, match=r"soft because its scratch memory depends on m, which is only known at run time"):
+        compile_program(parse_program((PART % (("m",) * 5)).replace("y[i:min(m, 7)]: f32 = a[i]", "y[i:m]: f32 = a[i % 7]")), BASELINE)
 
 
 def test_extent_outside_its_bounds_is_an_error() -> None:
