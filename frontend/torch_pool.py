@@ -10,7 +10,8 @@ from typing import Any
 from dlc.frontend.torch_context import Ctx, add, both, div, extent_scalar, index_cmp, mul, op, sub, wide_type
 from dlc.ir.dtype import I64, DType
 from dlc.ir.expr import Cast, Expr, Index, apply, const
-from dlc.ir.extent import IntExpr, int_expr, maximum, minimum
+from dlc.ir.extent import IntExpr, int_expr, maximum, minimum, variables
+from dlc.ir.limits import at_most
 from dlc.ir.monoid import MONOIDS
 from dlc.ir.view import Val
 
@@ -237,10 +238,26 @@ def _factors(c: Ctx, n: int, args: Sequence[Any]) -> list[Any]:
     return [*args, *[None] * n][:n]
 
 
+def _not_empty(c: Ctx, x: Val) -> Val:
+    """The images, of which no extent is 0: where a run finds the extent, that is checked then, as ATen does."""
+    shape = list(x.shape)
+    for d, e in enumerate(x.shape[2:], 2):
+        found = variables(e) - {f"#{name}" for name in c.b.symbols}
+        if found and not c.proven(e - 1):
+            extent = c.b.compute(f"{c.hint}_extent", [], lambda *_, e=e: extent_scalar(e, I64), I64)
+            most = at_most(e, variables(e) - found, {})
+            shape[d] = c.b.bind(extent, f"{c.hint}_extent", 1, most=most)
+    if shape == list(x.shape):
+        return x
+    after = [new - old for new, old in zip(shape, x.shape, strict=True)]
+    return c.b.materialize(x).pad([0] * x.rank, after, const(0, x.dtype))
+
+
 @op("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_nearest1d.vec", "upsample_nearest2d.vec",
     "upsample_nearest3d.vec", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d",
     "_upsample_nearest_exact1d.vec", "_upsample_nearest_exact2d.vec", "_upsample_nearest_exact3d.vec")  # fmt: skip
 def upsample_nearest(c: Ctx, x: Val, output_size: Any, *scales: Any) -> Val:
+    x = _not_empty(c, x)
     n = x.rank - 2
     shape = c.shape
     exact = "exact" in c.target
@@ -261,6 +278,7 @@ def upsample_nearest(c: Ctx, x: Val, output_size: Any, *scales: Any) -> Val:
     "upsample_trilinear3d.vec")  # fmt: skip
 def upsample_linear(c: Ctx, x: Val, output_size: Any, align_corners: bool, *scales: Any) -> Val:
     """One dimension at a time: two taps each, at integer positions of an exact fraction."""
+    x = _not_empty(c, x)
     n = x.rank - 2
     t = c.dtype
     w = wide_type(t)
@@ -295,6 +313,7 @@ def _linear_taps(c: Ctx, x: Val, d: int, out: IntExpr, num: IntExpr, den: IntExp
 
 @op("upsample_bicubic2d", "upsample_bicubic2d.vec")
 def upsample_bicubic(c: Ctx, x: Val, output_size: Any, align_corners: bool, *scales: Any) -> Val:
+    x = _not_empty(c, x)
     t = c.dtype
     w = wide_type(t)
     y = c.cast(x, w)

@@ -434,10 +434,13 @@ class Builder:
         assert name is not None
         return name
 
-    def bind(self, value: Val, hint: str = "n", lo: int = 0, hi: int | None = None) -> IntExpr:
-        """A run-time integer as an extent."""
+    def bind(self, value: Val, hint: str = "n", lo: int = 0, hi: int | None = None, most: IntExpr | None = None) -> IntExpr:
+        """A run-time integer as an extent, of at least `lo` and at most `hi` or, where that takes symbols, `most`."""
         name = self.fresh(hint)
-        self.emit(Bind(Symbol(name, lo, hi), self._scalar_tensor(value, f"{hint}_value"), self.loc))
+        below = None
+        if most is not None:
+            hi, below = (most.const, None) if most.const is not None else (hi, most + 1)
+        self.emit(Bind(Symbol(name, lo, hi, below=below), self._scalar_tensor(value, f"{hint}_value"), self.loc))
         return sym(name)
 
     def library(

@@ -12,6 +12,9 @@ from tests.frontend.torch_case import check, data
 from torch import nn
 from torch.export import Dim
 
+import dlc
+from dlc.errors import DlcError
+
 A, B, V, W = data(3, 4, 5), data(3, 5, 2), data(5), data(5, 2, seed=3)
 PRODUCTS: dict[str, Callable[..., Any]] = {
     "matmul": lambda a, b, v, w: (
@@ -323,3 +326,31 @@ def test_products_of_groups() -> None:
 
     check(Groups(), data(6, 4), data(3, 4, 2), ends)
     check(lambda x: torch.histc(x, bins=4, min=-1, max=2), data(20))
+
+
+class Crop(nn.Module):
+    """A window whose place, and at the edge whose size, a run finds."""
+
+    def __init__(self, mode: str, **options: bool) -> None:
+        super().__init__()
+        self.mode, self.options = mode, options
+
+    def forward(self, image: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        y, x = int(at[0]), int(at[1])
+        return F.interpolate(image[:, :, y : y + 9, x : x + 7], size=(12, 5), mode=self.mode, **self.options)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])
+def test_a_crop_of_a_size_found_at_run_time_is_resized(mode: str) -> None:
+    """Cut off at the edge, too; an empty one is an error at its line, as it is in eager."""
+    options = {} if mode == "nearest" else {"align_corners": False}
+    model, image = Crop(mode, **options).eval(), data(1, 3, 16, 16)
+    compiled = dlc.compile(model, (image, torch.tensor([2, 3])))
+    for at in ((0, 0), (2, 3), (12, 13), (15, 15), (7, 9)):
+        want, got = model(image, torch.tensor(at)), compiled(image, torch.tensor(at))
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    for at in ((16, 3), (7, 40)):
+        with pytest.raises(RuntimeError, match="greater than 0"):
+            model(image, torch.tensor(at))
+        with pytest.raises(DlcError, match=r"test_torch_nn.py:\d+ .*DLC0541.* not in 1\.\.16"):
+            compiled(image, torch.tensor(at))
