@@ -278,8 +278,33 @@ def _makeable_late(tables: Tables) -> Iterable[int]:
 def least_budget(graph: Graph) -> int:
     """M_R: what the greediest operator needs, its inputs and outputs; with less nothing can be done."""
     tables = Tables(graph)
-    every = [tables.footprint(o, tables.all & ~(tables.after[o] | 1 << o)) for o in range(tables.count)]
-    return max(every, default=0)
+    done, most = 0, 0
+    for o in frugal_order(tables):
+        most, done = max(most, tables.footprint(o, done)), done | 1 << o
+    return most
+
+
+def frugal_order(tables: Tables) -> tuple[int, ...]:
+    """The order in which the greediest operator needs least.
+
+    Orders differ in this only in who is the last reader of a tensor and takes over its storage. Of what is ready the least
+    greedy comes first: an operator needs no more when others have run before it.
+    """
+    if not any(tables.takes):
+        return tuple(range(tables.count))
+    readers: list[set[int]] = [set() for _ in range(tables.count)]
+    for t in tables.graph.tensors:
+        for p in t.producers:
+            readers[p] |= set(t.consumers)
+    order: list[int] = []
+    done, ready = 0, {o for o in range(tables.count) if not tables.before[o]}
+    while ready:
+        chosen = min(ready, key=lambda o: (tables.footprint(o, done), o))
+        done |= 1 << chosen
+        order.append(chosen)
+        ready.remove(chosen)
+        ready |= {o for o in readers[chosen] if not tables.before[o] & ~done}
+    return tuple(order)
 
 
 def _mask(numbers: Iterable[int]) -> int:

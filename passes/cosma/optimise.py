@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from dlc.errors import EXIT_INFEASIBLE, DlcError
 from dlc.passes.cosma import joint
-from dlc.passes.cosma.graph import Graph, Tables, bits, least_budget
+from dlc.passes.cosma.graph import Graph, Tables, bits, frugal_order, least_budget
 from dlc.passes.cosma.peak import least_peak
 from dlc.passes.cosma.placing import as_buffers, place, with_offsets
 from dlc.passes.cosma.plan import Plan, Span, Stay
@@ -72,9 +72,10 @@ def optimise(graph: Graph, budget: int | None = None, time_limit_s: float = 60.0
     tables = Tables(graph)
     least = least_budget(graph)
     if budget < least:
-        whole = tables.all
-        needs = [tables.footprint(o, whole & ~(tables.after[o] | 1 << o)) for o in range(tables.count)]
-        raise BudgetTooSmall(budget=budget, operator=f"'{graph.operators[needs.index(max(needs))]}'", least=least)
+        order = frugal_order(tables)
+        done = [sum(1 << o for o in order[:step]) for step in range(len(order))]
+        greediest = max(range(len(order)), key=lambda step: tables.footprint(order[step], done[step]))
+        raise BudgetTooSmall(budget=budget, operator=f"'{graph.operators[order[greediest]]}'", least=least)
     return _LeastTraffic(graph, tables, budget, time_limit_s).run()
 
 
@@ -165,8 +166,7 @@ class _LeastTraffic:
 
     def schedule(self, method: str) -> Schedule:
         if self.best is None:
-            order = tuple(range(self.tables.count))
-            self.keep(lone_operators(self.tables, order))
+            self.keep(lone_operators(self.tables, frugal_order(self.tables)))
         assert self.best is not None
         value, plan = self.best
         replay = simulate(self.graph, plan, self.budget)

@@ -46,14 +46,19 @@ def merge_heirs(
     ends = {(a, last): i for i, (a, _, last) in enumerate(spans)}
     owner: dict[int, int] = {}
     buffers: dict[int, tuple[int, int]] = {}
-    for index in sorted(range(len(spans)), key=lambda i: spans[i][1]):
+
+    def made_here(index: int) -> bool:
+        a, first, _ = spans[index]
+        return graph.tensors[a].takes is not None and first == step[graph.tensors[a].producers[0]]
+
+    for index in sorted(range(len(spans)), key=lambda i: (spans[i][1], made_here(i))):  # what is taken comes first
         a, first, last = spans[index]
-        t = graph.tensors[a]
         before = None
-        if t.takes is not None and first == step[t.producers[0]]:
-            old = graph.tensors[t.takes]
-            if max(step[u] for u in old.uses) == first:
-                before = ends.get((t.takes, first))
+        if made_here(index):
+            old = graph.tensors[a].takes
+            assert old is not None
+            if max(step[u] for u in graph.tensors[old].uses) == first:
+                before = ends.get((old, first))
         owner[index] = index if before is None else owner[before]
         start = buffers[owner[index]][0] if before is not None else first
         buffers[owner[index]] = (start, last + 1)

@@ -57,6 +57,8 @@ def _steps(
 ) -> Iterator[tuple[int, Places, frozenset[int]]]:
     after = done | {operator}
     needed = [i for i, t in enumerate(graph.tensors) if operator in t.uses]
+    heirs = _heirs(graph, operator, after)
+    needed.sort(key=lambda a: a in heirs)
     for left in range(len(places) + 1):
         for gone in combinations(places, left):
             kept = [p for p in places if p not in gone]
@@ -66,16 +68,31 @@ def _steps(
             for a in missing:
                 first = not set(graph.tensors[a].uses) & done
                 price += 0 if first else graph.tensors[a].bytes
-            for now in _placements(graph, capacity, kept, missing, addresses):
+            for now in _placements(graph, capacity, kept, missing, heirs, addresses):
                 yield price, *_written(graph, operator, after, now, valid)
 
 
+def _heirs(graph: Graph, operator: int, after: frozenset[int]) -> dict[int, int]:
+    """Results of the operator that may lie where an operand does that nothing needs any more."""
+    return {
+        i: t.takes
+        for i, t in enumerate(graph.tensors)
+        if t.takes is not None and operator in t.producers and set(graph.tensors[t.takes].uses) <= after
+    }
+
+
 def _placements(
-    graph: Graph, capacity: int, kept: list[tuple[int, int]], missing: list[int], addresses: bool
+    graph: Graph,
+    capacity: int,
+    kept: list[tuple[int, int]],
+    missing: list[int],
+    heirs: dict[int, int],
+    addresses: bool,
 ) -> Iterator[list[tuple[int, int]]]:
     if not addresses:
         now = kept + [(a, 0) for a in missing]
-        if sum(graph.tensors[a].bytes for a, _ in now) <= capacity:
+        shared = sum(graph.tensors[a].bytes for a in missing if a in heirs)
+        if sum(graph.tensors[a].bytes for a, _ in now) - shared <= capacity:
             yield now
         return
     if not missing:
@@ -83,8 +100,10 @@ def _placements(
         return
     a, size = missing[0], graph.tensors[missing[0]].bytes
     for at in range(capacity - size + 1):
-        if all(at + size <= b or b + graph.tensors[other].bytes <= at for other, b in kept):
-            yield from _placements(graph, capacity, [*kept, (a, at)], missing[1:], addresses)
+        if all(
+            at + size <= b or b + graph.tensors[other].bytes <= at or (heirs.get(a) == other and at == b) for other, b in kept
+        ):
+            yield from _placements(graph, capacity, [*kept, (a, at)], missing[1:], heirs, addresses)
 
 
 def _written(
@@ -109,7 +128,8 @@ def least_peak(graph: Graph) -> int:
                 if _may_run(graph, operator, done):
                     after = done | {operator}
                     alive = [t for t in graph.tensors if set(t.uses) & after and set(t.uses) - done]
-                    worst = max(peak, sum(t.bytes for t in alive))
+                    shared = sum(graph.tensors[i].bytes for i in _heirs(graph, operator, after))
+                    worst = max(peak, sum(t.bytes for t in alive) - shared)
                     following[after] = min(worst, following.get(after, worst))
         best = following
     return best[frozenset(range(len(graph.operators)))]

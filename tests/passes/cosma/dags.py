@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from itertools import permutations
 from random import Random
@@ -76,6 +77,18 @@ def varied(n: int, random: Random) -> Graph:
         readers = tuple(c for c in range(b + 1, n) if random.random() < 0.5)
         tensors.append(Tensor("sum", random.randint(1, 4), (a, b), readers, output=not readers))
     return Graph("varied", graph.operators, tuple(tensors))
+
+
+def taking(n: int, random: Random) -> Graph:
+    """Graphs in which many a result may lie where an operand does, the largest or the only one, an input's copy too."""
+    graph = sized(n, random.choice(connected_dags(n)), random)
+    tensors = list(graph.tensors)
+    for o in range(n):
+        read = [i for i, t in enumerate(tensors) if o in t.consumers]
+        if read and random.random() < 0.7:
+            old = random.choice(read)
+            tensors[o] = replace(tensors[o], bytes=tensors[old].bytes, takes=old)
+    return replace(graph, tensors=tuple(tensors))
 
 
 def sparse(n: int, random: Random) -> Graph:
