@@ -1,8 +1,8 @@
-"""The arena of the models in `tests/models`: greedy by size, packed, and what is alive at once, which bounds both.
+"""The arena of the models in `tests/models`: greedy by size, packed, and packed with kernels that write in place.
 
     python -m benchmarks.arena [NAME ...]
 
-No kernel is compiled; the passes alone decide what lies in the arena.
+The passes decide what lies in the arena, and the kernels' tile programs what may be written over an operand; nothing is compiled.
 """
 
 from __future__ import annotations
@@ -12,9 +12,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from dlc.arena_plan import buffer_bytes, plan_arena
+from dlc.arena_plan import buffer_bytes, heirs_of, plan_arena
+from dlc.codegen.host import HostKernel
+from dlc.codegen.lower import lower_kernel
+from dlc.codegen.target import host_target
 from dlc.compiler import run_passes
 from dlc.importing import import_any
+from dlc.ir.program import Program
 from dlc.passes.assume_bounds import assume_bounds
 from dlc.runtime import arena
 from tests.models.zoo import ZOO
@@ -49,6 +53,7 @@ def measure(name: str, seconds: float = 1.0) -> dict[str, Any]:
         inputs = (images(batch, length, 0),) if pictures else entry.inputs(batch, length or entry.lengths[0], 0)
         program = run_passes(assume_bounds(import_any(model, inputs, None, None, None, name).program))
     plan = plan_arena(program, seconds)
+    in_place = plan_arena(program, seconds, heirs_of(program, tiles(program)))
     buffers = plan.memory.buffers
     sizes = buffer_bytes(plan.memory, plan.symbols)
     return {
@@ -58,8 +63,18 @@ def measure(name: str, seconds: float = 1.0) -> dict[str, Any]:
         "greedy": arena.plan(sizes, [(b.first, b.last) for b in buffers])[1],
         "packed": plan.height,
         "bound": plan.bound,
+        "in_place": in_place.height,
+        "in_place_bound": in_place.bound,
+        "in_place_buffers": len(in_place.memory.buffers),
         "seconds": round(plan.seconds, 4),
     }
+
+
+def tiles(program: Program) -> dict[str, HostKernel]:
+    """The program's kernels, lowered but not compiled."""
+    target = host_target()
+    lowered = {k.name: lower_kernel(k, program.facts, target) for k in program.kernels}
+    return {name: HostKernel(name, low.tile, low.work_per_task) for name, low in lowered.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -45,9 +45,17 @@ def tile_types(program: TileProgram) -> dict[str, TileType]:
     return verifier.narrowest
 
 
+def stored_types(program: TileProgram) -> list[TileType]:
+    """What each `Store` stores, in the order of the text, after the program's verification."""
+    verifier = _Verifier(program)
+    verifier.run()
+    return verifier.stored
+
+
 class _Verifier:
     def __init__(self, program: TileProgram) -> None:
         self.program = program
+        self.stored: list[TileType] = []
         self.narrowest: dict[str, TileType] = {}
         self.buffers: dict[str, Buffer] = {}
         self.tiles: dict[str, TileType] = {}
@@ -199,6 +207,7 @@ class _Verifier:
                 self.define(s.dst, s.type)
             case tile.Store():
                 src = self.type_of(s.src)
+                self.stored.append(src)
                 b = self.buffer(s.buffer, write=True)
                 self.need(b.dtype == src.dtype, f"buffer '{b.name}' holds {b.dtype}, '{s.src}' is {src}")
                 self.access(s, src)

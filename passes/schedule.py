@@ -1,7 +1,8 @@
 """The memory plan of a program: who writes where, and from which statement to which a buffer is needed.
 
 Statements are numbered in the order they run, nested ones included; a loop's number is below those of its body, and
-one number after them is its end. What lives across a loop's back edge lives for the whole loop. The offsets are not
+one number after them is its end. What lives across a loop's back edge lives for the whole loop. A kernel that may write in place
+does so when its operand is not needed any more, and two tensors are one buffer then. The offsets are not
 chosen here: `dlc.arena_plan` packs the buffers for the extents that are known, and the runtime, guided by what it
 found, for those of a call.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from dlc.errors import Internal
 from dlc.ir.einsum import TensorType
@@ -53,13 +55,19 @@ SMALL_BYTES = 1 << 20
 """A tensor of run-time size stays in the arena when its bound is below this; larger ones are allocated to measure."""
 
 
-def plan_memory(program: Program, outside: frozenset[str] = frozenset()) -> MemoryPlan:
+Heirs: TypeAlias = Mapping[str, tuple[str, ...]]
+"""By result of a launch, the operands whose storage it may take over, the preferred one first."""
+
+
+def plan_memory(program: Program, outside: frozenset[str] = frozenset(), heirs: Heirs | None = None) -> MemoryPlan:
     """Places and lifetimes of all tensors of a program of launches, library operations and control.
 
     Args:
         outside: tensors that lie outside the arena for all their lives; each would have a buffer of its own.
+        heirs: what a kernel may write in place. It does so where nothing else leads to the operand's buffer any more, in
+            statements of the program's own body.
     """
-    return _Planner(program, outside).plan()
+    return _Planner(program, outside, heirs or {}).plan()
 
 
 @dataclass(slots=True)
@@ -79,15 +87,20 @@ class _LoopScope:
 
 
 class _Planner:
-    def __init__(self, program: Program, outside: frozenset[str]) -> None:
+    def __init__(self, program: Program, outside: frozenset[str], heirs: Heirs) -> None:
         self.program = program
         self.outside = outside
+        self.heirs = heirs
+        self.last_read = _last_reads(program)
+        self.position = 0  # in the program's body
+        self.depth = 0  # regions around the statement
         self.types = tensor_types(program)
         self.places: dict[str, Place] = {}
         self.buffers: list[_Buffer] = []
         self.heap: list[str] = []
         self.copied: dict[str, AtEither] = {}
         self.roots: dict[str, frozenset[int]] = {}
+        self.leading: dict[int, list[str]] = {}  # buffer -> names that led to it at some time
         self.wanted: dict[str, Place] = {}
         self.loops: list[_LoopScope] = []
         self.stays: dict[str, list[int]] = {}
@@ -107,7 +120,7 @@ class _Planner:
             self.place(const.name, AtConstant(const.name))
         outputs = self.outputs()
         starts = []
-        for stmt in program.body.body:
+        for self.position, stmt in enumerate(program.body.body):
             starts.append(self.clock + 1)
             self.statement(stmt)
         self.clock += 1
@@ -172,8 +185,10 @@ class _Planner:
     # -- walking
 
     def region(self, region: Region) -> None:
+        self.depth += 1
         for stmt in region.body:
             self.statement(stmt)
+        self.depth -= 1
 
     def statement(self, stmt: Stmt) -> None:
         self.clock += 1
@@ -181,8 +196,10 @@ class _Planner:
             case Launch():
                 for name in stmt.args:
                     self.use(name)
+                taken: set[int] = set()
                 for name in stmt.outs:
-                    self.define(name)
+                    index = self.inherited(stmt, name, taken)
+                    self.define(name, None if index is None else AtBuffer(index))
             case Bind():
                 self.use(stmt.tensor)
             case Transfer():
@@ -221,7 +238,7 @@ class _Planner:
             self.buffers.append(_Buffer(name, home.bytes, self.clock, self.clock))
             stays.append(len(self.buffers) - 1)
             self.depth_of[stays[-1]] = 0
-            self.roots[name] = frozenset((stays[-1],))
+            self.place(name, place, frozenset((stays[-1],)))
         elif len(stays) == 1:
             self.use(name)  # the copy that is made now serves later departures, too
 
@@ -288,8 +305,28 @@ class _Planner:
 
     # -- places
 
-    def define(self, name: str) -> None:
-        place = self.wanted.get(name)
+    def inherited(self, stmt: Launch, name: str, taken: set[int]) -> int | None:
+        """Buffer of an operand that the result `name` takes over, for nothing else will look there; None without one."""
+        of = self.types[name]
+        elsewhere = self.depth or name in self.wanted or name in self.outside
+        if elsewhere or (name in self.program.results and not self.is_static(of)):
+            return None
+        size = self.upper_bound(of.stored * of.dtype.bytes)
+        for operand in self.heirs.get(name, ()):
+            roots = self.roots[operand]
+            if not isinstance(self.places[operand], AtBuffer) or not taken.isdisjoint(roots):
+                continue
+            (index,) = roots
+            leading = self.leading[index]
+            readers = [other for other in stmt.args if other in leading]
+            dead = all(self.last_read.get(other, -1) <= self.position for other in leading)
+            if dead and readers == [operand] and self.buffers[index].bytes == size:
+                taken.add(index)
+                return index
+        return None
+
+    def define(self, name: str, place: Place | None = None) -> None:
+        place = place or self.wanted.get(name)
         if name in self.outside:
             of = self.types[name]
             size = self.upper_bound(of.stored * of.dtype.bytes)
@@ -305,6 +342,8 @@ class _Planner:
     def place(self, name: str, place: Place, roots: frozenset[int] = frozenset()) -> None:
         self.places[name] = place
         self.roots[name] = roots
+        for index in roots:
+            self.leading.setdefault(index, []).append(name)
 
     def roots_of(self, place: Place) -> frozenset[int]:
         match place:
@@ -373,6 +412,12 @@ def _value_symbols(program: Program, inputs: Mapping[str, int]) -> dict[str, int
             if of.rank == 0 and of.dtype.is_int:
                 found["#" + stmt.symbol.name] = inputs[stmt.tensor]
     return found
+
+
+def _last_reads(program: Program) -> dict[str, int]:
+    """By tensor, the last statement of the body that reads it, nested ones counting as the one around them; results last of all."""
+    last = {name: at for at, stmt in enumerate(program.body.body) for name in stmt.reads}
+    return last | dict.fromkeys(program.results, len(program.body.body))
 
 
 def _written_here(region: Region) -> set[str]:

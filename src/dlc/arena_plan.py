@@ -14,13 +14,15 @@ from typing import Any
 
 from dlc.codegen.host import HostKernel
 from dlc.codegen.host_manifest import scratch_extent
+from dlc.codegen.in_place import may_take
+from dlc.codegen.tile import TileProgram
 from dlc.errors import Infeasible, Unsupported
 from dlc.ir.extent import evaluate
 from dlc.ir.memory import ArenaBuffer, MemoryPlan
-from dlc.ir.program import Program, Symbol, bound_symbols, walk_statements
+from dlc.ir.program import Kernel, Launch, Program, Symbol, bound_symbols, cascade_types, walk_statements
 from dlc.native_packing import native_advance
 from dlc.passes.packing import Buffer, Placement, fit_least, pack_least
-from dlc.passes.schedule import plan_memory
+from dlc.passes.schedule import Heirs, plan_memory
 from dlc.passes.spill import (
     Moves,
     Steps,
@@ -107,10 +109,45 @@ class ArenaPlan:
         }
 
 
-def plan_arena(program: Program, seconds: float = SCHEDULE_SECONDS) -> ArenaPlan:
-    """The program's memory with offsets that make the arena as small as is found in `seconds`."""
-    memory = plan_memory(program)
-    return _packed(program, memory, stated_extents(program, memory), seconds)
+def plan_arena(program: Program, seconds: float = SCHEDULE_SECONDS, heirs: Heirs | None = None) -> ArenaPlan:
+    """The program's memory with offsets that make the arena as small as is found in `seconds`.
+
+    Args:
+        heirs: what kernels may write in place (`heirs_of`).
+    """
+    memory = plan_memory(program, heirs=heirs)
+    symbols = stated_extents(program, memory)
+    found = _packed(program, memory, symbols, seconds)
+    if not heirs or found.height == found.bound:
+        return found
+    apart = _packed(program, plan_memory(program), symbols, seconds)  # shared storage is less, and harder to place
+    return min(found, apart, key=lambda plan: plan.height)
+
+
+def heirs_of(program: Program, kernels: Mapping[str, HostKernel]) -> Heirs:
+    """For the launches of the program's body, the operands that a result may be written over."""
+    definitions, known, found = program.kernel_table, dict[str, list[tuple[int, int]]](), dict[str, tuple[str, ...]]()
+    for stmt in program.body.body:
+        if isinstance(stmt, Launch):
+            if stmt.kernel not in known:
+                known[stmt.kernel] = _in_place(definitions[stmt.kernel], kernels[stmt.kernel].tile)
+            for number, name in enumerate(stmt.outs):
+                if operands := tuple(stmt.args[p] for p, result in known[stmt.kernel] if result == number):
+                    found[name] = operands
+    return found
+
+
+def _in_place(kernel: Kernel, program: TileProgram) -> list[tuple[int, int]]:
+    """Numbers of parameters and of results that may lie where they do, of those alike in size."""
+    types = cascade_types(kernel.cascade)
+    return [
+        (number, result)
+        for result, name in enumerate(kernel.cascade.results)
+        for number, param in enumerate(kernel.cascade.params)
+        if (elements := types[name].elements.const) is not None
+        and types[name].stored * types[name].dtype.bytes == param.type.stored * param.type.dtype.bytes
+        and may_take(program, param.name, name, elements)
+    ]
 
 
 def plan_within(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import dlc
-from dlc.arena_plan import SCHEDULE_SECONDS, ArenaPlan, memory_report, plan_arena, plan_within, scratch_bytes
+from dlc.arena_plan import SCHEDULE_SECONDS, ArenaPlan, heirs_of, memory_report, plan_arena, plan_within, scratch_bytes
 from dlc.byte_sizes import parse_bytes
 from dlc.codegen.build import HOST_OPT_LEVEL, Built, Lower, ObjectCache, Progress, build_kernels, build_pool, build_text
 from dlc.codegen.host import host_entry
@@ -416,8 +416,9 @@ def compile_program(
     )
     report.seconds.update(built.seconds)
     start = clock()
+    heirs = heirs_of(program, built.kernels)
     if memory_budget is None:
-        arena = plan_arena(program, schedule_time)
+        arena = plan_arena(program, schedule_time, heirs)
     else:
         scratch = scratch_bytes(program, built.kernels, threads)
         arena = plan_within(program, memory_budget, scratch, schedule_time)
