@@ -8,10 +8,13 @@ from dlc.ir.einsum import Einsum, TensorType
 from dlc.ir.extent import evaluate
 from dlc.ir.program import Launch, Program, Stmt, tensor_types
 from dlc.passes.cosma.graph import Graph, Tensor
+from dlc.passes.cosma.in_place import in_place
 
 
 def graph_of(program: Program, extents: Mapping[str, int] | None = None, *, weights: bool = False) -> Graph:
     """Statements of the body as operators; sizes at `extents`, or at each symbol's least value (1 if that is 0).
+
+    Results of element-wise kernels take over an operand's storage: that of the one read last here, if there are several.
 
     Args:
         extents: values of symbols, by name.
@@ -31,20 +34,40 @@ def graph_of(program: Program, extents: Mapping[str, int] | None = None, *, weig
             consumers.setdefault(name, []).append(o)
     constants = {c.name for c in program.consts}
     names = [p.name for p in program.params] + ([c.name for c in program.consts] if weights else []) + list(producer)
+    names = [name for name in names if name in consumers or name in producer]
+    place = {name: at for at, name in enumerate(names)}
+    sizes = {name: _bytes(types[name], known) for name in names}
+    taken = {
+        result: place[operand]
+        for result, operand in _taken(program, {name: max(of) for name, of in consumers.items()}).items()
+        if operand in place and sizes[operand] == sizes[result]
+    }
     tensors = tuple(
         Tensor(
             name,
-            _bytes(types[name], known),
+            sizes[name],
             (producer[name],) if name in producer else (),
             tuple(consumers.get(name, ())),
             output=name in program.results and name in producer,
             weight=name in constants,
+            takes=taken.get(name),
         )
         for name in names
-        if name in consumers or name in producer
     )
     cheap = tuple(o for o, stmt in enumerate(body) if _is_cheap(program, stmt))
     return Graph(program.name, tuple(_operator_name(stmt) for stmt in body), tensors, cheap)
+
+
+def _taken(program: Program, last: Mapping[str, int]) -> dict[str, str]:
+    """By result an operand that it may lie on, a different one for each result of a launch."""
+    definitions, found = program.kernel_table, dict[str, str]()
+    for o, stmt in enumerate(program.body.body):
+        if isinstance(stmt, Launch):
+            for number, result in sorted(in_place(definitions[stmt.kernel]), key=lambda pair: last[stmt.args[pair[0]]] != o):
+                operand, name = stmt.args[number], stmt.outs[result]
+                if name not in found and stmt.args.count(operand) == 1 and operand not in (found.get(other) for other in stmt.outs):
+                    found[name] = operand
+    return found
 
 
 def _is_cheap(program: Program, stmt: Stmt) -> bool:

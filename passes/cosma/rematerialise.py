@@ -63,7 +63,7 @@ def returns(graph: Graph, schedule: Schedule) -> list[tuple[int, int]]:
 
 def _cheap(graph: Graph, tensor: int) -> bool:
     t = graph.tensors[tensor]
-    if len(t.producers) != 1 or t.producers[0] not in graph.cheap or t.takes is not None:
+    if len(t.producers) != 1 or t.producers[0] not in graph.cheap:
         return False
     operator = t.producers[0]
     return sum(operator in other.producers for other in graph.tensors) == 1

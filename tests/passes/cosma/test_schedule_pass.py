@@ -21,14 +21,15 @@ from dlc.passes.registry import passes
 
 TEXT = """
 program branches(X: f32[8, 8], Y: f32[8, 8]) -> (Z) {
-  A[i, j] = exp(X[i, j])
-  B[i, j] = exp(Y[i, j])
+  A[i, j] = exp(X[j, i])
+  B[i, j] = exp(Y[j, i])
   S[i] = sum(j) A[i, j]
   T[i] = sum(j) B[i, j]
   Z[i] = S[i] * T[i]
 }
 """
 FUSED = "fuse{max_steps=1}"
+IN_PLACE = TEXT.replace("[j, i]", "[i, j]")
 
 
 def test_a_result_goes_before_the_next_one_comes(golden: Callable[..., None]) -> None:
@@ -72,6 +73,15 @@ def test_explain_a_model(model: str, capsys: pytest.CaptureFixture[str], golden:
     said = capsys.readouterr().out
     golden("\n".join(line.rstrip() for line in said.splitlines() if not line.startswith("traffic")))
     assert "traffic bytes: 64 (proven least" in said
+
+
+def test_an_element_wise_kernel_writes_over_its_operand(model: str, capsys: pytest.CaptureFixture[str], golden: Callable[..., None]) -> None:
+    """Half the memory is enough for it, and nothing has to leave."""
+    Path(model).write_text(IN_PLACE)
+    assert main(["explain", model, "--target", "scratchpad", "--budget", "512", "--passes", FUSED]) == 0
+    said = capsys.readouterr().out
+    golden("\n".join(line.rstrip() for line in said.splitlines() if not line.startswith("traffic")))
+    assert "traffic bytes: 0 (proven least" in said and "one operator needs 288 B" in said
 
 
 def test_explain_for_scripts_and_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
