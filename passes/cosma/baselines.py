@@ -110,21 +110,21 @@ class _Allocation:
         for step, operator in enumerate(self.order):
             self.step = step
             needed = t.touched[operator]
-            self.take_over(operator, done)
             if not self.make_room(needed, t.footprint(operator, done)):
                 return None
-            for a in sorted(bits(needed), key=lambda a: -t.sizes[a]):
+            heirs = {new: old for new, old in t.takes[operator] if t.taken(operator, done) >> old & 1}
+            for a in sorted(bits(needed & ~_mask(heirs)), key=lambda a: -t.sizes[a]):
                 if a not in self.place and not self.allocate(a, needed):
                     return None
+            for new, old in heirs.items():
+                self.take_over(new, old)
             done |= 1 << operator
             self.finish(operator, done)
         return Plan(self.order, tuple(self.stays))
 
-    def take_over(self, operator: int, done: int) -> None:
-        for new, old in self.tables.takes[operator]:
-            if self.tables.taken(operator, done) >> old & 1 and old in self.place:
-                self.stays.append(Stay(old, self.since[old], self.step, self.place[old]))
-                self.place[new], self.since[new] = self.place.pop(old), self.step
+    def take_over(self, new: int, old: int) -> None:
+        self.stays.append(Stay(old, self.since.pop(old), self.step, self.place[old]))
+        self.place[new], self.since[new] = self.place.pop(old), self.step
 
     def make_room(self, needed: int, footprint: int) -> bool:
         idle = [a for a in self.place if not needed >> a & 1]
@@ -181,3 +181,7 @@ class _Allocation:
                 self.copied |= t.clean_outputs & 1 << a if whole else 0
             if not t.uses[a] & ~done and a in self.place:
                 self.stays.append(Stay(a, self.since.pop(a), self.step, self.place.pop(a)))
+
+
+def _mask(numbers: Iterable[int]) -> int:
+    return sum(1 << number for number in numbers)

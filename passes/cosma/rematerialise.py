@@ -84,7 +84,10 @@ def with_copy(graph: Graph, schedule: Schedule, tensor: int, step: int) -> Graph
         if made in t.consumers:
             readers.append(step)
         producers = tuple(place[p] for p in t.producers)
-        tensors.append(replace(t, producers=producers, consumers=tuple(sorted(readers))))
+        takes = t.takes
+        if takes == tensor and producers[0] > step:
+            takes = len(graph.tensors)  # it reads the copy now
+        tensors.append(replace(t, producers=producers, consumers=tuple(sorted(readers)), takes=takes))
     later = tuple(sorted(place[c] for c in graph.tensors[tensor].consumers if place[c] > step))
     copy = replace(graph.tensors[tensor], name=f"{graph.tensors[tensor].name} again", output=False)
     tensors.append(replace(copy, producers=(step,), consumers=later))

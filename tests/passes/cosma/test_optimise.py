@@ -169,6 +169,23 @@ def test_graphs_with_storage_that_is_taken_over(everything: bool) -> None:
     assert less >= 15
 
 
+def test_baselines_and_copies_where_storage_is_taken_over() -> None:
+    copied = 0
+    for number in range(80):
+        random = Random(number)
+        graph = taking(5, random)
+        graph = replace(graph, cheap=tuple(o for o in range(5) if random.random() < 0.7))
+        peak = least_peak(Tables(graph))
+        for capacity in (least_budget(graph), peak.peak_bytes):
+            best = optimise(graph, capacity, 10)
+            for other in baselines(graph, capacity, peak.order):
+                assert other.traffic_bytes is None or other.traffic_bytes >= best.value, (number, other)
+            again = rematerialise(graph, capacity, 10)
+            assert again.schedule.value + again.saved_bytes == best.value
+            copied += len(again.copies)
+    assert copied
+
+
 def _taking(size: int, o: int) -> Tensor:
     return Tensor(f"t{o}", size, (o,), (o + 1,) if o < 2 else (), output=o == 2, takes=o - 1 if o else None)
 
