@@ -57,6 +57,26 @@ def test_spills_and_is_equal_to_the_bit(model: nn.Module, tmp_path: Path) -> Non
     assert torch.equal(loaded(X), free(X)) and _arena(loaded) <= natural // 2
 
 
+class Branches(nn.Module):
+    """Two large tensors, each for a sum: in the order written both are there at once, in another one there is one at a time."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        a, b = torch.flip(x, (0,)) @ x.T, torch.flip(y, (0,)) @ y.T
+        return torch.tanh(a).sum(0) + torch.tanh(b).sum(0) + a.amax(0) + b.amax(0)
+
+
+def test_another_order_instead_of_transfers(tmp_path: Path) -> None:
+    free = dlc.compile(Branches(), (X, X + 1), threads=1)
+    want = free(X, X + 1)
+    natural = max(plan.arena_bytes for plan in free._plans.values())
+    order = _kernels(free)
+    tight = dlc.compile(Branches(), (X, X + 1), threads=1, memory_budget=natural * 2 // 3, dump_dir=tmp_path / "dump")
+    assert torch.equal(tight(X, X + 1), want)
+    assert sorted(_kernels(tight)) == sorted(order) and _kernels(tight) != order
+    assert max(plan.arena_bytes for plan in tight._plans.values()) <= natural * 2 // 3
+    assert tight.manifest["spill_bytes"] == 0
+
+
 def test_below_what_one_kernel_needs(model: nn.Module) -> None:
     """Kernels then read and write the mapped file: any budget is enough for a program without loops and scratch memory."""
     free = dlc.compile(model, (X,), threads=1)
@@ -107,3 +127,7 @@ def _arena(executable: dlc.Executable) -> int:
     if not executable._plans:
         executable(X)
     return max(plan.arena_bytes for plan in executable._plans.values())
+
+
+def _kernels(executable: dlc.Executable) -> list[str]:
+    return [kernel["name"] for kernel in executable.manifest["kernels"]]

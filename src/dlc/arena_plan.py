@@ -18,14 +18,14 @@ from dlc.codegen.in_place import may_take
 from dlc.codegen.tile import TileProgram
 from dlc.errors import Infeasible, Unsupported
 from dlc.ir.extent import evaluate
-from dlc.ir.memory import ArenaBuffer, MemoryPlan
+from dlc.ir.memory import ArenaBuffer, AtBuffer, MemoryPlan
 from dlc.ir.program import Kernel, Launch, Program, Symbol, bound_symbols, cascade_types, walk_statements
 from dlc.native_packing import native_advance
 from dlc.passes.packing import Buffer, Placement, fit_least, pack_least
 from dlc.passes.schedule import Heirs, plan_memory
 from dlc.passes.spill import (
-    Moves,
     Steps,
+    Transfers,
     kept_outside,
     least_traffic,
     restless,
@@ -151,13 +151,17 @@ def _in_place(kernel: Kernel, program: TileProgram) -> list[tuple[int, int]]:
 
 
 def plan_within(
-    program: Program, memory_budget: int, scratch: int = 0, seconds: float = SCHEDULE_SECONDS
+    program: Program,
+    memory_budget: int,
+    scratch: int = 0,
+    seconds: float = SCHEDULE_SECONDS,
+    heirs: Heirs | None = None,
 ) -> ArenaPlan:
     """The program with transfers, if it needs any, and an arena of at most `memory_budget` bytes, `scratch` included.
 
-    Where one step needs more than the budget, some of its tensors never enter the arena. Which of the others leave is
-    decided for as many bytes as the budget has and then, for their addresses may not fit together, for a little fewer;
-    at last everything but what a step needs leaves, which needs no luck with addresses.
+    Where one step needs more than the budget, some of its tensors never enter the arena. Which of the others leave, and in
+    which order kernels run, is decided for as many bytes as the budget has and then, where their addresses do not fit
+    together, for a little fewer; at last everything but what a step needs leaves, which needs no luck with addresses.
 
     Raises:
         BudgetNeedsBounds: an extent that the inputs bind has no upper bound.
@@ -170,47 +174,74 @@ def plan_within(
         raise BudgetNeedsBounds(program.loc, symbols=", ".join(open_ended))
     symbols = stated_extents(program, memory)
     budget = memory_budget - scratch
-    natural = plan_arena(program, seconds)
+    natural = plan_arena(program, seconds, heirs)
     if natural.height <= budget:
         return natural
-    steps = steps_of(program, memory, buffer_bytes(memory, symbols))
+    steps = steps_of(program, memory, buffer_bytes(memory, symbols), heirs)
     least = max(steps.fixed, default=0)
     if budget < least:
         raise OverMemoryBudget(program.loc, budget=memory_budget, least=least + scratch)
+    best: ArenaPlan | None = None
     for share in SHARES:
         room = budget - round((budget - least) * share)
         outside = kept_outside(steps, room)
         inside = steps.without(outside)
         moves = least_traffic(inside, room, seconds)
-        assert moves is not None
         found = _with_moves(program, symbols, inside, moves, outside, seconds / len(SHARES))
-        if found.height <= budget:
-            return replace(found, seconds=time.monotonic() - began)
-    outside = kept_outside(steps, budget)
-    inside = steps.without(outside)
-    last = _with_moves(program, symbols, inside, restless(inside), outside, seconds)
-    if last.height > budget:  # what cannot leave the arena lies in the way
-        raise OverMemoryBudget(program.loc, budget=memory_budget, least=last.height + scratch)
-    return replace(last, seconds=time.monotonic() - began)
+        if found.height <= budget and (best is None or _moved(steps, found) < _moved(steps, best)):
+            best = found
+        if found.height <= budget and moves.settled:
+            break
+    if best is None:
+        outside = kept_outside(steps, budget)
+        inside = steps.without(outside)
+        best = _with_moves(program, symbols, inside, restless(inside), outside, seconds)
+    if best.height > budget:  # what cannot leave the arena lies in the way
+        raise OverMemoryBudget(program.loc, budget=memory_budget, least=best.height + scratch)
+    return replace(best, seconds=time.monotonic() - began)
+
+
+def _moved(steps: Steps, plan: ArenaPlan) -> int:
+    """Bytes copied, and those that kernels read and write outside."""
+    return plan.traffic_bytes + sum(steps.sizes[name] * len(steps.uses[name]) for name in plan.outside)
 
 
 def _with_moves(
     program: Program,
     symbols: Mapping[str, int],
     steps: Steps,
-    moves: Sequence[Moves],
+    moves: Transfers,
     outside: frozenset[str],
     seconds: float,
 ) -> ArenaPlan:
     moved = with_transfers(program, moves)
-    plan = _packed(moved, plan_memory(moved, outside), symbols, seconds)
-    return replace(plan, traffic_bytes=traffic_bytes(steps, moves), outside=outside)
+    memory = plan_memory(moved, outside, {new: (old,) for new, old in steps.takes.items()})
+    plan = _packed(moved, memory, symbols, seconds, _hints(memory, moves))
+    return replace(plan, traffic_bytes=traffic_bytes(steps, moves.moves), outside=outside)
 
 
-def _packed(program: Program, memory: MemoryPlan, symbols: Mapping[str, int], seconds: float) -> ArenaPlan:
+def _hints(memory: MemoryPlan, moves: Transfers) -> dict[int, int]:
+    """Offsets of buffers where the transfers were planned with some."""
+    found: dict[int, int] = {}
+    for name, offsets in moves.offsets.items():
+        place = memory.places[name]
+        assert isinstance(place, AtBuffer)
+        for index, offset in zip(memory.stays.get(name, (place.index,)), offsets, strict=True):
+            found.setdefault(index, offset)
+    return found
+
+
+def _packed(
+    program: Program,
+    memory: MemoryPlan,
+    symbols: Mapping[str, int],
+    seconds: float,
+    hints: Mapping[int, int] | None = None,
+) -> ArenaPlan:
     """Offsets for what lies in the arena and for what lies outside."""
     began = time.monotonic()
-    inside = _pack(_buffers(memory.buffers, symbols), seconds)
+    buffers = [replace(b, hint=(hints or {}).get(i)) for i, b in enumerate(_buffers(memory.buffers, symbols))]
+    inside = _pack(buffers, seconds)
     homes = tuple(memory.spilled.values())
     outside = _pack(_buffers(homes, symbols), seconds)
     placed = replace(

@@ -421,7 +421,7 @@ def compile_program(
         arena = plan_arena(program, schedule_time, heirs)
     else:
         scratch = scratch_bytes(program, built.kernels, threads)
-        arena = plan_within(program, memory_budget, scratch, schedule_time)
+        arena = plan_within(program, memory_budget, scratch, schedule_time, heirs)
     program, plan = arena.program, arena.memory
     report.seconds["plan"] = clock() - start
     start = clock()

@@ -4,36 +4,56 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Sequence
+from dataclasses import replace
 
-import pytest
-
-from dlc.passes.spill import Moves, Steps, furthest_first, kept_outside, least_traffic, restless, traffic_bytes
+from dlc.passes.spill import Steps, Transfers, kept_outside, least_traffic, restless, traffic_bytes
 
 
 def some_steps(seed: int, count: int = 6) -> Steps:
+    """Steps that have to run in the order given."""
     rng = random.Random(seed)
     uses, sizes = {}, {}
     for i in range(rng.randint(2, 5)):
         chosen = sorted(rng.sample(range(count), rng.randint(1, 4)))
         uses[f"t{i}"], sizes[f"t{i}"] = tuple(chosen), rng.randint(1, 4)
-    return Steps(uses, sizes, tuple(rng.choice((0, 0, 1)) for _ in range(count)))
+    fixed = tuple(rng.choice((0, 0, 1)) for _ in range(count))
+    return Steps(uses, sizes, fixed, waits=frozenset(itertools.pairwise(range(count))))
 
 
-def replay(steps: Steps, moves: Sequence[Moves]) -> int:
+def with_heirs(steps: Steps, seed: int) -> Steps:
+    """Some tensors may lie where one that is read where they are made does; it is made as large."""
+    rng = random.Random(seed)
+    sizes, takes = dict(steps.sizes), {}
+    for name, uses in steps.uses.items():
+        old = [o for o, of in steps.uses.items() if uses[0] in of[1:] and o not in takes and o not in takes.values()]
+        if old and name not in takes.values():
+            takes[name] = rng.choice(old)
+            sizes[name] = sizes[takes[name]]
+    return replace(steps, sizes=sizes, takes=takes)
+
+
+def replay(steps: Steps, plan: Transfers) -> int:
     """The most bytes at once; everything needed is there, what comes back was out, what leaves was in."""
     inside: set[str] = set()
     outside: set[str] = set()
     most = 0
-    for step, (before, fixed, needed) in enumerate(zip(moves, steps.fixed, steps.needed, strict=True)):
+    place = {step: at for at, step in enumerate(plan.order)}
+    assert sorted(place) == list(range(len(steps.fixed)))
+    assert all(place[a] < place[b] for a, b in steps.waits)
+    last = {name: max(place[step] for step in uses) for name, uses in steps.uses.items()}
+    for at, (step, before) in enumerate(zip(plan.order, plan.moves, strict=True)):
+        needed = steps.needed[step]
         assert set(before.leave) <= inside
         inside, outside = inside - set(before.leave), outside | set(before.leave)
         assert set(before.return_) <= outside and not set(before.return_) & inside
         inside |= set(before.return_)
-        inside |= {name for name in needed if steps.uses[name][0] == step}
+        made = {name for name in needed if steps.uses[name][0] == step}
+        assert all(place[uses[0]] < at for name, uses in steps.uses.items() if name in needed and name not in made)
+        inside |= made
         assert set(needed) <= inside
-        most = max(most, fixed + sum(steps.sizes[name] for name in inside))
-        inside = {name for name in inside if steps.uses[name][-1] > step}
+        taken = {steps.takes[name] for name in made if name in steps.takes and last[steps.takes[name]] == at}
+        most = max(most, steps.fixed[step] + sum(steps.sizes[name] for name in inside - taken))
+        inside = {name for name in inside if last[name] > at}
     return most
 
 
@@ -59,35 +79,56 @@ def least_by_trying(steps: Steps, capacity: int) -> int:
 
 
 def test_least_traffic_is_the_least() -> None:
-    spilled = worse = 0
+    spilled = apart = 0
     for seed in range(150):
         steps = some_steps(seed)
         capacity = steps.least + seed % 3
-        moves = least_traffic(steps, capacity, 10.0)
-        assert moves is not None and replay(steps, moves) <= capacity
-        assert traffic_bytes(steps, moves) == least_by_trying(steps, capacity), seed
-        belady = furthest_first(steps, capacity)
-        assert belady is not None and replay(steps, belady) <= capacity
-        spilled += traffic_bytes(steps, moves) > 0
-        worse += traffic_bytes(steps, belady) > traffic_bytes(steps, moves)
-    assert spilled > 30 and worse > 3
+        plan = least_traffic(steps, capacity, 10.0)
+        assert plan.order == tuple(range(6)) and replay(steps, plan) <= capacity
+        cost, least = traffic_bytes(steps, plan.moves), least_by_trying(steps, capacity)
+        assert cost == least if plan.settled else cost >= least, seed
+        spilled += cost > 0
+        apart += not plan.settled
+    assert spilled > 30 and apart < 5
 
 
-@pytest.mark.parametrize("plan", (furthest_first, lambda steps, capacity: least_traffic(steps, capacity, 1.0)))
-def test_no_plan_below_what_a_step_needs(plan) -> None:  # type: ignore[no-untyped-def]
-    steps = some_steps(1)
-    assert plan(steps, steps.least) is not None and plan(steps, steps.least - 1) is None
+def test_another_order_moves_less() -> None:
+    less = 0
+    for seed in range(150):
+        steps = some_steps(seed)
+        free = replace(steps, waits=frozenset())
+        capacity = steps.least + seed % 3
+        plan = least_traffic(free, capacity, 10.0)
+        assert replay(free, plan) <= capacity
+        given = traffic_bytes(steps, least_traffic(steps, capacity, 10.0).moves)
+        assert traffic_bytes(free, plan.moves) <= given
+        less += traffic_bytes(free, plan.moves) < given
+    assert less > 15
+
+
+def test_storage_that_is_taken_over_leaves_room() -> None:
+    less = lower = 0
+    for seed in range(150):
+        steps = with_heirs(some_steps(seed), seed)
+        apart = replace(steps, takes={})
+        lower += steps.least < apart.least
+        capacity = apart.least
+        plan, other = least_traffic(steps, capacity, 10.0), least_traffic(apart, capacity, 10.0)
+        assert replay(steps, plan) <= capacity and replay(steps, least_traffic(steps, steps.least, 10.0)) <= steps.least
+        assert traffic_bytes(steps, plan.moves) <= traffic_bytes(apart, other.moves)
+        less += traffic_bytes(steps, plan.moves) < traffic_bytes(apart, other.moves)
+    assert lower > 10 and less > 5
 
 
 def test_restless_has_nothing_but_what_a_step_needs() -> None:
     for seed in range(100):
-        steps = some_steps(seed)
+        steps = with_heirs(some_steps(seed), seed)
         assert replay(steps, restless(steps)) == steps.least
 
 
 def test_kept_outside_is_enough_and_not_too_much() -> None:
     for seed in range(100):
-        steps = some_steps(seed)
+        steps = with_heirs(some_steps(seed), seed)
         for capacity in range(max(steps.fixed), steps.least + 1):
             outside = kept_outside(steps, capacity)
             assert steps.without(outside).least <= capacity
