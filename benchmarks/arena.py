@@ -1,17 +1,33 @@
-"""The arena of the models in `tests/models`: greedy by size, packed, and packed with kernels that write in place.
+"""The arena of the models in `tests/models`: greedy by size, packed, and packed with kernels that write in place; and other programs'.
 
-    python -m benchmarks.arena [NAME ...]
+    python -m benchmarks.arena [NAME ...] [--peers onnxruntime,openvino,inductor]
 
-The passes decide what lies in the arena, and the kernels' tile programs what may be written over an operand; nothing is compiled.
+The passes decide what lies in the arena, and the kernels' tile programs what may be written over an operand. With `--peers` the model is
+compiled, too, and what a call takes for activations is measured, its own and the peers' (`benchmarks.activations`). Rows go to
+`benchmarks/results/arena.json` and the page beside it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from tests.models.vision import images
+from tests.models.zoo import ZOO
+
+import dlc
+from benchmarks.activations import ENVIRONMENT
+from benchmarks.artifacts import default_work, onnx_file
 from dlc.arena_plan import buffer_bytes, heirs_of, plan_arena
 from dlc.codegen.host import HostKernel
 from dlc.codegen.lower import lower_kernel
@@ -21,7 +37,6 @@ from dlc.importing import import_any
 from dlc.ir.program import Program
 from dlc.passes.assume_bounds import assume_bounds
 from dlc.runtime import arena
-from tests.models.zoo import ZOO
 
 MODELS = {
     "bert_base": (1, 128),
@@ -39,24 +54,32 @@ MODELS = {
 }
 """Batch and length (pixels for pictures; 0 for the only one there is)."""
 
+PEERS = {"onnxruntime": "onnxruntime", "openvino": "openvino", "inductor": "torch"}
+"""Kinds of `benchmarks.activations`, and the distribution whose version counts."""
 
-def measure(name: str, seconds: float = 1.0) -> dict[str, Any]:
-    """Bytes of the arena of a model of the zoo."""
-    import torch
-    from tests.models.vision import images
+RESULTS = Path(__file__).parent / "results" / "arena.json"
 
-    entry = ZOO[name]
+
+def inputs_of(name: str) -> tuple[torch.Tensor, ...]:
+    """Inputs of the size in `MODELS`."""
     batch, length = MODELS[name]
+    entry = ZOO[name]
+    if entry.family == "vision":
+        return (images(batch, length, 0),)
+    return tuple(entry.inputs(batch, length or entry.lengths[0], 0))
+
+
+def measure(name: str, peers: Sequence[str] = (), seconds: float = 1.0) -> dict[str, Any]:
+    """Bytes of the arena of a model of the zoo, and of what calls of it and of peers take."""
+    inputs = inputs_of(name)
     with torch.no_grad():
-        model = entry.make()
-        pictures = entry.family == "vision"
-        inputs = (images(batch, length, 0),) if pictures else entry.inputs(batch, length or entry.lengths[0], 0)
+        model = ZOO[name].make()
         program = run_passes(assume_bounds(import_any(model, inputs, None, None, None, name).program))
     plan = plan_arena(program, seconds)
     in_place = plan_arena(program, seconds, heirs_of(program, tiles(program)))
     buffers = plan.memory.buffers
     sizes = buffer_bytes(plan.memory, plan.symbols)
-    return {
+    found = {
         "model": name,
         "buffers": len(buffers),
         "sum": sum(sizes),
@@ -68,6 +91,7 @@ def measure(name: str, seconds: float = 1.0) -> dict[str, Any]:
         "in_place_buffers": len(in_place.memory.buffers),
         "seconds": round(plan.seconds, 4),
     }
+    return found | ({"touched": touched(name, model, inputs, peers)} if peers else {})
 
 
 def tiles(program: Program) -> dict[str, HostKernel]:
@@ -77,11 +101,73 @@ def tiles(program: Program) -> dict[str, HostKernel]:
     return {name: HostKernel(name, low.tile, low.work_per_task) for name, low in lowered.items()}
 
 
+def touched(name: str, model: torch.nn.Module, inputs: Sequence[torch.Tensor], peers: Sequence[str]) -> dict[str, Any]:
+    """By contender the bytes that a call touches, or why it has none; versions of the peers."""
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="dlc-arena-") as temporary:
+        folder = Path(temporary)
+        np.savez(folder / "inputs.npz", **{str(i): t.numpy() for i, t in enumerate(inputs)})
+        with torch.no_grad():
+            dlc.compile(model, tuple(inputs), threads=1).save(folder / "model.dlc")
+        files = {"dlc": (folder / "model.dlc", ""), "inductor": (Path("-"), "")}
+        for kind in ("dlc", *peers):
+            path, absent = files.get(kind) or onnx_file(name, default_work())
+            found[kind] = absent or one(kind, name, path, folder / "inputs.npz")
+            print(f"{name}: {kind} {found[kind]}", flush=True)
+    return found | {"versions": {kind: metadata.version(PEERS[kind]) for kind in peers}}
+
+
+def one(kind: str, name: str, path: Path, inputs: Path) -> int | str:
+    """A contender's bytes, measured in a process of its own, or its last words."""
+    cache = str(default_work() / "inductor")
+    environment = {**os.environ, **ENVIRONMENT, "DLC_INPUTS": str(inputs), "TORCHINDUCTOR_CACHE_DIR": cache}
+    command = [sys.executable, "-m", "benchmarks.activations", kind, name, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        return done.stderr.strip().splitlines()[-1][:300]
+    return int(done.stdout.strip().splitlines()[-1])
+
+
+def page(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown: the plans, and what calls take."""
+    lines = ["# The arena, in bytes", "", "`python -m benchmarks.arena --peers onnxruntime,openvino,inductor`; one thread, f32.", ""]
+    lines += ["| model | buffers | sum | greedy | packed | in place | in place over packed | alive, in place |"]
+    lines += ["|---|--:|--:|--:|--:|--:|--:|--:|"]
+    for r in rows:
+        cells = (r["buffers"], r["sum"], r["greedy"], r["packed"], r["in_place"])
+        share = f"{r['in_place'] / r['packed']:.3f}"
+        lines.append(f"| {r['model']} | {' | '.join(f'{c:,}' for c in cells)} | {share} | {r['in_place_bound']:,} |")
+    measured = [r for r in rows if "touched" in r]
+    if measured:
+        kinds = ("dlc", *PEERS)
+        lines += ["", "Measured, per call (`benchmarks/activations.py` says how):", ""]
+        lines += [f"| model | {' | '.join(kinds)} |", "|---|" + "--:|" * len(kinds)]
+        for r in measured:
+            values = [r["touched"].get(kind, "") for kind in kinds]
+            lines.append(f"| {r['model']} | {' | '.join(f'{v:,}' if isinstance(v, int) else v for v in values)} |")
+        versions = measured[0]["touched"]["versions"]
+        lines += ["", ", ".join(f"{kind} {version}" for kind, version in versions.items()) + "."]
+    return "\n".join(lines) + "\n"
+
+
+def keep(row: dict[str, Any]) -> None:
+    """The row among the others, in the order of `MODELS`, and the page anew; what was measured before stays if it was not now."""
+    known = {r["model"]: r for r in json.loads(RESULTS.read_text())} if RESULTS.exists() else {}
+    known[row["model"]] = {**{k: v for k, v in known.get(row["model"], {}).items() if k == "touched"}, **row}
+    rows = [known[name] for name in MODELS if name in known]
+    RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+    RESULTS.with_suffix(".md").write_text(page(rows))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.arena")
     parser.add_argument("names", nargs="*", default=list(MODELS))
-    for name in parser.parse_args(argv).names:
-        print(measure(name), flush=True)
+    parser.add_argument("--peers", default="", help=f"of {', '.join(PEERS)}")
+    options = parser.parse_args(argv)
+    for name in options.names:
+        row = measure(name, [p for p in options.peers.split(",") if p])
+        print(row, flush=True)
+        keep(row)
     return 0
 
 

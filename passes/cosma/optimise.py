@@ -23,6 +23,10 @@ from dlc.passes.cosma.simulate import Replay, simulate
 from dlc.passes.packing import pack_least
 
 
+RECTANGLES_PER_SECOND = 300
+"""Uses of tensors in a model with addresses, above which it finds nothing: to write it down alone takes as long."""
+
+
 class BudgetTooSmall(DlcError):
     """Fast memory that one operator's inputs and outputs do not fit in."""
 
@@ -145,7 +149,9 @@ class _LeastTraffic:
                     self.keep(plan)
 
     def with_addresses(self) -> None:
-        """Order or not, residency and addresses in one model."""
+        """Order or not, residency and addresses in one model, unless it is too large to be of use in the time left."""
+        if sum(len(t.uses) for t in self.graph.tensors) > RECTANGLES_PER_SECOND * self.left():
+            return
         cheapest = self.found[0][1] if self.found else None
         for order in dict.fromkeys((cheapest, None)):
             if time.monotonic() > self.deadline:
@@ -167,6 +173,7 @@ class _LeastTraffic:
     def schedule(self, method: str) -> Schedule:
         if self.best is None:
             self.keep(lone_operators(self.tables, frugal_order(self.tables)))
+            method = "one operator at a time"
         assert self.best is not None
         value, plan = self.best
         replay = simulate(self.graph, plan, self.budget)
