@@ -22,7 +22,6 @@ from dlc.passes.cosma.search import Rest, search
 from dlc.passes.cosma.simulate import Replay, simulate
 from dlc.passes.packing import pack_least
 
-
 RECTANGLES_PER_SECOND = 300
 """Uses of tensors in a model with addresses, above which it finds nothing: to write it down alone takes as long."""
 

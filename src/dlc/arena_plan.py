@@ -305,10 +305,13 @@ def _facts(program: Program, memory: MemoryPlan) -> dict[str, Symbol]:
 def memory_report(plan: ArenaPlan) -> dict[str, Any]:
     """The arena as `Dump.json` wants it."""
     sizes = buffer_bytes(plan.memory, plan.symbols)
-    listed = [
-        {"name": b.name, "bytes": size, "offset": b.offset, "first": b.first, "last": b.last}
+    listed: list[dict[str, Any]] = [
+        {"name": b.name, "bytes": size, "offset": b.offset, "first": b.first, "last": b.last, "in_place": []}
         for b, size in zip(plan.memory.buffers, sizes, strict=True)
     ]
+    for name, place in plan.memory.places.items():
+        if isinstance(place, AtBuffer) and name != listed[place.index]["name"]:
+            listed[place.index]["in_place"].append(name)  # written over what the buffer is named after
     return {
         "arena_bytes": plan.height,
         "spill_bytes": plan.spill_bytes,
