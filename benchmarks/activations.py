@@ -63,7 +63,13 @@ def of_dlc(path: str, inputs: list[Array]) -> int:
     results = results if isinstance(results, tuple) else (results,)
     size = sum(np.asarray(r).nbytes for r in results)
     del results
-    return touched(exe._slabs._idle.clear, lambda: exe(*inputs)) - size
+
+
+    def release() -> None:
+        exe._slabs._idle.clear()
+        exe._lent._idle.clear()  # of results that were given back
+
+    return touched(release, lambda: exe(*inputs)) - size
 
 
 def of_onnxruntime(path: str, inputs: list[Array]) -> int:

@@ -10,6 +10,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from benchmarks.activations import most_alive
+from benchmarks.arena import page as arena_page
 from benchmarks.kernel_models import compiled, inputs, module, onnx_model
 from benchmarks.kernel_shapes import Kernel, families
 from benchmarks.kernels import keep as keep_kernel
@@ -201,3 +203,18 @@ def kernel_result(name: str, ratio: float, commit: str) -> dict[str, Any]:
     limits = {"fma": 230.0, "read": 30.0, "copy": 40.0}
     more = {"family": "chain-given", "threads": 2, "rounds": 5, "revision": commit, "limits": limits, "slow_looks": 0}
     return facts | more | {"kernels": [kernel]}
+
+
+def test_the_most_that_is_alive_at_once() -> None:
+    """Results and what was there before the call do not count; an address may be used twice."""
+    events = [(1, 8, -64), (2, 16, 100), (3, 32, 50), (4, 16, -100), (5, 16, 70), (6, 48, 20), (7, 48, -20)]
+    listed = [{"ts": t, "args": {"Addr": address, "Bytes": size}} for t, address, size in reversed(events)]
+    assert most_alive(listed, set()) == 150 and most_alive(listed, {16}) == 150 and most_alive(listed, {32}) == 100
+
+
+def test_page_of_the_arena() -> None:
+    row = {"model": "m", "buffers": 3, "sum": 4000, "greedy": 2000, "packed": 1000, "in_place": 750, "in_place_bound": 750}
+    touched = {"dlc": 800, "onnxruntime": "torch.onnx.export: no", "openvino": 1234567, "versions": {"openvino": "1"}}
+    text = arena_page([row, row | {"touched": touched}])
+    assert "| m | 3 | 4,000 | 2,000 | 1,000 | 750 | 0.750 | 750 |" in text
+    assert "| m | 800 | torch.onnx.export: no | 1,234,567 |  |" in text and text.endswith("openvino 1.\n")
