@@ -64,7 +64,6 @@ def of_dlc(path: str, inputs: list[Array]) -> int:
     size = sum(np.asarray(r).nbytes for r in results)
     del results
 
-
     def release() -> None:
         exe._slabs._idle.clear()
         exe._lent._idle.clear()  # of results that were given back
