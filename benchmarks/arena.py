@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from tests.models.vision import images
 from tests.models.zoo import ZOO
@@ -111,10 +112,26 @@ def touched(name: str, model: torch.nn.Module, inputs: Sequence[torch.Tensor], p
             dlc.compile(model, tuple(inputs), threads=1).save(folder / "model.dlc")
         files = {"dlc": (folder / "model.dlc", ""), "inductor": (Path("-"), "")}
         for kind in ("dlc", *peers):
-            path, absent = files.get(kind) or onnx_file(name, default_work())
+            path, absent = files.get(kind) or peers_file(name, model, inputs)
             found[kind] = absent or one(kind, name, path, folder / "inputs.npz")
             print(f"{name}: {kind} {found[kind]}", flush=True)
     return found | {"versions": {kind: metadata.version(PEERS[kind]) for kind in peers}}
+
+
+def peers_file(name: str, model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> tuple[Path, str]:
+    """The model as ONNX: the file of the suite, or, where that is for other sizes than these, one for these."""
+    path, absent = onnx_file(name, default_work())
+    if absent:
+        return path, absent
+    given = onnx.load(path, load_external_data=False).graph.input
+    sizes = [[d.dim_value for d in i.type.tensor_type.shape.dim] for i in given]
+    if all(size in (0, n) for known, t in zip(sizes, inputs, strict=True) for size, n in zip(known, t.shape, strict=True)):
+        return path, ""
+    own = path.with_name(f"model-{'x'.join(map(str, MODELS[name]))}.onnx")
+    if not own.exists():
+        with torch.no_grad():
+            torch.onnx.export(model, tuple(inputs), own, dynamo=True, external_data=True, verbose=False)
+    return own, ""
 
 
 def one(kind: str, name: str, path: Path, inputs: Path) -> int | str:
