@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from dlc import compiler
+from dlc.arena_plan import OverMemoryBudget
 from dlc.codegen.target import BASELINE
 from dlc.compiler import compile_program
 from dlc.ir.interpret import run_program
@@ -139,14 +140,25 @@ def fixed(text: str, n: int) -> str:
 class LongWriter(Writer):
     """Mostly launches in the program's own body, where kernels may write in place, with control between them."""
 
+    kinds = ("mix", "mix", "mix", "both", "if", "for")
+
     def body(self, names: list[str], depth: int, size: int, indent: str) -> list[str]:
         if indent != "  ":
             return super().body(names, min(depth, 1), 2, indent)
         names = list(names)
         for _ in range(12):
-            kind = self.random.choice(["mix", "mix", "mix", "both", "if", "for"])
+            kind = self.random.choice(self.kinds)
             getattr(self, "write_" + kind)(names, 1, indent)
         return names
+
+
+class WideWriter(LongWriter):
+    """Hardly any control, so that tensors can leave, and operands from far back."""
+
+    kinds = ("mix", "mix", "mix", "both", "both", "if") * 2 + ("mix", "both") * 3
+
+    def pick(self, names: list[str], count: int = 1) -> list[str]:
+        return [self.random.choice(names[-9:]) for _ in range(count)]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -167,3 +179,28 @@ def test_random_control_in_place(seed: int, everything: bool, monkeypatch: pytes
             for a, b in zip(got, want, strict=True):
                 np.testing.assert_array_equal(a, b, str(program))
     assert fewer >= 3
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_random_control_within_a_budget(seed: int, everything: bool) -> None:
+    """With half the arena, or the least that can be kept, tensors leave, come back or stay outside, kernels write in place; results are equal."""
+    moved = 0
+    for number in range(seed, 100 if everything else 6, 2):
+        program = parse_program(fixed(WideWriter(number).program(), 9))
+        free = compile_program(program, BASELINE)
+        rng = np.random.default_rng(number)
+        inputs = [rng.standard_normal(9).astype("f4"), rng.standard_normal(9).astype("f4"), np.int64(3)]
+        want = free(*inputs)
+        budget = max(plan.arena_bytes for plan in free._plans.values()) // 2
+        try:
+            tight = compile_program(program, BASELINE, memory_budget=budget)
+        except OverMemoryBudget as refused:
+            budget = refused.fields["least"]
+            tight = compile_program(program, BASELINE, memory_budget=budget)
+        got = tight(*inputs)
+        pairs = zip(got, want, strict=True) if isinstance(got, tuple) else [(got, want)]
+        for a, b in pairs:
+            np.testing.assert_array_equal(a, b, str(program))
+        assert max(plan.arena_bytes for plan in tight._plans.values()) <= budget
+        moved += tight.manifest["spill_bytes"]
+    assert moved
