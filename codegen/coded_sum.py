@@ -27,7 +27,7 @@ from dlc.codegen.nest import PointStep, in_tiles
 from dlc.codegen.point import Emitter, Slot, Space
 from dlc.codegen.sweep import accumulate, identities, keep
 from dlc.codegen.tile import IndexCond, TileType
-from dlc.ir.coded_sums import TERMS, CodedSum, coded_sum
+from dlc.ir.coded_sums import TALL, TERMS, CodedSum, coded_sum
 from dlc.ir.codes import coded
 from dlc.ir.dtype import BF16, F32, F64, I8, I32, U8, DType
 from dlc.ir.einsum import Einsum, Rank, einsum
@@ -226,7 +226,8 @@ class CodedLowering:
         """
         sums = self.vectors * (2 if self.fold is not None and self.target.vector_registers < 32 else 1)
         spare = 2 * self.vectors + 3 if self.kind == I8 else self.vectors + 4
-        return max(1, min(8, (self.target.vector_registers - spare) // sums))
+        most = TALL if self.vectors == 1 else 8
+        return max(1, min(most, (self.target.vector_registers - spare) // sums))
 
     def _many(self) -> int:
         """Rows of a tile that reads a panel unpacked."""
@@ -445,7 +446,7 @@ class CodedLowering:
         if self.kind == I8:
             return b.dot(U8, I8, b.view(operand, I32), b.view(self._rows(em, space, at, TERMS), I32), total)
         if self.kind == BF16:
-            return b.dot(BF16, BF16, b.view(self._rows(em, space, at, 2), I32), operand, total)
+            return b.dot(BF16, BF16, operand, b.view(self._rows(em, space, at, 2), I32), total)  # a broadcast is the second's
         return b.op("fma", self._rows(em, space, at, 1), operand, total)
 
     def _rows(self, em: Emitter, space: Space, at: IntExpr, count: int) -> str:

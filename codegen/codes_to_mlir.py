@@ -3,7 +3,7 @@
     unpack   vpermb spreads the bytes of 8 codes over a quadword, vpmultishiftqb moves each code to its byte (AVX512-VBMI); else
              each code's two bytes are shuffled into a 16-bit lane, where a product moves the code to the top, even and odd
              codes apart
-    zip      a permutation of two registers' bytes, as LLVM finds it (vpermt2b; vpunpck and shuffles elsewhere)
+    zip      every other byte of one register between those of another: a shift and masks (vpternlogd)
     lookup   vpermb for 64 bytes, vpermi2b for 128 (VBMI), else pshufb for 16; vpermps for 16 f32 (AVX-512) or 8 (AVX2); a larger
              table is halved by a bit of the index, down to single elements where nothing looks up
 
@@ -65,11 +65,16 @@ def _shifted_pairs(e: Emitter, bits: int, lanes: int, packed: str) -> str:
 
 
 def emit_zip(e: Emitter, lanes: int, half: int, low: str, high: str) -> str:
-    """Words of two bytes each of two registers of `lanes` words: those of the first or second half of every word."""
-    t, words = vector_type("i8", 4 * lanes), vector_type("i32", lanes)
-    picks = [n for lane in range(lanes) for k in (0, 1) for n in (4 * lane + 2 * half + k, 4 * (lanes + lane) + 2 * half + k)]
-    mixed = e.v(f"vector.shuffle {low}, {high} {picks} : {t}, {t}")
-    return e.v(f"llvm.bitcast {mixed} : {t} to {words}")
+    """Words of two bytes each of two registers of `lanes` words: the bytes `half` and `half + 2` of every word."""
+    words = vector_type("i32", lanes)
+    low, high = (e.v(f"llvm.bitcast {x} : {vector_type('i8', 4 * lanes)} to {words}") for x in (low, high))
+    if half == 0:
+        high = e.v(f"arith.shli {high}, {e.const(8, 'i32', lanes)} : {words}")
+    else:
+        low = e.v(f"arith.shrui {low}, {e.const(8, 'i32', lanes)} : {words}")
+    low = e.v(f"arith.andi {low}, {e.const(0x00FF00FF, 'i32', lanes)} : {words}")
+    high = e.v(f"arith.andi {high}, {e.const(0xFF00FF00 - (1 << 32), 'i32', lanes)} : {words}")
+    return e.v(f"arith.ori {low}, {high} : {words}")
 
 
 def emit_lookup(e: Emitter, dtype: DType, table: Sequence[float | int], lanes: int, index: str) -> str:

@@ -283,9 +283,10 @@ class Lookup:
 
 @dataclass(frozen=True, slots=True)
 class Zip:
-    """dst = i32 words of two bytes of `low` and two of `high` in turn: bytes `2 * half` and `2 * half + 1` of their words.
+    """dst = i32 words of two bytes of `low` and two of `high` in turn: bytes `half` and `half + 2` of their words.
 
-    Two registers with the low and high bytes of 16-bit numbers, four in a word of each, are pairs of these numbers after it.
+    Two registers with the low and high bytes of 16-bit numbers, four in a word of each, are pairs of these numbers after it;
+    every other byte, not neighbours, as that is a shift and a mask.
     """
 
     dst: str

@@ -152,8 +152,7 @@ class Machine:
         self.keep(s.dst, s.dtype, table[self.tiles[s.src].astype(np.int64) % len(table)])
 
     def _zip(self, s: tile.Zip) -> None:
-        first = 2 * s.half
-        low, high = (x.reshape(*x.shape[:-1], -1, 4)[..., first : first + 2] for x in (self.tiles[s.low], self.tiles[s.high]))
+        low, high = (x.reshape(*x.shape[:-1], -1, 4)[..., s.half :: 2] for x in (self.tiles[s.low], self.tiles[s.high]))
         mixed = np.ascontiguousarray(np.stack([low, high], axis=-1).reshape(*low.shape[:-1], 4))
         self.keep(s.dst, I32, mixed.view(np.int32)[..., 0])
 

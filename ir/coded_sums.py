@@ -4,7 +4,9 @@
 
 W is a constant of a type of a few bits whose dimensions are panels of columns, groups of terms, steps, columns of a panel, the four
 terms of a 32-bit word, and the words that share their bytes. Its codes lie in that order without gaps (`dlc.ir.packing`), which
-is the order in which a register tile takes them up. The relayout that makes W is `dlc.passes.coded_products`.
+is the order in which a register tile takes them up. Beside bf16 rows the second and third term of a word change places
+(`part_of`): every other byte makes a pair of bf16 numbers, and these are then of neighbouring terms. The relayout that makes W is
+`dlc.passes.coded_products`.
 
 Source: the weight layout of Tilus (arXiv 2504.12984), section 7.
 """
@@ -17,11 +19,13 @@ from dataclasses import dataclass
 from dlc.ir.dtype import BF16, F32, I8, I32, U8, DType
 from dlc.ir.einsum import Einsum, TensorType
 from dlc.ir.expr import Access, Apply, Expr, accesses
-from dlc.ir.extent import IntExpr, variables
+from dlc.ir.extent import IntExpr, int_expr, substitute, var, variables
 from dlc.ir.products import plain_access
 
 TERMS = 4
 """Terms of a sum whose bytes share a 32-bit word."""
+TALL = 20
+"""Rows whose sums fit 32 registers beside what one register of columns is decoded into."""
 READ_PAST = 128
 """Bytes that follow packed codes in memory: as many as the widest register, that of a warp's 32 threads."""
 _RANK = 6
@@ -86,7 +90,16 @@ def _coded(step: Einsum, rows: Expr, weights: Expr, types: Mapping[str, TensorTy
     together = types[codes.tensor].shape[-1].const
     if (zero is not None and name in zero.variables) or column in row.variables or together is None:
         return None
+    dtype = types[row.tensor].dtype
+    if any(substitute(codes.index[4], {name: int_expr(t)}) != substitute(part_of(var("t"), dtype), {"t": int_expr(t)}) for t in range(2 * TERMS)):
+        return None
     return CodedSum(rows, codes, value, zero, column, name, together) if _pair(step.dtype, types[row.tensor].dtype) else None
+
+
+def part_of(term: IntExpr, rows: DType) -> IntExpr:
+    """Where a term's code lies in its word of `TERMS` codes beside rows of a type; the same says which term a part is."""
+    inside = term % TERMS
+    return inside % 2 * 2 + inside // 2 if rows == BF16 else inside
 
 
 def _number_and_zero(e: Expr, codes: Access) -> tuple[Expr, Expr | None]:
@@ -130,4 +143,4 @@ def memory_of(of: TensorType) -> tuple[DType, IntExpr]:
     return U8, (of.stored * of.dtype.bits + 7) // 8 + READ_PAST
 
 
-__all__ = ["TERMS", "CodedSum", "coded_sum", "is_packed", "memory_of"]
+__all__ = ["READ_PAST", "TALL", "TERMS", "CodedSum", "coded_sum", "is_packed", "memory_of", "part_of"]

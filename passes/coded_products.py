@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dlc.ir.coded_sums import TERMS
+from dlc.ir.coded_sums import TALL, TERMS, part_of
 from dlc.ir.codes import coded, codes_of, decode
 from dlc.ir.dtype import BF16, F16, F32, I8, I16, I32, U8, UNSIGNED, DType
 from dlc.ir.einsum import Einsum, Rank, Reduce, TensorType, einsum
@@ -28,7 +28,7 @@ from dlc.ir.expr import (
     map_indices,
     transform,
 )
-from dlc.ir.extent import IntExpr, int_expr, minimum, split_linear, substitute, var
+from dlc.ir.extent import IntExpr, evaluate, int_expr, minimum, split_linear, substitute, var
 from dlc.ir.facts import Facts
 from dlc.ir.products import plain_access
 from dlc.ir.program import Param, Program, Region, Stmt, fresh_name, tensor_types
@@ -298,14 +298,19 @@ class _Product:
         self.group = Rank(fresh_name("g", used), int_expr(self.groups))
         self.inner = Rank(fresh_name("j", used | {self.group.name}), int_expr(inner))
         self.at = (var(self.group.name) if self.groups > 1 else int_expr(0)) * self.size + var(self.inner.name)
-        few = all(r.extent.const is not None for r in self.row_ranks()) and self.row_count() <= 2
         lanes = self.pass_.options.lanes
-        registers = (4 if few else 2) if self.pass_.options.registers >= 32 else 2
-        self.width = lanes * min(registers, -(-(self.column.extent.const or 0) // lanes))
+        self.width = lanes * min(self.panel_registers(), -(-(self.column.extent.const or 0) // lanes))
         self.facts = Facts(
             {**self.step.extents, self.group.name: self.group.extent, self.inner.name: int_expr(min(self.size, inner))},
             self.pass_.program.facts,
         )
+
+    def panel_registers(self) -> int:
+        """Registers of columns: as many as leave room for the sums of all rows, so that one tile takes the codes apart."""
+        if self.pass_.options.registers < 32 or any(r.extent.const is None for r in self.row_ranks()):
+            return 2
+        rows = self.row_count()
+        return 4 if rows <= 2 else 1 if 8 < rows <= TALL else 2
 
     def row_ranks(self) -> list[Rank]:
         return [r for r in self.step.ranks if r.name in self.rows.variables]
@@ -335,12 +340,16 @@ class _Product:
 
     def row_operand(self) -> Expr:
         """The activations, each group filled up with zeros where groups do not come out even."""
+        assert self.kind is not None
         plain = plain_access(self.rows)
+        source = self.rows.arg if self.kind == I8 and isinstance(self.rows, Cast) else self.rows
         if self.aligned and plain is not None:
             return Access(plain.tensor, tuple(substitute(i, {self.term.name: self.at}) for i in plain.index))
+        if self.inner.extent.const == self.size and self.most().const == self.term.extent.const:  # rows in one piece
+            held = source if self.dtype(source) == self.kind else Cast(self.kind, source)
+            whole = self.emit("rows", (*self.row_ranks(), self.term), held, self.kind)
+            return Access(whole.tensor, tuple(substitute(i, {self.term.name: self.at}) for i in whole.index))
         ranks = (*self.row_ranks(), *((self.group,) if self.groups > 1 else ()), self.inner)
-        source = self.rows.arg if self.kind == I8 and isinstance(self.rows, Cast) else self.rows
-        assert self.kind is not None
         inside = source.substitute({self.term.name: minimum(self.at, self.term.extent - 1)})
         bounds = ((var(self.inner.name), int_expr(self.size), self.inner.extent), (self.at, self.term.extent, self.most()))
         guards = [apply("lt", Index(e), Index(n)) for e, n, most in bounds if (most - n).const != 0]
@@ -366,6 +375,7 @@ class _Product:
 
     def packed(self) -> Access:
         """The element of the packed constant."""
+        assert self.kind is not None
         tensor, dtype = self.weights.codes.tensor, self.code_type()
         step_terms = TERMS * self.together
         columns, extent = self.column.extent.const or 0, self.inner.extent.const or 0
@@ -381,12 +391,16 @@ class _Product:
         terms = self.term.extent.const or 0
         limits = [(column, columns, panels * self.width), (inner, self.size, extent), (term, terms, self.groups * extent)]
         guards = [(e, n) for e, n, most in limits if n < most]
-        name = self.pass_.constant(
-            f"{tensor}_packed", (tensor, dtype, source, tuple(ranks), tuple(guards)), dtype, ranks,
-            lambda: relayout(self.recoded(), source, ranks, guards),
-        )  # fmt: skip
+        parts = tuple(evaluate(part_of(int_expr(p), self.kind), {}) for p in range(TERMS))
+
+        def make() -> np.ndarray[Any, Any]:
+            made = relayout(self.recoded(), source, ranks, guards)
+            return made if parts == tuple(range(TERMS)) else made[:, :, :, :, parts]
+
+        key = (tensor, dtype, source, tuple(ranks), tuple(guards), parts)
+        name = self.pass_.constant(f"{tensor}_packed", key, dtype, ranks, make)
         n, j, g = var(self.column.name), var(self.inner.name), var(self.group.name) if self.groups > 1 else int_expr(0)
-        index = (n // self.width, g, j // step_terms, n % self.width, j % TERMS, j // TERMS % self.together)
+        index = (n // self.width, g, j // step_terms, n % self.width, part_of(j, self.kind), j // TERMS % self.together)
         facts = Facts({self.inner.name: self.inner.extent, self.column.name: self.column.extent})
         return Access(name, tuple(facts.simplify(i) for i in index))
 

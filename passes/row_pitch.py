@@ -13,11 +13,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from dlc.ir.einsum import Einsum, TensorType
-from dlc.ir.expr import Access, Expr
+from dlc.ir.expr import Access, Apply, Expr
 from dlc.ir.extent import IntExpr, int_expr, split_linear
 from dlc.ir.facts import Facts, SymbolFact
 from dlc.ir.products import plain_access
-from dlc.passes.contractions import contraction_factors
 
 LINE_BYTES = 64
 SET_BYTES = 4096
@@ -45,9 +44,10 @@ def _collides(kind: TensorType, reader: Einsum, found: list[Access], symbols: Ma
     """Whether the reader takes more lines of one set at once than it holds."""
     facts = Facts(reader.extents, symbols)
     places = {a: facts.simplify(_offset(kind, a)) for a in found}
-    factors = contraction_factors(reader)
-    if factors is not None:
-        return any(_rows_collide(kind, reader, a, factors, places[a]) for a in places)
+    if reader.reduce is not None and reader.reduce.op == "sum" and reader.where is None and len(reader.exprs) == 1:
+        match reader.expr:
+            case Apply("mul", (left, right)):
+                return any(_rows_collide(kind, reader, a, (left, right), places[a]) for a in places)
     return _planes_collide(kind, reader, list(places.values()))
 
 

@@ -28,10 +28,16 @@ def sums_bytes(step: Einsum, types: Mapping[str, TensorType]) -> bool:
 
 def _stored(e: Expr, types: Mapping[str, TensorType]) -> DType | None:
     """Type in memory of what a factor reads, or would read if it were rounded first."""
-    if isinstance(e, Cast) and e.dtype == BF16:
+    if _rounding(e) is not None:
         return BF16
     inner = e.arg if isinstance(e, Cast) else e
     return types[inner.tensor].dtype if isinstance(inner, Access) and inner.tensor in types else None
+
+
+def _rounding(e: Expr) -> Cast | None:
+    """The cast to bf16 that a factor is, or of which it takes the number as f32."""
+    inner = e.arg if isinstance(e, Cast) and e.dtype == F32 and isinstance(e.arg, Cast) else e
+    return inner if isinstance(inner, Cast) and inner.dtype == BF16 else None
 
 
 def words_of(step: Einsum, factors: tuple[Expr, Expr], types: Mapping[str, TensorType]) -> int:
@@ -112,16 +118,19 @@ def _to_be_packed(prep: Preparation, step: Einsum, rows: Expr, cols: Expr, colum
 
 def _rounded(prep: Preparation, step: Einsum, rows: Expr) -> tuple[Expr, list[Step]]:
     """Wider numbers that are to be rounded to bf16 first are so in a tensor of their own."""
-    if not isinstance(rows, Cast) or rows.dtype != BF16:
+    rounding = _rounding(rows)
+    if rounding is None:
         return rows, []
-    wide = rows.arg
+    wide = rounding.arg
     if not isinstance(wide, Access) or wide.default is not None:
-        return prep.by_ranks(step, rows, "rows")
-    ranks = tuple(Rank(f"d{n}", e) for n, e in enumerate(prep.types[wide.tensor].shape))
-    whole = Cast(BF16, Access(wide.tensor, tuple(var(r.name) for r in ranks)), rows.mode)
-    made = einsum("", ranks, whole, BF16, loc=step.loc)
-    made = replace(made, outs=(prep.fresh(f"{wide.tensor}_bf16", made),))
-    return Access(made.out, wide.index), prep.step(made)
+        rounded, made = prep.by_ranks(step, rounding, "rows")
+    else:
+        ranks = tuple(Rank(f"d{n}", e) for n, e in enumerate(prep.types[wide.tensor].shape))
+        whole = Cast(BF16, Access(wide.tensor, tuple(var(r.name) for r in ranks)), rounding.mode)
+        copy = einsum("", ranks, whole, BF16, loc=step.loc)
+        copy = replace(copy, outs=(prep.fresh(f"{wide.tensor}_bf16", copy),))
+        rounded, made = Access(copy.out, wide.index), prep.step(copy)
+    return (rounded if rounding is rows else Cast(F32, rounded)), made
 
 
 def _filled(prep: Preparation, step: Einsum, rows: Expr, size: int) -> tuple[Einsum, Expr]:
