@@ -15,6 +15,7 @@ Source: Tilus (arXiv 2504.12984), section 7: weights in the order of the registe
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from dlc.codegen.nest import PointStep, in_tiles
 from dlc.codegen.point import Emitter, Slot, Space
 from dlc.codegen.sweep import accumulate, identities, keep
 from dlc.codegen.tile import IndexCond, TileType
-from dlc.ir.coded_sums import TALL, TERMS, CodedSum, coded_sum
+from dlc.ir.coded_sums import READ_PAST, TALL, TERMS, CodedSum, coded_sum
 from dlc.ir.codes import coded
 from dlc.ir.dtype import BF16, F32, F64, I8, I32, U8, DType
 from dlc.ir.einsum import Einsum, Rank, einsum
@@ -431,14 +432,27 @@ class CodedLowering:
         unroll = max(1, _WORDS // words)
         if self.steps.const is not None and self.steps.const % unroll:
             unroll = next(u for u in range(unroll, 0, -1) if self.steps.const % u == 0)
-        with self.b.loop("word", 0, self.steps, carries=(total,), unroll=unroll) as loop:
-            inner, total = em.scoped(), loop.carries[0]
-            for turn, operands in enumerate(feed(inner, space, loop.index)):
+        first = feed(em.scoped(), space, int_expr(0)) if feed == self._taken and self._ahead(space) else []
+        with self.b.loop("word", 0, self.steps, carries=(total, *itertools.chain(*first)), unroll=unroll) as loop:
+            inner, (total, *held) = em.scoped(), loop.carries
+            taken = feed(inner, space, loop.index + 1 if first else loop.index)
+            size = len(taken[0])
+            for turn, operands in enumerate([held[n : n + size] for n in range(0, len(held), size)] if first else taken):
                 at = (loop.index * words + turn) * TERMS
                 for n, operand in enumerate(operands):
                     total = self._product(inner, space, at + n * (TERMS // len(operands)), operand, total)
-            loop.yields(total)
+            loop.yields(total, *(itertools.chain(*taken) if first else ()))
         return loop.results[0]
+
+    def _ahead(self, space: Space) -> bool:
+        """Whether codes are taken apart a step before they are multiplied: what takes several instructions one after the other
+        is then done while several rows' products of the step before are. The last step takes up what follows its group.
+        """
+        if space.slots[0].count < 4 or self.kind == F32 or self.steps.const == 1:
+            return False
+        past = (self.vectors - 1) * self.bytes.stride + TERMS * self.lanes
+        chained = self.table is not None or (self.bytes.together == 1 and self.bytes.bits < 8)
+        return chained and self.low.types[self.sum.codes.tensor].dtype.is_coded and past <= READ_PAST
 
     def _product(self, em: Emitter, space: Space, at: IntExpr, operand: str, total: str) -> str:
         """`total` plus the products of the terms from `at` on with what was decoded for them."""
@@ -536,7 +550,7 @@ class CodedLowering:
         bits = [int(x) >> 16 for x in np.asarray(self.numbers, np.float32).view(np.uint32)]
         half = len(bits) // 2
         nan = np.isnan(self.numbers)
-        signed = half > 1 and all(bits[c + half] == bits[c] ^ 0x8000 or (nan[c] and nan[c + half]) for c in range(half))
+        signed = len(bits) > self._most_bytes() and all(bits[c + half] == bits[c] ^ 0x8000 or (nan[c] and nan[c + half]) for c in range(half))
         table = bits[:half] if signed else bits
         low, high = (b.lookup(word, U8, tuple(x >> s & 255 for x in table)) for s in (0, 8))
         if signed:
@@ -544,6 +558,10 @@ class CodedLowering:
             moved = word if away == 0 else b.op("shl", word, b.const(U8, away))
             high = b.op("or", high, b.op("and", moved, b.const(U8, 128)))
         return low, high
+
+    def _most_bytes(self) -> int:
+        """Entries of a table of bytes that one permute looks up."""
+        return 64 if self.target.has("avx512vbmi") and self.lanes == 16 else 16
 
     def _joined(self, low: str, high: str, part: int) -> str:
         """f32 numbers of one byte of each word of the two halves."""

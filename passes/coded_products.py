@@ -470,7 +470,7 @@ class _Product:
             value = apply("sub", value, zero)
         total: Expr = self.partial_sum(apply("mul", held, value), F32)
         if zero is not None and self.kind == BF16:
-            total = apply("sub", total, apply("mul", zero, self.row_sum(rows, F32)))
+            total = apply("sub", total, self.zero_part(zero, rows, F32))
         return total, slope
 
     def value_of(self, codes: Access) -> Expr:
@@ -496,16 +496,22 @@ class _Product:
             if factor != 1:
                 total = apply("mul", total, const(factor, I32))
             if subtrahend is not None:
-                total = apply("sub", total, apply("mul", subtrahend, self.row_sum(rows, I32)))
+                total = apply("sub", total, self.zero_part(subtrahend, rows, I32))
             return Cast(F32, total), line.slope / factor
         shifted = _shifted(zero, line)
         assert shifted is not None
-        real = apply("mul", shifted, Cast(F32, self.row_sum(rows, I32)))
-        return apply("sub", Cast(F32, total), real), line.slope
+        return apply("sub", Cast(F32, total), self.zero_part(shifted, rows, F32)), line.slope
 
     def partial_sum(self, product: Expr, dtype: DType) -> Access:
         ranks = (*self.step.ranks, *((self.group,) if self.groups > 1 else ()))
         return self.emit("part", ranks, product, dtype, Reduce("sum", (self.inner,)))
+
+    def zero_part(self, zero: Expr, rows: Expr, dtype: DType) -> Expr:
+        """The zero point times the sum of a group's activations; an integer for all columns is multiplied into each, exactly."""
+        if isinstance(zero, Const) and dtype == I32:
+            return self.row_sum(apply("mul", Cast(I32, rows), zero), I32)
+        total: Expr = self.row_sum(rows, I32 if self.kind == I8 else dtype)
+        return apply("mul", zero, total if self.dtype(total) == dtype else Cast(dtype, total))
 
     def row_sum(self, rows: Expr, dtype: DType) -> Access:
         """The sum of a group's activations."""
