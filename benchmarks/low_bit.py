@@ -1,4 +1,4 @@
-"""Weights of 1 to 8 bits beside plain ones, onnxruntime and a plain read: `python -m benchmarks.low_bit`.
+"""Weights of 1 to 8 bits beside plain ones, those of others and a plain read: `python -m benchmarks.low_bit`.
 
     python -m benchmarks.low_bit --prepare                  compile the layers, into the work folder
     python -m benchmarks.low_bit --shapes 4096x4096 --rows 1 --groups 128
@@ -14,8 +14,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,10 @@ import numpy as np
 
 import dlc
 from benchmarks.artifacts import compiler_digest, default_work
-from benchmarks.low_bit_layers import Layer, onnx_layers, program
+from benchmarks.low_bit_layers import Layer, Turn, program
+from benchmarks.low_bit_peers import peers
 from benchmarks.measure import revision
 from dlc.contest import machine
-from dlc.ir.dtype import DTYPES
 from dlc.memory_probe import MemoryProbe
 from dlc.runtime.executable import Executable
 
@@ -34,16 +33,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 RING_BYTES = 256 << 20
 INTEGERS = ("u8", "i7", "i6", "i5", "i4", "i3", "i2", "u1")
 FLOATS = ("f8e4m3", "f7e3m3", "f6e3m2", "f6e2m3", "f5e2m2", "f4e2m1", "f3e1m1")
-NBITS = (2, 4, 8)
 GAP_S = 0.1
-
-
-@dataclass(frozen=True)
-class Turn:
-    """`run` goes once through `count` layers."""
-
-    run: Callable[[], None]
-    count: int
 
 
 def layers(options: argparse.Namespace) -> list[list[Layer]]:
@@ -84,37 +74,18 @@ def ring(path: Path, layer: Layer, least: int) -> Turn:
         for one in copies:
             one(x, out=y)
 
-    return Turn(turn, count)
-
-
-def onnx_ring(layer: Layer, accuracy: int, least: int) -> Turn:
-    """One turn through a session of as many layers."""
-    import onnxruntime
-
-    count = max(2, -(-least // layer.weight_bytes))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 2
-    session = onnxruntime.InferenceSession(onnx_layers(layer, count, accuracy), options, providers=["CPUExecutionProvider"])
-    x = np.random.default_rng(1).standard_normal((layer.rows, layer.terms)).astype(np.float32)
-
-    def turn() -> None:
-        session.run(None, {"x": x})
-
-    return Turn(turn, count)
+    return Turn(turn, count, layer.weight_bytes)
 
 
 def measure(group: Sequence[Layer], options: argparse.Namespace) -> dict[str, Any]:
     """The layers of one shape, in turns; each round begins and ends with a look at the memory."""
     memory = MemoryProbe(2)
     contenders: dict[str, Turn] = {}
-    sizes: dict[str, int] = {}
     for layer in group:
         contenders[layer.name] = ring(artifact(layer, options.work), layer, options.ring)
-        bits = DTYPES[layer.weights].bits
-        sizes[layer.name] = sizes["onnxruntime " + layer.name] = layer.weight_bytes
-        if options.peers and bits in NBITS and layer.weights[0] in "ui" and layer.terms % layer.group == 0:
-            level = 4 if layer.activation == "i8" else 0
-            contenders["onnxruntime " + layer.name] = onnx_ring(layer, level, options.ring)
+        for name, make in peers(layer, options.ggml).items() if options.peers else ():
+            if options.only is None or name.startswith(tuple(options.only.split(","))):
+                contenders[name] = make(layer, options.ring)
     for turn in contenders.values():
         turn.run()
     times: dict[str, list[float]] = {name: [] for name in contenders}
@@ -126,12 +97,12 @@ def measure(group: Sequence[Layer], options: argparse.Namespace) -> dict[str, An
             spent = timed(turn, options.least_s)
             rate = (before + memory.look(1)[0]) / 2
             times[name].append(spent)
-            shares[name].append(sizes[name] / spent / 1e9 / rate)
+            shares[name].append(turn.bytes / spent / 1e9 / rate)
     rows = {
         name: {
             "us": round(1e6 * statistics.median(times[name]), 1),
             "least_us": round(1e6 * min(times[name]), 1),
-            "bytes": sizes[name],
+            "bytes": contenders[name].bytes,
             "of_read": round(statistics.median(shares[name]), 3),
         }
         for name in contenders
@@ -213,6 +184,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--rounds", type=int, default=5)
     made.add_argument("--least-s", type=float, default=0.05, help="seconds of a turn, at least")
     made.add_argument("--no-peers", dest="peers", action="store_false")
+    made.add_argument("--only", metavar="A,B", help="of the peers those whose names begin so: onnxruntime, openvino, torch, llama.cpp")
+    made.add_argument("--ggml", type=Path, metavar="FOLDER", help="where libggml-base.so and libggml-cpu.so are, for llama.cpp")
     made.add_argument("--prepare", action="store_true", help="compile only")
     made.add_argument("--keep", action="store_true", help="put the results among those of the repository")
     made.add_argument("--work", type=Path, default=default_work(), help="folder of compiled layers, kept")

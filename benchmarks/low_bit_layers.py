@@ -1,7 +1,8 @@
-"""Linear layers with weights in codes of a few bits, as programs of the IR, and the same weights for onnxruntime."""
+"""Linear layers with weights in codes of a few bits, as programs of the IR."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,15 @@ class Layer:
         plain = dtype in (F32, BF16)
         scales = 0 if plain else 2 * self.columns * -(-self.terms // self.group)
         return self.terms * self.columns * dtype.bits // 8 + scales
+
+
+@dataclass(frozen=True)
+class Turn:
+    """`run` goes once through `count` layers; `bytes` are those of one layer's weights and scales."""
+
+    run: Callable[[], object]
+    count: int
+    bytes: int
 
 
 def codes(rng: np.random.Generator, dtype: DType, shape: tuple[int, ...]) -> Array:
@@ -89,30 +99,4 @@ def program(layer: Layer, seed: int = 0) -> Program:
     return b.finish([b.contract("y", "mk,nk->mn", rows, w)])
 
 
-def onnx_layers(layer: Layer, count: int, accuracy: int) -> bytes:
-    """A model of `count` MatMulNBits of different weights, side by side on one input."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    bits, blocks = DTYPES[layer.weights].bits, layer.terms // layer.group
-    rng = np.random.default_rng(0)
-    nodes, weights = [], []
-    for i in range(count):
-        size = layer.group * bits // 8
-        packed = rng.integers(0, 256, (layer.columns, blocks, size), dtype=np.uint8)
-        scales = ((rng.random(layer.columns * blocks) + 0.5) / layer.terms**0.5 / 2**bits).astype(np.float32)
-        weights += [numpy_helper.from_array(packed, f"b{i}"), numpy_helper.from_array(scales, f"s{i}")]
-        nodes.append(
-            helper.make_node(
-                "MatMulNBits", ["x", f"b{i}", f"s{i}"], [f"y{i}"], domain="com.microsoft", K=layer.terms, N=layer.columns,
-                bits=bits, block_size=layer.group, accuracy_level=accuracy,
-            )
-        )  # fmt: skip
-    shapes = [helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, [layer.rows, layer.columns]) for i in range(count)]
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [layer.rows, layer.terms])
-    graph = helper.make_graph(nodes, "layers", [x], shapes, weights)
-    domains = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
-    model: bytes = helper.make_model(graph, opset_imports=domains, ir_version=9).SerializeToString()
-    return model
-
-
-__all__ = ["Layer", "codes", "onnx_layers", "program"]
+__all__ = ["Layer", "Turn", "codes", "program"]

@@ -448,7 +448,7 @@ class CodedLowering:
         """Whether codes are taken apart a step before they are multiplied: what takes several instructions one after the other
         is then done while several rows' products of the step before are. The last step takes up what follows its group.
         """
-        if space.slots[0].count < 4 or self.kind == F32 or self.steps.const == 1:
+        if space.slots[0].count < 4 or self.kind == F32 or self.steps.const == 1 or self.target.vector_registers < 32:
             return False
         past = (self.vectors - 1) * self.bytes.stride + TERMS * self.lanes
         chained = self.table is not None or (self.bytes.together == 1 and self.bytes.bits < 8)

@@ -306,11 +306,13 @@ class _Product:
         )
 
     def panel_registers(self) -> int:
-        """Registers of columns: as many as leave room for the sums of all rows, so that one tile takes the codes apart."""
+        """Registers of columns: as many as leave room for the sums of all rows, so that one tile takes the codes apart. Numbers
+        in f32 are multiplied long enough to be decoded before, and their rows lie as they were given.
+        """
         if self.pass_.options.registers < 32 or any(r.extent.const is None for r in self.row_ranks()):
             return 2
         rows = self.row_count()
-        return 4 if rows <= 2 else 1 if 8 < rows <= TALL else 2
+        return 4 if rows <= 2 else 1 if 8 < rows <= TALL and self.kind != F32 else 2
 
     def row_ranks(self) -> list[Rank]:
         return [r for r in self.step.ranks if r.name in self.rows.variables]

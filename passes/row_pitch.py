@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+from dlc.ir.coded_sums import TALL
 from dlc.ir.einsum import Einsum, TensorType
 from dlc.ir.expr import Access, Apply, Expr
 from dlc.ir.extent import IntExpr, int_expr, split_linear
@@ -57,9 +58,13 @@ def _rows_collide(kind: TensorType, reader: Einsum, a: Access, factors: tuple[Ex
     if a not in sides:
         return False
     other = factors[1 - sides.index(a)]
-    steps = [_step(place, r.name) for r in reader.ranks if r.name not in other.variables and r.extent.const != 1]
-    rows = [step for step in steps if step]
-    return bool(rows) and min(rows) * kind.dtype.bytes % SET_BYTES == 0
+    free = [r for r in reader.ranks if r.name not in other.variables and r.extent.const != 1]
+    rows = [(step, r.extent.const or 0) for r in free if (step := _step(place, r.name))]
+    if not rows:
+        return False
+    step, count = min(rows)
+    shared = SET_BYTES // 2 if 2 * WAYS <= count <= TALL else SET_BYTES  # two sets for as many rows are full as well
+    return step * kind.dtype.bytes % shared == 0
 
 
 def _planes_collide(kind: TensorType, reader: Einsum, places: list[IntExpr]) -> bool:

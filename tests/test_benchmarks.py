@@ -15,6 +15,8 @@ from benchmarks.arena import page as arena_page
 from benchmarks.kernel_models import compiled, inputs, module, onnx_model
 from benchmarks.kernel_shapes import Kernel, families
 from benchmarks.kernels import keep as keep_kernel
+from benchmarks.low_bit_layers import Layer
+from benchmarks.low_bit_peers import codes, onnx_ring, openvino_ring, peers, rows, scales
 from benchmarks.markdown import page
 from benchmarks.plots import draw, ratios_svg, roofline_svg
 from benchmarks.results import keep
@@ -218,3 +220,24 @@ def test_page_of_the_arena() -> None:
     text = arena_page([row, row | {"touched": touched}])
     assert "| m | 3 | 4,000 | 2,000 | 1,000 | 750 | 0.750 | 750 |" in text
     assert "| m | 800 | torch.onnx.export: no | 1,234,567 |  |" in text and text.endswith("openvino 1.\n")
+
+
+@pytest.mark.parametrize("peer", ["onnxruntime", "openvino"])
+def test_a_peer_of_low_bits_multiplies_with_its_weights(peer: str) -> None:
+    """The first layer of the ring against NumPy, to the error of activations in bytes; OpenVINO's codes are signed."""
+    layer = Layer("u4", 3, 256, 64, 32)
+    packed = codes(layer, 0)
+    numbers = np.stack([packed & 15, packed >> 4], -1).reshape(layer.columns, layer.terms).astype(np.int8)
+    numbers = numbers - 8 if peer == "onnxruntime" else numbers - 16 * (numbers > 7)
+    want = rows(layer) @ (numbers * np.repeat(scales(layer), layer.group, 1)).T
+    found: Any = (onnx_ring if peer == "onnxruntime" else openvino_ring)(layer, 1).run()
+    got = found[0] if peer == "onnxruntime" else next(iter(found.values()))
+    assert np.abs(got - want).max() < 0.02 * np.abs(want).max()
+
+
+def test_peers_of_low_bits_run() -> None:
+    for layer in (Layer("u8", 1, 256, 64, 32), Layer("i4", 2, 256, 64, 32)):
+        for make in peers(layer, None).values():
+            turn = make(layer, 1)
+            turn.run()
+            assert turn.count == 2 and turn.bytes >= layer.terms * layer.columns // 2
