@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +79,15 @@ def test_a_panel_in_parts(target: Target) -> None:
     run(Case("i3", "f32", None, 21, 2100, 70, 100, "f32", "u4"), target)
     run(Case("f6e3m2", "bf16", 19, 19, 4200, 33, 128), target)
     run(Case("u5", "i8", 40, 40, 4200, 33, 32), target)
+
+
+@pytest.mark.parametrize("rows", [4, 9, 16, 20, 21])
+@pytest.mark.parametrize("weights", ["i3", "u5", "i7", "f6e2m3", "f6e3m2", "f7e3m3", "f8e4m3", "f8e5m2", "f4e2m1"])
+def test_codes_taken_apart_a_step_ahead(weights: str, rows: int) -> None:
+    """One tile of all rows up to 20, the last step of each group reading past it; every column of the last panel exists."""
+    ran = run(Case(weights, "i8", rows, rows, 192, 64, 64), FULL, interpret=rows in (4, 16))
+    carried = [m.count("=") for t in ran.tiles for m in re.findall(r"for word_\d+ .* carry \((.*?)\)", t)]
+    assert rows > 20 or (len(carried) == 1 and carried[0] > 1), "what is multiplied was made before"
 
 
 def test_several_ranks_of_rows() -> None:

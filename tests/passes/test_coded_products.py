@@ -137,6 +137,29 @@ def test_the_stream_of_a_panel() -> None:
     assert not packed[1, :, :, 8:].any(), "columns that do not exist"
 
 
+def test_the_stream_beside_bf16() -> None:
+    """Every other byte of a word makes a pair: these are of neighbouring terms."""
+    after = changed(FLOATS.replace("x: f32", "x: bf16").replace("x[m, k] *", "cast<f32>(x[m, k]) *"))
+    (name,) = (c.name for c in after.consts if c.type.rank == 6)
+    stream = np.asarray(after.data[name]).view(np.uint8)[0, 1, 3, 7, :, 0]
+    codes = np.asarray(filled(FLOATS).data["C"]).view(np.uint8)[44:48, 7] ^ 4
+    assert stream.tolist() == codes[[0, 2, 1, 3]].tolist()
+
+
+@pytest.mark.parametrize(("dtype", "part"), [("f32", "j % 4"), ("bf16", "2*(j % 2) + j % 4 // 2")])
+def test_codes_in_another_order_are_no_stream(dtype: str, part: str) -> None:
+    """What reads them takes the order of terms for granted: it has to be the one of the rows' type."""
+    text = """program f(x: f32[3, 64]) -> (y) {
+      const c: u3[2, 1, 16, 32, 4, 1]
+      y[m:3, n:40]: f32 = sum(j:64) cast<f32>(x[m, j]) * cast<f32>(c[n // 32, 0, j // 4, n % 32, PART, 0])
+    }""".replace("x: f32", f"x: {dtype}")
+    for each, found in ((part, True), ("3 - j % 4", False), ("j % 4" if dtype == "bf16" else "2*(j % 2) + j % 4 // 2", False)):
+        program = parse_program(text.replace("PART", each))
+        (step,) = program.body.body
+        assert isinstance(step, Einsum)
+        assert (coded_sum(step, tensor_types(program)) is not None) == found, each
+
+
 def test_equal_matrices_are_packed_once() -> None:
     text = BYTES.replace("-> (y)", "-> (y, v)").replace("\n}", "\n  v[m:3, n:40]: f32 = sum(k:64) x[m, k] * w[n, k]\n}")
     assert sum(c.type.rank == 6 for c in changed(text).consts) == 1
@@ -148,5 +171,17 @@ def test_packed_codes_are_not_decoded_again() -> None:
 
 
 def test_panels_follow_the_registers() -> None:
-    small = CodedProducts(lanes=4, registers=16).apply(filled(FLOATS))
-    assert next(c.type.shape[3].const for c in small.consts if c.type.rank == 6) == 8
+    def columns(text: str, options: CodedProducts) -> int | None:
+        return next(c.type.shape[3].const for c in options.apply(filled(text)).consts if c.type.rank == 6)
+
+    assert columns(FLOATS, CodedProducts(lanes=4, registers=16)) == 8
+    assert columns(FLOATS, CodedProducts()) == 32
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(2, 48), (3, 32), (8, 32), (9, 16), (20, 16), (21, 32)])
+def test_panels_leave_room_for_the_rows(rows: int, columns: int) -> None:
+    """Sums of 9 to 20 rows by one register of columns are one tile; f32 rows keep two."""
+    after = changed(BYTES.replace("i8[3, 64]", f"i8[{rows}, 64]").replace("a: f32[3]", f"a: f32[{rows}]").replace("m:3", f"m:{rows}"))
+    assert {c.type.shape[3].const for c in after.consts if c.type.rank == 6} == {columns}
+    wide = changed(FLOATS.replace("f32[3, 64]", f"f32[{rows}, 64]").replace("m:3", f"m:{rows}"))
+    assert {c.type.shape[3].const for c in wide.consts if c.type.rank == 6} == {48 if rows <= 2 else 32}

@@ -69,6 +69,19 @@ def test_only_readers_that_take_several_rows() -> None:
     assert "R" not in pitches(prepared(whole)), "a result of the program has no gaps"
 
 
+@pytest.mark.parametrize("rows", [8, 15, 16, 20, 21])
+@pytest.mark.parametrize("terms", [1024, 2048, 3072, 4096, 6144])
+def test_rows_of_bytes_beside_codes(terms: int, rows: int) -> None:
+    """Up to 20 rows are one tile: as many lines of a set as it holds are too many, beside the codes."""
+    text = f"""program p(X: f32[{rows}, {terms}], W: i8[64, {terms}]) -> (Y) {{
+      Q[m:{rows}, k:{terms}] = cast<i8>(round(X[m, k]))
+      Y[m:{rows}, n:64] = sum(k:{terms}) cast<i32>(Q[m, k]) * cast<i32>(W[n, k])
+    }}"""
+    together = rows if rows <= 20 else 8
+    collide = together // sets_of_rows(terms, together) >= 8
+    assert pitches(prepared(text)) == ({"Q": 64} if collide else {})
+
+
 def test_a_padded_copy_lies_apart() -> None:
     text = """program p(X: f32[1, 1024, 7, 7], A: f32[32, 1024, 3, 3]) -> (Y) {
   Y[b:1, c:32, y:7, x:7] = sum(k:1024, i:3, j:3) (X[b, k, y+i-1, x+j-1] else 0.0) * A[c, k, i, j]

@@ -48,6 +48,19 @@ def test_a_wider_operand_is_rounded_once() -> None:
     assert "k // 2" in str(packed) and "k % 2" in str(packed)
 
 
+def test_a_rounded_operand_is_one_whichever_type_takes_it() -> None:
+    """`cast<f32>(cast<bf16>(y))` times bf16 weights, as an importer writes what rounds its activations."""
+    text = """
+    program f(y: f32[16, 64], w: bf16[48, 64]) -> (o) {
+      o[i:16, j:48]: f32 = sum(k:64) cast<f32>(cast<bf16>(y[i, k])) * cast<f32>(w[j, k])
+    }"""
+    packed = str(through(text, "prepare-contractions"))
+    assert "y_bf16[d0:16, d1:64]: bf16 = cast<bf16>(y[d0, d1])" in packed
+    assert "cast<f32>(y_bf16[i, k])" in packed and "k // 2" in packed and "k % 2" in packed
+    wide = str(through(text.replace("cast<bf16>(y[i, k])", "cast<f16>(y[i, k])"), "prepare-contractions"))
+    assert "k // 2" not in wide, "only bf16 numbers share words"
+
+
 @pytest.mark.parametrize(("accuracy", "words"), [("strict", False), ("default", True)])
 def test_strict_sums_of_bf16_stay_in_f32(accuracy: str, words: bool) -> None:
     text = "program f(y: bf16[16, 64], w: bf16[48, 64]) -> (o) { o[i:16, j:48]: f32 = sum(k:64) y[i, k] * w[j, k] }"
