@@ -550,7 +550,8 @@ class CodedLowering:
         bits = [int(x) >> 16 for x in np.asarray(self.numbers, np.float32).view(np.uint32)]
         half = len(bits) // 2
         nan = np.isnan(self.numbers)
-        signed = len(bits) > self._most_bytes() and all(bits[c + half] == bits[c] ^ 0x8000 or (nan[c] and nan[c + half]) for c in range(half))
+        signed = len(bits) > self._most_bytes()
+        signed = signed and all(bits[c + half] == bits[c] ^ 0x8000 or (nan[c] and nan[c + half]) for c in range(half))
         table = bits[:half] if signed else bits
         low, high = (b.lookup(word, U8, tuple(x >> s & 255 for x in table)) for s in (0, 8))
         if signed:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from dlc.ir.dtype import BF16, F32, I8, I32, U8, DType
 from dlc.ir.einsum import Einsum, TensorType
 from dlc.ir.expr import Access, Apply, Expr, accesses
-from dlc.ir.extent import IntExpr, int_expr, substitute, var, variables
+from dlc.ir.extent import IntExpr, int_expr, substitute, variables
 from dlc.ir.products import plain_access
 
 TERMS = 4
@@ -90,10 +90,10 @@ def _coded(step: Einsum, rows: Expr, weights: Expr, types: Mapping[str, TensorTy
     together = types[codes.tensor].shape[-1].const
     if (zero is not None and name in zero.variables) or column in row.variables or together is None:
         return None
-    dtype = types[row.tensor].dtype
-    if any(substitute(codes.index[4], {name: int_expr(t)}) != substitute(part_of(var("t"), dtype), {"t": int_expr(t)}) for t in range(2 * TERMS)):
+    dtype, numbers = types[row.tensor].dtype, map(int_expr, range(2 * TERMS))
+    if any(substitute(codes.index[4], {name: t}) != part_of(t, dtype) for t in numbers):
         return None
-    return CodedSum(rows, codes, value, zero, column, name, together) if _pair(step.dtype, types[row.tensor].dtype) else None
+    return CodedSum(rows, codes, value, zero, column, name, together) if _pair(step.dtype, dtype) else None
 
 
 def part_of(term: IntExpr, rows: DType) -> IntExpr:

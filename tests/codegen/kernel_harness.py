@@ -108,11 +108,15 @@ def check(
     passes: str | None = None,
     interpret: bool = True,
     seed: int = 0,
+    only: str | None = None,
 ) -> Ran:
-    """Run the kernels of `source` on `target` and compare; see above. Programs without control flow only."""
+    """Run the kernels of `source` on `target` and compare; see above. Programs without control flow only.
+
+    With `only`, kernels of another strategy are no concern of the test: they are what their cascades mean.
+    """
     before = _parsed(source) if isinstance(source, str) else source
     arrays = list(inputs) if inputs is not None else random_arrays(before, sizes or {}, seed)
-    after, lowering = _compiled(_Once(before), target, passes)
+    after, lowering = _compiled(_Once(before), target, passes, only)
     symbols = bind_symbols(after.params, {p.name: a for p, a in zip(after.params, arrays, strict=True)}, after.symbols)
     ran = Ran(after)
     values: dict[str, Array] = {p.name: a for p, a in zip(after.params, arrays, strict=True)}
@@ -121,10 +125,12 @@ def check(
     for stmt in after.body.body:
         assert isinstance(stmt, Launch), stmt
         kernel = table[stmt.kernel]
-        lowered, ran.kinds[stmt.kernel] = lowering[stmt.kernel]
-        ran.lowered[stmt.kernel] = lowered
         args = [values[a] for a in stmt.args]
-        outs = _run(kernel, lowered, args, symbols, target, interpret)
+        if stmt.kernel in lowering:
+            ran.lowered[stmt.kernel], ran.kinds[stmt.kernel] = lowering[stmt.kernel]
+            outs = _run(kernel, ran.lowered[stmt.kernel], args, symbols, target, interpret)
+        else:
+            outs = list(bounded_cascade(kernel.cascade, args, symbols).values)
         values.update(zip(stmt.outs, outs, strict=True))
     ran.values = values
     want = run_program(before, arrays)
@@ -153,14 +159,18 @@ class _Once:
 
 
 @lru_cache(maxsize=64)
-def _compiled(source: _Once, target: Target, passes: str | None) -> tuple[Program, dict[str, tuple[Lowered, str]]]:
-    """The program after the passes, and each kernel lowered with its strategy; the tile text is read back."""
+def _compiled(
+    source: _Once, target: Target, passes: str | None, only: str | None
+) -> tuple[Program, dict[str, tuple[Lowered, str]]]:
+    """The program after the passes, and each kernel (`only` those of a strategy) lowered; the tile text is read back."""
     after = run_passes(source.program, passes or default_pipeline(target.lanes, target.vector_registers))
     lowering = {}
     for kernel in after.kernels:
-        lowered = lower_kernel(kernel, after.facts, target)
-        assert parse_tile(str(lowered.tile)) == lowered.tile, "the text form reads back"
-        lowering[kernel.name] = lowered, strategy(kernel, after, target)
+        kind = strategy(kernel, after, target)
+        if only is None or kind == only:
+            lowered = lower_kernel(kernel, after.facts, target)
+            assert parse_tile(str(lowered.tile)) == lowered.tile, "the text form reads back"
+            lowering[kernel.name] = lowered, kind
     return after, lowering
 
 
