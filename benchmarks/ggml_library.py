@@ -63,21 +63,22 @@ class Ggml:
                 setattr(self.c, name, function)
 
     def products(
-        self, name: str, number: int, x: np.ndarray[Any, Any], columns: int, count: int, repack: bool, threads: int
+        self, bits: int, x: np.ndarray[Any, Any], columns: int, count: int, repack: bool, threads: int
     ) -> Callable[[], np.ndarray[Any, Any]]:
         """A call that multiplies `x` with each of `count` matrices, `self.weights` all of them, and gives the last product."""
+        name, number, (weights, size) = TYPES[bits]
         rows, terms = x.shape
         rng = np.random.default_rng(0)
         self.weights = (rng.standard_normal((columns, terms)) / terms**0.5).astype(np.float32)
-        packed = np.zeros(columns * terms + 4096, np.uint8)
-        size = self.c.quantize_chunk(number, self.weights.ctypes.data, packed.ctypes.data, 0, columns, terms, None)
+        packed = np.zeros(columns * terms // weights * size, np.uint8)
+        self.c.quantize_chunk(number, self.weights.ctypes.data, packed.ctypes.data, 0, columns, terms, None)
         held = self._context(count)
         matrices = [self.c.new_tensor_2d(held, number, terms, columns) for _ in range(count)]
         kind = self._interleaved() if repack else self.c.backend_cpu_buffer_type()
         if self.c.backend_alloc_ctx_tensors_from_buft(held, kind) is None:
             raise RuntimeError(f"ggml has no memory for {name}")
         for matrix in matrices:
-            self.c.backend_tensor_set(matrix, packed.ctypes.data, 0, size)
+            self.c.backend_tensor_set(matrix, packed.ctypes.data, 0, packed.nbytes)
         context = self._context(2 * count + 2)
         given = self.c.new_tensor_2d(context, _F32, terms, rows)
         graph = self.c.new_graph_custom(context, 2 * count + 2, False)

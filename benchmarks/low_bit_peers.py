@@ -202,11 +202,11 @@ def torch_int_mm_ring(layer: Layer, least: int) -> Turn:
 def ggml_ring(layer: Layer, least: int, folder: Path, repack: bool) -> Turn:
     """ggml's product with one of its block types, as they come or (Q4_0 alone) in the order of its interleaved kernels."""
     ggml = Ggml(folder)
-    name, number, of = GGML_TYPES[DTYPES[layer.weights].bits]
-    size = layer.columns * layer.terms // of[0] * of[1]
+    bits = DTYPES[layer.weights].bits
+    weights, size = GGML_TYPES[bits][2]
+    size *= layer.columns * layer.terms // weights
     count = _count(layer, size, least)
-    ring = ggml.products(name, number, rows(layer), layer.columns, count, repack, THREADS)
-    return Turn(ring, count, size)
+    return Turn(ggml.products(bits, rows(layer), layer.columns, count, repack, THREADS), count, size)
 
 
 __all__ = ["Make", "codes", "onnx_ring", "openvino_ring", "peers", "rows", "scales"]
