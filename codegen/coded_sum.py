@@ -561,8 +561,10 @@ class CodedLowering:
         return low, high
 
     def _most_bytes(self) -> int:
-        """Entries of a table of bytes that one permute looks up."""
-        return 64 if self.target.has("avx512vbmi") and self.lanes == 16 else 16
+        """Entries of a table of bytes that one permute looks up, or one choice where there is none."""
+        if self.target.has("avx512vbmi") and self.lanes == 16:
+            return 64
+        return 16 if self.target.has("ssse3") else 2
 
     def _joined(self, low: str, high: str, part: int) -> str:
         """f32 numbers of one byte of each word of the two halves."""
