@@ -90,7 +90,8 @@ def _coded(step: Einsum, rows: Expr, weights: Expr, types: Mapping[str, TensorTy
     together = types[codes.tensor].shape[-1].const
     if (zero is not None and name in zero.variables) or column in row.variables or together is None:
         return None
-    dtype, numbers = types[row.tensor].dtype, map(int_expr, range(2 * TERMS))
+    dtype, (extent,) = types[row.tensor].dtype, (r.extent.const for r in step.reduced)
+    numbers = map(int_expr, range(min(2 * TERMS, extent or 2 * TERMS)))
     if any(substitute(codes.index[4], {name: t}) != part_of(t, dtype) for t in numbers):
         return None
     return CodedSum(rows, codes, value, zero, column, name, together) if _pair(step.dtype, dtype) else None

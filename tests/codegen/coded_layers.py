@@ -41,6 +41,11 @@ class Case:
     zeros: str | None = None
     per_group: bool = False
 
+    @property
+    def streamed(self) -> bool:
+        """Whether its codes are packed: one term is no sum, and bytes by bytes with one scale are the pass `integer-products`'."""
+        return self.terms > 1 and not (self.weights in ("u8", "i8") and self.activation == "i8" and self.group >= self.terms)
+
     def program(self) -> Program:
         rng, b = np.random.default_rng(self.terms), Builder("layer")
         m: IntExpr | int = b.symbol("m", 0) if self.rows is None else self.rows
