@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import is_not
 from typing import TypeAlias
 
 from dlc.ir.dtype import BOOL, F32, I64, DType
@@ -22,7 +23,8 @@ from dlc.ir.extent import (
     IntLike,
     Value,
     Var,
-    atoms,
+    gathers,
+    has_value,
     int_expr,
     rebuild,
     show,
@@ -32,7 +34,7 @@ from dlc.ir.extent import (
     variables,
 )
 from dlc.ir.names import show_name
-from dlc.ir.node import Node
+from dlc.ir.node import Node, remembered
 from dlc.ir.scalar import INFIX, SCALAR_OPS
 
 Env: TypeAlias = Mapping[str, IntLike]
@@ -72,7 +74,7 @@ class ExprBase(Node):
     @property
     def variables(self) -> frozenset[str]:
         """Rank and symbol names that occur (symbols with `#`)."""
-        return frozenset().union(*(c.variables for c in self.children))
+        return _variables(self)  # type: ignore[arg-type]
 
     def show(self, ranks: RankNames = None) -> str:
         return _show(self, ranks)[0]  # type: ignore[arg-type]
@@ -108,12 +110,8 @@ class Index(ExprBase):
     expr: IntExpr
 
     @property
-    def variables(self) -> frozenset[str]:
-        return variables(self.expr)
-
-    @property
     def children(self) -> tuple[Expr, ...]:
-        return tuple(a.expr for a in atoms(self.expr) if isinstance(a, Value))
+        return tuple(a.expr for a in gathers(self.expr))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,13 +123,8 @@ class Access(ExprBase):
     default: Expr | None = None
 
     @property
-    def variables(self) -> frozenset[str]:
-        names = frozenset().union(*(variables(i) for i in self.index))
-        return names | self.default.variables if self.default is not None else names
-
-    @property
     def children(self) -> tuple[Expr, ...]:
-        inner = tuple(a.expr for i in self.index for a in atoms(i) if isinstance(a, Value))
+        inner = tuple(a.expr for i in self.index for a in gathers(i))
         return inner + ((self.default,) if self.default is not None else ())
 
 
@@ -236,10 +229,24 @@ def index_value(e: Expr) -> IntExpr:
 
 
 def walk(e: Expr) -> Iterator[Expr]:
-    """`e` and everything in it, index values and defaults included."""
-    yield e
-    for child in e.children:
-        yield from walk(child)
+    """`e` and everything in it, index values and defaults included, what stands first coming first."""
+    left = [e]
+    while left:
+        here = left.pop()
+        yield here
+        left += reversed(here.children)
+
+
+@remembered
+def _variables(e: Expr) -> frozenset[str]:
+    match e:
+        case Index(expr):
+            return variables(expr)
+        case Access(_, index, default):
+            names: frozenset[str] = frozenset().union(*map(variables, index))
+            return names if default is None else names | default.variables
+        case _:
+            return frozenset().union(*(c.variables for c in e.children))
 
 
 def accesses(e: Expr) -> Iterator[Access]:
@@ -252,21 +259,23 @@ def transform(e: Expr, visit: Callable[[Expr], Expr | None]) -> Expr:
 
     Returns `e` itself when nothing changed.
     """
-    rebuilt: Expr
+    rebuilt: Expr = e
     match e:
         case Const():
-            rebuilt = e
+            pass
         case Index(expr):
             new = _transform_index(expr, visit)
-            rebuilt = e if new == expr else Index(new)
+            if new is not expr and new != expr:
+                rebuilt = Index(new)
         case Access(tensor, index, default):
-            new_index = tuple(_transform_index(i, visit) for i in index)
+            new_index = tuple([_transform_index(i, visit) for i in index]) if any(map(has_value, index)) else index
             new_default = None if default is None else transform(default, visit)
-            same = new_default is default and new_index == index
-            rebuilt = e if same else Access(tensor, new_index, new_default)
+            if new_default is not default or new_index != index:
+                rebuilt = Access(tensor, new_index, new_default)
         case Apply(op, args):
-            new_args = tuple(transform(a, visit) for a in args)
-            rebuilt = e if all(a is b for a, b in zip(args, new_args, strict=True)) else Apply(op, new_args)
+            new_args = [transform(a, visit) for a in args]
+            if any(map(is_not, args, new_args)):
+                rebuilt = Apply(op, tuple(new_args))
         case Cast(dtype, arg, mode):
             new_arg = transform(arg, visit)
             rebuilt = e if new_arg is arg else Cast(dtype, new_arg, mode)
@@ -274,7 +283,7 @@ def transform(e: Expr, visit: Callable[[Expr], Expr | None]) -> Expr:
             new_arg = transform(arg, visit)
             rebuilt = e if new_arg is arg else Bitcast(dtype, new_arg)
         case Piecewise(cases, otherwise):
-            new_cases = tuple((transform(g, visit), transform(v, visit)) for g, v in cases)
+            new_cases = tuple([(transform(g, visit), transform(v, visit)) for g, v in cases])
             new_otherwise = transform(otherwise, visit)
             rebuilt = e if (new_cases, new_otherwise) == (cases, otherwise) else Piecewise(new_cases, new_otherwise)
     replaced = visit(rebuilt)
@@ -282,7 +291,7 @@ def transform(e: Expr, visit: Callable[[Expr], Expr | None]) -> Expr:
 
 
 def _transform_index(e: IntExpr, visit: Callable[[Expr], Expr | None]) -> IntExpr:
-    if not any(isinstance(a, Value) for a in atoms(e)):
+    if not has_value(e):
         return e
 
     def leaf(atom: Var | Value) -> IntExpr:
@@ -300,20 +309,29 @@ def map_indices(e: Expr, change: Callable[[IntExpr], IntExpr]) -> Expr:
         case Const():
             return e
         case Index(expr):
-            return Index(change(expr))
+            new = change(expr)
+            return e if new is expr else Index(new)
         case Access(tensor, index, default):
-            return Access(
-                tensor, tuple(change(i) for i in index), None if default is None else map_indices(default, change)
-            )
+            new_index = [change(i) for i in index]
+            new_default = None if default is None else map_indices(default, change)
+            if new_default is default and not any(map(is_not, index, new_index)):
+                return e
+            return Access(tensor, tuple(new_index), new_default)
         case Apply(op, args):
-            return apply(op, *(map_indices(a, change) for a in args))
+            new_args = [map_indices(a, change) for a in args]
+            if op not in _INDEX_FOLD and not any(map(is_not, args, new_args)):
+                return e
+            return apply(op, *new_args)
         case Cast(dtype, arg, mode):
-            return Cast(dtype, map_indices(arg, change), mode)
+            new_arg = map_indices(arg, change)
+            return e if new_arg is arg else Cast(dtype, new_arg, mode)
         case Bitcast(dtype, arg):
-            return Bitcast(dtype, map_indices(arg, change))
+            new_arg = map_indices(arg, change)
+            return e if new_arg is arg else Bitcast(dtype, new_arg)
         case Piecewise(cases, otherwise):
-            mapped = tuple((map_indices(g, change), map_indices(v, change)) for g, v in cases)
-            return Piecewise(mapped, map_indices(otherwise, change))
+            new_cases = tuple([(map_indices(g, change), map_indices(v, change)) for g, v in cases])
+            new_otherwise = map_indices(otherwise, change)
+            return e if (new_cases, new_otherwise) == (cases, otherwise) else Piecewise(new_cases, new_otherwise)
 
 
 def rename_tensors(e: Expr, names: Mapping[str, str]) -> Expr:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import gcd
+from typing import Any
 
 from dlc.ir.extent import (
     Atom,
@@ -145,6 +146,42 @@ class Facts:
             if not beaten or not others:
                 kept.append(a)
         return minimum(*(kept or args[:1])) if least else maximum(*(kept or args[:1]))
+
+
+@dataclass(frozen=True)
+class RememberingFacts(Facts):
+    """Facts that prove nothing twice: the layers of a network ask the same questions over the same ranks."""
+
+    answers: dict[IntExpr, bool] = field(default_factory=dict, compare=False, repr=False)
+    simpler: dict[IntExpr, IntExpr] = field(default_factory=dict, compare=False, repr=False)
+
+    def nonneg(self, e: IntLike) -> bool:
+        expr = int_expr(e)
+        known = self.answers.get(expr)
+        if known is None:
+            known = self.answers[expr] = super().nonneg(expr)
+        return known
+
+    def simplify(self, e: IntExpr) -> IntExpr:
+        known = self.simpler.get(e)
+        if known is None:
+            known = self.simpler[e] = super().simplify(e)
+        return known
+
+
+class FactsPool:
+    """Remembering facts, one for the same ranks and symbols; a pass or a verification keeps one while it goes through a program."""
+
+    def __init__(self) -> None:
+        self.pool: dict[tuple[Any, ...], RememberingFacts] = {}
+
+    def facts(self, ranks: Mapping[str, IntExpr], symbols: Mapping[str, SymbolFact]) -> RememberingFacts:
+        """Facts of these ranks and symbols, as they are now."""
+        key = (tuple(ranks.items()), tuple(symbols.items()))
+        found = self.pool.get(key)
+        if found is None:
+            found = self.pool[key] = RememberingFacts(dict(ranks), dict(symbols))
+        return found
 
 
 def _opaque_atom(e: IntExpr) -> Atom | None:

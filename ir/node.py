@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
-from functools import cache
-from typing import Any
+from functools import cache, wraps
+from typing import Any, TypeVar
+
+N = TypeVar("N", bound="Node")
+T = TypeVar("T")
 
 
 @cache
@@ -13,9 +17,10 @@ def _compared_fields(cls: Any) -> tuple[str, ...]:
 
 
 class Node:
-    """Equality by kind and compared fields; the hash is cached on the node."""
+    """Equality by kind and compared fields; the hash is cached on the node, and so is what `remembered` functions find."""
 
-    __slots__ = ("_hash",)
+    __slots__ = ("_found", "_hash")
+    _found: dict[Any, Any]
     _hash: int
 
     def __hash__(self) -> int:
@@ -32,3 +37,22 @@ class Node:
         if type(self) is not type(other) or hash(self) != hash(other):
             return False
         return all(getattr(self, name) == getattr(other, name) for name in _compared_fields(type(self)))  # type: ignore[arg-type]
+
+
+def remembered(compute: Callable[[N], T]) -> Callable[[N], T]:
+    """`compute`, a function of a node alone, done once per node: the answer is kept on the node, and goes when the node goes."""
+
+    @wraps(compute)
+    def recall(node: N) -> T:
+        try:
+            found = node._found
+        except AttributeError:
+            found = {}
+            object.__setattr__(node, "_found", found)
+        try:
+            return found[compute]  # type: ignore[no-any-return]
+        except KeyError:
+            answer = found[compute] = compute(node)  # two threads may both compute it; they find the same
+            return answer
+
+    return recall

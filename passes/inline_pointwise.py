@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -29,6 +30,7 @@ from dlc.ir.expr import (
 )
 from dlc.ir.extent import IntExpr, Mod, Value, Var, has_value, int_expr, rebuild, split_linear, var, variables
 from dlc.ir.facts import Facts, SymbolFact
+from dlc.ir.node import remembered
 from dlc.ir.program import For, If, Loop, Program, Region, Stmt, regions, tensor_types
 from dlc.ir.verify_expr import Scope, StepVerifier
 from dlc.passes.explicit_domains import explicit_domains
@@ -71,7 +73,7 @@ class _Inliner:
         undeclared = {n for e in shapes for n in variables(e)}  # the inputs bind them, whether or not facts are given
         self.symbols: dict[str, SymbolFact] = dict.fromkeys(sorted(undeclared), SymbolFact()) | program.facts
         self.types = tensor_types(program)
-        self.loops: dict[str, IntExpr] = {}
+        self.scope = Scope(self.types, self.symbols)
         self.folded = {o for step in all_einsums(program) if step.reduce is not None for o in step.outs}
 
     def run(self) -> Program:
@@ -99,7 +101,7 @@ class _Inliner:
 
     def _scan(self, scan: Scan, known: dict[str, Einsum]) -> Scan:
         inner = _movable_into_loops(known)
-        self.loops[scan.rank.name] = scan.rank.extent
+        self.scope.loops[scan.rank.name] = scan.rank.extent
         steps: list[Step] = []
         for step in scan.body:
             if isinstance(step, Scan):
@@ -109,13 +111,13 @@ class _Inliner:
             if is_pointwise(step):
                 inner[step.out] = step
             steps.append(step)
-        del self.loops[scan.rank.name]
+        del self.scope.loops[scan.rank.name]
         return replace(scan, body=tuple(steps))
 
     def _inline(self, consumer: Einsum, known: dict[str, Einsum]) -> Einsum:
         if coded_sum(consumer, self.types) is not None:
             return consumer  # its operands are laid out for it
-        facts = Facts(consumer.extents, self.symbols)
+        facts = self.scope.pool.facts(consumer.extents, self.symbols)
         factors = _contraction_factors(consumer)
         worded = packed_in_words(consumer, self.types)  # its rows were made contiguous
 
@@ -159,7 +161,7 @@ class _Inliner:
         if not self.prove:
             return True
         try:
-            StepVerifier(step, Scope(self.types, self.symbols, self.loops)).run()
+            StepVerifier(step, self.scope).run()
         except NotInBounds:
             return False
         return True
@@ -187,7 +189,7 @@ class _Inliner:
         if _plain_view(producer) or isinstance(producer.expr, (Const, Index)):
             return True
         uses = self.counts[producer.out]
-        same_reader = sum(1 for a in consumer.accesses() if a == access)
+        same_reader = _times_read(consumer)[access]
         if is_view(producer):
             return uses <= max(1, same_reader) or not any(
                 True for e in accesses(producer.expr) if e.default is not None
@@ -198,6 +200,11 @@ class _Inliner:
         if uses <= same_reader:
             return once or cost(producer.expr) <= 2
         return cost(producer.expr) <= 1 and once and not any(True for _ in _distinct_reads(producer, 1))
+
+
+@remembered
+def _times_read(step: Einsum) -> Counter[Access]:
+    return Counter(step.accesses())
 
 
 def _distinct_reads(producer: Einsum, most: int) -> list[str]:
@@ -211,12 +218,7 @@ def is_pointwise(step: Einsum) -> bool:
 
 def is_view(step: Einsum) -> bool:
     """Whether the expression only picks elements (pieces, pads, casts of them)."""
-    return all(not isinstance(n, Apply) or _index_only(n) for n in walk(step.expr))
-
-
-def _index_only(e: Apply) -> bool:
-    """A guard over indices, as in a pad or a concatenation."""
-    return all(isinstance(n, (Apply, Index, Const)) for n in walk(e))
+    return cost(step.expr) == 0
 
 
 def _plain_view(step: Einsum) -> bool:
@@ -239,9 +241,25 @@ def _narrows(step: Einsum, types: Mapping[str, TensorType]) -> bool:
     return any(step.dtype.bits < types[a.tensor].dtype.bits for a in step.accesses() if a.tensor in types)
 
 
+@remembered
 def cost(e: Expr) -> int:
-    """Arithmetic operators in `e`, a transcendental or division counted as ten."""
-    return sum((10 if n.op in _HEAVY else 1) for n in walk(e) if isinstance(n, Apply) and not _index_only(n))
+    """Arithmetic operators in `e`, a transcendental or division counted as ten; guards over indices are not counted."""
+
+    def counted(n: Expr) -> tuple[int, bool]:
+        """Operators in `n`, and whether it is of indices alone."""
+        parts = [counted(c) for c in n.children]
+        operators = sum(p[0] for p in parts)
+        match n:
+            case Apply(op):
+                if all(p[1] for p in parts):
+                    return 0, True
+                return operators + (10 if op in _HEAVY else 1), False
+            case Index() | Const():
+                return operators, all(p[1] for p in parts)
+            case _:
+                return operators, False
+
+    return counted(e)[0]
 
 
 def visits_once(consumer: Einsum, access: Access) -> bool:
