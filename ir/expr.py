@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import is_not
+from types import MappingProxyType
 from typing import TypeAlias
 
 from dlc.ir.dtype import BOOL, F32, I64, DType
@@ -86,7 +87,15 @@ class ExprBase(Node):
         """This expression with ranks and symbols replaced, everywhere they occur."""
         if self.variables.isdisjoint(env):
             return self  # type: ignore[return-value]
-        return map_indices(self, lambda e: substitute(e, env))  # type: ignore[arg-type]
+        found: dict[IntExpr, IntExpr] = {}  # an expression written out reads many elements through few indices
+
+        def change(i: IntExpr) -> IntExpr:
+            new = found.get(i)
+            if new is None:
+                new = found[i] = substitute(i, env)
+            return new
+
+        return map_indices(self, change)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,9 +106,16 @@ class Const(ExprBase):
     dtype: DType
 
     def __hash__(self) -> int:
-        return hash((type(self.value).__name__, repr(self.value), self.dtype))
+        try:
+            return self._hash
+        except AttributeError:
+            value = hash((type(self.value).__name__, repr(self.value), self.dtype))
+            object.__setattr__(self, "_hash", value)
+            return value
 
     def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
         return isinstance(other, Const) and repr(self.value) == repr(other.value) and self.dtype == other.dtype
 
 
@@ -300,38 +316,48 @@ def _transform_index(e: IntExpr, visit: Callable[[Expr], Expr | None]) -> IntExp
     return rebuild(e, leaf)
 
 
-def map_indices(e: Expr, change: Callable[[IntExpr], IntExpr]) -> Expr:
+def map_indices(
+    e: Expr, change: Callable[[IntExpr], IntExpr], tensors: Mapping[str, str] = MappingProxyType({})
+) -> Expr:
     """`e` with every integer expression (indices of accesses and index values) replaced by `change` of it.
 
     `change` must itself rewrite what is inside gather values (as `substitute` does).
+
+    Args:
+        tensors: new names of tensors that are renamed on the way.
     """
-    match e:
-        case Const():
-            return e
-        case Index(expr):
-            new = change(expr)
-            return e if new is expr else Index(new)
-        case Access(tensor, index, default):
-            new_index = [change(i) for i in index]
-            new_default = None if default is None else map_indices(default, change)
-            if new_default is default and not any(map(is_not, index, new_index)):
+
+    def mapped(e: Expr) -> Expr:
+        match e:
+            case Const():
                 return e
-            return Access(tensor, tuple(new_index), new_default)
-        case Apply(op, args):
-            new_args = [map_indices(a, change) for a in args]
-            if op not in _INDEX_FOLD and not any(map(is_not, args, new_args)):
-                return e
-            return apply(op, *new_args)
-        case Cast(dtype, arg, mode):
-            new_arg = map_indices(arg, change)
-            return e if new_arg is arg else Cast(dtype, new_arg, mode)
-        case Bitcast(dtype, arg):
-            new_arg = map_indices(arg, change)
-            return e if new_arg is arg else Bitcast(dtype, new_arg)
-        case Piecewise(cases, otherwise):
-            new_cases = tuple([(map_indices(g, change), map_indices(v, change)) for g, v in cases])
-            new_otherwise = map_indices(otherwise, change)
-            return e if (new_cases, new_otherwise) == (cases, otherwise) else Piecewise(new_cases, new_otherwise)
+            case Index(expr):
+                new = change(expr)
+                return e if new is expr else Index(new)
+            case Access(tensor, index, default):
+                name = tensors.get(tensor, tensor)
+                new_index = [change(i) for i in index]
+                new_default = None if default is None else mapped(default)
+                if name is tensor and new_default is default and not any(map(is_not, index, new_index)):
+                    return e
+                return Access(name, tuple(new_index), new_default)
+            case Apply(op, args):
+                new_args = [mapped(a) for a in args]
+                if op not in _INDEX_FOLD and not any(map(is_not, args, new_args)):
+                    return e
+                return apply(op, *new_args)
+            case Cast(dtype, arg, mode):
+                new_arg = mapped(arg)
+                return e if new_arg is arg else Cast(dtype, new_arg, mode)
+            case Bitcast(dtype, arg):
+                new_arg = mapped(arg)
+                return e if new_arg is arg else Bitcast(dtype, new_arg)
+            case Piecewise(cases, otherwise):
+                new_cases = tuple([(mapped(g), mapped(v)) for g, v in cases])
+                new_otherwise = mapped(otherwise)
+                return e if (new_cases, new_otherwise) == (cases, otherwise) else Piecewise(new_cases, new_otherwise)
+
+    return mapped(e)
 
 
 def rename_tensors(e: Expr, names: Mapping[str, str]) -> Expr:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields
 from functools import cache, wraps
+from operator import attrgetter
 from typing import Any, TypeVar
 
 N = TypeVar("N", bound="Node")
@@ -12,8 +13,9 @@ T = TypeVar("T")
 
 
 @cache
-def _compared_fields(cls: Any) -> tuple[str, ...]:
-    return tuple(f.name for f in fields(cls) if f.compare)
+def _compared_fields(cls: Any) -> Callable[[Any], Any]:
+    """The compared fields' values of a node of this class: a tuple, or the value of the only one."""
+    return attrgetter(*(f.name for f in fields(cls) if f.compare))
 
 
 class Node:
@@ -27,7 +29,7 @@ class Node:
         try:
             return self._hash
         except AttributeError:
-            value = hash((type(self).__name__, *(getattr(self, name) for name in _compared_fields(type(self)))))  # type: ignore[arg-type]
+            value = hash((type(self).__name__, _compared_fields(type(self))(self)))
             object.__setattr__(self, "_hash", value)
             return value
 
@@ -36,7 +38,8 @@ class Node:
             return True
         if type(self) is not type(other) or hash(self) != hash(other):
             return False
-        return all(getattr(self, name) == getattr(other, name) for name in _compared_fields(type(self)))  # type: ignore[arg-type]
+        values = _compared_fields(type(self))
+        return bool(values(self) == values(other))
 
 
 def remembered(compute: Callable[[N], T]) -> Callable[[N], T]:

@@ -21,11 +21,13 @@ class Kernels:
         types: of every tensor of the program.
         facts: what is known of extent symbols, by name with `#`.
         table: the kernels by name.
+        names: the kernels' names by what they compute, as far as they were made here.
     """
 
     types: Mapping[str, TensorType]
     facts: Mapping[str, SymbolFact]
     table: dict[str, Kernel] = field(default_factory=dict)
+    names: dict[tuple[Cascade, tuple[str, ...]], str] = field(default_factory=dict)
 
     def launch(self, steps: Sequence[Step], ranks: Mapping[str, str], outer: Sequence[str], results: Sequence[str]) -> Launch:
         """A launch of a kernel of `steps`.
@@ -44,6 +46,9 @@ class Kernels:
         loc = next((s.loc for s in reversed(steps) if s.loc), steps[-1].loc)
         symbols = self._symbols(params, renamed_steps)
         cascade = Cascade("", params, renamed_steps, tuple(tensors[r] for r in results), symbols, loc)
+        known = self.names.get((cascade, tasks))
+        if known is not None:
+            return Launch(known, args, tuple(results), loc)
         digest = hashlib.sha256((show_cascade(cascade) + repr(tasks)).encode()).hexdigest()[:12]
         name = f"k_{digest}"
         kernel = Kernel(replace(cascade, name=name), tasks)
@@ -51,6 +56,7 @@ class Kernels:
             name = fresh_name(name, self.table)
             kernel = replace(kernel, cascade=replace(cascade, name=name))
         self.table.setdefault(name, kernel)
+        self.names[cascade, tasks] = name
         return Launch(name, args, tuple(results), loc)
 
     def _symbols(self, params: Sequence[Param], steps: Sequence[Step]) -> tuple[Symbol, ...]:
