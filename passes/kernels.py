@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from dlc.ir.einsum import Carry, Einsum, Rank, Scan, Step, TensorType
 from dlc.ir.extent import variables
 from dlc.ir.facts import SymbolFact
+from dlc.ir.loc import Loc
 from dlc.ir.program import Cascade, Kernel, Launch, Param, Symbol, fresh_name, show_cascade
 from dlc.ir.rename import rename_einsum
 
@@ -21,13 +22,11 @@ class Kernels:
         types: of every tensor of the program.
         facts: what is known of extent symbols, by name with `#`.
         table: the kernels by name.
-        names: the kernels' names by what they compute, as far as they were made here.
     """
 
     types: Mapping[str, TensorType]
     facts: Mapping[str, SymbolFact]
     table: dict[str, Kernel] = field(default_factory=dict)
-    names: dict[tuple[Cascade, tuple[str, ...]], str] = field(default_factory=dict)
 
     def launch(self, steps: Sequence[Step], ranks: Mapping[str, str], outer: Sequence[str], results: Sequence[str]) -> Launch:
         """A launch of a kernel of `steps`.
@@ -43,12 +42,9 @@ class Kernels:
         renamed_steps = tuple(renamed(s, ranks, tensors) for s in steps)
         params = tuple(Param(tensors[n], self.types[n]) for n in args)
         tasks = tuple(sorted(ranks[n] for n in outer))
-        loc = next((s.loc for s in reversed(steps) if s.loc), steps[-1].loc)
+        loc = place_of(steps)
         symbols = self._symbols(params, renamed_steps)
         cascade = Cascade("", params, renamed_steps, tuple(tensors[r] for r in results), symbols, loc)
-        known = self.names.get((cascade, tasks))
-        if known is not None:
-            return Launch(known, args, tuple(results), loc)
         digest = hashlib.sha256((show_cascade(cascade) + repr(tasks)).encode()).hexdigest()[:12]
         name = f"k_{digest}"
         kernel = Kernel(replace(cascade, name=name), tasks)
@@ -56,7 +52,6 @@ class Kernels:
             name = fresh_name(name, self.table)
             kernel = replace(kernel, cascade=replace(cascade, name=name))
         self.table.setdefault(name, kernel)
-        self.names[cascade, tasks] = name
         return Launch(name, args, tuple(results), loc)
 
     def _symbols(self, params: Sequence[Param], steps: Sequence[Step]) -> tuple[Symbol, ...]:
@@ -71,6 +66,11 @@ class Kernels:
             used = more
         facts = {n: self.facts.get(n, SymbolFact()) for n in sorted(used)}
         return tuple(Symbol(n[1:], f.lo, f.hi, f.divisor, f.below) for n, f in facts.items())
+
+
+def place_of(steps: Sequence[Step]) -> Loc:
+    """Where a kernel of `steps` comes from: the last place that is known."""
+    return next((s.loc for s in reversed(steps) if s.loc), steps[-1].loc)
 
 
 def _made(step: Step) -> tuple[str, ...]:
@@ -99,4 +99,4 @@ def renamed(step: Step, ranks: Mapping[str, str], tensors: Mapping[str, str]) ->
     )
 
 
-__all__ = ["Kernels", "renamed"]
+__all__ = ["Kernels", "place_of", "renamed"]
