@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dlc.ir.einsum import Einsum
-from dlc.ir.loc import UNKNOWN, Loc
+from dlc.ir.loc import Loc
 from dlc.ir.node import remembered
 from dlc.ir.rename import rename_einsum
 
@@ -20,7 +20,7 @@ class Form:
     """A step with numbers for its tensors' names.
 
     Attributes:
-        step: reads and writes the tensors `0`, `1`, ...; it has no location.
+        step: reads and writes the tensors `0`, `1`, ...
         tensors: their names: the results, then what is read, in order of first occurrence.
     """
 
@@ -38,13 +38,13 @@ def form(step: Einsum) -> Form:
 def numbered(step: Einsum, tensors: Sequence[str]) -> Einsum:
     """The step with each of `tensors`, which are all that it has, called by its place among them."""
     names = {name: str(n) for n, name in enumerate(tensors)}
-    return rename_einsum(replace(step, loc=UNKNOWN), {}, names)
+    return rename_einsum(step, {}, names)
 
 
 def named(step: Einsum, tensors: Sequence[str], loc: Loc) -> Einsum:
     """The step of which `step` is the form, over these tensors; the opposite of `numbered`."""
     names = {str(n): name for n, name in enumerate(tensors)}
-    return rename_einsum(replace(step, loc=loc), {}, names)
+    return replace(rename_einsum(step, {}, names), loc=loc)
 
 
 __all__ = ["Form", "form", "named", "numbered"]

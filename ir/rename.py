@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from dlc.ir.einsum import Einsum, Rank, Reduce, Write
 from dlc.ir.expr import Expr, index_value, map_indices, rename_tensors
@@ -40,14 +39,17 @@ def rename_einsum(step: Einsum, ranks: Mapping[str, str], tensors: Mapping[str, 
     if write is not None:
         onto = tensors.get(write.onto, write.onto)
         write = Write(tuple(index(i) for i in write.index), onto, write.op, write.drop)
-    return replace(
-        step,
-        outs=tuple(tensors.get(o, o) for o in step.outs),
-        ranks=tuple(map(rank, step.ranks)),
-        exprs=tuple(expr(e) for e in step.exprs),
-        reduce=reduce,
-        where=expr(step.where) if step.where is not None else None,
-        write=write,
+    return Einsum(
+        tuple(tensors.get(o, o) for o in step.outs),
+        tuple(map(rank, step.ranks)),
+        tuple(map(expr, step.exprs)),
+        step.dtypes,
+        reduce,
+        expr(step.where) if step.where is not None else None,
+        write,
+        step.order,
+        step.pitch,
+        step.loc,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from dlc.ir.coded_sums import coded_sum
 from dlc.ir.domain import unconditional_accesses
@@ -30,6 +30,7 @@ from dlc.ir.expr import (
 )
 from dlc.ir.extent import IntExpr, Mod, Value, Var, has_value, int_expr, rebuild, split_linear, var, variables
 from dlc.ir.facts import Facts, SymbolFact
+from dlc.ir.forms import form
 from dlc.ir.node import remembered
 from dlc.ir.program import For, If, Loop, Program, Region, Stmt, regions, tensor_types
 from dlc.ir.verify_expr import Scope, StepVerifier
@@ -74,6 +75,7 @@ class _Inliner:
         self.symbols: dict[str, SymbolFact] = dict.fromkeys(sorted(undeclared), SymbolFact()) | program.facts
         self.types = tensor_types(program)
         self.scope = Scope(self.types, self.symbols)
+        self.proven: dict[Any, bool] = {}
         self.folded = {o for step in all_einsums(program) if step.reduce is not None for o in step.outs}
 
     def run(self) -> Program:
@@ -160,11 +162,15 @@ class _Inliner:
         """Whether every read is still proven to be in bounds: a window over a window can be beyond the prover."""
         if not self.prove:
             return True
-        try:
-            StepVerifier(step, self.scope).run()
-        except NotInBounds:
-            return False
-        return True
+        here = form(step)
+        key = (here.step, tuple(self.types.get(t) for t in here.tensors), tuple(self.scope.loops.items()))
+        if key not in self.proven:
+            try:
+                StepVerifier(step, self.scope).run()
+                self.proven[key] = True
+            except NotInBounds:
+                self.proven[key] = False
+        return self.proven[key]
 
     def _keeps_checks(self, access: Access, producer: Einsum, facts: Facts) -> bool:
         """Whether an index held in a tensor is still checked against the producer's extents when the producer is gone."""
@@ -194,22 +200,18 @@ class _Inliner:
             return uses <= max(1, same_reader) or not any(
                 True for e in accesses(producer.expr) if e.default is not None
             )
-        once = visits_once(consumer, access)
-        if cost(producer.expr) <= 1 and producer.ranks == ():
+        operators = cost(producer.expr)
+        if operators <= 1 and producer.ranks == ():
             return True
         if uses <= same_reader:
-            return once or cost(producer.expr) <= 2
-        return cost(producer.expr) <= 1 and once and not any(True for _ in _distinct_reads(producer, 1))
+            return operators <= 2 or visits_once(consumer, access)
+        alone = len(producer.reads) <= 1  # recomputing would read them all again
+        return operators <= 1 and alone and visits_once(consumer, access)
 
 
 @remembered
 def _times_read(step: Einsum) -> Counter[Access]:
     return Counter(step.accesses())
-
-
-def _distinct_reads(producer: Einsum, most: int) -> list[str]:
-    """Tensors read beyond the first `most`: recomputing would read them all again."""
-    return list(producer.reads)[most:]
 
 
 def is_pointwise(step: Einsum) -> bool:
