@@ -117,6 +117,9 @@ class _Inliner:
         return replace(scan, body=tuple(steps))
 
     def _inline(self, consumer: Einsum, known: dict[str, Einsum]) -> Einsum:
+        known = {t: known[t] for t in consumer.reads if t in known and self._may_move(known[t], consumer)}
+        if not known:
+            return consumer
         if coded_sum(consumer, self.types) is not None:
             return consumer  # its operands are laid out for it
         facts = self.scope.pool.facts(consumer.extents, self.symbols)
@@ -189,9 +192,16 @@ class _Inliner:
                 return False
         return True
 
-    def _worthwhile(self, producer: Einsum, consumer: Einsum, access: Access) -> bool:
+    def _may_move(self, producer: Einsum, consumer: Einsum) -> bool:
+        """Whether `_worthwhile` can hold for some access: most producers are too much work for any."""
         if not self.folded.isdisjoint(producer.reads) and _narrows(producer, self.types):
             return False  # the kernel that makes the sum is to store the smaller type
+        if cost(producer.expr) <= 1:
+            return True
+        most = max((n for a, n in _times_read(consumer).items() if a.tensor == producer.out), default=0)
+        return self.counts[producer.out] <= most
+
+    def _worthwhile(self, producer: Einsum, consumer: Einsum, access: Access) -> bool:
         if _plain_view(producer) or isinstance(producer.expr, (Const, Index)):
             return True
         uses = self.counts[producer.out]
