@@ -113,7 +113,7 @@ class Write(Node):
     drop: bool = False
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Einsum(Node):
     """One step of a cascade, `AV[f, p] = sum(m) A[m, p] * V[f, m]`.
 

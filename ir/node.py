@@ -59,3 +59,10 @@ def remembered(compute: Callable[[N], T]) -> Callable[[N], T]:
             return answer
 
     return recall
+
+
+def remember(recall: Callable[[N], T], node: N, answer: T) -> None:
+    """Let a `remembered` function know its answer for `node`, where that was found on the way."""
+    if not hasattr(node, "_found"):
+        object.__setattr__(node, "_found", {})
+    node._found[recall.__wrapped__] = answer  # type: ignore[attr-defined]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from dlc.ir.coded_sums import coded_sum
 from dlc.ir.domain import unconditional_accesses
@@ -35,6 +35,7 @@ from dlc.ir.node import remembered
 from dlc.ir.program import For, If, Loop, Program, Region, Stmt, regions, tensor_types
 from dlc.ir.verify_expr import Scope, StepVerifier
 from dlc.passes.explicit_domains import explicit_domains
+from dlc.passes.once import OncePerForm
 from dlc.passes.pipeline import Pass
 from dlc.passes.rewrite import access_counts, all_einsums, drop_dead
 from dlc.passes.words import packed_in_words
@@ -75,7 +76,7 @@ class _Inliner:
         self.symbols: dict[str, SymbolFact] = dict.fromkeys(sorted(undeclared), SymbolFact()) | program.facts
         self.types = tensor_types(program)
         self.scope = Scope(self.types, self.symbols)
-        self.proven: dict[Any, bool] = {}
+        self.once = OncePerForm()
         self.folded = {o for step in all_einsums(program) if step.reduce is not None for o in step.outs}
 
     def run(self) -> Program:
@@ -120,6 +121,18 @@ class _Inliner:
         known = {t: known[t] for t in consumer.reads if t in known and self._may_move(known[t], consumer)}
         if not known:
             return consumer
+        made = [form(p) for p in known.values()]
+        tensors = dict.fromkeys(t for f in (form(consumer), *made) for t in f.tensors)
+        numbers = {t: n for n, t in enumerate(tensors)}
+        given = (
+            tuple((f.step, tuple(numbers[t] for t in f.tensors), self.counts[f.tensors[0]]) for f in made),
+            tuple((self.types.get(t), t in self.folded) for t in tensors),
+            tuple(self.scope.loops.items()),
+        )
+        return self.once(consumer, given, lambda step: self._inlined(step, known), tensors)
+
+    def _inlined(self, consumer: Einsum, known: dict[str, Einsum]) -> Einsum:
+        """The consumer with what is worthwhile of these producers in it."""
         if coded_sum(consumer, self.types) is not None:
             return consumer  # its operands are laid out for it
         facts = self.scope.pool.facts(consumer.extents, self.symbols)
@@ -165,15 +178,11 @@ class _Inliner:
         """Whether every read is still proven to be in bounds: a window over a window can be beyond the prover."""
         if not self.prove:
             return True
-        here = form(step)
-        key = (here.step, tuple(self.types.get(t) for t in here.tensors), tuple(self.scope.loops.items()))
-        if key not in self.proven:
-            try:
-                StepVerifier(step, self.scope).run()
-                self.proven[key] = True
-            except NotInBounds:
-                self.proven[key] = False
-        return self.proven[key]
+        try:
+            StepVerifier(step, self.scope).run()
+        except NotInBounds:
+            return False
+        return True
 
     def _keeps_checks(self, access: Access, producer: Einsum, facts: Facts) -> bool:
         """Whether an index held in a tensor is still checked against the producer's extents when the producer is gone."""
