@@ -208,7 +208,7 @@ def const(value_: float | int | bool, dtype: DType = F32) -> Const:
 
 def apply(op: str, *args: Expr) -> Expr:
     """`op(args)`; arithmetic on indices alone stays an index."""
-    if op in _INDEX_FOLD and all(_index_of(a) is not None for a in args) and any(isinstance(a, Index) for a in args):
+    if op in _INDEX_FOLD and any(isinstance(a, Index) for a in args) and all(_index_of(a) is not None for a in args):
         return Index(_INDEX_FOLD[op](*(_index_of(a) for a in args)))
     assert len(args) == SCALAR_OPS[op].arity, (op, len(args))
     return Apply(op, tuple(args))

@@ -29,16 +29,18 @@ class Node:
         try:
             return self._hash
         except AttributeError:
-            value = hash((type(self).__name__, _compared_fields(type(self))(self)))
+            kind: Any = type(self)
+            value = hash((kind.__name__, _compared_fields(kind)(self)))
             object.__setattr__(self, "_hash", value)
             return value
 
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
-        if type(self) is not type(other) or hash(self) != hash(other):
+        kind: Any = type(self)
+        if kind is not type(other) or hash(self) != hash(other):
             return False
-        values = _compared_fields(type(self))
+        values = _compared_fields(kind)
         return bool(values(self) == values(other))
 
 
@@ -53,7 +55,7 @@ def remembered(compute: Callable[[N], T]) -> Callable[[N], T]:
             found = {}
             object.__setattr__(node, "_found", found)
         try:
-            return found[compute]  # type: ignore[no-any-return]
+            return found[compute]
         except KeyError:
             answer = found[compute] = compute(node)  # two threads may both compute it; they find the same
             return answer

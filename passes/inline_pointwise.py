@@ -205,7 +205,7 @@ class _Inliner:
         """Whether `_worthwhile` can hold for some access: most producers are too much work for any."""
         if not self.folded.isdisjoint(producer.reads) and _narrows(producer, self.types):
             return False  # the kernel that makes the sum is to store the smaller type
-        if cost(producer.expr) <= 1:
+        if cost(form(producer).step.expr) <= 1:  # the form's, which equal producers share
             return True
         most = max((n for a, n in _times_read(consumer).items() if a.tensor == producer.out), default=0)
         return self.counts[producer.out] <= most
