@@ -13,9 +13,13 @@ T = TypeVar("T")
 
 
 @cache
-def _compared_fields(cls: Any) -> Callable[[Any], Any]:
-    """The compared fields' values of a node of this class: a tuple, or the value of the only one."""
+def _getter(cls: Any) -> Callable[[Any], Any]:
     return attrgetter(*(f.name for f in fields(cls) if f.compare))
+
+
+def _compared(node: Any) -> Any:
+    """The values of a node's compared fields: a tuple, or the value of the only one."""
+    return _getter(type(node))(node)
 
 
 class Node:
@@ -29,19 +33,16 @@ class Node:
         try:
             return self._hash
         except AttributeError:
-            kind: Any = type(self)
-            value = hash((kind.__name__, _compared_fields(kind)(self)))
+            value = hash((type(self).__name__, _compared(self)))
             object.__setattr__(self, "_hash", value)
             return value
 
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
-        kind: Any = type(self)
-        if kind is not type(other) or hash(self) != hash(other):
+        if type(self) is not type(other) or hash(self) != hash(other):
             return False
-        values = _compared_fields(kind)
-        return bool(values(self) == values(other))
+        return bool(_compared(self) == _compared(other))
 
 
 def remembered(compute: Callable[[N], T]) -> Callable[[N], T]:
