@@ -19,7 +19,7 @@ def _getter(cls: Any) -> Callable[[Any], Any]:
 
 def _compared(node: Any) -> Any:
     """The values of a node's compared fields: a tuple, or the value of the only one."""
-    return _getter(type(node))(node)
+    return _getter(type(node))(node)  # type: ignore[arg-type]  # mypy takes the hash of nodes for that of their type
 
 
 class Node:
