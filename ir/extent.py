@@ -468,6 +468,19 @@ def evaluate(e: IntExpr, env: Mapping[str, Any], read: Callable[[Any], Any] | No
 
 def split_linear(e: IntExpr, name: str) -> tuple[IntExpr, IntExpr] | None:
     """`(c, r)` with `e == c*name + r` and neither mentioning `name`; None when `e` is not linear in it."""
+    known = _splits(e)
+    if name not in known:
+        known[name] = _split_linear(e, name)
+    return known[name]
+
+
+@remembered
+def _splits(e: IntExpr) -> dict[str, tuple[IntExpr, IntExpr] | None]:
+    """What `split_linear` has found so far: proofs ask for the same again and again."""
+    return {}
+
+
+def _split_linear(e: IntExpr, name: str) -> tuple[IntExpr, IntExpr] | None:
     target = Var(name)
     slope: dict[Monomial, int] = {}
     rest: dict[Monomial, int] = {}

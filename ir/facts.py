@@ -48,10 +48,15 @@ class SymbolFact:
 
 @dataclass(frozen=True)
 class Facts:
-    """Extents of the ranks in scope and facts of symbols (by name with its `#`)."""
+    """Extents of the ranks in scope and facts of symbols (by name with its `#`), which must not change any more.
+
+    What was proven, or not, and how an expression was simplified is remembered.
+    """
 
     ranks: Mapping[str, IntExpr] = field(default_factory=dict)
     symbols: Mapping[str, SymbolFact] = field(default_factory=dict)
+    _answers: dict[IntExpr, bool] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _simpler: dict[IntExpr, IntExpr] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def with_ranks(self, ranks: Mapping[str, IntExpr]) -> Facts:
         return Facts({**self.ranks, **ranks}, self.symbols)
@@ -59,9 +64,15 @@ class Facts:
     def nonneg(self, e: IntLike) -> bool:
         """Whether `e >= 0` is proven for every point of the ranks' space and all symbol values."""
         plain = int_expr(e)
-        if _nonneg(plain, self, _DEPTH) or _nonneg(self.simplify(plain), self, _DEPTH):
+        known = self._answers.get(plain)
+        if known is None:
+            known = self._answers[plain] = self._proves(plain)
+        return known
+
+    def _proves(self, e: IntExpr) -> bool:
+        if _nonneg(e, self, _DEPTH) or _nonneg(self.simplify(e), self, _DEPTH):
             return True
-        least = interval(plain, self.ranks, self.symbols)[0]
+        least = interval(e, self.ranks, self.symbols)[0]
         return least is not None and least >= 0
 
     def less(self, a: IntLike, b: IntLike) -> bool:
@@ -81,13 +92,16 @@ class Facts:
         """`e` with divisions, modulos, minima and maxima removed where the bounds decide them."""
         if not any(not isinstance(a, Var) for m, _ in e.terms for a in m):
             return e
-        total = int_expr(0)
-        for monomial, coefficient in e.terms:
-            product = int_expr(coefficient)
-            for atom in monomial:
-                product = product * self._simplify_atom(atom)
-            total = total + product
-        return total
+        known = self._simpler.get(e)
+        if known is None:
+            total = int_expr(0)
+            for monomial, coefficient in e.terms:
+                product = int_expr(coefficient)
+                for atom in monomial:
+                    product = product * self._simplify_atom(atom)
+                total = total + product
+            known = self._simpler[e] = total
+        return known
 
     def _simplify_atom(self, atom: Atom) -> IntExpr:
         match atom:
@@ -148,39 +162,21 @@ class Facts:
         return minimum(*(kept or args[:1])) if least else maximum(*(kept or args[:1]))
 
 
-@dataclass(frozen=True)
-class RememberingFacts(Facts):
-    """Facts that prove nothing twice: the layers of a network ask the same questions over the same ranks."""
-
-    answers: dict[IntExpr, bool] = field(default_factory=dict, compare=False, repr=False)
-    simpler: dict[IntExpr, IntExpr] = field(default_factory=dict, compare=False, repr=False)
-
-    def nonneg(self, e: IntLike) -> bool:
-        expr = int_expr(e)
-        known = self.answers.get(expr)
-        if known is None:
-            known = self.answers[expr] = super().nonneg(expr)
-        return known
-
-    def simplify(self, e: IntExpr) -> IntExpr:
-        known = self.simpler.get(e)
-        if known is None:
-            known = self.simpler[e] = super().simplify(e)
-        return known
-
-
 class FactsPool:
-    """Remembering facts, one for the same ranks and symbols; a pass or a verification keeps one while it goes through a program."""
+    """One `Facts` for the same ranks and symbols: the layers of a network ask the same questions.
+
+    A pass or a verification keeps a pool while it goes through a program.
+    """
 
     def __init__(self) -> None:
-        self.pool: dict[tuple[Any, ...], RememberingFacts] = {}
+        self.pool: dict[tuple[Any, ...], Facts] = {}
 
-    def facts(self, ranks: Mapping[str, IntExpr], symbols: Mapping[str, SymbolFact]) -> RememberingFacts:
+    def facts(self, ranks: Mapping[str, IntExpr], symbols: Mapping[str, SymbolFact]) -> Facts:
         """Facts of these ranks and symbols, as they are now."""
         key = (tuple(ranks.items()), tuple(symbols.items()))
         found = self.pool.get(key)
         if found is None:
-            found = self.pool[key] = RememberingFacts(dict(ranks), dict(symbols))
+            found = self.pool[key] = Facts(dict(ranks), dict(symbols))
         return found
 
 
