@@ -50,13 +50,16 @@ class SymbolFact:
 class Facts:
     """Extents of the ranks in scope and facts of symbols (by name with its `#`), which must not change any more.
 
-    What was proven, or not, and how an expression was simplified is remembered.
+    What was proven, or not, and how an expression was simplified is remembered; also what was proven with guards (`dlc.ir.prove`).
     """
 
     ranks: Mapping[str, IntExpr] = field(default_factory=dict)
     symbols: Mapping[str, SymbolFact] = field(default_factory=dict)
     _answers: dict[IntExpr, bool] = field(default_factory=dict, init=False, compare=False, repr=False)
     _simpler: dict[IntExpr, IntExpr] = field(default_factory=dict, init=False, compare=False, repr=False)
+    guarded: dict[tuple[tuple[IntExpr, ...], IntExpr], bool] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
 
     def with_ranks(self, ranks: Mapping[str, IntExpr]) -> Facts:
         return Facts({**self.ranks, **ranks}, self.symbols)
