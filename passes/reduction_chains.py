@@ -128,7 +128,12 @@ def _grown(body: Sequence[Stmt], place: int, seed: Einsum, rank: str) -> Chain:
     near = {*seed.outs, *(t for t, _ in chain.anchors)}
     for stmt in body[place + 1 :]:
         if isinstance(stmt, Einsum):
-            if not near.isdisjoint(stmt.reads):
+            if near.isdisjoint(stmt.reads):
+                continue
+            if not chain.tainted.keys().isdisjoint(stmt.reads):  # as is most of what comes after a chain
+                chain.tainted.update(dict.fromkeys(stmt.outs, stmt))
+                near.update(stmt.outs)
+            else:
                 _follow(chain, stmt)
                 near |= {t for t in stmt.outs if t in chain.members or t in chain.tainted}
                 near |= {t for t, _ in chain.anchors}
@@ -184,11 +189,8 @@ def _covers(chain: Chain, step: Einsum) -> bool:
 
 
 def _follow(chain: Chain, step: Einsum) -> None:
-    """Add the step to the chain, if it follows the rank or depends on what does."""
+    """Add the step, which reads nothing tainted, to the chain if it follows the rank or depends on what does."""
     dependent = chain.depends(step)
-    if any(t in chain.tainted for t in step.reads):
-        chain.tainted.update(dict.fromkeys(step.outs, step))
-        return
     rank = _aligned(chain, step)
     reduced = rank is not None and rank in {r.name for r in step.reduced}
     if not dependent:
