@@ -317,7 +317,11 @@ def _transform_index(e: IntExpr, visit: Callable[[Expr], Expr | None]) -> IntExp
 
 
 def map_indices(
-    e: Expr, change: Callable[[IntExpr], IntExpr], tensors: Mapping[str, str] = MappingProxyType({})
+    e: Expr,
+    change: Callable[[IntExpr], IntExpr],
+    tensors: Mapping[str, str] = MappingProxyType({}),
+    *,
+    fold: bool = True,
 ) -> Expr:
     """`e` with every integer expression (indices of accesses and index values) replaced by `change` of it.
 
@@ -325,6 +329,7 @@ def map_indices(
 
     Args:
         tensors: new names of tensors that are renamed on the way.
+        fold: whether arithmetic on indices alone becomes an index.
     """
 
     def mapped(e: Expr) -> Expr:
@@ -343,9 +348,9 @@ def map_indices(
                 return Access(name, tuple(new_index), new_default)
             case Apply(op, args):
                 new_args = [mapped(a) for a in args]
-                if op not in _INDEX_FOLD and not any(map(is_not, args, new_args)):
-                    return e
-                return apply(op, *new_args)
+                if fold and op in _INDEX_FOLD and any(isinstance(a, Index) for a in new_args):
+                    return apply(op, *new_args)
+                return Apply(op, tuple(new_args)) if any(map(is_not, args, new_args)) else e
             case Cast(dtype, arg, mode):
                 new_arg = mapped(arg)
                 return e if new_arg is arg else Cast(dtype, new_arg, mode)

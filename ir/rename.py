@@ -10,7 +10,10 @@ from dlc.ir.extent import IntExpr, Value, Var, has_value, rebuild, substitute, v
 
 
 def rename_einsum(step: Einsum, ranks: Mapping[str, str], tensors: Mapping[str, str]) -> Einsum:
-    """The Einsum with its ranks and whatever else `ranks` has renamed, and its tensors; what has no new name keeps its own."""
+    """The Einsum with its ranks and whatever else `ranks` has renamed, and its tensors; what has no new name keeps its own.
+
+    With ranks, arithmetic on indices is folded, as everywhere where ranks are replaced.
+    """
     env = {old: var(new) for old, new in ranks.items()}
     moved: dict[IntExpr, IntExpr] = {}  # an expression written out reads many elements through few indices
 
@@ -30,7 +33,7 @@ def rename_einsum(step: Einsum, ranks: Mapping[str, str], tensors: Mapping[str, 
         return Rank(ranks[r.name], r.extent) if r.name in ranks else r
 
     def expr(e: Expr) -> Expr:
-        return map_indices(e, index, tensors)
+        return map_indices(e, index, tensors, fold=bool(ranks))
 
     reduce = step.reduce
     if reduce is not None:

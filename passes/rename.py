@@ -52,7 +52,7 @@ def rename_operands(step: Einsum, names: Names) -> Einsum:
     """`step` reading `names[t]` for `t`; what it writes keeps its name."""
     if names.keys().isdisjoint(step.reads):
         return step
-    return replace(rename_einsum(step, {}, names), outs=step.outs)
+    return replace(rename_einsum(step, {r.name: r.name for r in step.all_ranks}, names), outs=step.outs)
 
 
 def _all(tensors: tuple[str, ...], names: Names) -> tuple[str, ...]:
