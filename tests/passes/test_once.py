@@ -11,8 +11,8 @@ from tests.passes.test_inline_pointwise import CONSUMERS, PRODUCERS
 
 from dlc.ir.einsum import Einsum
 from dlc.ir.forms import form
-from dlc.ir.parser import parse_cascade, parse_program
-from dlc.ir.program import Program, program_of
+from dlc.ir.parser import parse_program
+from dlc.ir.program import Program, walk_statements
 from dlc.passes import fuse
 from dlc.passes.default import DEFAULT_PIPELINE
 from dlc.passes.fuse import Fuse
@@ -22,6 +22,8 @@ from dlc.passes.pipeline import Pipeline
 from dlc.passes.registry import passes
 from dlc.passes.simplify_indices import SimplifyIndices
 
+FIRST = {name: PRODUCERS[name] for name in ("view", "pad", "constant", "cheap", "two reads", "dear")}
+THEN = [name for name in CONSUMERS if name not in ("same order", "twice", "guarded", "piece")]
 PASSES = {"inline": InlinePointwise(), "simplify": SimplifyIndices(), "fuse": Fuse()}
 
 
@@ -90,39 +92,75 @@ def test_what_stays_as_it_is_is_the_same_object() -> None:
 # --- the passes that use it ---
 
 SECOND = {
-    "equal": ("", "O, O2"),
-    "its producer is read once more": ("Z[i:n, j:m]: f32 = P2[i, j] * 5.0", "O, O2, Z"),
-    "its producer is a result": ("", "O, O2, P2"),
-    "its operand is another type": ("", "O, O2"),
+    "equal": "O, O2",
+    "its producer is read once more": "O, O2, Z",
+    "its producer is a result": "O, O2, P2",
+    "an operand lies in another order": "O, O2",
 }
+
+
+def twins(pair: str, second: str, kinds: tuple[str, str] = ("f32", "f32")) -> Program:
+    """A pair of steps, a branch, and the same over other tensors; the second one has something that the first has not."""
+    twin = pair.replace("P[", "P2[").replace("O[", "O2[").replace("Y[", "Y2[")
+    order = "{1, 0}" if second == "an operand lies in another order" else ""
+    return parse_program(
+        f"program p(X: f32[m, n], Y: {kinds[0]}[n, m], Y2: {kinds[1]}[n, m]{order}, G: i64[n], C: bool[]) -> ({SECOND[second]}, B) "
+        f"symbols (m in 1.., n in 4..) {{\n  {pair}\n  if C {{\n    yield (X)\n  }} else {{\n    yield (X)\n  }} -> (B)\n  {twin}\n"
+        + ("  Z[i:n, j:m]: f32 = P2[i, j] * 5.0\n" if second.endswith("more") else "")
+        + "}"
+    )
 
 
 @pytest.mark.parametrize("name", PASSES)
 @pytest.mark.parametrize("second", SECOND)
-@pytest.mark.parametrize("consumer", CONSUMERS)
+@pytest.mark.parametrize("consumer", THEN)
 def test_a_pair_that_occurs_twice_is_treated_as_if_it_were_alone(
     name: str, second: str, consumer: str, anew: Callable[..., Any]
 ) -> None:
-    more, results = SECOND[second]
-    kind = "f32{1, 0}" if second == "its operand is another type" else "f32"
-    for producer in PRODUCERS:
-        pair = f"{PRODUCERS[producer]}\n  {CONSUMERS[consumer]}"
-        twin = pair.replace("P[", "P2[").replace("O[", "O2[").replace("Y[", "Y2[")
-        text = f"""
-        cascade f(X: f32[m, n], Y: f32[n, m], Y2: {kind}[n, m], G: i64[n]) -> ({results}) symbols (m in 1.., n in 4..) {{
-          {pair}
-          {twin}
-          {more}
-        }}""" if kind == "f32" else f"""
-        cascade f(X: f32[m, n], Y: f32[n, m], Y2: f32[n, m]{{1, 0}}, G: i64[n]) -> ({results}) symbols (m in 1.., n in 4..) {{
-          {pair}
-          {twin}
-        }}"""
-        program = program_of(parse_cascade(text))
-        assert PASSES[name].apply(program) == anew(lambda p=program: PASSES[name].apply(p)), producer
+    for producer in FIRST:
+        program = twins(f"{FIRST[producer]}\n  {CONSUMERS[consumer]}", second)
+        got, want = PASSES[name].apply(program), anew(lambda p=program: PASSES[name].apply(p))
+        assert got == want, producer
 
 
-@pytest.mark.parametrize("seed", range(40))
+NARROWING = {  # the second pair reads a wider number, which is to be rounded before it is multiplied
+    "f16, f32": ("f16", "f32"),
+    "f64, f16": ("f64", "f16"),
+}
+
+
+@pytest.mark.parametrize("kinds", NARROWING.values(), ids=NARROWING)
+def test_pairs_whose_operands_have_other_types_are_different_pairs(kinds: tuple[str, str], anew: Callable[..., Any]) -> None:
+    product = "P[i:n, j:m]: f32 = cast<f32>(Y[i, j])\n  O[i:n, k:n]: f32 = sum(j:m) P[i, j] * X[j, k]"
+    program = twins(product, "equal", kinds)
+    for step in PASSES.values():
+        assert step.apply(program) == anew(lambda step=step: step.apply(program))
+
+
+def test_a_sum_rounded_to_a_smaller_type_differs_from_other_numbers_so_rounded(anew: Callable[..., Any]) -> None:
+    program = parse_program(
+        "program p(X: f32[4, 8], Y: f32[4], W: f32[4]) -> (O, O2) {\n"
+        "  S[i:4] = sum(k:8) X[i, k]\n  P[i:4]: f16 = cast<f16>(Y[i])\n  O[i:4]: f16 = P[i] + cast<f16>(W[i])\n"
+        "  Q[i:4]: f16 = cast<f16>(S[i])\n  O2[i:4]: f16 = Q[i] + cast<f16>(W[i])\n}"
+    )
+    got = InlinePointwise().apply(program)
+    assert got == anew(lambda: InlinePointwise().apply(program))
+    assert [s.out for s in got.body.body if isinstance(s, Einsum)] == ["S", "O", "Q", "O2"]
+
+
+def test_a_launch_has_the_place_of_its_own_steps(anew: Callable[..., Any]) -> None:
+    lines = ["S{n}[i:4] = sum(k:4) {x}[k] * W[i, k]", "T{n}[i:4] = sum(k:4) {x}[k] * W[k, i]"]
+    runs = ["".join(f'  {line.format(n=n, x=x)} loc("{line[0]}{n}")\n' for line in lines) for n, x in enumerate("XY")]
+    branch = "  if C {\n    yield (X)\n  } else {\n    yield (Y)\n  } -> (B)\n"
+    program = parse_program(
+        "program p(X: f32[4], Y: f32[4], W: f32[4, 4], C: bool[]) -> (S0, T0, S1, T1, B) {\n" + branch.join(runs) + "}"
+    )
+    got, want = Fuse().apply(program), anew(lambda: Fuse().apply(program))
+    assert got == want and _places(got) == _places(want)
+    assert {"S0", "T0", "S1", "T1"} <= set(_places(got))
+
+
+@pytest.mark.parametrize("seed", range(24))
 def test_programs_with_control_come_out_the_same(seed: int, anew: Callable[..., Any]) -> None:
     program = control_program(seed)
 
@@ -135,8 +173,6 @@ def test_programs_with_control_come_out_the_same(seed: int, anew: Callable[..., 
 
 
 def _places(program: Program) -> list[str]:
-    from dlc.ir.program import walk_statements
-
     return [str(s.loc) for s in walk_statements(program.body)]
 
 
