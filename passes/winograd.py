@@ -132,7 +132,7 @@ class _Rewrite:
     options: Winograd
     consts: list[Param] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
-    chosen: dict[Any, int | None] = field(default_factory=dict)
+    chosen: dict[tuple[Einsum, int], int | None] = field(default_factory=dict)
 
     def run(self) -> Program:
         self.names, self.types = Names(self.program), tensor_types(self.program)
@@ -153,9 +153,8 @@ class _Rewrite:
 
     def _best(self, conv: Convolution) -> Sequence[Einsum]:
         """The cheapest form; the direct one unless another is clearly cheaper."""
-        here = form(conv.step)
         elements = self.types[conv.weights.tensor].elements.const or 0
-        key = (here.step, conv.weights.tensor == conv.step.reads[0], elements)
+        key = (form(conv.step).step, elements)  # the form says which factor is the image: the one with windows
         if key not in self.chosen:
             self.chosen[key] = self._chosen(conv, elements)
         chosen = self.chosen[key]

@@ -17,6 +17,7 @@ from dlc.ir.forms import form, named
 from dlc.ir.node import remember, remembered
 from dlc.ir.parser import parse_cascade, parse_program
 from dlc.ir.program import Program, program_of, walk_statements
+from dlc.ir.prove import Assumptions
 from dlc.ir.verify import verify
 
 
@@ -140,6 +141,15 @@ def test_facts_that_were_asked_before_answer_as_fresh_ones_do() -> None:
         for e in exprs:
             fresh = Facts(ranks, symbols)
             assert asked.nonneg(e) == fresh.nonneg(e) and asked.simplify(e) == fresh.simplify(e)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_what_one_guard_proves_is_not_believed_under_another(turned: bool) -> None:
+    facts = Facts({"i": int_expr(8)})
+    small, large = (Assumptions(facts, (int_expr(n) - 1 - var("i"),)) for n in (3, 6))
+    for _ in range(2):
+        for under in (large, small) if turned else (small, large):
+            assert under.nonneg(int_expr(2) - var("i")) == (under is small)
 
 
 def test_an_extent_bound_twice_is_judged_by_its_own_facts() -> None:

@@ -191,3 +191,20 @@ def test_equal_blocks_are_fused_once() -> None:
     assert [s.args for s in after.body.body if hasattr(s, "kernel")] == [
         (f"B{n - 1}" if n else "X", f"W{n}") for n in range(count)
     ]
+
+
+def test_runs_of_the_same_steps_wired_otherwise_are_different_runs(anew: Callable[..., Any]) -> None:
+    branch = "  if C {\n    yield (X)\n  } else {\n    yield (Y)\n  } -> (B)\n"
+    runs = [f"  S{n}[i:4] = exp(X[i])\n  T{n}[i:4] = {a} * {b}\n" for n, (a, b) in enumerate((("S0[i]", "Y[i]"), ("Y[i]", "S1[i]")))]
+    program = parse_program(
+        "program p(X: f32[4], Y: f32[4], C: bool[]) -> (T0, T1, B) {\n" + branch.join(runs) + "}"
+    )
+    assert Fuse().apply(program) == anew(lambda: Fuse().apply(program))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_an_index_is_simplified_by_the_extents_of_its_own_operand(turned: bool) -> None:
+    lines = ["A[i:4] = (X[i] else 0.0)", "B[i:4] = (Y[i] else 0.0)"]
+    text = "\n  ".join(reversed(lines) if turned else lines)
+    after = SimplifyIndices().apply(parse_program(f"program p(X: f32[4], Y: f32[3]) -> (A, B) {{\n  {text}\n}}"))
+    assert {str(s) for s in after.body.body} == {"A[i:4]: f32 = X[i]", "B[i:4]: f32 = (Y[i] else 0.0)"}
