@@ -160,6 +160,7 @@ class CompileReport:
         )
 
 
+@collector_put_off()
 def compile(
     model: Any,
     args: Sequence[Any] | None = None,
