@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from tests.passes.control_programs import control_program
 from tests.passes.test_inline_pointwise import CONSUMERS, PRODUCERS
 
 from dlc.ir.einsum import Einsum
-from dlc.ir.forms import form
+from dlc.ir.forms import _SHARED, form
 from dlc.ir.parser import parse_program
 from dlc.ir.program import Program, walk_statements
 from dlc.passes import fuse
@@ -208,3 +210,22 @@ def test_an_index_is_simplified_by_the_extents_of_its_own_operand(turned: bool) 
     text = "\n  ".join(reversed(lines) if turned else lines)
     after = SimplifyIndices().apply(parse_program(f"program p(X: f32[4], Y: f32[3]) -> (A, B) {{\n  {text}\n}}"))
     assert {str(s) for s in after.body.body} == {"A[i:4]: f32 = X[i]", "B[i:4]: f32 = (Y[i] else 0.0)"}
+
+
+def test_threads_come_to_the_same_programs_and_nothing_is_kept() -> None:
+    pipeline = Pipeline.parse(DEFAULT_PIPELINE, passes())
+    seeds = [3, 5, 7, 11]
+    want = [str(pipeline.run(control_program(s), verify=False)) for s in seeds]
+    shared = control_program(seeds[0])
+
+    def run(n: int) -> str:
+        program = shared if n % 4 == 0 else control_program(seeds[n % 4])
+        return str(pipeline.run(program, verify=False))
+
+    with ThreadPoolExecutor(4) as team:
+        assert list(team.map(run, range(16))) == want * 4
+    gc.collect()
+    before = len(_SHARED)
+    pipeline.run(control_program(13), verify=False)
+    gc.collect()
+    assert len(_SHARED) == before
