@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 
 from dlc.ir.einsum import Einsum, Step
 from dlc.ir.expr import Access, Apply, Const, Expr, Index, Piecewise, walk
 from dlc.ir.extent import IntExpr, int_expr, minimum, product, variables
 from dlc.ir.facts import Facts
 from dlc.ir.monoid import MONOIDS
+from dlc.ir.node import remembered
 from dlc.ir.program import Cascade, cascade_types
 
 SPECIAL_OPS = frozenset(
@@ -71,7 +71,7 @@ def _per_point(step: Einsum) -> tuple[int, int]:
     return each, special
 
 
-@lru_cache(maxsize=1 << 14)
+@remembered
 def _operations(e: Expr) -> tuple[int, int]:
     """(operations, special ones) of one evaluation; what only computes with indices is free."""
     if isinstance(e, Apply) and not is_free(e.op) and not all(isinstance(n, (Apply, Index, Const)) for n in walk(e)):

@@ -139,6 +139,18 @@ _FILES: dict[str, tuple[str, _Index]] = {}
 
 def find_definition(code: types.CodeType, globals_: Mapping[str, Any]) -> tuple[_Definition, str | None]:
     """A copy of the syntax tree of the function with this code, and the name of the class it is written in."""
+    import copy
+
+    node, owner = definition_of(code, globals_)
+    return copy.deepcopy(node), owner
+
+
+def definition_of(code: types.CodeType, globals_: Mapping[str, Any]) -> tuple[_Definition, str | None]:
+    """That syntax tree itself, which is not to be changed, and the name of the class.
+
+    Raises:
+        NotRewritable: there is no source, or not one function that it can be.
+    """
     found = [(n, owner) for n, owner in _index(code.co_filename, globals_).get(code.co_firstlineno, ()) if _matches(n, code)]
     if len(found) > 1:
         column = _column(code)
@@ -146,9 +158,7 @@ def find_definition(code: types.CodeType, globals_: Mapping[str, Any]) -> tuple[
         found = found[-1:] if isinstance(found[-1][0], ast.Lambda) and _nested(found) else found
     if len(found) != 1:
         raise NotRewritable(f"its source is not found in {code.co_filename}" if not found else "its source is ambiguous")
-    import copy
-
-    return copy.deepcopy(found[0][0]), found[0][1]
+    return found[0]
 
 
 def _nested(found: Sequence[tuple[_Definition, str | None]]) -> bool:

@@ -62,7 +62,7 @@ class Calls(Flow):
         """The function rewritten; itself where it is left alone."""
         if not isinstance(function, types.FunctionType) or function.__code__ in self.own:
             return function
-        if _left_alone(function):
+        if left_alone(function):
             inner = getattr(function, "__wrapped__", None)
             # no_grad and its like wrap a function without changing what it computes
             if inner is not None and function.__code__.co_filename.endswith("_contextlib.py"):
@@ -285,7 +285,7 @@ def _default(kind: type) -> torch.dtype:
     return torch.get_default_dtype() if kind is float else torch.int64 if kind is int else torch.bool
 
 
-def _left_alone(function: types.FunctionType) -> bool:
+def left_alone(function: types.FunctionType) -> bool:
     """Whether a function belongs to PyTorch, NumPy, dlc or the standard library."""
     module = (function.__module__ or "").partition(".")[0]
     if module in _LEFT_ALONE:

@@ -15,7 +15,8 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr
+from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from torch.utils import _pytree as pytree
 from dlc.errors import DlcError, Internal
 from dlc.frontend.errors import UnsupportedOperator
 from dlc.frontend.imported import Imported
+from dlc.frontend.python_guess import seems_to_test_data
 from dlc.frontend.torch_errors import (
     BadExample,
     ExportFailed,
@@ -93,9 +95,7 @@ def export(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None
 ) -> Any:
     """`torch.export.export` as the importer likes it: no gradients, recurrent layers whole, guards deferred if need be."""
-    if isinstance(args, torch.Tensor) or not isinstance(args, (tuple, list)):
-        raise BadExample(None, message=f"the example inputs are a {type(args).__name__}, not a tuple")
-    refuse_training(model)
+    _refuse(model, args)
     options: dict[str, Any] = {"dynamic_shapes": dynamic_shapes, "strict": False}
     try:
         with recurrence_for_export():
@@ -115,6 +115,12 @@ def export(
         raise export_failed(error) from error
 
 
+def _refuse(model: nn.Module, args: Any) -> None:
+    if isinstance(args, torch.Tensor) or not isinstance(args, (tuple, list)):
+        raise BadExample(None, message=f"the example inputs are a {type(args).__name__}, not a tuple")
+    refuse_training(model)
+
+
 def export_or_capture(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None
 ) -> Any:
@@ -124,7 +130,17 @@ def export_or_capture(
     path silently: a decision on data raises, and if the model catches that, the recording is used that met the decision.
     A model that takes numbers or extents out of data is recorded, too: what `.item()` gives torch.export is no Python number
     (`isinstance(n, int)` is false of it), and its arithmetic is not Python's.
+
+    A model whose text shows that `torch.export` will fail is recorded at once. With extents that do not vary, a decision in the
+    recording is one that `torch.export` cannot take; a recording without any is kept for the case that it fails nevertheless.
     """
+    _refuse(model, args)
+    early: Any = None
+    if dynamic_shapes is None and _seems_to_decide(model):
+        with suppress(DlcError):  # whatever it is, it is found again below, unless `torch.export` can do with it
+            early = recorded(model, args, kwargs)
+    if early is not None and early.decided:
+        return early
     failed: ExportFailed | None = None
     with _data_decisions() as met:
         try:
@@ -134,7 +150,7 @@ def export_or_capture(
     if failed is None and not met:
         return exported
     try:
-        found = recorded(model, args, kwargs, dynamic_shapes)
+        found = early or recorded(model, args, kwargs, dynamic_shapes)
     except ExportFailed as error:
         if failed is None and "__init__" not in met:
             return exported
@@ -142,6 +158,14 @@ def export_or_capture(
             raise
         raise failed from error
     return found
+
+
+def _seems_to_decide(model: nn.Module) -> bool:
+    from dlc.frontend.torch_calls import left_alone
+
+    methods = (getattr(m.forward, "__func__", None) for m in model.modules())
+    functions = dict.fromkeys(f for f in methods if isinstance(f, FunctionType) and not left_alone(f))
+    return any(map(seems_to_test_data, functions))
 
 
 def recorded(

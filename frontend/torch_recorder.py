@@ -191,7 +191,8 @@ class Recorder(PythonKeyTracer):
     def placeholder(self, value: Any, name: str) -> fx.Node:
         """`value` (a fake tensor) stands for an input of the open region."""
         proxy = self.create_proxy("placeholder", name, (), {}, name=name)
-        with disable_proxy_modes_tracing():
+        # A model has hundreds of weights, and each look at a tensor's layout would go through all function modes.
+        with torch._C.DisableTorchFunction(), disable_proxy_modes_tracing():
             track_tensor_tree(value, proxy, constant=None, tracer=self)
         if not isinstance(value, torch.Tensor):
             proxy.node.meta.setdefault("val", value)

@@ -55,6 +55,9 @@ class DType:
     format: FloatFormat | None = None
     per_byte: int | None = None
 
+    def __hash__(self) -> int:
+        return hash(self.name)  # Python keeps a string's hash, and every node's hash asks for that of its type
+
     def __str__(self) -> str:
         return self.name
 

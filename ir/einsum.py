@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TypeAlias
 
 from dlc.ir.dtype import DType
@@ -12,7 +11,7 @@ from dlc.ir.expr import Access, Expr, Index, accesses
 from dlc.ir.extent import IntExpr, int_expr, show, show_extent, sym, var, variables
 from dlc.ir.loc import UNKNOWN, Loc
 from dlc.ir.names import show_name
-from dlc.ir.node import Node
+from dlc.ir.node import Node, remembered
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,7 +113,7 @@ class Write(Node):
     drop: bool = False
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Einsum(Node):
     """One step of a cascade, `AV[f, p] = sum(m) A[m, p] * V[f, m]`.
 
@@ -174,11 +173,7 @@ class Einsum(Node):
 
     def accesses(self) -> Iterator[Access]:
         """Every read of a tensor by element, scatter indices included (not `write.onto`, which is read whole)."""
-        for e in self.scalars:
-            yield from accesses(e)
-        if self.write is not None:
-            for i in self.write.index:
-                yield from accesses(Index(i))
+        return iter(_accesses(self))
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -210,9 +205,15 @@ class Einsum(Node):
         return show_step(self)
 
 
-@lru_cache(maxsize=1 << 14)
-def _reads(step: Einsum) -> tuple[str, ...]:
+@remembered
+def _accesses(step: Einsum) -> tuple[Access, ...]:
     """Passes ask for it again and again, and it is a walk through the whole expression."""
+    inside = [*step.scalars, *(Index(i) for i in (step.write.index if step.write is not None else ()))]
+    return tuple(a for e in inside for a in accesses(e))
+
+
+@remembered
+def _reads(step: Einsum) -> tuple[str, ...]:
     names = dict.fromkeys(a.tensor for a in step.accesses())
     if step.write is not None:
         names[step.write.onto] = None

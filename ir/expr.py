@@ -14,6 +14,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import is_not
+from types import MappingProxyType
 from typing import TypeAlias
 
 from dlc.ir.dtype import BOOL, F32, I64, DType
@@ -22,7 +24,8 @@ from dlc.ir.extent import (
     IntLike,
     Value,
     Var,
-    atoms,
+    gathers,
+    has_value,
     int_expr,
     rebuild,
     show,
@@ -32,7 +35,7 @@ from dlc.ir.extent import (
     variables,
 )
 from dlc.ir.names import show_name
-from dlc.ir.node import Node
+from dlc.ir.node import Node, remembered
 from dlc.ir.scalar import INFIX, SCALAR_OPS
 
 Env: TypeAlias = Mapping[str, IntLike]
@@ -72,7 +75,7 @@ class ExprBase(Node):
     @property
     def variables(self) -> frozenset[str]:
         """Rank and symbol names that occur (symbols with `#`)."""
-        return frozenset().union(*(c.variables for c in self.children))
+        return _variables(self)  # type: ignore[arg-type]
 
     def show(self, ranks: RankNames = None) -> str:
         return _show(self, ranks)[0]  # type: ignore[arg-type]
@@ -84,7 +87,15 @@ class ExprBase(Node):
         """This expression with ranks and symbols replaced, everywhere they occur."""
         if self.variables.isdisjoint(env):
             return self  # type: ignore[return-value]
-        return map_indices(self, lambda e: substitute(e, env))  # type: ignore[arg-type]
+        found: dict[IntExpr, IntExpr] = {}  # an expression written out reads many elements through few indices
+
+        def change(i: IntExpr) -> IntExpr:
+            new = found.get(i)
+            if new is None:
+                new = found[i] = substitute(i, env)
+            return new
+
+        return map_indices(self, change)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,9 +106,16 @@ class Const(ExprBase):
     dtype: DType
 
     def __hash__(self) -> int:
-        return hash((type(self.value).__name__, repr(self.value), self.dtype))
+        try:
+            return self._hash
+        except AttributeError:
+            value = hash((type(self.value).__name__, repr(self.value), self.dtype))
+            object.__setattr__(self, "_hash", value)
+            return value
 
     def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
         return isinstance(other, Const) and repr(self.value) == repr(other.value) and self.dtype == other.dtype
 
 
@@ -108,12 +126,8 @@ class Index(ExprBase):
     expr: IntExpr
 
     @property
-    def variables(self) -> frozenset[str]:
-        return variables(self.expr)
-
-    @property
     def children(self) -> tuple[Expr, ...]:
-        return tuple(a.expr for a in atoms(self.expr) if isinstance(a, Value))
+        return tuple(a.expr for a in gathers(self.expr))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,13 +139,8 @@ class Access(ExprBase):
     default: Expr | None = None
 
     @property
-    def variables(self) -> frozenset[str]:
-        names = frozenset().union(*(variables(i) for i in self.index))
-        return names | self.default.variables if self.default is not None else names
-
-    @property
     def children(self) -> tuple[Expr, ...]:
-        inner = tuple(a.expr for i in self.index for a in atoms(i) if isinstance(a, Value))
+        inner = tuple(a.expr for i in self.index for a in gathers(i))
         return inner + ((self.default,) if self.default is not None else ())
 
 
@@ -199,7 +208,7 @@ def const(value_: float | int | bool, dtype: DType = F32) -> Const:
 
 def apply(op: str, *args: Expr) -> Expr:
     """`op(args)`; arithmetic on indices alone stays an index."""
-    if op in _INDEX_FOLD and all(_index_of(a) is not None for a in args) and any(isinstance(a, Index) for a in args):
+    if op in _INDEX_FOLD and any(isinstance(a, Index) for a in args) and all(_index_of(a) is not None for a in args):
         return Index(_INDEX_FOLD[op](*(_index_of(a) for a in args)))
     assert len(args) == SCALAR_OPS[op].arity, (op, len(args))
     return Apply(op, tuple(args))
@@ -236,10 +245,24 @@ def index_value(e: Expr) -> IntExpr:
 
 
 def walk(e: Expr) -> Iterator[Expr]:
-    """`e` and everything in it, index values and defaults included."""
-    yield e
-    for child in e.children:
-        yield from walk(child)
+    """`e` and everything in it, index values and defaults included, what stands first coming first."""
+    left = [e]
+    while left:
+        here = left.pop()
+        yield here
+        left += reversed(here.children)
+
+
+@remembered
+def _variables(e: Expr) -> frozenset[str]:
+    match e:
+        case Index(expr):
+            return variables(expr)
+        case Access(_, index, default):
+            names: frozenset[str] = frozenset().union(*map(variables, index))
+            return names if default is None else names | default.variables
+        case _:
+            return frozenset().union(*(c.variables for c in e.children))
 
 
 def accesses(e: Expr) -> Iterator[Access]:
@@ -252,21 +275,23 @@ def transform(e: Expr, visit: Callable[[Expr], Expr | None]) -> Expr:
 
     Returns `e` itself when nothing changed.
     """
-    rebuilt: Expr
+    rebuilt: Expr = e
     match e:
         case Const():
-            rebuilt = e
+            pass
         case Index(expr):
             new = _transform_index(expr, visit)
-            rebuilt = e if new == expr else Index(new)
+            if new is not expr and new != expr:
+                rebuilt = Index(new)
         case Access(tensor, index, default):
-            new_index = tuple(_transform_index(i, visit) for i in index)
+            new_index = tuple([_transform_index(i, visit) for i in index]) if any(map(has_value, index)) else index
             new_default = None if default is None else transform(default, visit)
-            same = new_default is default and new_index == index
-            rebuilt = e if same else Access(tensor, new_index, new_default)
+            if new_default is not default or new_index != index:
+                rebuilt = Access(tensor, new_index, new_default)
         case Apply(op, args):
-            new_args = tuple(transform(a, visit) for a in args)
-            rebuilt = e if all(a is b for a, b in zip(args, new_args, strict=True)) else Apply(op, new_args)
+            new_args = [transform(a, visit) for a in args]
+            if any(map(is_not, args, new_args)):
+                rebuilt = Apply(op, tuple(new_args))
         case Cast(dtype, arg, mode):
             new_arg = transform(arg, visit)
             rebuilt = e if new_arg is arg else Cast(dtype, new_arg, mode)
@@ -274,7 +299,7 @@ def transform(e: Expr, visit: Callable[[Expr], Expr | None]) -> Expr:
             new_arg = transform(arg, visit)
             rebuilt = e if new_arg is arg else Bitcast(dtype, new_arg)
         case Piecewise(cases, otherwise):
-            new_cases = tuple((transform(g, visit), transform(v, visit)) for g, v in cases)
+            new_cases = tuple([(transform(g, visit), transform(v, visit)) for g, v in cases])
             new_otherwise = transform(otherwise, visit)
             rebuilt = e if (new_cases, new_otherwise) == (cases, otherwise) else Piecewise(new_cases, new_otherwise)
     replaced = visit(rebuilt)
@@ -282,7 +307,7 @@ def transform(e: Expr, visit: Callable[[Expr], Expr | None]) -> Expr:
 
 
 def _transform_index(e: IntExpr, visit: Callable[[Expr], Expr | None]) -> IntExpr:
-    if not any(isinstance(a, Value) for a in atoms(e)):
+    if not has_value(e):
         return e
 
     def leaf(atom: Var | Value) -> IntExpr:
@@ -291,29 +316,53 @@ def _transform_index(e: IntExpr, visit: Callable[[Expr], Expr | None]) -> IntExp
     return rebuild(e, leaf)
 
 
-def map_indices(e: Expr, change: Callable[[IntExpr], IntExpr]) -> Expr:
+def map_indices(
+    e: Expr,
+    change: Callable[[IntExpr], IntExpr],
+    tensors: Mapping[str, str] = MappingProxyType({}),
+    *,
+    fold: bool = True,
+) -> Expr:
     """`e` with every integer expression (indices of accesses and index values) replaced by `change` of it.
 
     `change` must itself rewrite what is inside gather values (as `substitute` does).
+
+    Args:
+        tensors: new names of tensors that are renamed on the way.
+        fold: whether arithmetic on indices alone becomes an index.
     """
-    match e:
-        case Const():
-            return e
-        case Index(expr):
-            return Index(change(expr))
-        case Access(tensor, index, default):
-            return Access(
-                tensor, tuple(change(i) for i in index), None if default is None else map_indices(default, change)
-            )
-        case Apply(op, args):
-            return apply(op, *(map_indices(a, change) for a in args))
-        case Cast(dtype, arg, mode):
-            return Cast(dtype, map_indices(arg, change), mode)
-        case Bitcast(dtype, arg):
-            return Bitcast(dtype, map_indices(arg, change))
-        case Piecewise(cases, otherwise):
-            mapped = tuple((map_indices(g, change), map_indices(v, change)) for g, v in cases)
-            return Piecewise(mapped, map_indices(otherwise, change))
+
+    def mapped(e: Expr) -> Expr:
+        match e:
+            case Const():
+                return e
+            case Index(expr):
+                new = change(expr)
+                return e if new is expr else Index(new)
+            case Access(tensor, index, default):
+                name = tensors.get(tensor, tensor)
+                new_index = [change(i) for i in index]
+                new_default = None if default is None else mapped(default)
+                if name is tensor and new_default is default and not any(map(is_not, index, new_index)):
+                    return e
+                return Access(name, tuple(new_index), new_default)
+            case Apply(op, args):
+                new_args = [mapped(a) for a in args]
+                if fold and op in _INDEX_FOLD and any(isinstance(a, Index) for a in new_args):
+                    return apply(op, *new_args)
+                return Apply(op, tuple(new_args)) if any(map(is_not, args, new_args)) else e
+            case Cast(dtype, arg, mode):
+                new_arg = mapped(arg)
+                return e if new_arg is arg else Cast(dtype, new_arg, mode)
+            case Bitcast(dtype, arg):
+                new_arg = mapped(arg)
+                return e if new_arg is arg else Bitcast(dtype, new_arg)
+            case Piecewise(cases, otherwise):
+                new_cases = tuple([(mapped(g), mapped(v)) for g, v in cases])
+                new_otherwise = mapped(otherwise)
+                return e if (new_cases, new_otherwise) == (cases, otherwise) else Piecewise(new_cases, new_otherwise)
+
+    return mapped(e)
 
 
 def rename_tensors(e: Expr, names: Mapping[str, str]) -> Expr:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any, TypeAlias
 
 from dlc.ir.names import show_name
-from dlc.ir.node import Node
+from dlc.ir.node import Node, remembered
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -352,13 +352,16 @@ def _extreme(args: tuple[IntExpr, ...], kind: type[Min] | type[Max], fold: Calla
 # --- walking ---------------------------------------------------------------------------------------------------------
 
 
-def atoms(e: IntExpr) -> Iterable[Atom]:
+@remembered
+def atoms(e: IntExpr) -> tuple[Atom, ...]:
     """Every atom of `e`, nested ones included."""
+    found: list[Atom] = []
     for monomial, _ in e.terms:
         for atom in monomial:
-            yield atom
+            found.append(atom)
             for inner in _children(atom):
-                yield from atoms(inner)
+                found += atoms(inner)
+    return tuple(found)
 
 
 def _children(atom: Atom) -> tuple[IntExpr, ...]:
@@ -371,7 +374,7 @@ def _children(atom: Atom) -> tuple[IntExpr, ...]:
             return ()
 
 
-@lru_cache(maxsize=1 << 16)
+@remembered
 def variables(e: IntExpr) -> frozenset[str]:
     """Names of all variables in `e` (symbols with their `#`), those inside gather values included."""
     names: set[str] = set()
@@ -383,9 +386,15 @@ def variables(e: IntExpr) -> frozenset[str]:
     return frozenset(names)
 
 
+@remembered
+def gathers(e: IntExpr) -> tuple[Value, ...]:
+    """The values of tensors that `e` reads, those inside of them not included."""
+    return tuple(a for a in atoms(e) if isinstance(a, Value))
+
+
 def has_value(e: IntExpr) -> bool:
     """Whether `e` reads a tensor."""
-    return any(isinstance(a, Value) for a in atoms(e))
+    return bool(gathers(e))
 
 
 def rebuild(e: IntExpr, leaf: Callable[[Var | Value], IntExpr]) -> IntExpr:
@@ -459,6 +468,19 @@ def evaluate(e: IntExpr, env: Mapping[str, Any], read: Callable[[Any], Any] | No
 
 def split_linear(e: IntExpr, name: str) -> tuple[IntExpr, IntExpr] | None:
     """`(c, r)` with `e == c*name + r` and neither mentioning `name`; None when `e` is not linear in it."""
+    known = _splits(e)
+    if name not in known:
+        known[name] = _split_linear(e, name)
+    return known[name]
+
+
+@remembered
+def _splits(e: IntExpr) -> dict[str, tuple[IntExpr, IntExpr] | None]:
+    """What `split_linear` has found so far: proofs ask for the same again and again."""
+    return {}
+
+
+def _split_linear(e: IntExpr, name: str) -> tuple[IntExpr, IntExpr] | None:
     target = Var(name)
     slope: dict[Monomial, int] = {}
     rest: dict[Monomial, int] = {}

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import gcd
+from typing import Any
 
 from dlc.ir.extent import (
     Atom,
@@ -47,10 +48,18 @@ class SymbolFact:
 
 @dataclass(frozen=True)
 class Facts:
-    """Extents of the ranks in scope and facts of symbols (by name with its `#`)."""
+    """Extents of the ranks in scope and facts of symbols (by name with its `#`), which must not change any more.
+
+    What was proven, or not, and how an expression was simplified is remembered; also what was proven with guards (`dlc.ir.prove`).
+    """
 
     ranks: Mapping[str, IntExpr] = field(default_factory=dict)
     symbols: Mapping[str, SymbolFact] = field(default_factory=dict)
+    _answers: dict[IntExpr, bool] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _simpler: dict[IntExpr, IntExpr] = field(default_factory=dict, init=False, compare=False, repr=False)
+    guarded: dict[tuple[tuple[IntExpr, ...], IntExpr], bool] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
 
     def with_ranks(self, ranks: Mapping[str, IntExpr]) -> Facts:
         return Facts({**self.ranks, **ranks}, self.symbols)
@@ -58,9 +67,15 @@ class Facts:
     def nonneg(self, e: IntLike) -> bool:
         """Whether `e >= 0` is proven for every point of the ranks' space and all symbol values."""
         plain = int_expr(e)
-        if _nonneg(plain, self, _DEPTH) or _nonneg(self.simplify(plain), self, _DEPTH):
+        known = self._answers.get(plain)
+        if known is None:
+            known = self._answers[plain] = self._proves(plain)
+        return known
+
+    def _proves(self, e: IntExpr) -> bool:
+        if _nonneg(e, self, _DEPTH) or _nonneg(self.simplify(e), self, _DEPTH):
             return True
-        least = interval(plain, self.ranks, self.symbols)[0]
+        least = interval(e, self.ranks, self.symbols)[0]
         return least is not None and least >= 0
 
     def less(self, a: IntLike, b: IntLike) -> bool:
@@ -80,13 +95,16 @@ class Facts:
         """`e` with divisions, modulos, minima and maxima removed where the bounds decide them."""
         if not any(not isinstance(a, Var) for m, _ in e.terms for a in m):
             return e
-        total = int_expr(0)
-        for monomial, coefficient in e.terms:
-            product = int_expr(coefficient)
-            for atom in monomial:
-                product = product * self._simplify_atom(atom)
-            total = total + product
-        return total
+        known = self._simpler.get(e)
+        if known is None:
+            total = int_expr(0)
+            for monomial, coefficient in e.terms:
+                product = int_expr(coefficient)
+                for atom in monomial:
+                    product = product * self._simplify_atom(atom)
+                total = total + product
+            known = self._simpler[e] = total
+        return known
 
     def _simplify_atom(self, atom: Atom) -> IntExpr:
         match atom:
@@ -145,6 +163,24 @@ class Facts:
             if not beaten or not others:
                 kept.append(a)
         return minimum(*(kept or args[:1])) if least else maximum(*(kept or args[:1]))
+
+
+class FactsPool:
+    """One `Facts` for the same ranks and symbols: the layers of a network ask the same questions.
+
+    A pass or a verification keeps a pool while it goes through a program.
+    """
+
+    def __init__(self) -> None:
+        self.pool: dict[tuple[Any, ...], Facts] = {}
+
+    def facts(self, ranks: Mapping[str, IntExpr], symbols: Mapping[str, SymbolFact]) -> Facts:
+        """Facts of these ranks and symbols, as they are now."""
+        key = (tuple(ranks.items()), tuple(symbols.items()))
+        found = self.pool.get(key)
+        if found is None:
+            found = self.pool[key] = Facts(dict(ranks), dict(symbols))
+        return found
 
 
 def _opaque_atom(e: IntExpr) -> Atom | None:

@@ -60,7 +60,16 @@ class Assumptions:
 
     def nonneg(self, e: IntExpr) -> bool:
         """Whether `e >= 0` is proven."""
-        if self.facts.nonneg(e) or _prove(e, self.guards, self.facts, _DEPTH):
+        if self.facts.nonneg(e):
+            return True
+        key = (self.guards, e)
+        known = self.facts.guarded.get(key)
+        if known is None:
+            known = self.facts.guarded[key] = self._proves(e)
+        return known
+
+    def _proves(self, e: IntExpr) -> bool:
+        if _prove(e, self.guards, self.facts, _DEPTH):
             return True
         if not self.guards:
             return False

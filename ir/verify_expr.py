@@ -32,7 +32,7 @@ from dlc.ir.errors import (
 )
 from dlc.ir.expr import Access, Apply, Bitcast, Cast, Const, Expr, Index, Piecewise
 from dlc.ir.extent import FloorDiv, IntExpr, Mod, Value, Var, atoms, has_value, int_expr, show
-from dlc.ir.facts import Facts, SymbolFact
+from dlc.ir.facts import FactsPool, SymbolFact
 from dlc.ir.loc import Loc
 from dlc.ir.monoid import MONOIDS
 from dlc.ir.prove import Assumptions
@@ -49,12 +49,14 @@ class Scope:
         symbols: extent symbols bound so far, with facts, by `#` name.
         loops: extents of enclosing scans' ranks.
         domains: domains of partial tensors.
+        pool: what is proven about the ranks of its steps.
     """
 
     types: dict[str, TensorType]
     symbols: dict[str, SymbolFact]
     loops: dict[str, IntExpr] = field(default_factory=dict)
     domains: dict[str, Domain] = field(default_factory=dict)
+    pool: FactsPool = field(default_factory=FactsPool)
 
 
 class StepVerifier:
@@ -65,7 +67,7 @@ class StepVerifier:
         empty = any(e.const is not None and e.const <= 0 for e in (*step.extents.values(), *scope.loops.values()))
         self.strict = strict_bounds and not empty  # where there are no points nothing is read
         self.names = frozenset(r.name for r in step.all_ranks) | frozenset(scope.loops)
-        facts = Facts({**scope.loops, **step.extents}, scope.symbols)
+        facts = scope.pool.facts({**scope.loops, **step.extents}, scope.symbols)
         nonempty = tuple(r - 1 for r in facts.ranks.values() if not r.is_var and r.const is None)
         self.base = Assumptions(facts, nonempty)
 

@@ -24,6 +24,8 @@ def assume_bounds(program: Program) -> Program:
     keeps its ranges. Used on what an importer made, before the first pass; it looks through index tensors as the
     simplifier will.
     """
+    if not program.symbols:
+        return program
     program = _narrow(program, lambda p: p)
     return _narrow(program, lambda p: SimplifyIndices().apply(InlinePointwise(prove=False).apply(p)))
 

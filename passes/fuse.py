@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from dlc.costmodel.tiles import MOST_TAPS
 from dlc.ir.blocked import block_of, blocked_ranks, told_apart, unrolls
 from dlc.ir.coded_sums import coded_sum
 from dlc.ir.einsum import Einsum, Rank, Scan, Step, TensorType
 from dlc.ir.extent import IntExpr, Var, has_value, substitute, sym, variables
+from dlc.ir.forms import form
 from dlc.ir.products import plain_access
 from dlc.ir.program import (
     For,
@@ -27,7 +28,7 @@ from dlc.ir.program import (
 from dlc.ir.rename import rename_einsum
 from dlc.passes.contractions import contraction_factors
 from dlc.passes.explicit_domains import explicit_domains
-from dlc.passes.kernels import Kernels
+from dlc.passes.kernels import Kernels, place_of
 from dlc.passes.pipeline import Pass
 from dlc.passes.rewrite import drop_dead
 from dlc.passes.runs import longer_runs
@@ -85,6 +86,26 @@ class _Group:
         return any(r.name not in self.outer for s in self.steps for r in _moving(s))
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A kernel of a run.
+
+    Attributes:
+        steps: which of the run's steps it does.
+        args, results: numbers of tensors, in the order in which the run mentions them.
+    """
+
+    kernel: str
+    steps: tuple[int, ...]
+    args: tuple[int, ...]
+    results: tuple[int, ...]
+
+    def launch(self, run: Sequence[Einsum], names: Sequence[str]) -> Launch:
+        """Its launch for a run of these steps over these tensors."""
+        args, results = (tuple(names[n] for n in given) for given in (self.args, self.results))
+        return Launch(self.kernel, args, results, place_of([run[n] for n in self.steps]))
+
+
 class _Fusion:
     def __init__(self, program: Program, options: Fuse) -> None:
         self.program, self.options = program, options
@@ -92,6 +113,7 @@ class _Fusion:
         self.facts = dict(program.facts)
         shapes = (e for t in self.types.values() for e in t.shape)
         self.symbols = {n.removeprefix("#") for n in self.facts.keys() | {v for e in shapes for v in variables(e)}}
+        self.parted: dict[Any, list[_Part]] = {}
         self.kernels = Kernels(self.types, self.facts, program.kernel_table)  # a program may have some already
 
     def run(self) -> Program:
@@ -144,7 +166,24 @@ class _Fusion:
 
     # --- one straight run ---
 
-    def _run(self, steps: list[Einsum], needed: set[str]) -> list[Stmt]:
+    def _run(self, steps: list[Einsum], needed: set[str]) -> list[Launch]:
+        """The launches that do what a run of steps does. Equal runs, as of a network's equal blocks, are parted once."""
+        forms = [form(s) for s in steps]
+        numbers: dict[str, int] = {}
+        for f in forms:
+            for name in f.tensors:
+                numbers.setdefault(name, len(numbers))
+        key = (
+            tuple((f.step, tuple(numbers[n] for n in f.tensors)) for f in forms),
+            tuple(self.types[n] for n in numbers),
+            tuple(o in needed for s in steps for o in s.outs),
+        )
+        if key not in self.parted:
+            self.parted[key] = self._parted(steps, needed, numbers)
+        names = list(numbers)
+        return [part.launch(steps, names) for part in self.parted[key]]
+
+    def _parted(self, steps: list[Einsum], needed: set[str], numbers: Mapping[str, int]) -> list[_Part]:
         groups: list[_Group] = []
         home: dict[str, _Group] = {}
         for step in steps:
@@ -156,15 +195,18 @@ class _Fusion:
             for step in group.steps:
                 for name in step.reads:
                     readers.setdefault(name, set()).add(group.number)
-        launches = []
+        places = {s.out: n for n, s in enumerate(steps)}
+        parts = []
         for group in _in_order(groups):
             results = tuple(
                 o for s in group.steps for o in s.outs if o in needed or readers.get(o, set()) - {group.number}
             )
             if not results:
                 continue
-            launches.append(self._launch(group, results))
-        return list(launches)
+            launch = self._launch(group, results)
+            tensors = (tuple(numbers[n] for n in given) for given in (launch.args, launch.outs))
+            parts.append(_Part(launch.kernel, tuple(places[s.out] for s in group.steps), *tensors))
+        return parts
 
     def _place(self, step: Einsum, groups: list[_Group], home: dict[str, _Group]) -> _Group:
         sources = {home[r].number for r in step.reads if r in home}

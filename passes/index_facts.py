@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from math import gcd
 
 from dlc.ir.dtype import BOOL, I64
@@ -24,6 +23,7 @@ from dlc.ir.extent import (
     var,
 )
 from dlc.ir.facts import Facts
+from dlc.ir.node import remembered
 
 TRUE, FALSE = const(True, BOOL), const(False, BOOL)
 
@@ -142,7 +142,7 @@ def simplify_indices_in(e: Expr, facts: Facts) -> Expr:
     return e if changed == e else changed
 
 
-@lru_cache(maxsize=1 << 16)
+@remembered
 def _has_opaque_index(e: Expr) -> bool:
     """Whether some integer expression in `e` has more than sums and products of variables."""
     own: tuple[IntExpr, ...] = ()

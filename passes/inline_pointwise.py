@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -29,9 +30,12 @@ from dlc.ir.expr import (
 )
 from dlc.ir.extent import IntExpr, Mod, Value, Var, has_value, int_expr, rebuild, split_linear, var, variables
 from dlc.ir.facts import Facts, SymbolFact
+from dlc.ir.forms import form
+from dlc.ir.node import remembered
 from dlc.ir.program import For, If, Loop, Program, Region, Stmt, regions, tensor_types
 from dlc.ir.verify_expr import Scope, StepVerifier
 from dlc.passes.explicit_domains import explicit_domains
+from dlc.passes.once import OncePerForm
 from dlc.passes.pipeline import Pass
 from dlc.passes.rewrite import access_counts, all_einsums, drop_dead
 from dlc.passes.words import packed_in_words
@@ -71,7 +75,8 @@ class _Inliner:
         undeclared = {n for e in shapes for n in variables(e)}  # the inputs bind them, whether or not facts are given
         self.symbols: dict[str, SymbolFact] = dict.fromkeys(sorted(undeclared), SymbolFact()) | program.facts
         self.types = tensor_types(program)
-        self.loops: dict[str, IntExpr] = {}
+        self.scope = Scope(self.types, self.symbols)
+        self.once = OncePerForm()
         self.folded = {o for step in all_einsums(program) if step.reduce is not None for o in step.outs}
 
     def run(self) -> Program:
@@ -99,7 +104,7 @@ class _Inliner:
 
     def _scan(self, scan: Scan, known: dict[str, Einsum]) -> Scan:
         inner = _movable_into_loops(known)
-        self.loops[scan.rank.name] = scan.rank.extent
+        self.scope.loops[scan.rank.name] = scan.rank.extent
         steps: list[Step] = []
         for step in scan.body:
             if isinstance(step, Scan):
@@ -109,13 +114,28 @@ class _Inliner:
             if is_pointwise(step):
                 inner[step.out] = step
             steps.append(step)
-        del self.loops[scan.rank.name]
+        del self.scope.loops[scan.rank.name]
         return replace(scan, body=tuple(steps))
 
     def _inline(self, consumer: Einsum, known: dict[str, Einsum]) -> Einsum:
+        known = {t: known[t] for t in consumer.reads if t in known and self._may_move(known[t], consumer)}
+        if not known:
+            return consumer
+        made = [form(p) for p in known.values()]
+        tensors = dict.fromkeys(t for f in (form(consumer), *made) for t in f.tensors)
+        numbers = {t: n for n, t in enumerate(tensors)}
+        given = (
+            tuple((f.step, tuple(numbers[t] for t in f.tensors), self.counts[f.tensors[0]]) for f in made),
+            tuple((self.types.get(t), t in self.folded) for t in tensors),
+            tuple(self.scope.loops.items()),
+        )
+        return self.once(consumer, given, lambda step: self._inlined(step, known), tensors)
+
+    def _inlined(self, consumer: Einsum, known: dict[str, Einsum]) -> Einsum:
+        """The consumer with what is worthwhile of these producers in it."""
         if coded_sum(consumer, self.types) is not None:
             return consumer  # its operands are laid out for it
-        facts = Facts(consumer.extents, self.symbols)
+        facts = self.scope.pool.facts(consumer.extents, self.symbols)
         factors = _contraction_factors(consumer)
         worded = packed_in_words(consumer, self.types)  # its rows were made contiguous
 
@@ -159,7 +179,7 @@ class _Inliner:
         if not self.prove:
             return True
         try:
-            StepVerifier(step, Scope(self.types, self.symbols, self.loops)).run()
+            StepVerifier(step, self.scope).run()
         except NotInBounds:
             return False
         return True
@@ -181,28 +201,36 @@ class _Inliner:
                 return False
         return True
 
-    def _worthwhile(self, producer: Einsum, consumer: Einsum, access: Access) -> bool:
+    def _may_move(self, producer: Einsum, consumer: Einsum) -> bool:
+        """Whether `_worthwhile` can hold for some access: most producers are too much work for any."""
         if not self.folded.isdisjoint(producer.reads) and _narrows(producer, self.types):
             return False  # the kernel that makes the sum is to store the smaller type
+        if cost(form(producer).step.expr) <= 1:  # the form's, which equal producers share
+            return True
+        most = max((n for a, n in _times_read(consumer).items() if a.tensor == producer.out), default=0)
+        return self.counts[producer.out] <= most
+
+    def _worthwhile(self, producer: Einsum, consumer: Einsum, access: Access) -> bool:
         if _plain_view(producer) or isinstance(producer.expr, (Const, Index)):
             return True
         uses = self.counts[producer.out]
-        same_reader = sum(1 for a in consumer.accesses() if a == access)
+        same_reader = _times_read(consumer)[access]
         if is_view(producer):
             return uses <= max(1, same_reader) or not any(
                 True for e in accesses(producer.expr) if e.default is not None
             )
-        once = visits_once(consumer, access)
-        if cost(producer.expr) <= 1 and producer.ranks == ():
+        operators = cost(producer.expr)
+        if operators <= 1 and producer.ranks == ():
             return True
         if uses <= same_reader:
-            return once or cost(producer.expr) <= 2
-        return cost(producer.expr) <= 1 and once and not any(True for _ in _distinct_reads(producer, 1))
+            return operators <= 2 or visits_once(consumer, access)
+        alone = len(producer.reads) <= 1  # recomputing would read them all again
+        return operators <= 1 and alone and visits_once(consumer, access)
 
 
-def _distinct_reads(producer: Einsum, most: int) -> list[str]:
-    """Tensors read beyond the first `most`: recomputing would read them all again."""
-    return list(producer.reads)[most:]
+@remembered
+def _times_read(step: Einsum) -> Counter[Access]:
+    return Counter(step.accesses())
 
 
 def is_pointwise(step: Einsum) -> bool:
@@ -211,12 +239,7 @@ def is_pointwise(step: Einsum) -> bool:
 
 def is_view(step: Einsum) -> bool:
     """Whether the expression only picks elements (pieces, pads, casts of them)."""
-    return all(not isinstance(n, Apply) or _index_only(n) for n in walk(step.expr))
-
-
-def _index_only(e: Apply) -> bool:
-    """A guard over indices, as in a pad or a concatenation."""
-    return all(isinstance(n, (Apply, Index, Const)) for n in walk(e))
+    return cost(step.expr) == 0
 
 
 def _plain_view(step: Einsum) -> bool:
@@ -239,9 +262,25 @@ def _narrows(step: Einsum, types: Mapping[str, TensorType]) -> bool:
     return any(step.dtype.bits < types[a.tensor].dtype.bits for a in step.accesses() if a.tensor in types)
 
 
+@remembered
 def cost(e: Expr) -> int:
-    """Arithmetic operators in `e`, a transcendental or division counted as ten."""
-    return sum((10 if n.op in _HEAVY else 1) for n in walk(e) if isinstance(n, Apply) and not _index_only(n))
+    """Arithmetic operators in `e`, a transcendental or division counted as ten; guards over indices are not counted."""
+
+    def counted(n: Expr) -> tuple[int, bool]:
+        """Operators in `n`, and whether it is of indices alone."""
+        parts = [counted(c) for c in n.children]
+        operators = sum(p[0] for p in parts)
+        match n:
+            case Apply(op):
+                if all(p[1] for p in parts):
+                    return 0, True
+                return operators + (10 if op in _HEAVY else 1), False
+            case Index() | Const():
+                return operators, all(p[1] for p in parts)
+            case _:
+                return operators, False
+
+    return counted(e)[0]
 
 
 def visits_once(consumer: Einsum, access: Access) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from dlc.ir.einsum import Carry, Einsum, Rank, Scan, Step, TensorType
 from dlc.ir.extent import variables
 from dlc.ir.facts import SymbolFact
+from dlc.ir.loc import Loc
 from dlc.ir.program import Cascade, Kernel, Launch, Param, Symbol, fresh_name, show_cascade
 from dlc.ir.rename import rename_einsum
 
@@ -41,7 +42,7 @@ class Kernels:
         renamed_steps = tuple(renamed(s, ranks, tensors) for s in steps)
         params = tuple(Param(tensors[n], self.types[n]) for n in args)
         tasks = tuple(sorted(ranks[n] for n in outer))
-        loc = next((s.loc for s in reversed(steps) if s.loc), steps[-1].loc)
+        loc = place_of(steps)
         symbols = self._symbols(params, renamed_steps)
         cascade = Cascade("", params, renamed_steps, tuple(tensors[r] for r in results), symbols, loc)
         digest = hashlib.sha256((show_cascade(cascade) + repr(tasks)).encode()).hexdigest()[:12]
@@ -65,6 +66,11 @@ class Kernels:
             used = more
         facts = {n: self.facts.get(n, SymbolFact()) for n in sorted(used)}
         return tuple(Symbol(n[1:], f.lo, f.hi, f.divisor, f.below) for n, f in facts.items())
+
+
+def place_of(steps: Sequence[Step]) -> Loc:
+    """Where a kernel of `steps` comes from: the last place that is known."""
+    return next((s.loc for s in reversed(steps) if s.loc), steps[-1].loc)
 
 
 def _made(step: Step) -> tuple[str, ...]:
@@ -93,4 +99,4 @@ def renamed(step: Step, ranks: Mapping[str, str], tensors: Mapping[str, str]) ->
     )
 
 
-__all__ = ["Kernels", "renamed"]
+__all__ = ["Kernels", "place_of", "renamed"]

@@ -10,7 +10,7 @@ from dlc.ir.expr import Access, Apply, Expr, accesses
 from dlc.ir.facts import Facts
 from dlc.ir.program import Stmt
 from dlc.passes.plan_fold import FoldPlanner
-from dlc.passes.reduction_chains import Chain, Kind, Member, reads_of
+from dlc.passes.reduction_chains import Chain, Kind, Member
 from dlc.passes.refusals import Reason, Refusal, Refused
 from dlc.passes.running_plan import FoldPlan, Plan
 from dlc.passes.separate import Term
@@ -71,7 +71,7 @@ def _check_kept(chain: Chain, body: Sequence[Stmt], outside: frozenset[str]) -> 
     kept = mixed & outside
     for s in body:
         if isinstance(s, Einsum) and id(s) not in inside:
-            kept |= mixed & set(reads_of(s))
+            kept |= mixed & set(s.reads)
     if kept:
         raise Refused(Reason.KEPT, ", ".join(sorted(kept)))
 
@@ -94,7 +94,7 @@ def _exposed(chain: Chain, body: Sequence[Stmt], outside: frozenset[str], sums: 
     found = sums & outside
     inside = {id(m.step) for m in chain.members.values() if m.kind is not Kind.VALUE}
     for s in body:
-        if isinstance(s, Einsum) and id(s) not in inside and not sums.isdisjoint(reads_of(s)):
+        if isinstance(s, Einsum) and id(s) not in inside and not sums.isdisjoint(s.reads):
             found |= {a.tensor for e in s.scalars for a in _undivided(e, sums)}
     return found
 

@@ -20,7 +20,7 @@ from dlc.ir.extent import (
     var,
     variables,
 )
-from dlc.ir.facts import Facts
+from dlc.ir.facts import FactsPool
 from dlc.ir.products import plain_access
 from dlc.ir.program import Param, Program, Region, Stmt, tensor_types
 from dlc.passes.contractions import FLOATS, contraction_factors
@@ -84,6 +84,7 @@ class _Preparation:
         self.consts = list(program.consts)
         self.const_names = {c.name for c in program.consts}
         self.whole = whole_reads(program)
+        self.pool = FactsPool()
         self.coded: set[str] = set()
         self.packed: dict[tuple[object, ...], str] = {}
         self.readers: dict[str, list[tuple[Einsum, Access]]] = {}
@@ -198,7 +199,7 @@ class _Preparation:
         return parts[0].const if parts is not None else None
 
     def _flat(self, step: Einsum, a: Access, type_: TensorType | None = None) -> IntExpr:
-        facts = Facts(step.extents, self.symbols)
+        facts = self.pool.facts(step.extents, self.symbols)
         total = int_expr(0)
         for i, s in zip(a.index, (type_ or self.types[a.tensor]).strides, strict=True):
             total = total + i * s
@@ -360,9 +361,9 @@ class _Preparation:
     def _transposed_constants(self, step: Einsum) -> Einsum:
         """A constant factor of a reduction that is no contraction (depthwise weights): the lanes' rank innermost."""
         factors = contraction_factors(step, self.types)
-        order = self._followed_order(step)
         if factors is None or not step.ranks:
             return step
+        order = self._followed_order(step)
         lane = step.ranks[order[-1] if order is not None else -1].name
         changed = list(factors)
         for n, factor in enumerate(factors):
@@ -429,10 +430,12 @@ class _Preparation:
         places = {r.name: d for d, r in enumerate(step.ranks)}
         found: dict[str, tuple[int, tuple[int, ...], bool]] = {}
         for a in (a for e in step.exprs for a in accesses(e) if len(names) > 1):
+            if a.tensor in found:
+                continue
             type_ = self.types[a.tensor]
             dims = [_free_name(i, names) for i in a.index]
             followed = [name for d in type_.order or range(type_.rank) if (name := dims[d]) is not None]
-            if sorted(followed) == sorted(names) and a.tensor not in found:
+            if sorted(followed) == sorted(names):
                 found[a.tensor] = (type_.rank, (*units, *(places[n] for n in followed)), type_.order is None)
         return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -96,7 +95,7 @@ class _Chosen(Rewriter):
         plan = super()._plan(chain, body, outside)
         if plan is None:
             return None
-        names = copy.deepcopy(self.names)  # a trial: the names it takes are free again
+        names = self.names.copy()  # a trial: the names it takes are free again
         tried = self.form(plan, names).rewritten(list(body))
         before = {id(s) for s in body}
         obstacle = self._obstacle(tried, before, outside, self.streams)
@@ -123,7 +122,7 @@ class _Chosen(Rewriter):
                     continue
                 if not any(self._streams(m.step) for m in plan.chain.of(Kind.LOCAL)):
                     continue
-                names = copy.deepcopy(self.names)
+                names = self.names.copy()
                 tried = self.form(plan, names).rewritten(outlined)
                 if not self._obstacle(tried, before, outside, self.sure_streams):
                     return self.form(plan, self.names).rewritten(outlined)

@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from functools import lru_cache
 
 from dlc.ir.einsum import Einsum
 from dlc.ir.expr import Access, Expr, transform
@@ -27,12 +26,6 @@ from dlc.ir.program import Bind, Library, Stmt
 from dlc.passes.refusals import Reason, Refused
 
 _HOLE = "@rank"  # a name no rank can have
-
-
-@lru_cache(maxsize=16384)
-def reads_of(step: Einsum) -> tuple[str, ...]:
-    """`step.reads`, found once: every chain asks for those of every later step."""
-    return step.reads
 
 
 class Kind(Enum):
@@ -85,7 +78,7 @@ class Chain:
         return member is not None and member.kind is not Kind.LOCAL
 
     def depends(self, step: Einsum) -> bool:
-        return any(self.is_running(t) for t in reads_of(step))
+        return any(self.is_running(t) for t in step.reads)
 
     def inlined(self, e: Expr, kind: Kind) -> Expr:
         """`e` with the members of this kind replaced by their expressions, down to the bottom."""
@@ -135,7 +128,12 @@ def _grown(body: Sequence[Stmt], place: int, seed: Einsum, rank: str) -> Chain:
     near = {*seed.outs, *(t for t, _ in chain.anchors)}
     for stmt in body[place + 1 :]:
         if isinstance(stmt, Einsum):
-            if not near.isdisjoint(reads_of(stmt)):
+            if near.isdisjoint(stmt.reads):
+                continue
+            if not chain.tainted.keys().isdisjoint(stmt.reads):  # as is most of what comes after a chain
+                chain.tainted.update(dict.fromkeys(stmt.outs, stmt))
+                near.update(stmt.outs)
+            else:
                 _follow(chain, stmt)
                 near |= {t for t in stmt.outs if t in chain.members or t in chain.tainted}
                 near |= {t for t, _ in chain.anchors}
@@ -191,11 +189,8 @@ def _covers(chain: Chain, step: Einsum) -> bool:
 
 
 def _follow(chain: Chain, step: Einsum) -> None:
-    """Add the step to the chain, if it follows the rank or depends on what does."""
+    """Add the step, which reads nothing tainted, to the chain if it follows the rank or depends on what does."""
     dependent = chain.depends(step)
-    if any(t in chain.tainted for t in reads_of(step)):
-        chain.tainted.update(dict.fromkeys(step.outs, step))
-        return
     rank = _aligned(chain, step)
     reduced = rank is not None and rank in {r.name for r in step.reduced}
     if not dependent:
@@ -207,7 +202,7 @@ def _follow(chain: Chain, step: Einsum) -> None:
     elif step.write is None and step.reduce is None and rank is not None:
         _join(chain, Member(step, Kind.MIXED, rank))
         chain.dims[step.out] = [r.name for r in step.ranks].index(rank)
-    elif step.write is None and step.reduce is None and not any(t in chain.dims for t in reads_of(step)):
+    elif step.write is None and step.reduce is None and not any(t in chain.dims for t in step.reads):
         _join(chain, Member(step, Kind.VALUE, ""))
     else:
         chain.tainted.update(dict.fromkeys(step.outs, step))
@@ -243,7 +238,7 @@ def add_locals(chain: Chain, body: Sequence[Stmt], outside: frozenset[str], data
     readers: dict[str, list[Einsum]] = {}
     for s in body:
         if isinstance(s, Einsum):
-            for t in reads_of(s):
+            for t in s.reads:
                 readers.setdefault(t, []).append(s)
     work = [m for m in chain.members.values() if m.kind is not Kind.VALUE]
     while work:
@@ -269,7 +264,7 @@ def inline_picks(chain: Chain, body: Sequence[Stmt]) -> list[Stmt]:
     inside = {id(m.step) for m in chain.members.values()}
 
     def picked(step: Einsum) -> Einsum:
-        if chain.dims.keys().isdisjoint(reads_of(step)):
+        if chain.dims.keys().isdisjoint(step.reads):
             return step
         reads = [a for a in step.accesses() if a.tensor in chain.dims and chain.is_running(a.tensor)]
         if not reads or step.write is not None or any(_traverses(chain, a) for a in reads):

@@ -247,3 +247,9 @@ class Names:
             name, n = f"{base}_{n}", n + 1
         self.taken.add(name)
         return name
+
+    def copy(self) -> Names:
+        """Names for a trial: what is taken of them stays free here."""
+        made = Names.__new__(Names)
+        made.taken = set(self.taken)
+        return made

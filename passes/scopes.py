@@ -3,44 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from dlc.ir.domain import Domain, add_domains
 from dlc.ir.einsum import Einsum, Scan, Step
-from dlc.ir.extent import IntExpr, IntLike, int_expr
-from dlc.ir.facts import Facts
+from dlc.ir.extent import IntExpr
+from dlc.ir.facts import Facts, FactsPool
 from dlc.ir.program import For, If, Loop, Program, Region, Stmt
 from dlc.passes.rewrite import map_regions
 
 
-@dataclass(frozen=True)
-class RememberingFacts(Facts):
-    """Facts that prove nothing twice: the layers of a network ask the same questions over the same ranks."""
-
-    answers: dict[IntExpr, bool] = field(default_factory=dict, compare=False)
-
-    def nonneg(self, e: IntLike) -> bool:
-        expr = int_expr(e)
-        known = self.answers.get(expr)
-        if known is None:
-            known = self.answers[expr] = super().nonneg(expr)
-        return known
-
-
 def map_einsums(program: Program, change: Callable[[Einsum, Facts], Einsum]) -> Program:
     """The program with `change` applied to every Einsum, given facts of symbols, of enclosing scans and of its own ranks."""
-    symbols = program.facts
-    scopes: dict[tuple[tuple[str, IntExpr], ...], Facts] = {}
-
-    def facts(ranks: dict[str, IntExpr]) -> Facts:
-        key = tuple(ranks.items())
-        if key not in scopes:
-            scopes[key] = RememberingFacts(ranks, symbols)
-        return scopes[key]
+    symbols, pool = program.facts, FactsPool()
 
     def step(s: Step, outer: dict[str, IntExpr]) -> Step:
         if isinstance(s, Einsum):
-            return change(s, facts({**outer, **s.extents}))
+            return change(s, pool.facts({**outer, **s.extents}, symbols))
         inner = {**outer, s.rank.name: s.rank.extent}
         body = tuple(step(x, inner) for x in s.body)
         return s if all(a is b for a, b in zip(body, s.body, strict=True)) else replace(s, body=body)

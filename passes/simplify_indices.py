@@ -22,6 +22,7 @@ from dlc.passes.index_facts import (
     simplify_index,
     simplify_indices_in,
 )
+from dlc.passes.once import OncePerForm
 from dlc.passes.pipeline import Pass
 from dlc.passes.scopes import map_einsums, partial_tensors
 
@@ -45,7 +46,13 @@ class SimplifyIndices(Pass):
         def shape(tensor: str) -> tuple[IntExpr, ...] | None:
             return None if tensor in partial or tensor not in types else types[tensor].shape
 
-        return map_einsums(program, lambda step, facts: simplify_step(step, facts, shape))
+        once = OncePerForm()
+
+        def change(step: Einsum, facts: Facts) -> Einsum:
+            given = (tuple(facts.ranks.items()), tuple(map(shape, step.reads)))
+            return once(step, given, lambda step: simplify_step(step, facts, shape))
+
+        return map_einsums(program, change)
 
 
 def simplify_step(step: Einsum, facts: Facts, shape: Callable[[str], tuple[IntExpr, ...] | None]) -> Einsum:

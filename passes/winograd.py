@@ -15,6 +15,7 @@ from dlc.ir.dtype import F32, I64
 from dlc.ir.einsum import Einsum, Rank, Reduce, TensorType, einsum
 from dlc.ir.expr import Access, Apply, Const, Expr, Index, Piecewise, apply, const
 from dlc.ir.extent import IntExpr, has_value, int_expr, var, variables
+from dlc.ir.forms import form
 from dlc.ir.products import plain_access
 from dlc.ir.program import Param, Program, Region, Stmt, fresh_name, tensor_types
 from dlc.passes.contractions import contraction_factors
@@ -131,6 +132,7 @@ class _Rewrite:
     options: Winograd
     consts: list[Param] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
+    chosen: dict[tuple[Einsum, int], int | None] = field(default_factory=dict)
 
     def run(self) -> Program:
         self.names, self.types = Names(self.program), tensor_types(self.program)
@@ -151,24 +153,32 @@ class _Rewrite:
 
     def _best(self, conv: Convolution) -> Sequence[Einsum]:
         """The cheapest form; the direct one unless another is clearly cheaper."""
+        elements = self.types[conv.weights.tensor].elements.const or 0
+        key = (form(conv.step).step, elements)  # the form says which factor is the image: the one with windows
+        if key not in self.chosen:
+            self.chosen[key] = self._chosen(conv, elements)
+        chosen = self.chosen[key]
+        if chosen is None:
+            return [conv.step]
+        transform = cook_toom(chosen, TAPS)
+        made = cascade(conv, transform, self.names.fresh)
+        array = transform_weights(conv, transform, np.asarray(self.program.data[conv.weights.tensor]))
+        self.consts.append(Param(made.weights, TensorType(F32, tuple(map(int_expr, array.shape)))))
+        self.data[made.weights] = array
+        return [*made.before, made.product, *made.after]
+
+    def _chosen(self, conv: Convolution, weights: int) -> int | None:
+        """Outputs per tile of the cheapest form, None for the direct one; the filters have `weights` elements."""
         sizes = _sizes(conv)
-        weights = self.types[conv.weights.tensor].elements.const or 0
         limit = self.options.gain * steps_time_s([[conv.step]], sizes, self.peaks, 4 * weights)
         best: tuple[float, int] | None = None
         for m in OUTPUTS:
-            form = cascade(conv, cook_toom(m, TAPS), lambda base: base)
+            made = cascade(conv, cook_toom(m, TAPS), lambda base: base)
             grown = weights * cook_toom(m, TAPS).n ** len(conv.windows) / TAPS ** len(conv.windows)
-            time = steps_time_s(form.kernels(), sizes, self.peaks, int(4 * grown))
+            time = steps_time_s(made.kernels(), sizes, self.peaks, int(4 * grown))
             if time < limit and (best is None or time < best[0]):
                 best = (time, m)
-        if best is None:
-            return [conv.step]
-        transform = cook_toom(best[1], TAPS)
-        form = cascade(conv, transform, self.names.fresh)
-        array = transform_weights(conv, transform, np.asarray(self.program.data[conv.weights.tensor]))
-        self.consts.append(Param(form.weights, TensorType(F32, tuple(map(int_expr, array.shape)))))
-        self.data[form.weights] = array
-        return [*form.before, form.product, *form.after]
+        return None if best is None else best[1]
 
 
 def _sizes(conv: Convolution) -> dict[str, int]:

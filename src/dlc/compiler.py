@@ -27,6 +27,7 @@ from dlc.codegen.build import HOST_OPT_LEVEL, Built, Lower, ObjectCache, Progres
 from dlc.codegen.host import host_entry
 from dlc.codegen.host_manifest import Interface, constant_layout, host_manifest
 from dlc.codegen.target import Target, parse_target
+from dlc.collector import collector_put_off
 from dlc.control_graph import control_graph
 from dlc.errors import BadInput, DlcError, Internal, Unsupported
 from dlc.ir.codes import codes_of
@@ -159,6 +160,7 @@ class CompileReport:
         )
 
 
+@collector_put_off()
 def compile(
     model: Any,
     args: Sequence[Any] | None = None,
@@ -355,6 +357,7 @@ def load(path: str | os.PathLike[str], threads: int | None = None) -> Executable
     return _load_artifact(path, threads)
 
 
+@collector_put_off()
 def run_passes(
     program: Program,
     passes: str | Pipeline | None = None,

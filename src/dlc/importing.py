@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dlc.collector import collector_put_off
 from dlc.errors import BadInput, MissingPackage
 from dlc.frontend.imported import Imported, flat_tree, leaf
 from dlc.ir.einsum import TensorType
@@ -44,6 +45,7 @@ class NeedsExample(BadInput):
     hint = "call dlc.compile(model, (x,)) with tensors of the types and shapes that the model takes"
 
 
+@collector_put_off()
 def import_any(
     model: Any,
     args: tuple[Any, ...] | None,

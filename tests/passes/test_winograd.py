@@ -192,3 +192,32 @@ def test_weights_are_rounded_once() -> None:
     g = np.array(cook_toom(4, 3).g, dtype=np.float64)
     exact = np.einsum("ui,vj,ckij->uvck", g, g, before.data["G"].astype(np.float64))
     np.testing.assert_array_max_ulp(after.data[made.name], exact.astype(np.float32), 1)  # ties are frequent
+
+
+CHANNELS = "sum(k:64, i:3, j:3) (X[0, k, y + i - 1, x + j - 1] else 0.0) * "
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_each_of_several_convolutions_is_weighed_by_itself(turned: bool) -> None:
+    """Twins are both rewritten, with their own filters; a small one, and one whose filters are a part of more, are not."""
+    steps = [
+        f"A[c:64, y:16, x:16]: f32 = {CHANNELS}G[c, k, i, j]",
+        f"B[c:64, y:16, x:16]: f32 = {CHANNELS}H[c, k, i, j]",
+        f"P[c:64, y:16, x:16]: f32 = {CHANNELS}M[c, k, i, j]",
+        "S[c:2, y:4, x:4]: f32 = sum(k:2, i:3, j:3) X[0, k, y + i, x + j] * T[c, k, i, j]",
+    ]
+    shapes = {"G": (64, 64, 3, 3), "H": (64, 64, 3, 3), "M": (30000, 64, 3, 3), "T": (2, 2, 3, 3)}
+    consts = "".join(f"  const {n}: f32[{', '.join(map(str, shape))}]\n" for n, shape in shapes.items())
+    text = "\n  ".join(reversed(steps) if turned else steps)
+    parsed = parse_program(f"program p(X: f32[1, 64, 16, 16]) -> (A, B, P, S) {{\n{consts}  {text}\n}}")
+    rng = np.random.default_rng(3)
+    data = {n: rng.standard_normal(shape).astype(np.float32) for n, shape in shapes.items() if n != "M"}
+    data["M"] = np.zeros(shapes["M"], np.float32)
+    before = Program(**{**{f: getattr(parsed, f) for f in parsed.__dataclass_fields__}, "data": data})
+    after = Winograd().apply(before)
+    made = [s for s in after.body.body if isinstance(s, Einsum)]
+    direct = {s.out for s in made if s.reduce is not None and len(s.reduced) == 3}
+    assert direct == {"P", "S"}
+    filters = {a for s in made if s.out in ("A_m", "B_m") for a in s.reads if a in after.data}
+    assert filters == {"G_u", "H_u"}
+    assert not np.array_equal(after.data["G_u"], after.data["H_u"])
