@@ -565,7 +565,9 @@ class Guard(TorchFunctionMode):
             with self:
                 return handler(self.rt, *args, **kwargs)
         try:
-            return func(*args, **kwargs)
+            made = func(*args, **kwargs)
+            self.rt.recorder.rows.follow()
+            return made
         except GuardOnDataDependentSymNode as error:
             why = f"{name} needs to know {error.cond} (in PyTorch's own code)"
             raise self.rt.refused(UncapturedDecision, what="a number computed from data", why=why) from error

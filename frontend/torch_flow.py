@@ -92,6 +92,8 @@ class Flow:
             self.abandon(self.frames[-1])
         frame.restore()
         self.leave(frame)
+        for node in frame.region.nodes[frame.start :]:
+            node.meta.pop("region", None)  # its value is no longer there
         del frame.region.nodes[frame.start :]
         self.truths.clear()
         del self.refusals[frame.errors :]

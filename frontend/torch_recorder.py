@@ -31,7 +31,8 @@ from torch.fx.experimental.proxy_tensor import (
 )
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from dlc.frontend.torch_storage import storage_of, writes
+from dlc.frontend.torch_rows import Rows
+from dlc.frontend.torch_storage import renames, storage_of, writes
 
 _OWN = str(Path(__file__).parent)
 _TORCH = str(Path(torch.__file__).parent)
@@ -88,10 +89,14 @@ class LoopRecord:
 
 
 class _Tracked(WeakTensorKeyDictionary):
-    """The node of each tensor. A write in place leaves a tensor its node: what the node holds then is the importer's to know."""
+    """The node of each tensor.
+
+    A call that gives a tensor back (a write in place, `x.to(x.dtype)`) leaves it its node: the call may be on one path only,
+    and what the node holds after a write is the importer's to know. Only `unsqueeze_` and its like make another value of it.
+    """
 
     def __setitem__(self, key: torch.Tensor, value: Any) -> None:
-        if not (writes(value.proxy.node) and key in self):
+        if key not in self or renames(value.proxy.node):
             super().__setitem__(key, value)
 
 
@@ -109,6 +114,7 @@ class Recorder(PythonKeyTracer):
         self.constants: dict[fx.Node, Any] = {}  # values that are known (`torch_constant`), or known to be data
         self.weights: dict[fx.Node, torch.Tensor] = {}
         self.written: set[int] = set()  # memory that something writes to
+        self.rows = Rows(self)
 
     @property
     def region(self) -> Region:
@@ -125,6 +131,7 @@ class Recorder(PythonKeyTracer):
             self.knows(node, getattr(self.root, str(node.target)))
         if writes(node):
             self._forget(node)
+            self.rows.written.append(node)
         return node
 
     def knows(self, node: fx.Node, value: Any) -> None:

@@ -235,7 +235,7 @@ class Runtime(Calls):
         self.set_attr(value, name, self.augmented(op, getattr(value, name), other))
 
     def augment_item(self, op: str, value: Any, key: Any, other: Any) -> None:
-        self.set_item(value, key, self.augmented(op, self.get_item(value, key), other))
+        self.set_item(value, key, self.augmented(op, read_item(self, value, key, shared=False), other))
 
 
 def _named(site: Site, name: str) -> Site:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dlc.frontend.torch_collect import Collected, row
+from dlc.frontend.torch_collect import Collected
 from dlc.frontend.torch_numbers import Number
 from dlc.frontend.torch_values import Absent, Elided
 
@@ -75,7 +75,7 @@ def steps_of(flow: Any, over: Any) -> Steps | Items:
     if isinstance(over, range):
         return Items(iter(over), Steps(len(over), lambda i: i * over.step + over.start))
     if isinstance(over, torch.Tensor) and over.dim():
-        rule = Steps(over.shape[0], lambda i: row(over, i))
+        rule = Steps(over.shape[0], lambda i: flow.recorder.rows.take(over, 0, i.tensor))
         if isinstance(over.shape[0], int):
             return Items(iter(over), rule)
         return rule

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dlc.frontend.torch_collect import Collected, row
+from dlc.frontend.torch_collect import Collected, one_of, row
 from dlc.frontend.torch_errors import UncapturedDecision
 from dlc.frontend.torch_numbers import Number
 from dlc.frontend.torch_values import Absent, alike, described
@@ -33,12 +33,12 @@ def _bounds(flow: Any, key: Any) -> Any:
     return slice(*(flow.extent(b) if isinstance(b, (Number, torch.Tensor)) else b for b in (key.start, key.stop, key.step)))
 
 
-def read_item(flow: Any, value: Any, key: Any) -> Any:
-    """`value[key]`."""
+def read_item(flow: Any, value: Any, key: Any, shared: bool = True) -> Any:
+    """`value[key]`; what is not `shared` is written nowhere but back to it."""
     if isinstance(value, Absent):
         value.refuse()
     if isinstance(value, torch.Tensor):
-        return _read_tensor(flow, value, key)
+        return _read_tensor(flow, value, key, shared)
     if isinstance(value, list) and value and isinstance(value[-1], Collected) and type(key) is int and key < 0:
         return value[-1].item(value[-1].count + key)
     flow.whole(value)
@@ -60,7 +60,7 @@ def _choose(flow: Any, items: list[Any], at: Number) -> Any:
     """The item at a position from data: of tensors a row of their stack, of numbers likewise, of modules one that branches."""
     first = items[0]
     if all(isinstance(v, torch.Tensor) and alike(first, v) is None for v in items):
-        return row(torch.stack(items), at)
+        return one_of(flow, items, torch.stack(items), at)
     if all(isinstance(v, (Number, bool, int, float)) for v in items):
         kinds = {flow.kind(v) for v in items}
         if len(kinds) == 1:
@@ -99,7 +99,8 @@ class Choice:
         )
 
 
-def _read_tensor(flow: Any, x: torch.Tensor, key: Any) -> Any:
+def _read_tensor(flow: Any, x: torch.Tensor, key: Any, shared: bool = True) -> Any:
+    """`x[key]`: a view as far as writes go, unless it is not `shared`."""
     keys = key if isinstance(key, tuple) else (key,)
     if not any(map(_from_data, keys)):
         return x[key]
@@ -110,10 +111,7 @@ def _read_tensor(flow: Any, x: torch.Tensor, key: Any) -> Any:
     for k in keys:
         if _position(k):
             at = k.tensor if isinstance(k, Number) else k.to(torch.int64)
-            if k is keys[0] and isinstance(k, Number):
-                x = row(x, k)
-            else:
-                x = torch.index_select(x, dim, at.reshape(1)).squeeze(dim)
+            x = flow.recorder.rows.take(x, dim, at) if shared else torch.index_select(x, dim, at.reshape(1)).squeeze(dim)
             continue
         x = x[(slice(None),) * dim + (_bounds(flow, k),)]
         dim += 0 if isinstance(k, int) and not isinstance(k, bool) else 1

@@ -1208,3 +1208,78 @@ def fresh_and_written_in_steps(x):
         h += 0.125
         n += 1
     return h, n
+
+
+# --- rows at positions from data are views ---------------------------------------------------------------------------
+
+
+@case(*XS)
+def row_is_written(x):
+    y = torch.stack([x, x + 1, x + 2])
+    k = int((x > 0).sum()) - 1  # -1 where nothing is positive
+    y[k].mul_(3)
+    y[k][0] = 7
+    row = y[x.argmax()]
+    row += x
+    row[1] = 5
+    if x.sum() > 0:
+        row -= 1
+        y[0] = 2
+    return y, row
+
+
+@case(*XS)
+def row_of_row_is_written(x):
+    grid = torch.zeros(3, 3, 3)
+    i, j = int(x.argmax()), int(x.argmin())
+    grid[i][j] += x
+    plane = grid[i]
+    cell = plane[j]
+    cell.add_(1)
+    plane[0] = 4
+    other = grid[0]
+    grid[0, 0, 0] = 9 if x.sum() > 0 else 8
+    return grid, plane, cell, other
+
+
+@case(*XS)
+def rows_of_steps_are_written(x):
+    y = torch.stack([x + i for i in range(20)])
+    for r in y:
+        if r.sum() > 20:
+            break
+        r.mul_(0.5)
+    n = 1
+    while n < 18 and y.sum() < 300:
+        before = y[n - 1]
+        y[n].add_(before)
+        if before.sum() > 3:
+            y[n - 1] = x
+        y[n + 1] -= before
+        n += 1
+    return y, n
+
+
+@case(*XS)
+def swapped_rows_are_views(x):
+    y = torch.stack([x, x * 2, x - 1])
+    i, j = int(x.argmax()), int(x.argmin())
+    y[i], y[j] = y[j], y[i]
+    return y
+
+
+@case(*XS)
+def state_goes_to_a_table(x):
+    table = torch.zeros(20, 3)
+    n = 0
+    h = x * 0.25
+    while n < 18 and h.norm() > 0.2:
+        table[n] = h  # h.to(h.dtype) inside is h itself
+        a = torch.softmax(table[: n + 1] @ h, 0)
+        h = (a[:, None] * table[: n + 1]).sum(0) * 0.8
+        n += 1
+    if x.sum() > 0:
+        y = x.float() + 1
+    else:
+        y = x.contiguous() - 1
+    return h, n, table, y, x * 2

@@ -80,7 +80,8 @@ def test_every_arm_is_taken_by_some_input():
 
 STRAIGHT = set(
     "ternary ternary_num chained range_list_sum lambda_closure any_builtin comp_tern ternary_nested helper or_value bool_arith"
-    " list_of_numbers fold_static isinstance_ aug_num full_num where_num tolist argmax_pick setitem_num star cond_hop while_hop Experts item_float_eq min_max_num slice_n ones_ math_funcs min_over accumulate".split()
+    " list_of_numbers fold_static isinstance_ aug_num full_num where_num tolist argmax_pick setitem_num star cond_hop while_hop Experts item_float_eq min_max_num slice_n ones_ math_funcs min_over accumulate row_of_row_is_written"
+    " swapped_rows_are_views".split()
 )
 """Programs whose arms are on one line, or that decide by an index."""
 
@@ -418,6 +419,23 @@ def collected_written(x):
         x += 1  # here
         outs.append(x)
     return torch.stack(outs)
+
+
+@refused("DLC0227", "on one path is the memory")
+def row_of_one_path_written(x):
+    y = torch.stack([x, x * 2])
+    r = x * 1
+    if x.sum() > 0:
+        r = y[x.argmax() - 1]
+    r += 1  # here
+    return y
+
+
+@refused("DLC0227", "on one path is the memory")
+def chosen_element_written(x):
+    items = [x * 1, x * 2, x * 3]
+    items[int(x.argmax())].add_(1)  # here
+    return items
 
 
 def swallows(x):
