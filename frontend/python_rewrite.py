@@ -20,7 +20,7 @@ import ast
 import inspect
 import linecache
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -232,6 +232,11 @@ def _later(e: ast.expr) -> ast.expr:
     return ast.Lambda(ast.arguments([], [], None, [], [], None, []), e)
 
 
+def _cell(name: str) -> ast.expr:
+    """The cell of a variable that is shared with other functions."""
+    return ast.Subscript(ast.Attribute(_later(_load(name)), "__closure__", ast.Load()), ast.Constant(0), ast.Load())
+
+
 def _store(name: str, value: ast.expr) -> ast.stmt:
     return ast.Assign([ast.Name(name, ast.Store())], value)
 
@@ -263,6 +268,7 @@ class _Function(ast.NodeTransformer):
         self.owner = owner
         self.notes = Notes()
         self.unsure: set[str] = set()
+        self.nonlocals: set[str] = set()
         self.first: str | None = None
         self.count = 0
 
@@ -278,6 +284,7 @@ class _Function(ast.NodeTransformer):
         self.first = positional[0].arg if positional else None
         lower_exits(node, self.notes)
         shared = {n for s in node.body for g in ast.walk(s) if isinstance(g, (ast.Global, ast.Nonlocal)) for n in g.names}
+        self.nonlocals = _nonlocals(node.body)
         self.globals = {n for s in node.body for g in ast.walk(s) if isinstance(g, ast.Global) for n in g.names}
         Liveness(captured(node.body), self.notes).block(node.body, set())
         states = _state_names(node.body)
@@ -288,14 +295,19 @@ class _Function(ast.NodeTransformer):
         start = [
             ast.copy_location(_store(n, _rt("undefined", ast.Constant(n))), node.body[0]) for n in sorted(self.unsure)
         ]
+        inner = {n for s in node.body for g in ast.walk(s) if isinstance(g, ast.Nonlocal) for n in g.names}
+        for n in sorted((inner & (parameters | set(stored(node.body)))) - self.nonlocals):
+            start.append(ast.copy_location(ast.Expr(_rt("born", _cell(n))), node.body[0]))
         at = 1 if _is_docstring(node.body[0]) else 0
         node.body = [*body[:at], *start, *body[at:]]
         node.returns = None
         return node
 
     def statements(self, s: ast.stmt) -> list[ast.stmt]:
+        changes = [] if isinstance(s, _COMPOUND) else sorted(self.nonlocals & set(stored([s])))
         made = self.visit(s)
         found: list[ast.stmt] = made if isinstance(made, list) else [made]
+        found = [*(ast.Expr(_rt("touch_cell", _cell(n))) for n in changes), *found]
         for m in found:
             ast.copy_location(m, s)
             _fill_locations(m, s)
@@ -307,6 +319,10 @@ class _Function(ast.NodeTransformer):
     def fresh(self, kind: str) -> str:
         self.count += 1
         return f"dlc__{kind}{self.count}"
+
+    def own(self, names: Iterable[str]) -> list[str]:
+        """Without the variables of functions around, whose changes are journalled (`touch_cell`)."""
+        return [n for n in names if n not in self.nonlocals]
 
     def site(self, node: ast.AST, names: Sequence[str] = (), live: set[str] | None = None, **more: Any) -> ast.expr:
         for n in names:
@@ -338,7 +354,7 @@ class _Function(ast.NodeTransformer):
     # --- control ---
 
     def visit_If(self, node: ast.If) -> list[ast.stmt]:
-        names = list(stored([*node.body, *node.orelse]))
+        names = self.own(stored([*node.body, *node.orelse]))
         note = self.notes.branches[node]
         loop = None if note.behind is None else self.notes.loops[note.behind]
         if loop is not None:
@@ -367,7 +383,7 @@ class _Function(ast.NodeTransformer):
         self, node: ast.While | ast.For, over: ast.expr, test: list[ast.stmt], take: list[ast.stmt]
     ) -> list[ast.stmt]:
         targets = [node.target] if isinstance(node, ast.For) else [node.test]
-        names = list(stored([*targets, *node.body]))
+        names = self.own(stored([*targets, *node.body]))
         note = self.notes.loops[node]
         names += [f for f in note.flags if f not in names]
         after = frozenset(names if note.after is None else note.after.intersection(names))
@@ -605,6 +621,22 @@ class _Function(ast.NodeTransformer):
         return _rt("born", node) if isinstance(getattr(node, "ctx", ast.Load()), ast.Load) else node
 
     visit_List = visit_Set = visit_Dict = display
+
+
+def _nonlocals(body: Sequence[ast.stmt]) -> set[str]:
+    """Names that are declared nonlocal in this scope itself."""
+    names: set[str] = set()
+    pending: list[ast.AST] = list(body)
+    while pending:
+        n = pending.pop()
+        if isinstance(n, ast.Nonlocal):
+            names |= set(n.names)
+        if not isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)):
+            pending += ast.iter_child_nodes(n)
+    return names
+
+
+_COMPOUND = (ast.If, ast.While, ast.Try, ast.Match, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 def _is_docstring(s: ast.stmt) -> bool:

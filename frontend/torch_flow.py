@@ -101,6 +101,10 @@ class Flow:
     def touch(self, owner: Any, name: str | None = None) -> None:
         self.frame.touch(Cell(owner, name))
 
+    def touch_cell(self, cell: Any) -> None:
+        """A variable of a function around is about to change."""
+        self.touch(cell, "cell_contents")
+
     def born(self, value: Any) -> Any:
         """`value` is a new object."""
         self.frame.born[id(value)] = value

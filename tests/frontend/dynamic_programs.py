@@ -1283,3 +1283,55 @@ def state_goes_to_a_table(x):
     else:
         y = x.contiguous() - 1
     return h, n, table, y, x * 2
+
+
+# --- variables of functions around -----------------------------------------------------------------------------------
+
+
+@case(*XS)
+def nonlocal_of_a_call_in_an_arm(x):
+    n, total = 0, x
+
+    def count(v):
+        nonlocal n, total
+        n += 1
+        total = total + v
+        return v.sum() > 0
+
+    if x[0] > 0:
+        count(x)
+    y = x if count(x) and count(1 - x) or count(x + 3) else -x
+    k = 0
+    while k < 5 and total.sum() < 9:
+        count(x + k)
+        k += 1
+    return y, n, total
+
+
+@case(*XS)
+def nonlocal_and_early_returns(x):
+    scale, calls = 1.0, 0
+
+    def outer(v):
+        nonlocal calls
+        k = 0
+
+        def inner(w):
+            nonlocal k, calls, scale
+            k += 1
+            if w.sum() > 0:
+                calls += k
+                scale = scale * 2
+                return w * 2
+            calls -= 1
+            return w - 1
+
+        r = inner(v)
+        while k < 3 and r.sum() < 6:
+            r = inner(r + 1)
+        return r * k
+
+    y = outer(x)
+    if y.sum() > 10:
+        y = outer(-x)
+    return y * scale, calls
