@@ -269,6 +269,7 @@ class _Function(ast.NodeTransformer):
         self.notes = Notes()
         self.unsure: set[str] = set()
         self.nonlocals: set[str] = set()
+        self.locals: set[str] = set()
         self.first: str | None = None
         self.count = 0
 
@@ -289,6 +290,7 @@ class _Function(ast.NodeTransformer):
         Liveness(captured(node.body), self.notes).block(node.body, set())
         states = _state_names(node.body)
         self.unsure = set(states) - parameters - shared
+        self.locals = (parameters | set(stored(node.body))) - {self.first if self.first == "self" else None}
         body: list[ast.stmt] = []
         for s in node.body:
             body += self.statements(s)
@@ -519,18 +521,23 @@ class _Function(ast.NodeTransformer):
         return f"_{self.owner.lstrip('_')}{name}"
 
     def name(self, name: str) -> ast.expr:
-        return _rt("read", _load(name)) if name in self.unsure else _load(name)
+        if name in self.unsure:
+            return _rt("read", _load(name))
+        return _rt("narrowed", _load(name)) if name in self.locals else _load(name)
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
         node.id = self.mangled(node.id)
-        if isinstance(node.ctx, ast.Load) and node.id in self.unsure:
+        if isinstance(node.ctx, ast.Load) and node.id in self.unsure | self.locals:
             return ast.copy_location(self.name(node.id), node)
         return node
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         node.attr = self.mangled(node.attr)
+        own = isinstance(node.value, ast.Name) and node.value.id in self.unsure | self.locals | {self.first}
         node.value = self.visit(node.value)
-        return node
+        if node.attr == "__class__" and isinstance(node.ctx, ast.Load):
+            return _rt("class_of", node.value)
+        return _rt("narrowed", node) if own and isinstance(node.ctx, ast.Load) else node
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         if isinstance(node.func, ast.Name) and node.func.id in _NATIVE:
@@ -559,7 +566,7 @@ class _Function(ast.NodeTransformer):
     def test(self, e: ast.expr) -> ast.expr:
         """An expression of which only the truth counts."""
         match e:
-            case ast.BoolOp(op, values) if not _binds(e):
+            case ast.BoolOp(op, values) if not any(map(_binds, values[1:])):
                 first, *others = [self.test(v) for v in values]
                 name = "all_of" if isinstance(op, ast.And) else "any_of"
                 return ast.copy_location(_rt(name, self.site(e), first, *map(_later, others)), e)
@@ -571,7 +578,7 @@ class _Function(ast.NodeTransformer):
 
     def visit_BoolOp(self, node: ast.BoolOp) -> ast.AST:
         site = self.site(node)
-        if _binds(node):
+        if any(map(_binds, node.values[1:])):
             node.values = [*(_rt("known_value", site, self.visit(v)) for v in node.values[:-1]), self.visit(node.values[-1])]
             return node
         first, *others = [self.visit(v) for v in node.values]
@@ -584,8 +591,8 @@ class _Function(ast.NodeTransformer):
 
     def visit_IfExp(self, node: ast.IfExp) -> ast.AST:
         site = self.site(node)
-        if _binds(node):
-            node.test = _rt("plain", site, self.test(node.test))
+        if _binds(node.body) or _binds(node.orelse):
+            node.test = _rt("known_value", site, self.test(node.test))
             node.body, node.orelse = self.visit(node.body), self.visit(node.orelse)
             return node
         parts = (_later(self.visit(node.body)), _later(self.visit(node.orelse)))
@@ -596,8 +603,12 @@ class _Function(ast.NodeTransformer):
             left, right = self.visit(node.left), self.visit(node.comparators[0])
             if isinstance(node.ops[0], (ast.In, ast.NotIn)):
                 return _rt("contains" if isinstance(node.ops[0], ast.In) else "lacks", self.site(node), left, right)
+            if isinstance(node.ops[0], (ast.Is, ast.IsNot)):
+                return _rt("is_" if isinstance(node.ops[0], ast.Is) else "is_not", left, right)
+            if isinstance(node.ops[0], (ast.Eq, ast.NotEq)):
+                return _rt("equal" if isinstance(node.ops[0], ast.Eq) else "unequal", self.site(node), left, right)
             return ast.Compare(left, node.ops, [right])
-        if _binds(node):
+        if any(map(_binds, node.comparators)):
             return self.generic_visit(node)
         parts: list[ast.expr] = [
             ast.Tuple([ast.Constant(_OPERATORS[type(op)]), _later(self.visit(c))], ast.Load())

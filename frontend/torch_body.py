@@ -13,7 +13,7 @@ import torch
 
 from dlc.frontend.torch_collect import Collected, Growing
 from dlc.frontend.torch_errors import CannotRecordLoop
-from dlc.frontend.torch_flow import Flow, place_of_site
+from dlc.frontend.torch_flow import Flow, as_tensor, place_of_site, tensor_like
 from dlc.frontend.torch_heap import Cell, Frame
 from dlc.frontend.torch_numbers import Number, is_number, tensor_of
 from dlc.frontend.torch_recorder import LoopRecord, fresh_like, repeat
@@ -22,6 +22,8 @@ from dlc.frontend.torch_truth import follows
 from dlc.frontend.torch_values import (
     Absent,
     Dead,
+    Either,
+    Maybe,
     Partial,
     Unbound,
     alike,
@@ -167,7 +169,14 @@ class Body:
             carry.inside = fake if carry.kind is None else Number(carry.kind, fake, self.flow, mixed=carry.mixed)
             return carry.inside
 
-        return [mapped(v, leaf) for v in self.start]
+        inside = [mapped(v, leaf) for v in self.start]
+        for n, (start, v) in enumerate(zip(self.start, inside, strict=True)):
+            self.flow.kinship.relate(v, start)
+            for m in range(n):
+                end = self.end[m] if m < len(self.end) else None
+                if start is self.start[m] or end is not None and end is self.end[n]:
+                    self.flow.kinship.relate(v, inside[m])
+        return inside
 
     def _carry_more(self, values: list[Any]) -> bool:
         """Find leaves that the body changed and that are not carried yet (or not in this type)."""
@@ -175,7 +184,7 @@ class Body:
         at = 0
         for slot, (start, now, end) in enumerate(zip(self.start, values, self.end, strict=True)):
             size = sum(1 for _ in leaves(start))
-            if self._first_set(slot, start, end):
+            if self._first_set(slot, start, end) or self._sometimes_none(slot, start, now, self.end[slot]):
                 return True
             end = self.end[slot]
             if self._dead_slot(slot, start, end):
@@ -183,6 +192,9 @@ class Body:
                 continue
             if isinstance(start, Dead) and not isinstance(end, Dead):
                 return self._restarted(slot, mapped(end, self._blank))
+            tensors = self._as_tensors(start, end)
+            if tensors is not start:
+                return self._restarted(slot, tensors)
             try:
                 if not _same_shape(start, end):
                     raise self._refused(slot, start, end)
@@ -195,12 +207,24 @@ class Body:
                 if isinstance(end, Partial):
                     changed |= self._set_at_the_end(at - 1, now, end)
             except CannotRecordLoop:
-                if not isinstance(start, Partial):
+                if not isinstance(start, Partial) or isinstance(start, Maybe):
                     raise
                 self.flow.refusals.pop()
                 self.hopeless.add(slot)
                 return self._restarted(slot, undefined(self.flow, self._name(slot), place_of_site(self.site)))
         return changed
+
+    def _as_tensors(self, start: Any, end: Any) -> Any:
+        """`start` with tensors of rank 0 where a step leaves them in the place of numbers."""
+        if not _same_shape(start, end):
+            return start
+        after = leaves(end)
+
+        def leaf(v: Any) -> Any:
+            e = next(after)
+            return tensor_like(v, e) if isinstance(e, torch.Tensor) and as_tensor(v, e) else v
+
+        return mapped(start, leaf)
 
     def _restarted(self, slot: int, start: Any) -> bool:
         """Another value at the start of the loop: what is carried is found anew, as leaves are counted through."""
@@ -239,13 +263,33 @@ class Body:
         place = f"the loop at {place_of_site(self.site)}"
         return self._restarted(slot, Partial(self.flow, self._name(slot), place, mapped(value, self._blank), False))
 
+    def _sometimes_none(self, slot: int, start: Any, now: Any, end: Any) -> bool:
+        """A variable that is None at the head of some steps; whether it starts as one from now on."""
+        if isinstance(start, Maybe):
+            if end is None:
+                self.end[slot] = start.again(now.value, False)
+            elif not isinstance(end, Absent) or isinstance(end, Either):
+                self.end[slot] = start.again(end, True)
+            return False
+        if (start is None) is (end is None) and not isinstance(end, Maybe) or isinstance(start, (Absent, Dead)):
+            return False
+        value = start if end is None else end.value if isinstance(end, Maybe) else end
+        if isinstance(value, (Absent, Dead)) or not lasting(value):
+            return False
+        # Where the first step sets it up, that step is better done ahead of the loop (`Loop._rest`).
+        if not isinstance(end, Maybe) and self.loop.catching and (self.steps is not None or self.site.flags):
+            return False
+        start = mapped(value, self._blank) if start is None else start
+        flag = self.start[slot] is not None
+        return self._restarted(slot, Maybe(self.flow, self._name(slot), place_of_site(self.site), start, flag))
+
     def _dead_slot(self, slot: int, start: Any, end: Any) -> bool:
         """Whether the slot has no value at the head of the loop; then it has none after it."""
-        if isinstance(start, Partial) and isinstance(end, Partial):
+        if isinstance(start, Partial) and isinstance(end, Partial) or isinstance(start, Either):
             return False
         if isinstance(start, Absent):
             return True
-        if isinstance(end, Absent):
+        if isinstance(end, Absent) and not isinstance(end, Either):
             name = self._name(slot)
             if name in self.site.live or slot >= len(self.site.names):
                 self.start[slot] = end
@@ -357,6 +401,9 @@ class Body:
             return finals.get(count, v)
 
         after = [mapped(v, leaf) for v in self.start]
+        for before, v, end in zip(self.start, after, self.end, strict=True):
+            for other in (before, end):
+                flow.kinship.relate(v, other)
         names = len(self.site.names)
         for n, (before, end) in enumerate(zip(self.start[:names], self.end, strict=False)):
             if isinstance(before, Partial) and before.flag is False and self._always_set(end):

@@ -27,7 +27,7 @@ from dlc.frontend.torch_collect import Collected
 from dlc.frontend.torch_errors import EffectOnData, UncapturedDecision
 from dlc.frontend.torch_flow import Branch, Flow, both
 from dlc.frontend.torch_numbers import MATH, Number, is_number, kind_of, negated, tensor_of
-from dlc.frontend.torch_values import DEAD, Absent, Elided, joined_kind, leaves, mapped
+from dlc.frontend.torch_values import DEAD, Absent, Either, Elided, absent, joined_kind, leaves, mapped
 
 _LEFT_ALONE = frozenset("torch numpy dlc builtins functorch sympy onnx".split())
 _STANDARD = sysconfig.get_paths()["stdlib"]
@@ -36,6 +36,9 @@ _CHANGING = frozenset(
     " intersection_update symmetric_difference_update appendleft popleft extendleft rotate".split()
 )
 """Methods that change a container."""
+
+_LOOKING = (isinstance, len, getattr, hasattr, callable, type, bool)
+"""Functions that look at a value, and do nothing else."""
 
 _TENSOR_OPERANDS = frozenset(
     "add sub subtract rsub mul multiply div divide true_divide floor_divide remainder fmod pow eq ne lt le gt ge not_equal less"
@@ -117,13 +120,22 @@ class Calls(Flow):
     # --- calls ---
 
     def call(self, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        function = self.narrowed(function)
+        if isinstance(function, Either):
+            return function(*args, **kwargs)
         if isinstance(function, Absent):
             function.refuse()
+        chosen = next((n for n, v in enumerate(args) if isinstance(v, Either)), None) if function in _LOOKING else None
+        if chosen is not None:
+            return args[chosen].each(lambda v: self.call(function, *args[:chosen], v, *args[chosen + 1 :], **kwargs))
         try:
             special = _SPECIAL.get(function)
         except TypeError:  # not hashable
             special = None
         if special is not None:
+            for v in args:
+                if isinstance(v, Absent):
+                    v.refuse()
             return special(self, *args, **kwargs)
         if isinstance(function, types.MethodType):
             made = self.rewriting(function.__func__)
@@ -167,12 +179,11 @@ class Calls(Flow):
 
     def native(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A function that is not rewritten: numbers from data become tensors or extents where it takes them."""
-        if not any(isinstance(v, (Number, Absent)) for v in leaves((args, kwargs))):
+        for v in absent((args, kwargs)):
+            v.refuse()
+        if not any(isinstance(v, Number) for v in leaves((args, kwargs))):
             made = function(*args, **kwargs)
             return self.born(made) if type(made) in (list, dict, set) else made
-        for v in leaves((args, kwargs)):
-            if isinstance(v, Absent):
-                v.refuse()
         if not _of_torch(function):
             return function(*args, **kwargs)
         name = getattr(function, "__name__", "")

@@ -36,6 +36,7 @@ from dlc.frontend.torch_errors import (
 )
 from dlc.frontend.torch_graph import GraphImporter, bounds, known, place_of
 from dlc.frontend.torch_recurrent_shapes import symbolic_recurrence
+from dlc.frontend.torch_regions import nested_nodes, regions_of
 from dlc.frontend.torch_trees import leaf, literal, tree_of
 from dlc.frontend.torch_types import Extents, ir_dtype, numpy_view
 from dlc.ir.builder import Builder
@@ -364,11 +365,12 @@ class ProgramImporter:
             if spec.kind == InputKind.USER_INPUT:
                 self._declare(node)
         values, leaves = [], []
+        yielded = {o for n in nested_nodes(ep.graph.nodes) for region in regions_of(n) for o in region.outputs}
         for node, spec in zip(places, specs, strict=True):
             if spec.kind == InputKind.USER_INPUT:
                 value, tree = self._input(node, spec)
                 leaves.append(tree)
-            elif node.users or spec.kind == InputKind.TOKEN:
+            elif node.users or node in yielded or spec.kind == InputKind.TOKEN:
                 value = self._weight(node, spec)
             else:
                 value = None

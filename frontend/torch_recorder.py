@@ -10,6 +10,7 @@ Source: Reed et al., torch.fx (MLSys 2022, arXiv 2112.08429); Chen et al., DyCL 
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -184,6 +185,28 @@ class Recorder(PythonKeyTracer):
         """Whether the value was made in a region that is open still."""
         region = self.node_of(value).meta.get("region")
         return any(region is r for r in self.stack)
+
+    def may_be_one(self, a: torch.Tensor, b: torch.Tensor) -> bool:
+        """Whether two traced values may be the same tensor in eager Python, on some path."""
+        return not self._sources(self.node_of(a)).isdisjoint(self._sources(self.node_of(b)))
+
+    def _sources(self, node: fx.Node) -> set[fx.Node]:
+        """The values that a branch or loop may have left in this one's place; itself among them."""
+        found: set[fx.Node] = set()
+        pending = [node]
+        while pending:
+            n = pending.pop()
+            if n in found:
+                continue
+            found.add(n)
+            of = n.args[0] if n.target is operator.getitem else None
+            at = n.args[1] if of is not None else 0
+            if isinstance(of, fx.Node) and isinstance(at, int):
+                pending += [region.outputs[at] for region in of.meta.get("regions", ())]
+                record: LoopRecord | None = of.meta.get("loop")
+                if record is not None and at < len(record.starts):
+                    pending += [record.starts[at], record.body.outputs[at + (record.first is not None)]]
+        return found
 
     def emit(self, target: Any, args: Sequence[fx.Node], fakes: Sequence[torch.Tensor], name: str) -> fx.Node:
         """A node with several results, `fakes`; the tensors then stand for them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from dlc.frontend.torch_collect import Collected, one_of, row
 from dlc.frontend.torch_errors import UncapturedDecision
 from dlc.frontend.torch_numbers import Number
-from dlc.frontend.torch_values import Absent, alike, described
+from dlc.frontend.torch_values import Absent, Either, absent, alike, described
 
 
 def _position(v: Any) -> bool:
@@ -26,17 +27,42 @@ def _from_data(key: Any) -> bool:
     return _position(key)
 
 
-def _bounds(flow: Any, key: Any) -> Any:
-    """A slice whose bounds from data are extents."""
+def _bounds(flow: Any, key: Any, size: Any) -> Any:
+    """A slice, of a dimension of that size, whose bounds from data are extents."""
     if not isinstance(key, slice):
         return key
-    return slice(*(flow.extent(b) if isinstance(b, (Number, torch.Tensor)) else b for b in (key.start, key.stop, key.step)))
+    return slice(_bound(flow, key.start, size), _bound(flow, key.stop, size), _extent(flow, key.step))
+
+
+def _extent(flow: Any, b: Any) -> Any:
+    return flow.extent(b) if isinstance(b, (Number, torch.Tensor)) else b
+
+
+def _bound(flow: Any, b: Any, size: Any) -> Any:
+    """A bound from data as an extent: a negative one counts from the end.
+
+    One extent for all tensors that a number cuts, unless it was subtracted from something: then one for each size.
+    """
+    number = flow.integer(b) if isinstance(b, (Number, torch.Tensor)) else b
+    if not isinstance(number, Number) or not _subtracted(flow.recorder.node_of(number.tensor)):
+        return _extent(flow, number)
+    key = id(number.tensor), str(size)
+    held = flow.fronts.get(key)
+    if held is None or not flow.recorder.visible(held[1].tensor):
+        t = number.tensor
+        front = Number(int, torch.where(t < 0, torch.clamp(t + size, min=0), t), flow)
+        held = flow.fronts[key] = t, front
+    return flow.extent(held[1])
 
 
 def read_item(flow: Any, value: Any, key: Any, shared: bool = True) -> Any:
     """`value[key]`; what is not `shared` is written nowhere but back to it."""
-    if isinstance(value, Absent):
-        value.refuse()
+    value, key = flow.narrowed(value), flow.narrowed(key)
+    for v, read in ((value, lambda w: read_item(flow, w, key)), (key, lambda w: read_item(flow, value, w))):
+        if isinstance(v, Either):
+            return v.each(read)
+        if isinstance(v, Absent):
+            v.refuse()
     if isinstance(value, torch.Tensor):
         return _read_tensor(flow, value, key, shared)
     if isinstance(value, list) and value and isinstance(value[-1], Collected) and type(key) is int and key < 0:
@@ -113,9 +139,30 @@ def _read_tensor(flow: Any, x: torch.Tensor, key: Any, shared: bool = True) -> A
             at = k.tensor if isinstance(k, Number) else k.to(torch.int64)
             x = flow.recorder.rows.take(x, dim, at) if shared else torch.index_select(x, dim, at.reshape(1)).squeeze(dim)
             continue
-        x = x[(slice(None),) * dim + (_bounds(flow, k),)]
+        x = x[(slice(None),) * dim + (_bounds(flow, k, x.shape[dim] if k is not None else 0),)]
         dim += 0 if isinstance(k, int) and not isinstance(k, bool) else 1
     return x
+
+
+_SUMS = frozenset("add mul maximum minimum where clamp to _to_copy clone reshape view floor_divide bitwise_right_shift".split())
+
+
+def _subtracted(node: Any) -> bool:
+    """Whether an integer may be negative for the way it is made. Counters, inputs and positions found in data are not."""
+    pending, seen = [node], set()
+    while pending:
+        n = pending.pop()
+        if n in seen:
+            continue
+        seen.add(n)
+        name = str(n.target).split(".")[1] if str(n.target).startswith("aten.") else ""
+        if name in ("sub", "rsub", "neg") or any(isinstance(a, int) and not isinstance(a, bool) and a < 0 for a in n.args):
+            return True
+        if name in _SUMS:
+            pending += n.all_input_nodes
+        elif n.target is operator.getitem and "regions" in n.args[0].meta:
+            pending += [region.outputs[n.args[1]] for region in n.args[0].meta["regions"]]
+    return False
 
 
 def _wide(k: Any) -> bool:
@@ -140,6 +187,8 @@ def assign_item(flow: Any, value: Any, key: Any, item: Any) -> None:
     if isinstance(value, Absent):
         value.refuse()
     if isinstance(value, torch.Tensor):
+        for v in absent((key, item)):
+            v.refuse()
         _assign_tensor(flow, value, key, item)
         return
     flow.whole(value)
@@ -184,7 +233,7 @@ def _assign_tensor(flow: Any, x: torch.Tensor, key: Any, item: Any) -> None:
             places.append((k.tensor if isinstance(k, Number) else k.to(torch.int64)).reshape(1))
             dim += 1
             continue
-        view = view[(slice(None),) * dim + (_bounds(flow, k),)]
+        view = view[(slice(None),) * dim + (_bounds(flow, k, view.shape[dim] if k is not None else 0),)]
         if not (isinstance(k, int) and not isinstance(k, bool)):
             places.append(None)
             dim += 1

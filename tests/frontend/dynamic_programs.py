@@ -1335,3 +1335,177 @@ def nonlocal_and_early_returns(x):
     if y.sum() > 10:
         y = outer(-x)
     return y * scale, calls
+
+
+@case(*XS)
+def bounds_from_the_end(x):
+    k = int((x > 0).sum()) - 2
+    y = torch.zeros(4)
+    y[k:] = 1
+    y[:k] += 2
+    y[-k:3] = 9
+    return x[:k].sum(), x[k:].sum(), x[-k - 1 :].sum(), y
+
+
+# --- values that are something else on some paths --------------------------------------------------------------------
+
+
+@case(*XS)
+def none_on_some_paths(x):
+    def masked(v, mask=None, scale=None):
+        if mask is not None:
+            v = v.masked_fill(mask, 0.0)
+        return v if scale is None else v * scale
+
+    mask = scale = None
+    if x.min() < 0:
+        mask = x < 0
+    if x.max() > 2:
+        scale = x.max()
+    cache = {"a": None, "b": x}
+    if x.sum() > 0:
+        cache["a"] = [x * 2, x]
+    y = masked(x, mask, scale=scale) + masked(x, scale=scale) + masked(x, mask)
+    if cache["a"] is not None:
+        return y + cache["a"][0]
+    return (y if not mask_any(mask) else y + 1) * cache["b"]
+
+
+def mask_any(mask):
+    return mask is not None and mask.any()
+
+
+@case(*XS)
+def none_at_some_steps(x):
+    def first_above(v, bound):
+        for i in range(3):
+            if v[i] > bound:
+                return i
+        return None
+
+    best = best_sum = held = None
+    n = 0
+    while n < 8 and x.abs().sum() < 40:
+        s = x.sin().sum()
+        if best_sum is None or s > best_sum:
+            best, best_sum = x, s
+        if held is None:
+            held = x * 2
+        elif held.sum() > 3:
+            held = None
+        else:
+            held = held + 1
+        x = x * 1.3 + 0.1
+        n += 1
+    at = first_above(x, 1)
+    y = x * -1 if at is None else x + x[at]
+    return y, best if best is not None else x * 0, y if held is None else held * y, n
+
+
+@case(*XS)
+class NamedParts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.ModuleDict({"big": nn.Linear(3, 3), "small": nn.Linear(3, 3), "none": nn.Identity()})
+
+    def forward(self, x):
+        mode = "none"
+        if x.sum() > 5:
+            mode = "big"
+        elif x.sum() < -5:
+            mode = "small"
+        y = self.parts[mode](x)
+        if mode in ("big", "small"):
+            y = y * 2
+        if mode == "big" or mode.startswith("n"):
+            y = y + len(mode)
+        f = torch.relu if x[0] > 0 else (torch.tanh if mode != "small" else torch.sigmoid)
+        layer = self.parts["big"] if x[1] > 0 else self.parts["small"]
+        return f(y), nn.functional.linear(x, layer.weight, layer.bias)
+
+
+@case(*XS)
+def number_or_tensor(x):
+    best, total, n, done = -math.inf, 0, 0, False
+    for v in x:
+        if v > best:
+            best = v
+    while n < 9 and total < 6:
+        total = total + x.abs().sum()
+        n += 1
+    loss = x.sum()
+    if (x > 0).any():
+        loss = 0.0
+    for _ in range(3):
+        if done:
+            break
+        done = (x > 2).any()
+        x = x + 1
+    return x * best, total * x, n, x * loss, done
+
+
+@case(*XS)
+def identity(x):
+    b = (x.sum() > 0).item()
+    n = int(x.argmax())
+    y = x * 2 if b is True else x
+    if b is not False and n is not None:
+        y = y + 1
+    if n.__class__ is int and type(b) is bool:
+        y = y - 3
+    key = x
+    if x[0] > 0:
+        key = x + 1
+    value = x * 3
+    return y if key is value or key is not key else y * 2
+
+
+@case(*XS)
+def compared_by_elements(x):
+    k = int(x.argmax())
+    above, below = x[x > 0], x[x <= 0]
+    y = x
+    if above.shape == below.shape or (k, 1) == (0, 1):
+        y = y * 2
+    if [k, x.dim()] != [2, 1] and above.shape != x.shape:
+        y = y + 1
+    return y
+
+
+@case(*XS)
+def bound_in_the_first_operand(x):
+    n = 0
+    while (s := x.abs().sum().item()) > 1 and n < 20:
+        x = x * 0.5
+        n += 1
+    if (m := x.max()) > 0.2 or n < 3:
+        return x * m, n, s > 0.5
+    return x - m, n, s > 0.5
+
+
+# --- objects that are another one on some paths ----------------------------------------------------------------------
+
+
+@case(*XS)
+def contents_at_the_end_of_an_arm(x):
+    items = [x, x]
+    other = items
+    if x.sum() > 0:
+        other = [x * 2, x]
+    else:
+        other[0] = x * 3
+        items[1] = x * 5
+    if x[0] > 1:
+        made = [x]
+        one = two = made
+    else:
+        made = [x * 2]
+        one = two = made
+    one[0] = x * 7
+    outs = []
+    if x[1] > 0:
+        outs = [x * 2]
+    else:
+        outs = [x]
+    outs.append(x * 3)
+    return items[0], items[1], other[0], other[1], two[0], torch.stack(outs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,7 @@ def test_every_arm_is_taken_by_some_input():
 STRAIGHT = set(
     "ternary ternary_num chained range_list_sum lambda_closure any_builtin comp_tern ternary_nested helper or_value bool_arith"
     " list_of_numbers fold_static isinstance_ aug_num full_num where_num tolist argmax_pick setitem_num star cond_hop while_hop Experts item_float_eq min_max_num slice_n ones_ math_funcs min_over accumulate row_of_row_is_written"
-    " swapped_rows_are_views".split()
+    " swapped_rows_are_views bounds_from_the_end".split()
 )
 """Programs whose arms are on one line, or that decide by an index."""
 
@@ -436,6 +437,60 @@ def chosen_element_written(x):
     items = [x * 1, x * 2, x * 3]
     items[int(x.argmax())].add_(1)  # here
     return items
+
+
+@refused("DLC0228", "changed at test_torch_dynamic.py")
+def united_list_changed(x):
+    a, b = [x], [x * 2]
+    c = a if x.sum() > 0 else b
+    c.append(x * 3)
+    return len(a), c[0]  # here
+
+
+@refused("DLC0228", "D.h is used")
+def united_record_changed(x):
+    @dataclass
+    class D:
+        h: Any
+
+    a, b = D(x), D(x * 2)
+    c = a if x.sum() > 0 else b
+    a.h = x * 3
+    return c.h + b.h  # here
+
+
+@refused("DLC0228", "the list is used")
+def list_of_a_step_changed(x):
+    a = [x]
+    b = a
+    while x.sum() < 5:
+        b = [b[0] * 2]
+        x = x + 1
+    b[0] = b[0] + 1
+    return a[0] + b[0]  # here
+
+
+@refused("DLC0220", "one object on some paths")
+def is_on_one_path(x):
+    y = x
+    if x.sum() > 0:
+        y = x + 1
+    return x * 2 if y is x else y  # here
+
+
+@refused("DLC0221", "a tensor float32[3] on one path and a list of 1")
+def type_on_one_path(x):
+    v = x if x.sum() > 0 else [x]
+    if isinstance(v, list):  # here
+        return v[0] * 2
+    return v
+
+
+@refused("DLC0220", "bind it before")
+def bound_on_one_path(x):
+    if x.sum() > 0 and (m := x.max()) > 1:  # here
+        return x * m
+    return x
 
 
 def swallows(x):
