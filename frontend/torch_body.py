@@ -25,6 +25,7 @@ from dlc.frontend.torch_values import (
     Either,
     Maybe,
     Partial,
+    Sometimes,
     Unbound,
     alike,
     described,
@@ -81,6 +82,7 @@ class Body:
         self.again: Any = None
         self.growing: dict[tuple[int, str | None], Growing] = {}
         self.appended: dict[tuple[int, str | None], list[Any]] = {}
+        self.last: dict[tuple[int, str | None], Any] = {}  # of growing lists that the last step may not append to: whether it does
         self.final: set[int] = set()  # leaves: flags of variables that are set only where the loop ends
         self.hopeless: set[int] = set()  # variables that are not set before the loop, and of no single type in it
 
@@ -133,18 +135,30 @@ class Body:
         for n, cell in enumerate(self.cells):
             before, after = self.start[count + n], self.end[count + n]
             if cell.key in self.growing:
-                self.appended[cell.key] = after[1:]
+                self.appended[cell.key] = self._surely(cell, after[1:])
                 if after[:1] != [] and after[0] is self.growing[cell.key]:
                     self.end[count + n] = before
                 continue
             if not isinstance(before, list) or not isinstance(after, list) or len(after) <= len(before):
                 continue
             now = values[n] if n < len(values) else before
+            after = before + self._surely(cell, after[len(before) :])
             if all(a is b for a, b in zip(now, after, strict=False)):
                 reason = "with another length after every step of the loop"
                 self.growing[cell.key] = Growing(self.flow, str(cell), place_of_site(self.site), reason)
                 found = True
         return found
+
+    def _surely(self, cell: Cell, appended: list[Any]) -> list[Any]:
+        """What a step appends; where it does so unless the loop ends there, as if it always did."""
+        flags = [v.flag for v in appended if isinstance(v, Sometimes)]
+        if not flags or len(flags) < len(appended) or not all(same(f, flags[0]) for f in flags):
+            return appended
+        ends = self.again is False or isinstance(self.again, Number) and follows(self.again, [(flags[0], False)], False)
+        if not ends:
+            return appended
+        self.last[cell.key] = flags[0]
+        return [v.value for v in appended]
 
     def _cleared(self) -> set[int]:
         """The leaves that are flags which no step starts with."""
@@ -370,14 +384,22 @@ class Body:
             starts.append(recorder.node_of(start))
         order = sorted(self.carried, key=list(self.carried).index)
         inputs = [self._input(self.carried[at]) for at in order]
+        lasts = [cell.key for cell in self.cells if cell.key in self.growing and cell.key in self.last]
+        flags = [torch.empty((), dtype=torch.bool) for _ in lasts]
+        for key, flag in zip(lasts, flags, strict=True):
+            starts.append(recorder.node_of(tensor_of(True, bool)))
+            with recorder.opened(region):
+                nexts.append(recorder.node_of(tensor_of(self.last[key], bool)))
+                inputs.append(recorder.placeholder(fresh_like(flag), "state"))
         region.inputs = [region.inputs[0], *inputs]
         region.outputs += nexts
         fakes = [fresh_like(self.carried[at].like) for at in order]
+        ended = dict(zip(lasts, map(fresh_like, flags), strict=True))
         lists = self._collected(region)
         steps_done = _fresh_extent(flow) if lists else None
         gathered = [_grown(steps_done, v) for _, values, _ in lists for v in values]
         args = [recorder.node_of(t) for t in (first, limit) if t is not None]
-        node = recorder.emit(repeat, [*args, *starts], [*fakes, *gathered], "loop")
+        node = recorder.emit(repeat, [*args, *starts], [*fakes, *ended.values(), *gathered], "loop")
         node.meta["loop"] = LoopRecord(
             region,
             recorder.node_of(first) if first is not None else None,
@@ -413,6 +435,9 @@ class Body:
         filled = {}
         for key, values, kinds in lists:
             parts, gathered = gathered[: len(values)], gathered[len(values) :]
+            if key in ended:
+                done = Number(int, torch.scalar_tensor(steps_done, dtype=torch.int64) + ended[key] - 1, flow)
+                parts = [p[: self.loop.flow.extent(done)] for p in parts]
             filled[key] = Collected(flow, place_of_site(self.site), parts, kinds)
         for cell, v in zip(self.cells, after[names:], strict=True):
             flow.frame.touch(cell)
@@ -428,9 +453,10 @@ class Body:
             values, kinds = [], []
             for v in self.appended[cell.key]:
                 if not isinstance(v, torch.Tensor) and not is_number(v):
-                    raise self.flow.refused_at(
-                        self.site, CannotRecordLoop, reason=f"it appends {described(v)} to a list, which is no tensor"
-                    )
+                    what = f"it appends {described(v)} to a list, which is no tensor"
+                    if isinstance(v, Sometimes):
+                        what = "it appends to a list in some steps only"
+                    raise self.flow.refused_at(self.site, CannotRecordLoop, reason=what)
                 kind = None if isinstance(v, torch.Tensor) else v.kind if isinstance(v, Number) else type(v)
                 with self.flow.recorder.opened(region):
                     value = v if kind is None else tensor_of(v, kind)

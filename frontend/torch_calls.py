@@ -27,7 +27,8 @@ from dlc.frontend.torch_collect import Collected
 from dlc.frontend.torch_errors import EffectOnData, UncapturedDecision
 from dlc.frontend.torch_flow import Branch, Flow, both
 from dlc.frontend.torch_numbers import MATH, Number, is_number, kind_of, negated, tensor_of
-from dlc.frontend.torch_values import DEAD, Absent, Either, Elided, absent, joined_kind, leaves, mapped
+from dlc.frontend.torch_subscripts import look_up
+from dlc.frontend.torch_values import DEAD, Absent, Either, Elided, Sometimes, absent, joined_kind, leaves, mapped
 
 _LEFT_ALONE = frozenset("torch numpy dlc builtins functorch sympy onnx".split())
 _STANDARD = sysconfig.get_paths()["stdlib"]
@@ -39,6 +40,9 @@ _CHANGING = frozenset(
 
 _LOOKING = (isinstance, len, getattr, hasattr, callable, type, bool)
 """Functions that look at a value, and do nothing else."""
+
+_MEASURING = (len, bool, isinstance, type, torch.stack, torch.cat)
+"""Functions that take lists whose length is data."""
 
 _TENSOR_OPERANDS = frozenset(
     "add sub subtract rsub mul multiply div divide true_divide floor_divide remainder fmod pow eq ne lt le gt ge not_equal less"
@@ -133,9 +137,13 @@ class Calls(Flow):
         except TypeError:  # not hashable
             special = None
         if special is not None:
+            if function in (enumerate, zip, reversed):
+                args = tuple(torch_steps.collected(v) for v in args)
             for v in args:
                 if isinstance(v, Absent):
                     v.refuse()
+                if function not in _MEASURING:
+                    self.whole(v)
             return special(self, *args, **kwargs)
         if isinstance(function, types.MethodType):
             made = self.rewriting(function.__func__)
@@ -173,6 +181,10 @@ class Calls(Flow):
                 self.whole(owner, unless=name in ("append", "clear"))
                 self.touch(owner)
             elif name in ("index", "count", "__contains__"):
+                self.whole(owner)
+            elif name == "get" and isinstance(owner, dict) and args and isinstance(args[0], Number):
+                return look_up(self, owner, *args)
+            elif isinstance(owner, dict):
                 self.whole(owner)
             return function(*args, **kwargs)
         return self.native(function, args, kwargs)
@@ -335,14 +347,21 @@ def _converted(kind: type) -> Callable[..., Any]:
 
 
 def _length(rt: Calls, v: Any) -> Any:
-    if isinstance(v, list) and any(isinstance(x, Collected) for x in v):
-        return sum((x.count if isinstance(x, Collected) else 1 for x in v), 0)
+    if isinstance(v, list) and any(isinstance(x, (Collected, Sometimes)) for x in v):
+        return sum((_count(x) for x in v), 0)
     rt.whole(v)
     if isinstance(v, torch_steps.Steps):
         return v.count
     if isinstance(v, torch.Tensor) and v.dim():
         return v.shape[0]
     return len(v)
+
+
+def _count(v: Any) -> Any:
+    """How many elements this element of a list is."""
+    if isinstance(v, Elided) and not isinstance(v, (Collected, Sometimes)):
+        v.refuse()
+    return v.count if isinstance(v, Collected) else v.flag if isinstance(v, Sometimes) else 1
 
 
 def _extreme(rt: Calls, name: str, args: Sequence[Any], key: Any, **more: Any) -> Any:
@@ -536,9 +555,21 @@ def _joined(function: Any) -> Callable[..., Any]:
         if isinstance(tensors, (list, tuple)) and any(isinstance(v, Collected) for v in tensors):
             parts = [v.joined(function, dim) if isinstance(v, Collected) else function([v], dim) for v in tensors]
             return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+        if isinstance(tensors, (list, tuple)) and any(isinstance(v, Sometimes) for v in tensors):
+            return _present(tensors, dim, function is torch.stack)
         return rt.native(function, (tensors,), {"dim": dim, **more})
 
     return join
+
+
+def _present(items: Sequence[Any], dim: int, stacked: bool) -> torch.Tensor:
+    """The elements that are there, along a new dimension or an old one."""
+    values = [v.value if isinstance(v, Sometimes) else v for v in items]
+    there = [tensor_of(v.flag if isinstance(v, Sometimes) else True, bool) for v in items]
+    whole = torch.stack(values)[torch.stack(there)]
+    at = dim % (whole.dim() if stacked else whole.dim() - 1)
+    moved = whole.movedim(0, at)
+    return moved if stacked else moved.flatten(at, at + 1)
 
 
 def _no_effect(rt: Calls, *_: Any, **__: Any) -> None:

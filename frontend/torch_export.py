@@ -477,7 +477,8 @@ class ProgramImporter:
         mutated: list[tuple[str, int]] = []
         if changed and self.mutations != "return":
             first = changed[0][0]
-            raise MutatedState(None, op=self.b.name, what=", ".join(f"'{n}'" for n, _ in changed[:4]) or first)
+            at = next((self.graph.written[id(n)] for n in places if id(n) in self.graph.written), None)
+            raise MutatedState(at, op=self.b.name, what=", ".join(f"'{n}'" for n, _ in changed[:4]) or first)
         if changed:
             keys = []
             for key, value in changed:

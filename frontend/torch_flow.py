@@ -17,6 +17,7 @@ import torch
 
 from dlc.errors import DlcError
 from dlc.frontend.python_rewrite import Site
+from dlc.frontend.torch_collect import Collected
 from dlc.frontend.torch_constant import constant_item
 from dlc.frontend.torch_errors import EffectOnData, SharedObject, UncapturedDecision
 from dlc.frontend.torch_heap import MISSING, Cell, Frame
@@ -32,6 +33,7 @@ from dlc.frontend.torch_values import (
     Elided,
     Maybe,
     Partial,
+    Sometimes,
     Unbound,
     alike,
     described,
@@ -62,6 +64,7 @@ class Flow:
         self.refusals: list[DlcError] = []
         self.decided = 0
         self.kinship = Kinship()
+        self.touched: dict[tuple[int, str | None], Loc] = {}  # changed places: where first
         self.fronts: dict[tuple[int, str], tuple[torch.Tensor, Number]] = {}  # bounds of slices, from the front
         self.truths: dict[int, tuple[torch.Tensor, int, Number]] = {}  # of tensors that were asked for it, as they were then
 
@@ -108,6 +111,9 @@ class Flow:
     def touch(self, owner: Any, name: str | None = None) -> None:
         """A place is about to change; what may be the same object on some path cannot be looked at any more."""
         self.frame.touch(Cell(owner, name))
+        if (id(owner), name) not in self.touched:
+            file, line, _ = self.recorder.line()
+            self.touched[id(owner), name] = Loc(f"{Path(file).name}:{line}")
         for other in self.kinship.of(owner):
             for cell in cells_of(other):
                 self.frame.touch(cell)
@@ -181,6 +187,8 @@ class Flow:
             value = self.truth_of(value)
         if isinstance(value, _SYMBOLS):
             value = self.extent_truth(value)
+        if type(value) in (list, tuple, dict, set):
+            return self.nonempty(value)
         if not isinstance(value, Number):
             return bool(value)
         flag = value.to(bool)
@@ -190,6 +198,24 @@ class Flow:
         if known is not None:
             return bool(known)
         return flag
+
+    def nonempty(self, container: Any) -> Any:
+        """The truth of a container, some of whose elements may be there on some paths only."""
+        empty: Any = True
+        for v in container:
+            if isinstance(v, Collected):
+                there = self.decide(v.count > 0)
+            elif isinstance(v, Sometimes):
+                there = self.decide(v.flag)
+            elif isinstance(v, Elided):
+                v.refuse()
+            else:
+                return True
+            if there is True:
+                return True
+            if there is not False:
+                empty = negated(there) if empty is True else both(self, empty, negated(there))
+        return negated(empty) if isinstance(empty, Number) else not empty
 
     def narrowed(self, value: Any) -> Any:
         """A value that depends on the path, as it is here where the conditions around say so."""
@@ -375,11 +401,26 @@ class Union:
         """A changed place's two values as one."""
         if cell.name is None and type(a) is type(b) and len(a) != len(b):
             reason = f"{described(a)} on one path and {described(b)} on the other"
+            if type(a) is list and (longer := self._longer(str(cell), reason, a, b)) is not None:
+                return longer
             poison = Elided(self.flow, str(cell), self.place, reason)
             return [poison] if isinstance(a, list) else {poison: poison} if isinstance(a, dict) else {poison}
         if a is MISSING or b is MISSING:
             return undefined(self.flow, str(cell), self.place)
         return self.of(str(cell), a, b)
+
+    def _longer(self, name: str, reason: str, a: list[Any], b: list[Any]) -> list[Any] | None:
+        """The longer of two lists, where it begins as the other one: what it has more is there on one path."""
+        if not all(p is q for p, q in zip(a, b, strict=False)):
+            return None
+        common, found = min(len(a), len(b)), []
+        for v in max(a, b, key=len)[common:]:
+            value, flag = (v.value, v.flag) if isinstance(v, Sometimes) else (v, True)
+            if isinstance(value, Absent) or not lasting(value):
+                return None
+            sides = ((value, DEAD), (flag, False)) if len(a) > len(b) else ((DEAD, value), (False, flag))
+            found.append(Sometimes(self.flow, name, self.place, reason, self._one(*sides[0]), self._number(*sides[1])))
+        return [*a[:common], *found]
 
     def leaf(self, name: str, a: Any, b: Any) -> Any:
         if same(a, b):

@@ -66,8 +66,7 @@ def steps_of(flow: Any, over: Any) -> Steps | Items:
     """How to step over a value."""
     if isinstance(over, Absent):
         over.refuse()
-    if isinstance(over, list) and len(over) == 1 and isinstance(over[0], Collected):
-        return Steps(over[0].count, over[0].item)
+    over = collected(over)
     if isinstance(over, (list, tuple, dict)) and any(isinstance(v, Elided) for v in over):
         next(v for v in over if isinstance(v, Elided)).refuse()
     if isinstance(over, Steps):
@@ -82,6 +81,13 @@ def steps_of(flow: Any, over: Any) -> Steps | Items:
     if isinstance(over, nn.Module) and not hasattr(over, "__iter__"):
         raise TypeError(f"'{type(over).__name__}' object is not iterable")
     return Items(iter(over))
+
+
+def collected(over: Any) -> Any:
+    """The steps over a list that a loop from data has filled; anything else as it is."""
+    if isinstance(over, list) and len(over) == 1 and isinstance(over[0], Collected):
+        return Steps(over[0].count, over[0].item)
+    return over
 
 
 def span(flow: Any, *bounds: Any) -> Any:

@@ -67,6 +67,8 @@ def read_item(flow: Any, value: Any, key: Any, shared: bool = True) -> Any:
         return _read_tensor(flow, value, key, shared)
     if isinstance(value, list) and value and isinstance(value[-1], Collected) and type(key) is int and key < 0:
         return value[-1].item(value[-1].count + key)
+    if isinstance(value, list) and value and isinstance(value[-1], Collected) and type(key) is int and key >= len(value) - 1:
+        return value[-1].item(Number(int, torch.scalar_tensor(key - len(value) + 1, dtype=torch.int64), flow))
     flow.whole(value)
     if not _from_data(key):
         return value[key]
@@ -79,7 +81,25 @@ def read_item(flow: Any, value: Any, key: Any, shared: bool = True) -> Any:
         return value.start + value.step * known
     if isinstance(value, (list, tuple, nn.ModuleList)) and len(value):
         return _choose(flow, list(value), known)
+    if isinstance(value, (dict, nn.ModuleDict)) and len(value) and all(type(k) is int for k in value):
+        return _choose(flow, list(value.values()), _place(flow, list(value), known))
     return value[key]  # Python's own error, or a refusal where it needs the number
+
+
+def look_up(flow: Any, value: dict[Any, Any], key: Number, default: Any = None) -> Any:
+    """`value.get(key, default)` for a key from data."""
+    held: Any = False
+    for k in value:
+        held = flow.either_holds(held, key == k)
+    return flow.choose(held, lambda: read_item(flow, value, key), lambda: default)
+
+
+def _place(flow: Any, keys: list[int], key: Number) -> Number:
+    """Where a key from data is among those of a dict; the last where it is not."""
+    at = torch.scalar_tensor(len(keys) - 1, dtype=torch.int64)
+    for n, k in enumerate(keys[:-1]):
+        at = torch.where(key.tensor == k, torch.scalar_tensor(n, dtype=torch.int64), at)
+    return Number(int, at, flow)
 
 
 def _choose(flow: Any, items: list[Any], at: Number) -> Any:

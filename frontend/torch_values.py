@@ -185,6 +185,26 @@ class Elided(Absent):
         super().__init__(owner, lambda: error or (ArmsDiffer, {"name": name, "place": place, "reason": reason}))
 
 
+class Sometimes(Elided):
+    """The element that a list has on some paths only, after all that come before it.
+
+    Attributes:
+        value: what it is where it is there.
+        flag: whether it is, a truth value from data.
+    """
+
+    __slots__ = ("_made", "flag", "value")
+    _made: tuple[Any, str, str, str]
+
+    def __init__(self, owner: Any, name: str, place: str, reason: str, value: Any, flag: Any) -> None:
+        super().__init__(owner, name, place, reason)
+        for field, v in (("_made", (owner, name, place, reason)), ("value", value), ("flag", flag)):
+            object.__setattr__(self, field, v)
+
+    def again(self, value: Any, flag: Any) -> Sometimes:
+        return Sometimes(*self._made, value, flag)
+
+
 def differing(owner: Any, name: str, place: str, reason: str) -> Absent:
     return Absent(owner, lambda: (ArmsDiffer, {"name": name, "place": place, "reason": reason}))
 
@@ -212,7 +232,7 @@ def parts(v: Any) -> tuple[list[Any], Callable[[list[Any]], Any]] | None:
         return list(v), list
     if kind is tuple or kind is torch.Size:
         return list(v), tuple
-    if isinstance(v, Partial):
+    if isinstance(v, (Partial, Sometimes)):
         return [v.value, v.flag], lambda items: v.again(*items)
     if isinstance(v, Either):
         return [v.flag, v.then, v.orelse], lambda items: v.again(*items)
@@ -376,5 +396,5 @@ def alike(a: Any, b: Any) -> str | None:
 
 __all__ = [
     "DEAD", "Absent", "Dead", "Either", "Elided", "Maybe", "Partial", "Unbound", "absent", "alike", "described", "differing", "is_number",
-    "joined_kind", "lasting", "leaves", "mapped", "parts", "same", "same_tree", "selectable", "structure", "undefined", "unite",
+    "joined_kind", "lasting", "leaves", "mapped", "parts", "same", "same_tree", "selectable", "Sometimes", "structure", "undefined", "unite",
 ]  # fmt: skip

@@ -1509,3 +1509,48 @@ def contents_at_the_end_of_an_arm(x):
         outs = [x]
     outs.append(x * 3)
     return items[0], items[1], other[0], other[1], two[0], torch.stack(outs)
+
+
+# --- lists whose length is data --------------------------------------------------------------------------------------
+
+
+@case(*XS)
+def appended_in_some_arms(x):
+    kept, rest, pieces = [], [], [x[:1]]
+    for v in x:
+        if v > 0.2:
+            kept.append(v * 2)
+            if v > 1:
+                kept.append(v * 3)
+        else:
+            rest.append(v)
+    for v in x.split(1):
+        if v.sum() > 0:
+            pieces.append(v)
+    pieces.append(x[1:2])
+    y = x if kept else -x
+    if not rest or len(kept) > len(rest):
+        y = y + 1
+    return y, len(kept), torch.cat(pieces), torch.stack(pieces, dim=1)
+
+
+@case(*XS)
+def appended_after_the_exit(x):
+    words, more = [], []
+    n = 0
+    while n < 12:
+        x = x * 0.8 + 0.1
+        if x.abs().max() < 1:
+            break
+        words.append(x)
+        n += 1
+    for k in range(9):
+        x = x - 1
+        more.append(x)
+        if x.sum() < -6:
+            break
+        words.append(x * k)
+    y = torch.stack(words).sum(0) if words else x * 7
+    for k, w in enumerate(reversed(more)):
+        y = y * 0.5 + w * k
+    return y, len(words), len(more), more[0]

@@ -347,7 +347,7 @@ def lengths_differ(x):
     outs = [x]
     if x.sum() < 0:
         outs.append(x * 2)
-    return torch.stack(outs)  # here
+    return outs[-1]  # here
 
 
 @refused("DLC0223", "before it and")
@@ -493,6 +493,27 @@ def bound_on_one_path(x):
     return x
 
 
+@refused("DLC0221", "a list of 1 on one path and a list of 0")
+def counted_on_one_path(x):
+    outs, n = [], 0
+    if x.sum() > 0:
+        outs.append(x)
+    for _, _ in enumerate(outs):  # here
+        n += 1
+    return x * n
+
+
+@refused("DLC0223", "in some steps only")
+def appended_in_some_steps(x):
+    outs, n = [], 0
+    while n < 7 and x.sum() < 30:  # here
+        n += 1
+        x = x * 1.3
+        if x[0] > x[1]:
+            outs.append(x)
+    return n
+
+
 def swallows(x):
     try:
         name = f"{x.sum().item()}"  # here
@@ -529,6 +550,23 @@ def test_state_that_outlives_the_call_is_refused():
             return x * 2
 
     model = Counts().eval()
-    with pytest.raises(DlcError, match="Counts.calls"):
+    with pytest.raises(DlcError, match="Counts.calls") as caught:
         import_torch(model, (torch.ones(3),))
     assert model.calls == 0
+    assert str(caught.value.loc) == f"test_torch_dynamic.py:{inspect.getsourcelines(Counts)[1] + 7}"
+
+
+def test_buffer_that_changes_is_refused_where_it_does():
+    class Averages(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(3))
+
+        def forward(self, x):
+            if x.sum() > 0:
+                self.mean.mul_(0.9).add_(x, alpha=0.1)
+            return x - self.mean
+
+    with pytest.raises(DlcError, match="DLC0215.*'mean'") as caught:
+        import_torch(Averages().eval(), (torch.ones(3),))
+    assert str(caught.value.loc).startswith(f"test_torch_dynamic.py:{inspect.getsourcelines(Averages)[1] + 7} ")
