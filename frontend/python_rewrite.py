@@ -29,6 +29,8 @@ from dlc.frontend.python_names import Liveness, captured, stored
 from dlc.frontend.python_notes import Notes
 
 RUNTIME, SITES, DEAD_NAME = "dlc__rt", "dlc__sites", "dlc__dead"
+_FOLDS = frozenset("sum any all list tuple max min sorted".split())
+"""Functions that need all items of a generator at once."""
 _NATIVE = frozenset("super locals globals vars eval exec dir".split())
 """Calls that look at the caller's frame."""
 
@@ -270,6 +272,8 @@ class _Function(ast.NodeTransformer):
         self.unsure: set[str] = set()
         self.nonlocals: set[str] = set()
         self.locals: set[str] = set()
+        self.outer: set[str] = set()  # variables of the function around that may depend on the path
+        self.hoisted: list[ast.stmt] | None = None  # functions that the statement being rewritten needs
         self.first: str | None = None
         self.count = 0
 
@@ -307,9 +311,11 @@ class _Function(ast.NodeTransformer):
 
     def statements(self, s: ast.stmt) -> list[ast.stmt]:
         changes = [] if isinstance(s, _COMPOUND) else sorted(self.nonlocals & set(stored([s])))
+        around, self.hoisted = self.hoisted, []
         made = self.visit(s)
+        before, self.hoisted = self.hoisted, around
         found: list[ast.stmt] = made if isinstance(made, list) else [made]
-        found = [*(ast.Expr(_rt("touch_cell", _cell(n))) for n in changes), *found]
+        found = [*before, *(ast.Expr(_rt("touch_cell", _cell(n))) for n in changes), *found]
         for m in found:
             ast.copy_location(m, s)
             _fill_locations(m, s)
@@ -350,8 +356,15 @@ class _Function(ast.NodeTransformer):
 
     def visit_Lambda(self, node: ast.Lambda) -> ast.AST:
         node.args.defaults = [self.visit(d) for d in node.args.defaults]
-        node.body = self.visit(node.body)
+        node.body = self.within(node.body)
         return node
+
+    def within(self, e: ast.expr) -> ast.expr:
+        """An expression with variables of its own: what it needs cannot be put before the statement."""
+        around, self.hoisted = self.hoisted, None
+        made: ast.expr = self.visit(e)
+        self.hoisted = around
+        return made
 
     # --- control ---
 
@@ -523,11 +536,11 @@ class _Function(ast.NodeTransformer):
     def name(self, name: str) -> ast.expr:
         if name in self.unsure:
             return _rt("read", _load(name))
-        return _rt("narrowed", _load(name)) if name in self.locals else _load(name)
+        return _rt("narrowed", _load(name)) if name in self.locals | self.outer else _load(name)
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
         node.id = self.mangled(node.id)
-        if isinstance(node.ctx, ast.Load) and node.id in self.unsure | self.locals:
+        if isinstance(node.ctx, ast.Load) and node.id in self.unsure | self.locals | self.outer:
             return ast.copy_location(self.name(node.id), node)
         return node
 
@@ -544,6 +557,10 @@ class _Function(ast.NodeTransformer):
             if node.func.id == "super" and not node.args and self.first is not None:
                 return ast.Call(_load("super"), [_load("__class__"), _load(self.first)], [])
             return self.generic_visit(node)
+        if isinstance(node.func, ast.Name) and node.func.id in _FOLDS and len(node.args) == 1:
+            (only,) = node.args
+            if isinstance(only, ast.GeneratorExp):
+                node.args = [ast.copy_location(ast.ListComp(only.elt, only.generators), only)]
         args = [self.visit(node.func), *(self.visit(a) for a in node.args)]
         keywords = [ast.keyword(k.arg, self.visit(k.value)) for k in node.keywords]
         return ast.Call(ast.Attribute(_load(RUNTIME), "call", ast.Load()), args, keywords)
@@ -616,7 +633,32 @@ class _Function(ast.NodeTransformer):
         ]
         return _rt("chain", self.site(node), self.visit(node.left), *parts)
 
-    def comprehension(self, node: Any) -> ast.AST:
+    def visit_ListComp(self, node: ast.ListComp) -> ast.AST:
+        """As it is, where what decides in it is known; else the loop that it stands for.
+
+            [f(v) for v in x if v > 0]      ->      def comp(items):
+                                                        out = []
+                                                        for v in items:
+                                                            if v > 0:
+                                                                out.append(f(v))
+                                                        return out
+        """
+        if self.hoisted is None or len(node.generators) != 1 or node.generators[0].is_async or _binds(node):
+            return self.comprehension(node)
+        name, (g,) = self.fresh("comp"), node.generators
+        inner = _Function(self.file, self.sites, self.owner)
+        inner.outer = self.outer | self.unsure | self.locals
+        self.hoisted.append(inner.function(_as_loop(name, node)))
+        over = self.visit(g.iter)
+        g.iter = _load("dlc__items")
+        items = ast.arguments([], [ast.arg("dlc__items")], None, [], [], None, [])
+        around, self.hoisted = self.hoisted, None
+        plain = self.comprehension(node)
+        self.hoisted = around
+        filtered = ast.Constant(bool(g.ifs))
+        return _rt("listed", self.site(node), over, filtered, ast.Lambda(items, plain), _load(name))
+
+    def comprehension(self, node: Any) -> ast.expr:
         for g in node.generators:
             g.iter = _rt("iterate", self.site(node), self.visit(g.iter))
             g.ifs = [_rt("plain", self.site(node), self.test(i)) for i in g.ifs]
@@ -625,7 +667,7 @@ class _Function(ast.NodeTransformer):
                 setattr(node, part, self.visit(getattr(node, part)))
         return node if isinstance(node, ast.GeneratorExp) else _rt("born", node)
 
-    visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = comprehension
+    visit_SetComp = visit_DictComp = visit_GeneratorExp = comprehension
 
     def display(self, node: Any) -> ast.AST:
         self.generic_visit(node)
@@ -648,6 +690,23 @@ def _nonlocals(body: Sequence[ast.stmt]) -> set[str]:
 
 
 _COMPOUND = (ast.If, ast.While, ast.Try, ast.Match, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
+def _as_loop(name: str, node: ast.ListComp) -> ast.FunctionDef:
+    """A function that makes the list of its argument's items in a loop."""
+    import copy
+
+    (g,) = copy.deepcopy(node.generators)
+    append = ast.Expr(ast.Call(ast.Attribute(_load("dlc__out"), "append", ast.Load()), [copy.deepcopy(node.elt)], []))
+    body: ast.stmt = append
+    for test in reversed(g.ifs):
+        body = ast.If(test, [body], [])
+    loop = ast.For(g.target, _load("dlc__items"), [body], [])
+    items = ast.arguments([], [ast.arg("dlc__items")], None, [], [], None, [])
+    start, end = _store("dlc__out", ast.List([], ast.Load())), ast.Return(_load("dlc__out"))
+    made = ast.copy_location(ast.FunctionDef(name, items, [start, loop, end], [], None), node)
+    _fill_locations(made, node)
+    return made
 
 
 def _is_docstring(s: ast.stmt) -> bool:

@@ -437,7 +437,7 @@ class Body:
             parts, gathered = gathered[: len(values)], gathered[len(values) :]
             if key in ended:
                 done = Number(int, torch.scalar_tensor(steps_done, dtype=torch.int64) + ended[key] - 1, flow)
-                parts = [p[: self.loop.flow.extent(done)] for p in parts]
+                parts = [_first(p, done) for p in parts]
             filled[key] = Collected(flow, place_of_site(self.site), parts, kinds)
         for cell, v in zip(self.cells, after[names:], strict=True):
             flow.frame.touch(cell)
@@ -465,6 +465,11 @@ class Body:
                 kinds.append(kind)
             found.append((cell.key, values, kinds))
         return found
+
+
+def _first(rows: torch.Tensor, count: Number) -> torch.Tensor:
+    """As many rows as a number says."""
+    return rows[: torch.ops.aten._local_scalar_dense.default(count.tensor)]
 
 
 def positive(count: Any) -> bool:

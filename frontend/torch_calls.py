@@ -10,10 +10,12 @@ import builtins
 import functools
 import inspect
 import math
+import operator
 import sys
 import sysconfig
 import types
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,7 +43,7 @@ _CHANGING = frozenset(
 _LOOKING = (isinstance, len, getattr, hasattr, callable, type, bool)
 """Functions that look at a value, and do nothing else."""
 
-_MEASURING = (len, bool, isinstance, type, torch.stack, torch.cat)
+_MEASURING = (len, bool, isinstance, type, sum, any, all, torch.stack, torch.cat)
 """Functions that take lists whose length is data."""
 
 _TENSOR_OPERANDS = frozenset(
@@ -440,7 +442,12 @@ def _until(rt: Calls, over: Any, end: bool, join: Callable[[Any, Any], Any]) -> 
     start = not end
     found: Any = start
     for v in over:
-        truth = rt.decide(v)
+        if isinstance(v, Collected):
+            truth = rt.decide(v.whole.to(torch.bool).any() if end else v.whole.to(torch.bool).all())
+        elif isinstance(v, Sometimes):
+            truth = rt.both_hold(v.flag, v.value) if end else rt.either_holds(negated(v.flag), v.value)
+        else:
+            truth = rt.decide(v)
         if truth is end:
             return end
         found = truth if found is start else found if truth is start else join(found, truth)
@@ -456,8 +463,17 @@ def _print(rt: Calls, *args: Any, **kwargs: Any) -> None:
 def _sum(rt: Calls, over: Any, start: Any = 0) -> Any:
     total = start
     for v in over:
-        total = total + v
+        if isinstance(v, Sometimes):
+            total = rt.choose(v.flag, partial(operator.add, total, v.value), partial(_itself, total))
+        elif isinstance(v, Collected):
+            total = total + v.total()
+        else:
+            total = total + v
     return total
+
+
+def _itself(v: Any) -> Any:
+    return v
 
 
 def _list(rt: Calls, *args: Any) -> Any:

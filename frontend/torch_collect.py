@@ -59,6 +59,12 @@ class Collected(Elided):
             return first
         return torch.stack(self.parts, dim=1).flatten(0, 1)
 
+    def total(self) -> Any:
+        """The sum of all elements."""
+        value = self.whole.sum(0)
+        kind = self.kinds[0]
+        return value if kind is None else Number(int if kind is bool else kind, value, self.owner)
+
     def item(self, i: Any) -> Any:
         """Element `i`, a number that is not negative."""
         kind = self.kinds[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -81,6 +81,28 @@ class Runtime(Calls):
                 site, UncapturedDecision, what="the length of this iterable", why="write the comprehension as a for loop"
             )
         return over
+
+    def listed(self, site: Site, over: Any, filtered: bool, plain: Callable[[Any], Any], loop: Callable[[Any], Any]) -> Any:
+        """The list of a comprehension over `over`: in Python, or by `loop` where its length or its filter is data."""
+        from dlc.frontend.torch_steps import Steps, steps_of
+
+        if isinstance(over, Iterator):
+            over = list(over)
+        if isinstance(steps_of(self, over), Steps):
+            return loop(over)
+        if not filtered:
+            return plain(over)
+        attempt = self.enter(own_region=False)
+        try:
+            made = plain(over)
+        except UncapturedDecision:
+            self.abandon(attempt)
+            return loop(over)
+        except Exception:
+            self.leave(attempt)
+            raise
+        self.commit(attempt)
+        return made
 
     # --- expressions ---
 

@@ -11,7 +11,7 @@ from torch import nn
 from dlc.frontend.torch_collect import Collected, one_of, row
 from dlc.frontend.torch_errors import UncapturedDecision
 from dlc.frontend.torch_numbers import Number
-from dlc.frontend.torch_values import Absent, Either, absent, alike, described
+from dlc.frontend.torch_values import Absent, Choice, Either, absent, alike, described
 
 
 def _position(v: Any) -> bool:
@@ -122,27 +122,6 @@ def _choose(flow: Any, items: list[Any], at: Number) -> Any:
     raise flow.refused(
         UncapturedDecision, what="an index into a list", why=f"the items (such as {kinds_shown}) cannot be chosen from at run time"
     )
-
-
-class Choice:
-    """One of several callables, chosen by data: calling it branches."""
-
-    def __init__(self, flow: Any, items: list[Any], at: Number) -> None:
-        self.flow = flow
-        self.items = items
-        self.at = at
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._call(0, len(self.items), args, kwargs)
-
-    def _call(self, lo: int, hi: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Of the items from `lo` on, below `hi`."""
-        if hi - lo == 1:
-            return self.flow.call(self.items[lo], *args, **kwargs)
-        middle = (lo + hi) // 2
-        return self.flow.choose(
-            self.at < middle, lambda: self._call(lo, middle, args, kwargs), lambda: self._call(middle, hi, args, kwargs)
-        )
 
 
 def _read_tensor(flow: Any, x: torch.Tensor, key: Any, shared: bool = True) -> Any:

@@ -8,7 +8,7 @@ before: most variables are dead after a branch.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -154,6 +154,30 @@ class Either(Absent):
         return self.each(lambda v: v != other)
 
 
+class Choice:
+    """One of several callables, chosen by a number from data: calling it branches."""
+
+    def __init__(self, flow: Any, items: Sequence[Any], at: Any) -> None:
+        self.flow = flow
+        self.items = list(items)
+        self.at = at
+
+    def again(self, at: Any) -> Choice:
+        return Choice(self.flow, self.items, at)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(0, len(self.items), args, kwargs)
+
+    def _call(self, lo: int, hi: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Of the items from `lo` on, below `hi`."""
+        if hi - lo == 1:
+            return self.flow.call(self.items[lo], *args, **kwargs)
+        middle = (lo + hi) // 2
+        return self.flow.choose(
+            self.at < middle, lambda: self._call(lo, middle, args, kwargs), lambda: self._call(middle, hi, args, kwargs)
+        )
+
+
 def selectable(v: Any) -> bool:
     """Whether `Either` can stand for this or something else."""
     if isinstance(v, (torch.Tensor, Number, Absent)):
@@ -234,6 +258,8 @@ def parts(v: Any) -> tuple[list[Any], Callable[[list[Any]], Any]] | None:
         return list(v), tuple
     if isinstance(v, (Partial, Sometimes)):
         return [v.value, v.flag], lambda items: v.again(*items)
+    if isinstance(v, Choice):
+        return [v.at], lambda items: v.again(*items)
     if isinstance(v, Either):
         return [v.flag, v.then, v.orelse], lambda items: v.again(*items)
     if isinstance(v, tuple) and hasattr(v, "_fields"):
@@ -272,6 +298,8 @@ def structure(v: Any) -> Any:
     kind = type(v)
     if isinstance(v, dict):
         return kind, tuple(map(repr, v))
+    if isinstance(v, Choice):
+        return kind, *map(id, v.items)
     if kind in (list, tuple, torch.Size) or isinstance(v, tuple):
         return (tuple if kind is torch.Size else kind), len(v)
     return kind, dataclasses.is_dataclass(v)
@@ -395,6 +423,7 @@ def alike(a: Any, b: Any) -> str | None:
 
 
 __all__ = [
-    "DEAD", "Absent", "Dead", "Either", "Elided", "Maybe", "Partial", "Unbound", "absent", "alike", "described", "differing", "is_number",
-    "joined_kind", "lasting", "leaves", "mapped", "parts", "same", "same_tree", "selectable", "Sometimes", "structure", "undefined", "unite",
+    "DEAD", "Absent", "Choice", "Dead", "Either", "Elided", "Maybe", "Partial", "Sometimes", "Unbound", "absent", "alike", "described",
+    "differing", "is_number", "joined_kind", "lasting", "leaves", "mapped", "parts", "same", "same_tree", "selectable", "structure",
+    "undefined", "unite",
 ]  # fmt: skip

@@ -1554,3 +1554,37 @@ def appended_after_the_exit(x):
     for k, w in enumerate(reversed(more)):
         y = y * 0.5 + w * k
     return y, len(words), len(more), more[0]
+
+
+@case(*XS)
+def comprehensions_over_data(x):
+    n = int((x > 0).sum())
+    rows = torch.stack([x * i for i in range(n + 1)])
+    shifted = [r + 1 for r in rows]
+    big = [v * 2 for i, v in enumerate(x) if v > 0 if i != 1]
+    near = any(v > 2 for v in x if v < 3), all(v > 0 for v in x if v != 2), any(i == 2 for i in range(n))
+    y = x + sum(x * i for i in range(n))
+    k = 0
+    while sum(1 for v in y if v > 1) > 0 and k < 6:
+        y = y * 0.6
+        k += 1
+    return rows, torch.stack(shifted).sum(), len(big), y + sum(big), *near, k, sum(i * i for i in range(n))
+
+
+@case(*XS)
+class KeptLayers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(3))
+        self.named = nn.ModuleDict({str(k): nn.Linear(3, 3) for k in range(3)})
+
+    def forward(self, x):
+        outs = [layer(x) for layer in self.layers]
+        mask = None
+        if x.sum() > 0:
+            mask = x * 2
+        kept = [o if mask is None else o + mask for o in outs if o.sum() > 0]
+        parts = {0: self.layers[0], 5: torch.relu, 2: self.named["1"]}
+        k = int(x.argmax())
+        y = parts.get(k * 2, torch.tanh)(x) if k != 1 else parts[k + 4](x)
+        return torch.stack(kept).mean(0) if kept else y, y, len(kept)

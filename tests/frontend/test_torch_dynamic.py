@@ -51,7 +51,8 @@ def test_program_of_each_construct_does_what_eager_does(name):
 
 COMPILED = (
     "early_return nested_return while_count for_break nested_break return_in_nested_loop inplace_view inplace_loop"
-    " number_arith Experts EarlyExit collect Cap dict_loop range_step while_and_index"
+    " number_arith Experts EarlyExit collect Cap dict_loop range_step while_and_index row_is_written NamedParts none_at_some_steps"
+    " appended_in_some_arms appended_after_the_exit nonlocal_and_early_returns"
 ).split()
 
 
@@ -82,7 +83,7 @@ def test_every_arm_is_taken_by_some_input():
 STRAIGHT = set(
     "ternary ternary_num chained range_list_sum lambda_closure any_builtin comp_tern ternary_nested helper or_value bool_arith"
     " list_of_numbers fold_static isinstance_ aug_num full_num where_num tolist argmax_pick setitem_num star cond_hop while_hop Experts item_float_eq min_max_num slice_n ones_ math_funcs min_over accumulate row_of_row_is_written"
-    " swapped_rows_are_views bounds_from_the_end".split()
+    " swapped_rows_are_views bounds_from_the_end comprehensions_over_data".split()
 )
 """Programs whose arms are on one line, or that decide by an index."""
 
@@ -339,7 +340,7 @@ def formats(x):
 
 @refused("DLC0220", "filters")
 def filters(x):
-    return torch.stack([v for v in x if v > 0])  # here
+    return {i: v for i, v in enumerate(x) if v > 0}[0]  # here
 
 
 @refused("DLC0221", "a list of 2 on one path and a list of 1")
