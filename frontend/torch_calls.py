@@ -141,6 +141,8 @@ class Calls(Flow):
         if special is not None:
             if function in (enumerate, zip, reversed):
                 args = tuple(torch_steps.collected(v) for v in args)
+                if (part := torch_steps.of_parts(function, args)) is not None:
+                    return part
             for v in args:
                 if isinstance(v, Absent):
                     v.refuse()
@@ -578,6 +580,11 @@ def _joined(function: Any) -> Callable[..., Any]:
     return join
 
 
+def _no_gradients(rt: Calls, mode: bool = True) -> Any:
+    """`inference_mode`, without tensors of its own kind: nothing here has gradients."""
+    return torch.no_grad()
+
+
 def _present(items: Sequence[Any], dim: int, stacked: bool) -> torch.Tensor:
     """The elements that are there, along a new dimension or an old one."""
     values = [v.value if isinstance(v, Sometimes) else v for v in items]
@@ -599,13 +606,16 @@ _SPECIAL: dict[Any, Callable[..., Any]] = {
     sorted: _sorted, round: _rounded(round), math.floor: _rounded(math.floor), math.ceil: _rounded(math.ceil),
     math.trunc: _rounded(math.trunc), math.isnan: _test_of(torch.isnan, math.isnan),
     math.isinf: _test_of(torch.isinf, math.isinf), torch.cond: _cond, torch.tensor: _tensor,
-    torch.stack: _joined(torch.stack), torch.cat: _joined(torch.cat),
+    torch.inference_mode: _no_gradients, torch.stack: _joined(torch.stack), torch.cat: _joined(torch.cat),
     torch.ops.higher_order.cond: _cond, torch.ops.higher_order.while_loop: _while_loop, torch._check: _no_effect,
     torch._check_is_size: _no_effect,
     **{plain: _math(function, plain) for plain, function in MATH.items()},
 }  # fmt: skip
 """Functions that mean something else where numbers are data."""
 _SPECIAL[torch._higher_order_ops.while_loop] = _while_loop
+
+
+_DATA = torch.Tensor.data.__get__
 
 
 class Guard(TorchFunctionMode):
@@ -617,6 +627,8 @@ class Guard(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types_: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func == _DATA:
+            return args[0].detach()  # `x.data` itself is seen by no tracer
         name = getattr(func, "__name__", "")
         handler = _TAKING.get(name)
         if handler is not None and args and isinstance(args[0], torch.Tensor):

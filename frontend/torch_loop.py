@@ -163,6 +163,10 @@ class Loop:
                     return state
             elif not steps.has(at):
                 return state
+            elif isinstance(going := self.flow.decide(steps.going(at)), Number):
+                return None
+            elif not going:
+                return state
             else:
                 item = steps[at]
             state = yield from self.do(Round(state, body=True, item=item))
@@ -223,6 +227,11 @@ class Loop:
             elif not steps.has(at):
                 break
             else:
+                going = flow.decide(steps.going(at))
+                if going is False:
+                    break
+                if isinstance(going, Number):
+                    opened.append(self._or_stop(None, negated(going), state))
                 item = steps[at]
             state = yield from self.do(Round(state, body=True, item=item))
             at += 1
@@ -235,10 +244,10 @@ class Loop:
             state = choice.result()
         self.state = state
 
-    def _or_stop(self, flag: int, stopped: Number, state: State) -> Branch:
-        """A branch that ends the loop where `flag` is set; open for what happens otherwise."""
+    def _or_stop(self, flag: int | None, stopped: Number, state: State) -> Branch:
+        """A branch that ends the loop where `flag` is set, or the items end; open for what happens otherwise."""
         # After a return nothing but the returned value matters.
-        returned = self.site.names[flag] == DONE
+        returned = flag is not None and self.site.names[flag] == DONE
         site = replace(self.site, live=self.site.after, returns=(returned, False))
         choice = Branch(self.flow, site, stopped, state)
         choice.then()

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from dlc.frontend.torch_collect import Collected
+from dlc.frontend.torch_errors import UncapturedDecision
 from dlc.frontend.torch_numbers import Number
 from dlc.frontend.torch_values import Absent, Elided
 
@@ -38,11 +39,17 @@ class Items:
 
     Attributes:
         indexed: the same as a count and a rule, where the items are one.
+        stop: how many of the items there are, where that is data.
     """
 
     source: Iterator[Any]
     indexed: Steps | None = None
     taken: list[Any] | None = None
+    stop: Number | None = None
+
+    def going(self, at: int) -> Any:
+        """Whether there is an item `at` for what data say; it must be there, too."""
+        return True if self.stop is None else self.stop > at
 
     def has(self, at: int) -> bool:
         self.taken = self.taken if self.taken is not None else []
@@ -64,6 +71,8 @@ class Items:
 
 def steps_of(flow: Any, over: Any) -> Steps | Items:
     """How to step over a value."""
+    if isinstance(over, Part):
+        return Items(iter(over.items), stop=over.stop)
     if isinstance(over, Absent):
         over.refuse()
     over = collected(over)
@@ -81,6 +90,27 @@ def steps_of(flow: Any, over: Any) -> Steps | Items:
     if isinstance(over, nn.Module) and not hasattr(over, "__iter__"):
         raise TypeError(f"'{type(over).__name__}' object is not iterable")
     return Items(iter(over))
+
+
+class Part(Absent):
+    """The first `stop` of some items, a number from data: `layers[:k]`. It can be stepped over."""
+
+    __slots__ = ("items", "stop")
+    items: list[Any]
+    stop: Number
+
+    def __init__(self, owner: Any, items: list[Any], stop: Number) -> None:
+        super().__init__(owner, lambda: (UncapturedDecision, {"what": "the length of this slice", "why": "step over it with for"}))
+        for field, v in (("items", items), ("stop", stop)):
+            object.__setattr__(self, field, v)
+
+
+def of_parts(function: Any, args: tuple[Any, ...]) -> Part | None:
+    """`enumerate` and `zip` where the first argument is such a slice; None for anything else."""
+    if not args or not isinstance(args[0], Part) or function not in (enumerate, zip):
+        return None
+    first, *others = args
+    return Part(first._owner, list(function(first.items, *others)), first.stop)
 
 
 def collected(over: Any) -> Any:

@@ -11,6 +11,7 @@ from torch import nn
 from dlc.frontend.torch_collect import Collected, one_of, row
 from dlc.frontend.torch_errors import UncapturedDecision
 from dlc.frontend.torch_numbers import Number
+from dlc.frontend.torch_steps import Part
 from dlc.frontend.torch_values import Absent, Choice, Either, absent, alike, described
 
 
@@ -72,6 +73,13 @@ def read_item(flow: Any, value: Any, key: Any, shared: bool = True) -> Any:
     flow.whole(value)
     if not _from_data(key):
         return value[key]
+    if isinstance(key, slice) and isinstance(value, (list, tuple, nn.ModuleList, nn.Sequential)):
+        stop = None if key.stop is None else flow.integer(key.stop)
+        if isinstance(stop, Number) and (key.start is None or type(key.start) is int) and key.step in (None, 1):
+            items = list(value)
+            first = range(len(items))[key.start :].start if items else 0
+            end = Number(int, torch.where(stop.tensor < 0, stop.tensor + len(items), stop.tensor) - first, flow)
+            return Part(flow, items[first:], end)
     if isinstance(key, slice):
         return value[slice(*(flow.integer(b) if b is not None else None for b in (key.start, key.stop, key.step)))]
     known = flow.integer(key)

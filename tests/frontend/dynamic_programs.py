@@ -1588,3 +1588,32 @@ class KeptLayers(nn.Module):
         k = int(x.argmax())
         y = parts.get(k * 2, torch.tanh)(x) if k != 1 else parts[k + 4](x)
         return torch.stack(kept).mean(0) if kept else y, y, len(kept)
+
+
+@case(*XS)
+class DepthFromData(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(3))
+        self.block = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.ReLU())
+
+    def forward(self, x):
+        k = int((x > 0).sum())
+        y = x
+        for layer in self.layers[:k]:
+            y = torch.tanh(layer(y))
+        for i, layer in enumerate(self.block[1:k]):
+            y = layer(y) + i
+        s = x * 0
+        for v in [x, x * 2, x * 3][: k - 1]:
+            s = s + v
+        for layer, other in zip(self.layers[:k], self.block):
+            y = layer(y)
+            if y.sum() > 3:
+                break
+            y = other(y)
+        with torch.inference_mode():
+            kept = y.data
+            if x[0] > 0:
+                kept *= 2
+        return y, s
