@@ -16,7 +16,7 @@ from dlc.frontend.torch_flow import Branch, both
 from dlc.frontend.torch_loop import Behind, Loop
 from dlc.frontend.torch_numbers import Number, is_number, negated
 from dlc.frontend.torch_subscripts import assign_item, read_item
-from dlc.frontend.torch_values import Absent, Either, Elided, Maybe, Partial, leaves, selectable, undefined
+from dlc.frontend.torch_values import Absent, Either, Elided, Maybe, Partial, Sometimes, leaves, selectable, undefined
 
 _IN_PLACE: dict[str, Callable[[Any, Any], Any]] = {
     "add": operator.iadd, "sub": operator.isub, "mul": operator.imul, "truediv": operator.itruediv,
@@ -75,6 +75,7 @@ class Runtime(Calls):
         """The iterable of a comprehension."""
         from dlc.frontend.torch_steps import Steps, steps_of
 
+        self.whole(over)
         steps = steps_of(self, over)
         if isinstance(steps, Steps):
             raise self.refused_at(
@@ -88,7 +89,7 @@ class Runtime(Calls):
 
         if isinstance(over, Iterator):
             over = list(over)
-        if isinstance(steps_of(self, over), Steps):
+        if isinstance(steps_of(self, over), Steps) or isinstance(over, (list, tuple)) and any(isinstance(v, Sometimes) for v in over):
             return loop(over)
         if not filtered:
             return plain(over)
@@ -220,7 +221,7 @@ class Runtime(Calls):
             return True
         for v, other in ((a, b), (b, a)):
             if isinstance(v, Maybe):
-                return self.not_(v.flag) if other is None else v.refuse()
+                return self.not_(v.flag) if other is None else self.both_hold(v.flag, self.is_(v.value, other))
             if isinstance(v, Either) and (other is None or selectable(other)):
                 return v.each(partial(self.is_, other))
             if isinstance(v, Absent):

@@ -12,7 +12,7 @@ from torch import nn
 from dlc.frontend.torch_collect import Collected
 from dlc.frontend.torch_errors import UncapturedDecision
 from dlc.frontend.torch_numbers import Number
-from dlc.frontend.torch_values import Absent, Elided
+from dlc.frontend.torch_values import Absent, Elided, Sometimes
 
 LONG = 16
 """A loop over at least so many known steps is recorded, if it can be, when it decides on data inside."""
@@ -76,8 +76,10 @@ def steps_of(flow: Any, over: Any) -> Steps | Items:
     if isinstance(over, Absent):
         over.refuse()
     over = collected(over)
-    if isinstance(over, (list, tuple, dict)) and any(isinstance(v, Elided) for v in over):
-        next(v for v in over if isinstance(v, Elided)).refuse()
+    if isinstance(over, (list, tuple, dict)):
+        for v in over:
+            if isinstance(v, Elided) and not isinstance(v, Sometimes):
+                v.refuse()
     if isinstance(over, Steps):
         return over
     if isinstance(over, range):

@@ -191,8 +191,13 @@ def _without_ellipsis(keys: tuple[Any, ...], rank: int) -> tuple[Any, ...]:
 
 def assign_item(flow: Any, value: Any, key: Any, item: Any) -> None:
     """`value[key] = item`."""
-    if isinstance(value, Absent):
-        value.refuse()
+    value, key = flow.narrowed(value), flow.narrowed(key)
+    for v, write in ((value, lambda w: assign_item(flow, w, key, item)), (key, lambda w: assign_item(flow, value, w, item))):
+        if isinstance(v, Either):
+            v.each(write)
+            return
+        if isinstance(v, Absent):
+            v.refuse()
     if isinstance(value, torch.Tensor):
         for v in absent((key, item)):
             v.refuse()

@@ -108,6 +108,9 @@ class Maybe(Partial):
         reason = f"{described(value)} on one path and None on the other"
         object.__setattr__(self, "_error", lambda: (ArmsDiffer, {"name": name, "place": place, "reason": reason}))
 
+    def __hash__(self) -> int:
+        self.refuse()
+
     def again(self, value: Any, flag: Any) -> Maybe:
         return Maybe(*self._made, value, flag)
 
@@ -124,7 +127,9 @@ class Either(Absent):
     flag: Any
     then: Any
     orelse: Any
-    __hash__ = object.__hash__
+
+    def __hash__(self) -> int:
+        self.refuse()
 
     def __init__(self, owner: Any, name: str, place: str, flag: Any, then: Any, orelse: Any) -> None:
         reason = f"{described(then)} on one path and {described(orelse)} on the other"

@@ -1421,6 +1421,14 @@ class NamedParts(nn.Module):
             y = y + len(mode)
         f = torch.relu if x[0] > 0 else (torch.tanh if mode != "small" else torch.sigmoid)
         layer = self.parts["big"] if x[1] > 0 else self.parts["small"]
+        table = {"big": x, "small": x * 3, "none": -x}
+        table[mode] = x * 10
+        act = None
+        if x[0] > 0:
+            act = torch.relu
+        elif x[0] < -2:
+            act = torch.tanh
+        y = y + table["big"] + table["none"] * (2 if act is torch.relu else 3)
         return f(y), nn.functional.linear(x, layer.weight, layer.bias)
 
 
@@ -1529,6 +1537,15 @@ def appended_in_some_arms(x):
             pieces.append(v)
     pieces.append(x[1:2])
     y = x if kept else -x
+    for v in kept:
+        if v > 5:
+            break
+        y = y + v
+    doubled = [v * 2 for v in rest]
+    for i, v in enumerate(x):
+        if v in (1.0, -1.0):
+            y = y + len([v for v in kept if v > 3])
+    y = y + sum(doubled)
     if not rest or len(kept) > len(rest):
         y = y + 1
     return y, len(kept), torch.cat(pieces), torch.stack(pieces, dim=1)
