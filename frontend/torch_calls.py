@@ -43,7 +43,7 @@ _CHANGING = frozenset(
 _LOOKING = (isinstance, len, getattr, hasattr, callable, type, bool)
 """Functions that look at a value, and do nothing else."""
 
-_MEASURING = (len, bool, isinstance, type, sum, any, all, torch.stack, torch.cat)
+_MEASURING = (len, bool, isinstance, type, sum, any, all, torch.tensor, torch.stack, torch.cat)
 """Functions that take lists whose length is data."""
 
 _TENSOR_OPERANDS = frozenset(
@@ -549,6 +549,9 @@ def _while_loop(rt: Calls, cond_fn: Any, body_fn: Any, carried_inputs: Any, *_: 
 
 def _tensor(rt: Calls, data: Any, *, dtype: Any = None, device: Any = None, **more: Any) -> Any:
     """`torch.tensor` of numbers from data."""
+    if isinstance(data, list) and len(data) == 1 and isinstance(data[0], Collected) and data[0].kinds[0] is not None:
+        return data[0].whole.to(dtype if dtype is not None else _default(data[0].kinds[0]), copy=True)
+    rt.whole(data)
     if not any(isinstance(v, (Number, torch.SymInt)) for v in leaves(data)):
         return torch.tensor(data, dtype=dtype, device=device, **more)
     for v in leaves(data):

@@ -10,10 +10,12 @@ from __future__ import annotations
 import linecache
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from dlc.errors import DlcError
 from dlc.frontend.python_rewrite import Site
@@ -365,8 +367,9 @@ class Branch:
 class _Pending:
     """A result of the branch that is being made: its number, and the kind if it is a Python number."""
 
-    def __init__(self, at: int, kind: type | None, mixed: bool, origin: Any) -> None:
+    def __init__(self, at: int, kind: type | None, mixed: bool, origin: Any, cut: Cut | None = None) -> None:
         self.at = at
+        self.cut = cut
         self.kind = kind
         self.mixed = mixed
         self.origin = origin
@@ -436,7 +439,11 @@ class Union:
                 return v
         if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
             reason = alike(a, b)
-            return self._tensor(a, b) if reason is None else differing(self.flow, name, self.place, reason)
+            if reason is None:
+                return self._tensor(a, b)
+            with disable_proxy_modes_tracing():
+                cut = common_cut(a, b)
+            return differing(self.flow, name, self.place, reason) if cut is None else self._cut(a, b, cut)
         if self._numeric(a) and self._numeric(b):
             return self._number(a, b)
         for t, v in ((a, b), (b, a)):
@@ -498,6 +505,18 @@ class Union:
     def _tensor(self, a: Any, b: Any) -> _Pending:
         return self._add(a, b, None, False, a if isinstance(a, torch.Tensor) else b)
 
+    def _cut(self, a: torch.Tensor, b: torch.Tensor, cut: Cut) -> _Pending:
+        """Tensors of two sizes: rows up to the greatest one in both arms, and how many there are."""
+        recorder = self.flow.recorder
+        for v, region in zip((a, b), self.arms, strict=True):
+            with recorder.opened(region):
+                whole = torch.zeros([cut.most if d == cut.dim else e for d, e in enumerate(v.shape)], dtype=v.dtype)
+                whole.narrow(cut.dim, 0, v.shape[cut.dim]).copy_(v)
+                size = torch.scalar_tensor(v.shape[cut.dim], dtype=torch.int64)
+                region.outputs += [recorder.node_of(whole), recorder.node_of(size)]
+        self.fakes += [fresh_like(whole), fresh_like(size)]
+        return _Pending(len(self.fakes) - 2, None, False, None, cut)
+
     def _number(self, a: Any, b: Any) -> Any:
         a, b = (
             Number(int, torch.scalar_tensor(v, dtype=torch.int64), self.flow) if isinstance(v, torch.SymInt) else v
@@ -538,6 +557,8 @@ class Union:
             if not isinstance(v, _Pending):
                 return v
             made = self.fakes[v.at]
+            if v.cut is not None:
+                return made.narrow(v.cut.dim, 0, size_at_run_time(self.fakes[v.at + 1], v.cut.most))
             return made if v.kind is None else Number(v.kind, made, self.flow, v.origin, v.mixed)
 
         def whole(v: Any) -> Any:
@@ -557,6 +578,52 @@ class Union:
             self.flow.kinship.relate(made, a)
             self.flow.kinship.relate(made, b)
         return whole
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Two tensors differ in their size along `dim`, which is `most` at most."""
+
+    dim: int
+    most: int
+
+
+_MOST_CUT = 1 << 20
+"""Elements of a tensor that is kept for the greatest of several sizes."""
+
+
+def common_cut(a: torch.Tensor, b: torch.Tensor) -> Cut | None:
+    """How two tensors of different sizes fit into one; None where they do not, or no bound is known."""
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols, statically_known_true
+
+    if a.dtype != b.dtype or a.dim() != b.dim() or a.device != b.device:
+        return None
+    dims = [d for d, (p, q) in enumerate(zip(a.shape, b.shape, strict=True)) if not statically_known_true(p == q)]
+    if len(dims) != 1 or not any(free_unbacked_symbols(v.shape[dims[0]]) for v in (a, b)):
+        return None
+    tops = [_most(v.shape[dims[0]]) for v in (a, b)]
+    rest = [e for d, e in enumerate(a.shape) if d != dims[0]]
+    if None in tops or not all(isinstance(e, int) for e in rest):
+        return None
+    most = max(t for t in tops if t is not None)
+    return Cut(dims[0], most) if most * math.prod(rest) <= _MOST_CUT else None
+
+
+def _most(e: Any) -> int | None:
+    """The greatest value of an extent."""
+    if isinstance(e, int):
+        return e
+    upper = e.node.shape_env.bound_sympy(e.node.expr).upper
+    return int(upper) if upper.is_Integer else None
+
+
+def size_at_run_time(count: torch.Tensor, most: int) -> Any:
+    """A number as an extent, with its bound."""
+    from torch.fx.experimental.symbolic_shapes import _constrain_range_for_size
+
+    extent = torch.ops.aten._local_scalar_dense.default(count)
+    _constrain_range_for_size(extent, 0, most)
+    return extent
 
 
 def as_tensor(v: Any, t: torch.Tensor) -> bool:

@@ -417,12 +417,13 @@ def joined_kind(a: Any, b: Any) -> tuple[type, bool]:
 
 def alike(a: Any, b: Any) -> str | None:
     """Why two tensors cannot be one result; None when they can."""
+    from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
     if a.dtype != b.dtype or len(a.shape) != len(b.shape) or a.device != b.device:
         return f"{described(a)} on one path and {described(b)} on the other"
-    for p, q in zip(a.shape, b.shape, strict=True):
-        if not (p is q or statically_known_true(p == q)):
+    with disable_proxy_modes_tracing():  # comparing extents is no part of the program
+        if not all(p is q or statically_known_true(p == q) for p, q in zip(a.shape, b.shape, strict=True)):
             return f"{described(a)} on one path and {described(b)} on the other"
     return None
 

@@ -1634,3 +1634,20 @@ class DepthFromData(nn.Module):
             if x[0] > 0:
                 kept *= 2
         return y, s
+
+
+@case(*XS)
+def sizes_on_each_path(x):
+    if (x > 2).any():
+        y = x[x > 1]
+    elif x.sum() > 0:
+        y = torch.cat([x, x[x > 0]])
+    else:
+        y = x[:0]
+    words, word = [], int(x.argmax())
+    for _ in range(9):
+        word = (word * 5 + 2) % 7
+        if word == 3:
+            break
+        words.append(word)
+    return y, y.shape[0], x if y.numel() == 0 else x + y.max(), torch.tensor(words)
