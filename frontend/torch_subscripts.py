@@ -69,7 +69,8 @@ def read_item(flow: Any, value: Any, key: Any, shared: bool = True) -> Any:
     if isinstance(value, list) and value and isinstance(value[-1], Collected) and type(key) is int and key < 0:
         return value[-1].item(value[-1].count + key)
     if isinstance(value, list) and value and isinstance(value[-1], Collected) and type(key) is int and key >= len(value) - 1:
-        return value[-1].item(Number(int, torch.scalar_tensor(key - len(value) + 1, dtype=torch.int64), flow))
+        steps = (value[-1].count - 1).tensor  # not the place alone, which nobody could prove to be inside
+        return value[-1].item(Number(int, torch.clamp(steps, max=key - len(value) + 1), flow))
     flow.whole(value)
     if not _from_data(key):
         return value[key]
