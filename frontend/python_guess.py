@@ -15,7 +15,7 @@ import ast
 import types
 from collections.abc import Iterator
 
-from dlc.frontend.python_rewrite import NotRewritable, definition_of
+from dlc.frontend.python_source import NotRewritable, definition_of
 
 _ABOUT = frozenset("shape size dim ndim numel dtype device layout is_cuda stride is_floating_point training requires_grad".split())
 """What a tensor tells of itself without its data."""

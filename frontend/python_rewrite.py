@@ -18,26 +18,24 @@ from __future__ import annotations
 
 import ast
 import inspect
-import linecache
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dlc.frontend.python_exits import lower_exits
 from dlc.frontend.python_names import Liveness, captured, stored
 from dlc.frontend.python_notes import Notes
+from dlc.frontend.python_source import NotRewritable, find_definition, is_generator
 
 RUNTIME, SITES, DEAD_NAME = "dlc__rt", "dlc__sites", "dlc__dead"
+_FOLDS = frozenset("sum any all list tuple max min sorted".split())
+"""Functions that need all items of a generator at once."""
 _NATIVE = frozenset("super locals globals vars eval exec dir".split())
 """Calls that look at the caller's frame."""
 
 
 _SUSPENDING = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
-
-
-class NotRewritable(Exception):
-    """The function's source is not at hand, or holds something that cannot be rewritten; `str` says what."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def rewrite(function: types.FunctionType, runtime: Any, dead: Any) -> tuple[type
         NotRewritable: there is no source, or it is a generator or a coroutine.
     """
     node, owner = find_definition(function.__code__, function.__globals__)
-    if isinstance(node, ast.AsyncFunctionDef) or _is_generator(node):
+    if isinstance(node, ast.AsyncFunctionDef) or is_generator(node):
         raise NotRewritable("it is a generator or a coroutine")
     file = function.__code__.co_filename
     sites: list[Site] = []
@@ -130,99 +128,6 @@ def _no_defaults(args: ast.arguments) -> ast.arguments:
     return args
 
 
-# --- finding the source ----------------------------------------------------------------------------------------------
-
-_Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
-_Index = dict[int, list[tuple[_Definition, str | None]]]
-_FILES: dict[str, tuple[str, _Index]] = {}
-
-
-def find_definition(code: types.CodeType, globals_: Mapping[str, Any]) -> tuple[_Definition, str | None]:
-    """A copy of the syntax tree of the function with this code, and the name of the class it is written in."""
-    import copy
-
-    node, owner = definition_of(code, globals_)
-    return copy.deepcopy(node), owner
-
-
-def definition_of(code: types.CodeType, globals_: Mapping[str, Any]) -> tuple[_Definition, str | None]:
-    """That syntax tree itself, which is not to be changed, and the name of the class.
-
-    Raises:
-        NotRewritable: there is no source, or not one function that it can be.
-    """
-    found = [(n, owner) for n, owner in _index(code.co_filename, globals_).get(code.co_firstlineno, ()) if _matches(n, code)]
-    if len(found) > 1:
-        column = _column(code)
-        found = [(n, owner) for n, owner in found if n.col_offset <= column <= (n.end_col_offset or column)] or found
-        found = found[-1:] if isinstance(found[-1][0], ast.Lambda) and _nested(found) else found
-    if len(found) != 1:
-        raise NotRewritable(f"its source is not found in {code.co_filename}" if not found else "its source is ambiguous")
-    return found[0]
-
-
-def _nested(found: Sequence[tuple[_Definition, str | None]]) -> bool:
-    return len({n.lineno for n, _ in found}) == 1
-
-
-def _index(file: str, globals_: Mapping[str, Any]) -> _Index:
-    """The functions of a file by the line they start on."""
-    text = "".join(linecache.getlines(file, dict(globals_)))
-    if not text:
-        raise NotRewritable(f"its source {file} is not at hand")
-    known = _FILES.get(file)
-    if known is None or known[0] != text:
-        try:
-            tree = ast.parse(text, file)
-        except SyntaxError as error:
-            raise NotRewritable(f"its source {file} does not parse: {error}") from None
-        index: _Index = {}
-        for node, owner in _definitions(tree, None):
-            index.setdefault(_first_line(node), []).append((node, owner))
-        known = _FILES[file] = (text, index)
-    return known[1]
-
-
-def _first_line(node: _Definition) -> int:
-    decorators = getattr(node, "decorator_list", [])
-    return int(decorators[0].lineno if decorators else node.lineno)
-
-
-def _definitions(node: ast.AST, owner: str | None) -> Iterator[tuple[_Definition, str | None]]:
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, _Definition):
-            yield child, owner
-        yield from _definitions(child, child.name if isinstance(child, ast.ClassDef) else owner)
-
-
-def _matches(node: _Definition, code: types.CodeType) -> bool:
-    if isinstance(node, ast.Lambda):
-        return code.co_name == "<lambda>" and _parameters(node, code)
-    return node.name == code.co_name
-
-
-def _parameters(node: _Definition, code: types.CodeType) -> bool:
-    names = [a.arg for a in (*node.args.posonlyargs, *node.args.args)]
-    return names == list(code.co_varnames[: code.co_argcount])
-
-
-def _column(code: types.CodeType) -> int:
-    if not hasattr(code, "co_positions"):
-        return 0
-    return next((p[2] for p in code.co_positions() if p[0] == code.co_firstlineno and p[2]), 0)
-
-
-def _is_generator(node: _Definition) -> bool:
-    pending: list[ast.AST] = list(node.body) if isinstance(node.body, list) else [node.body]
-    while pending:
-        n = pending.pop()
-        if isinstance(n, (ast.Yield, ast.YieldFrom, ast.Await)):
-            return True
-        if not isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)):
-            pending += ast.iter_child_nodes(n)
-    return False
-
-
 # --- rewriting -------------------------------------------------------------------------------------------------------
 
 
@@ -240,6 +145,11 @@ def _method(owner: str, method: str, *args: ast.expr) -> ast.expr:
 
 def _later(e: ast.expr) -> ast.expr:
     return ast.Lambda(ast.arguments([], [], None, [], [], None, []), e)
+
+
+def _cell(name: str) -> ast.expr:
+    """The cell of a variable that is shared with other functions."""
+    return ast.Subscript(ast.Attribute(_later(_load(name)), "__closure__", ast.Load()), ast.Constant(0), ast.Load())
 
 
 def _store(name: str, value: ast.expr) -> ast.stmt:
@@ -273,6 +183,10 @@ class _Function(ast.NodeTransformer):
         self.owner = owner
         self.notes = Notes()
         self.unsure: set[str] = set()
+        self.nonlocals: set[str] = set()
+        self.locals: set[str] = set()
+        self.outer: set[str] = set()  # variables of the function around that may depend on the path
+        self.hoisted: list[ast.stmt] | None = None  # functions that the statement being rewritten needs
         self.first: str | None = None
         self.count = 0
 
@@ -288,24 +202,33 @@ class _Function(ast.NodeTransformer):
         self.first = positional[0].arg if positional else None
         lower_exits(node, self.notes)
         shared = {n for s in node.body for g in ast.walk(s) if isinstance(g, (ast.Global, ast.Nonlocal)) for n in g.names}
+        self.nonlocals = _nonlocals(node.body)
         self.globals = {n for s in node.body for g in ast.walk(s) if isinstance(g, ast.Global) for n in g.names}
         Liveness(captured(node.body), self.notes).block(node.body, set())
         states = _state_names(node.body)
         self.unsure = set(states) - parameters - shared
+        self.locals = (parameters | set(stored(node.body))) - {self.first if self.first == "self" else None}
         body: list[ast.stmt] = []
         for s in node.body:
             body += self.statements(s)
         start = [
             ast.copy_location(_store(n, _rt("undefined", ast.Constant(n))), node.body[0]) for n in sorted(self.unsure)
         ]
+        inner = {n for s in node.body for g in ast.walk(s) if isinstance(g, ast.Nonlocal) for n in g.names}
+        for n in sorted((inner & (parameters | set(stored(node.body)))) - self.nonlocals):
+            start.append(ast.copy_location(ast.Expr(_rt("born", _cell(n))), node.body[0]))
         at = 1 if _is_docstring(node.body[0]) else 0
         node.body = [*body[:at], *start, *body[at:]]
         node.returns = None
         return node
 
     def statements(self, s: ast.stmt) -> list[ast.stmt]:
+        changes = [] if isinstance(s, _COMPOUND) else sorted(self.nonlocals & set(stored([s])))
+        around, self.hoisted = self.hoisted, []
         made = self.visit(s)
+        before, self.hoisted = self.hoisted, around
         found: list[ast.stmt] = made if isinstance(made, list) else [made]
+        found = [*before, *(ast.Expr(_rt("touch_cell", _cell(n))) for n in changes), *found]
         for m in found:
             ast.copy_location(m, s)
             _fill_locations(m, s)
@@ -318,6 +241,10 @@ class _Function(ast.NodeTransformer):
         self.count += 1
         return f"dlc__{kind}{self.count}"
 
+    def own(self, names: Iterable[str]) -> list[str]:
+        """Without the variables of functions around, whose changes are journalled (`touch_cell`)."""
+        return [n for n in names if n not in self.nonlocals]
+
     def site(self, node: ast.AST, names: Sequence[str] = (), live: set[str] | None = None, **more: Any) -> ast.expr:
         for n in names:
             if n in self.globals:
@@ -327,7 +254,7 @@ class _Function(ast.NodeTransformer):
         return ast.Subscript(_load(SITES), ast.Constant(len(self.sites) - 1), ast.Load())
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        if _is_generator(node):
+        if is_generator(node):
             return node
         node.decorator_list = [self.visit(d) for d in node.decorator_list]
         node.args.defaults = [self.visit(d) for d in node.args.defaults]
@@ -342,13 +269,20 @@ class _Function(ast.NodeTransformer):
 
     def visit_Lambda(self, node: ast.Lambda) -> ast.AST:
         node.args.defaults = [self.visit(d) for d in node.args.defaults]
-        node.body = self.visit(node.body)
+        node.body = self.within(node.body)
         return node
+
+    def within(self, e: ast.expr) -> ast.expr:
+        """An expression with variables of its own: what it needs cannot be put before the statement."""
+        around, self.hoisted = self.hoisted, None
+        made: ast.expr = self.visit(e)
+        self.hoisted = around
+        return made
 
     # --- control ---
 
     def visit_If(self, node: ast.If) -> list[ast.stmt]:
-        names = list(stored([*node.body, *node.orelse]))
+        names = self.own(stored([*node.body, *node.orelse]))
         note = self.notes.branches[node]
         loop = None if note.behind is None else self.notes.loops[note.behind]
         if loop is not None:
@@ -377,7 +311,7 @@ class _Function(ast.NodeTransformer):
         self, node: ast.While | ast.For, over: ast.expr, test: list[ast.stmt], take: list[ast.stmt]
     ) -> list[ast.stmt]:
         targets = [node.target] if isinstance(node, ast.For) else [node.test]
-        names = list(stored([*targets, *node.body]))
+        names = self.own(stored([*targets, *node.body]))
         note = self.notes.loops[node]
         names += [f for f in note.flags if f not in names]
         after = frozenset(names if note.after is None else note.after.intersection(names))
@@ -513,24 +447,33 @@ class _Function(ast.NodeTransformer):
         return f"_{self.owner.lstrip('_')}{name}"
 
     def name(self, name: str) -> ast.expr:
-        return _rt("read", _load(name)) if name in self.unsure else _load(name)
+        if name in self.unsure:
+            return _rt("read", _load(name))
+        return _rt("narrowed", _load(name)) if name in self.locals | self.outer else _load(name)
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
         node.id = self.mangled(node.id)
-        if isinstance(node.ctx, ast.Load) and node.id in self.unsure:
+        if isinstance(node.ctx, ast.Load) and node.id in self.unsure | self.locals | self.outer:
             return ast.copy_location(self.name(node.id), node)
         return node
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         node.attr = self.mangled(node.attr)
+        own = isinstance(node.value, ast.Name) and node.value.id in self.unsure | self.locals | {self.first}
         node.value = self.visit(node.value)
-        return node
+        if node.attr == "__class__" and isinstance(node.ctx, ast.Load):
+            return _rt("class_of", node.value)
+        return _rt("narrowed", node) if own and isinstance(node.ctx, ast.Load) else node
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         if isinstance(node.func, ast.Name) and node.func.id in _NATIVE:
             if node.func.id == "super" and not node.args and self.first is not None:
                 return ast.Call(_load("super"), [_load("__class__"), _load(self.first)], [])
             return self.generic_visit(node)
+        if isinstance(node.func, ast.Name) and node.func.id in _FOLDS and len(node.args) == 1:
+            (only,) = node.args
+            if isinstance(only, ast.GeneratorExp):
+                node.args = [ast.copy_location(ast.ListComp(only.elt, only.generators), only)]
         args = [self.visit(node.func), *(self.visit(a) for a in node.args)]
         keywords = [ast.keyword(k.arg, self.visit(k.value)) for k in node.keywords]
         return ast.Call(ast.Attribute(_load(RUNTIME), "call", ast.Load()), args, keywords)
@@ -553,7 +496,7 @@ class _Function(ast.NodeTransformer):
     def test(self, e: ast.expr) -> ast.expr:
         """An expression of which only the truth counts."""
         match e:
-            case ast.BoolOp(op, values) if not _binds(e):
+            case ast.BoolOp(op, values) if not any(map(_binds, values[1:])):
                 first, *others = [self.test(v) for v in values]
                 name = "all_of" if isinstance(op, ast.And) else "any_of"
                 return ast.copy_location(_rt(name, self.site(e), first, *map(_later, others)), e)
@@ -565,7 +508,7 @@ class _Function(ast.NodeTransformer):
 
     def visit_BoolOp(self, node: ast.BoolOp) -> ast.AST:
         site = self.site(node)
-        if _binds(node):
+        if any(map(_binds, node.values[1:])):
             node.values = [*(_rt("known_value", site, self.visit(v)) for v in node.values[:-1]), self.visit(node.values[-1])]
             return node
         first, *others = [self.visit(v) for v in node.values]
@@ -578,8 +521,8 @@ class _Function(ast.NodeTransformer):
 
     def visit_IfExp(self, node: ast.IfExp) -> ast.AST:
         site = self.site(node)
-        if _binds(node):
-            node.test = _rt("plain", site, self.test(node.test))
+        if _binds(node.body) or _binds(node.orelse):
+            node.test = _rt("known_value", site, self.test(node.test))
             node.body, node.orelse = self.visit(node.body), self.visit(node.orelse)
             return node
         parts = (_later(self.visit(node.body)), _later(self.visit(node.orelse)))
@@ -590,8 +533,12 @@ class _Function(ast.NodeTransformer):
             left, right = self.visit(node.left), self.visit(node.comparators[0])
             if isinstance(node.ops[0], (ast.In, ast.NotIn)):
                 return _rt("contains" if isinstance(node.ops[0], ast.In) else "lacks", self.site(node), left, right)
+            if isinstance(node.ops[0], (ast.Is, ast.IsNot)):
+                return _rt("is_" if isinstance(node.ops[0], ast.Is) else "is_not", left, right)
+            if isinstance(node.ops[0], (ast.Eq, ast.NotEq)):
+                return _rt("equal" if isinstance(node.ops[0], ast.Eq) else "unequal", self.site(node), left, right)
             return ast.Compare(left, node.ops, [right])
-        if _binds(node):
+        if any(map(_binds, node.comparators)):
             return self.generic_visit(node)
         parts: list[ast.expr] = [
             ast.Tuple([ast.Constant(_OPERATORS[type(op)]), _later(self.visit(c))], ast.Load())
@@ -599,7 +546,32 @@ class _Function(ast.NodeTransformer):
         ]
         return _rt("chain", self.site(node), self.visit(node.left), *parts)
 
-    def comprehension(self, node: Any) -> ast.AST:
+    def visit_ListComp(self, node: ast.ListComp) -> ast.AST:
+        """As it is, where what decides in it is known; else the loop that it stands for.
+
+            [f(v) for v in x if v > 0]      ->      def comp(items):
+                                                        out = []
+                                                        for v in items:
+                                                            if v > 0:
+                                                                out.append(f(v))
+                                                        return out
+        """
+        if self.hoisted is None or len(node.generators) != 1 or node.generators[0].is_async or _binds(node):
+            return self.comprehension(node)
+        name, (g,) = self.fresh("comp"), node.generators
+        inner = _Function(self.file, self.sites, self.owner)
+        inner.outer = self.outer | self.unsure | self.locals
+        self.hoisted.append(inner.function(_as_loop(name, node)))
+        over = self.visit(g.iter)
+        g.iter = _load("dlc__items")
+        items = ast.arguments([], [ast.arg("dlc__items")], None, [], [], None, [])
+        around, self.hoisted = self.hoisted, None
+        plain = self.comprehension(node)
+        self.hoisted = around
+        filtered = ast.Constant(bool(g.ifs))
+        return _rt("listed", self.site(node), over, filtered, ast.Lambda(items, plain), _load(name))
+
+    def comprehension(self, node: Any) -> ast.expr:
         for g in node.generators:
             g.iter = _rt("iterate", self.site(node), self.visit(g.iter))
             g.ifs = [_rt("plain", self.site(node), self.test(i)) for i in g.ifs]
@@ -608,13 +580,46 @@ class _Function(ast.NodeTransformer):
                 setattr(node, part, self.visit(getattr(node, part)))
         return node if isinstance(node, ast.GeneratorExp) else _rt("born", node)
 
-    visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = comprehension
+    visit_SetComp = visit_DictComp = visit_GeneratorExp = comprehension
 
     def display(self, node: Any) -> ast.AST:
         self.generic_visit(node)
         return _rt("born", node) if isinstance(getattr(node, "ctx", ast.Load()), ast.Load) else node
 
     visit_List = visit_Set = visit_Dict = display
+
+
+def _nonlocals(body: Sequence[ast.stmt]) -> set[str]:
+    """Names that are declared nonlocal in this scope itself."""
+    names: set[str] = set()
+    pending: list[ast.AST] = list(body)
+    while pending:
+        n = pending.pop()
+        if isinstance(n, ast.Nonlocal):
+            names |= set(n.names)
+        if not isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)):
+            pending += ast.iter_child_nodes(n)
+    return names
+
+
+_COMPOUND = (ast.If, ast.While, ast.Try, ast.Match, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
+def _as_loop(name: str, node: ast.ListComp) -> ast.FunctionDef:
+    """A function that makes the list of its argument's items in a loop."""
+    import copy
+
+    (g,) = copy.deepcopy(node.generators)
+    append = ast.Expr(ast.Call(ast.Attribute(_load("dlc__out"), "append", ast.Load()), [copy.deepcopy(node.elt)], []))
+    body: ast.stmt = append
+    for test in reversed(g.ifs):
+        body = ast.If(test, [body], [])
+    loop = ast.For(g.target, _load("dlc__items"), [body], [])
+    items = ast.arguments([], [ast.arg("dlc__items")], None, [], [], None, [])
+    start, end = _store("dlc__out", ast.List([], ast.Load())), ast.Return(_load("dlc__out"))
+    made = ast.copy_location(ast.FunctionDef(name, items, [start, loop, end], [], None), node)
+    _fill_locations(made, node)
+    return made
 
 
 def _is_docstring(s: ast.stmt) -> bool:
@@ -661,4 +666,4 @@ def _fill_locations(made: ast.AST, origin: ast.AST) -> None:
     fill(made, where)
 
 
-__all__ = ["NotRewritable", "Site", "find_definition", "rewrite"]
+__all__ = ["NotRewritable", "Site", "rewrite"]

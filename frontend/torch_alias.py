@@ -24,7 +24,7 @@ Storages = frozenset[int]
 
 def shared_writes(nodes: Sequence[fx.Node]) -> set[fx.Node]:
     """The nodes that write to a memory which another value shows, on some path, that is used afterwards."""
-    if not any("regions" in n.meta or "loop" in n.meta for n in nodes):
+    if not any("regions" in n.meta or "loop" in n.meta or "shows" in n.meta for n in nodes):
         return set()
     memories = _Memories(nodes)
     liveness = _Liveness()
@@ -32,7 +32,7 @@ def shared_writes(nodes: Sequence[fx.Node]) -> set[fx.Node]:
     return {
         n
         for n, live in liveness.after.items()
-        if any(memories.written_through(own, s) for own in _written(n) for s in live - {own})
+        if any(memories.written_through(own, s) for own in _written(n) for s in live - {own} - n.meta.get("coherent", frozenset()))
     }
 
 
@@ -55,9 +55,12 @@ class _Memories:
 
     def __init__(self, nodes: Sequence[fx.Node]) -> None:
         self.flows: list[tuple[int, int]] = []  # the first may be the second
+        self.shown: list[tuple[int, int]] = []  # the first is a row of the second (`torch_rows`)
         self.made: dict[int, int] = {}  # when, in the order of the program
         self._collect(nodes)
         self.sets: dict[int, Storages] = dict.fromkeys((to for to, _ in self.flows), frozenset())
+        for to, source in self.shown:
+            self.sets[to] = self.sets.get(to, frozenset()) | {to, source}
         changed = True
         while changed:
             changed = False
@@ -87,6 +90,7 @@ class _Memories:
             for region in n.meta.get("regions", ()):
                 self._collect(region.nodes)
                 self._flow(results(n), region.outputs)
+            self.shown += [(own, s) for own in results(n) if own is not None for s in n.meta.get("shows", ())]
             record: LoopRecord | None = n.meta.get("loop")
             if record is not None:
                 self._collect(record.body.nodes)

@@ -13,7 +13,7 @@ import torch
 
 from dlc.frontend.torch_collect import Collected, Growing
 from dlc.frontend.torch_errors import CannotRecordLoop
-from dlc.frontend.torch_flow import Flow, place_of_site
+from dlc.frontend.torch_flow import Flow, as_tensor, place_of_site, tensor_like
 from dlc.frontend.torch_heap import Cell, Frame
 from dlc.frontend.torch_numbers import Number, is_number, tensor_of
 from dlc.frontend.torch_recorder import LoopRecord, fresh_like, repeat
@@ -22,7 +22,10 @@ from dlc.frontend.torch_truth import follows
 from dlc.frontend.torch_values import (
     Absent,
     Dead,
+    Either,
+    Maybe,
     Partial,
+    Sometimes,
     Unbound,
     alike,
     described,
@@ -79,6 +82,7 @@ class Body:
         self.again: Any = None
         self.growing: dict[tuple[int, str | None], Growing] = {}
         self.appended: dict[tuple[int, str | None], list[Any]] = {}
+        self.last: dict[tuple[int, str | None], Any] = {}  # of growing lists that the last step may not append to: whether it does
         self.final: set[int] = set()  # leaves: flags of variables that are set only where the loop ends
         self.hopeless: set[int] = set()  # variables that are not set before the loop, and of no single type in it
 
@@ -131,18 +135,30 @@ class Body:
         for n, cell in enumerate(self.cells):
             before, after = self.start[count + n], self.end[count + n]
             if cell.key in self.growing:
-                self.appended[cell.key] = after[1:]
+                self.appended[cell.key] = self._surely(cell, after[1:])
                 if after[:1] != [] and after[0] is self.growing[cell.key]:
                     self.end[count + n] = before
                 continue
             if not isinstance(before, list) or not isinstance(after, list) or len(after) <= len(before):
                 continue
             now = values[n] if n < len(values) else before
+            after = before + self._surely(cell, after[len(before) :])
             if all(a is b for a, b in zip(now, after, strict=False)):
                 reason = "with another length after every step of the loop"
                 self.growing[cell.key] = Growing(self.flow, str(cell), place_of_site(self.site), reason)
                 found = True
         return found
+
+    def _surely(self, cell: Cell, appended: list[Any]) -> list[Any]:
+        """What a step appends; where it does so unless the loop ends there, as if it always did."""
+        flags = [v.flag for v in appended if isinstance(v, Sometimes)]
+        if not flags or len(flags) < len(appended) or not all(same(f, flags[0]) for f in flags):
+            return appended
+        ends = self.again is False or isinstance(self.again, Number) and follows(self.again, [(flags[0], False)], False)
+        if not ends:
+            return appended
+        self.last[cell.key] = flags[0]
+        return [v.value for v in appended]
 
     def _cleared(self) -> set[int]:
         """The leaves that are flags which no step starts with."""
@@ -167,7 +183,14 @@ class Body:
             carry.inside = fake if carry.kind is None else Number(carry.kind, fake, self.flow, mixed=carry.mixed)
             return carry.inside
 
-        return [mapped(v, leaf) for v in self.start]
+        inside = [mapped(v, leaf) for v in self.start]
+        for n, (start, v) in enumerate(zip(self.start, inside, strict=True)):
+            self.flow.kinship.relate(v, start)
+            for m in range(n):
+                end = self.end[m] if m < len(self.end) else None
+                if start is self.start[m] or end is not None and end is self.end[n]:
+                    self.flow.kinship.relate(v, inside[m])
+        return inside
 
     def _carry_more(self, values: list[Any]) -> bool:
         """Find leaves that the body changed and that are not carried yet (or not in this type)."""
@@ -175,7 +198,7 @@ class Body:
         at = 0
         for slot, (start, now, end) in enumerate(zip(self.start, values, self.end, strict=True)):
             size = sum(1 for _ in leaves(start))
-            if self._first_set(slot, start, end):
+            if self._first_set(slot, start, end) or self._sometimes_none(slot, start, now, self.end[slot]):
                 return True
             end = self.end[slot]
             if self._dead_slot(slot, start, end):
@@ -183,6 +206,9 @@ class Body:
                 continue
             if isinstance(start, Dead) and not isinstance(end, Dead):
                 return self._restarted(slot, mapped(end, self._blank))
+            tensors = self._as_tensors(start, end)
+            if tensors is not start:
+                return self._restarted(slot, tensors)
             try:
                 if not _same_shape(start, end):
                     raise self._refused(slot, start, end)
@@ -195,12 +221,24 @@ class Body:
                 if isinstance(end, Partial):
                     changed |= self._set_at_the_end(at - 1, now, end)
             except CannotRecordLoop:
-                if not isinstance(start, Partial):
+                if not isinstance(start, Partial) or isinstance(start, Maybe):
                     raise
                 self.flow.refusals.pop()
                 self.hopeless.add(slot)
                 return self._restarted(slot, undefined(self.flow, self._name(slot), place_of_site(self.site)))
         return changed
+
+    def _as_tensors(self, start: Any, end: Any) -> Any:
+        """`start` with tensors of rank 0 where a step leaves them in the place of numbers."""
+        if not _same_shape(start, end):
+            return start
+        after = leaves(end)
+
+        def leaf(v: Any) -> Any:
+            e = next(after)
+            return tensor_like(v, e) if isinstance(e, torch.Tensor) and as_tensor(v, e) else v
+
+        return mapped(start, leaf)
 
     def _restarted(self, slot: int, start: Any) -> bool:
         """Another value at the start of the loop: what is carried is found anew, as leaves are counted through."""
@@ -239,13 +277,33 @@ class Body:
         place = f"the loop at {place_of_site(self.site)}"
         return self._restarted(slot, Partial(self.flow, self._name(slot), place, mapped(value, self._blank), False))
 
+    def _sometimes_none(self, slot: int, start: Any, now: Any, end: Any) -> bool:
+        """A variable that is None at the head of some steps; whether it starts as one from now on."""
+        if isinstance(start, Maybe):
+            if end is None:
+                self.end[slot] = start.again(now.value, False)
+            elif not isinstance(end, Absent) or isinstance(end, Either):
+                self.end[slot] = start.again(end, True)
+            return False
+        if (start is None) is (end is None) and not isinstance(end, Maybe) or isinstance(start, (Absent, Dead)):
+            return False
+        value = start if end is None else end.value if isinstance(end, Maybe) else end
+        if isinstance(value, (Absent, Dead)) or not lasting(value):
+            return False
+        # Where the first step sets it up, that step is better done ahead of the loop (`Loop._rest`).
+        if not isinstance(end, Maybe) and self.loop.catching and (self.steps is not None or self.site.flags):
+            return False
+        start = mapped(value, self._blank) if start is None else start
+        flag = self.start[slot] is not None
+        return self._restarted(slot, Maybe(self.flow, self._name(slot), place_of_site(self.site), start, flag))
+
     def _dead_slot(self, slot: int, start: Any, end: Any) -> bool:
         """Whether the slot has no value at the head of the loop; then it has none after it."""
-        if isinstance(start, Partial) and isinstance(end, Partial):
+        if isinstance(start, Partial) and isinstance(end, Partial) or isinstance(start, Either):
             return False
         if isinstance(start, Absent):
             return True
-        if isinstance(end, Absent):
+        if isinstance(end, Absent) and not isinstance(end, Either):
             name = self._name(slot)
             if name in self.site.live or slot >= len(self.site.names):
                 self.start[slot] = end
@@ -326,14 +384,22 @@ class Body:
             starts.append(recorder.node_of(start))
         order = sorted(self.carried, key=list(self.carried).index)
         inputs = [self._input(self.carried[at]) for at in order]
+        lasts = [cell.key for cell in self.cells if cell.key in self.growing and cell.key in self.last]
+        flags = [torch.empty((), dtype=torch.bool) for _ in lasts]
+        for key, flag in zip(lasts, flags, strict=True):
+            starts.append(recorder.node_of(tensor_of(True, bool)))
+            with recorder.opened(region):
+                nexts.append(recorder.node_of(tensor_of(self.last[key], bool)))
+                inputs.append(recorder.placeholder(fresh_like(flag), "state"))
         region.inputs = [region.inputs[0], *inputs]
         region.outputs += nexts
         fakes = [fresh_like(self.carried[at].like) for at in order]
+        ended = dict(zip(lasts, map(fresh_like, flags), strict=True))
         lists = self._collected(region)
         steps_done = _fresh_extent(flow) if lists else None
         gathered = [_grown(steps_done, v) for _, values, _ in lists for v in values]
         args = [recorder.node_of(t) for t in (first, limit) if t is not None]
-        node = recorder.emit(repeat, [*args, *starts], [*fakes, *gathered], "loop")
+        node = recorder.emit(repeat, [*args, *starts], [*fakes, *ended.values(), *gathered], "loop")
         node.meta["loop"] = LoopRecord(
             region,
             recorder.node_of(first) if first is not None else None,
@@ -357,6 +423,9 @@ class Body:
             return finals.get(count, v)
 
         after = [mapped(v, leaf) for v in self.start]
+        for before, v, end in zip(self.start, after, self.end, strict=True):
+            for other in (before, end):
+                flow.kinship.relate(v, other)
         names = len(self.site.names)
         for n, (before, end) in enumerate(zip(self.start[:names], self.end, strict=False)):
             if isinstance(before, Partial) and before.flag is False and self._always_set(end):
@@ -366,6 +435,9 @@ class Body:
         filled = {}
         for key, values, kinds in lists:
             parts, gathered = gathered[: len(values)], gathered[len(values) :]
+            if key in ended:
+                done = Number(int, torch.scalar_tensor(steps_done, dtype=torch.int64) + ended[key] - 1, flow)
+                parts = [_first(p, done) for p in parts]
             filled[key] = Collected(flow, place_of_site(self.site), parts, kinds)
         for cell, v in zip(self.cells, after[names:], strict=True):
             flow.frame.touch(cell)
@@ -381,9 +453,10 @@ class Body:
             values, kinds = [], []
             for v in self.appended[cell.key]:
                 if not isinstance(v, torch.Tensor) and not is_number(v):
-                    raise self.flow.refused_at(
-                        self.site, CannotRecordLoop, reason=f"it appends {described(v)} to a list, which is no tensor"
-                    )
+                    what = f"it appends {described(v)} to a list, which is no tensor"
+                    if isinstance(v, Sometimes):
+                        what = "it appends to a list in some steps only"
+                    raise self.flow.refused_at(self.site, CannotRecordLoop, reason=what)
                 kind = None if isinstance(v, torch.Tensor) else v.kind if isinstance(v, Number) else type(v)
                 with self.flow.recorder.opened(region):
                     value = v if kind is None else tensor_of(v, kind)
@@ -392,6 +465,11 @@ class Body:
                 kinds.append(kind)
             found.append((cell.key, values, kinds))
         return found
+
+
+def _first(rows: torch.Tensor, count: Number) -> torch.Tensor:
+    """As many rows as a number says."""
+    return rows[: torch.ops.aten._local_scalar_dense.default(count.tensor)]
 
 
 def positive(count: Any) -> bool:

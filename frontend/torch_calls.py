@@ -10,10 +10,12 @@ import builtins
 import functools
 import inspect
 import math
+import operator
 import sys
 import sysconfig
 import types
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +29,8 @@ from dlc.frontend.torch_collect import Collected
 from dlc.frontend.torch_errors import EffectOnData, UncapturedDecision
 from dlc.frontend.torch_flow import Branch, Flow, both
 from dlc.frontend.torch_numbers import MATH, Number, is_number, kind_of, negated, tensor_of
-from dlc.frontend.torch_values import DEAD, Absent, Elided, joined_kind, leaves, mapped
+from dlc.frontend.torch_subscripts import look_up
+from dlc.frontend.torch_values import DEAD, Absent, Either, Elided, Sometimes, absent, joined_kind, leaves, mapped
 
 _LEFT_ALONE = frozenset("torch numpy dlc builtins functorch sympy onnx".split())
 _STANDARD = sysconfig.get_paths()["stdlib"]
@@ -36,6 +39,12 @@ _CHANGING = frozenset(
     " intersection_update symmetric_difference_update appendleft popleft extendleft rotate".split()
 )
 """Methods that change a container."""
+
+_LOOKING = (isinstance, len, getattr, hasattr, callable, type, bool)
+"""Functions that look at a value, and do nothing else."""
+
+_MEASURING = (len, bool, isinstance, type, sum, any, all, torch.tensor, torch.stack, torch.cat)
+"""Functions that take lists whose length is data."""
 
 _TENSOR_OPERANDS = frozenset(
     "add sub subtract rsub mul multiply div divide true_divide floor_divide remainder fmod pow eq ne lt le gt ge not_equal less"
@@ -117,13 +126,28 @@ class Calls(Flow):
     # --- calls ---
 
     def call(self, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        function = self.narrowed(function)
+        if isinstance(function, Either):
+            return function(*args, **kwargs)
         if isinstance(function, Absent):
             function.refuse()
+        chosen = next((n for n, v in enumerate(args) if isinstance(v, Either)), None) if function in _LOOKING else None
+        if chosen is not None:
+            return args[chosen].each(lambda v: self.call(function, *args[:chosen], v, *args[chosen + 1 :], **kwargs))
         try:
             special = _SPECIAL.get(function)
         except TypeError:  # not hashable
             special = None
         if special is not None:
+            if function in (enumerate, zip, reversed):
+                args = tuple(torch_steps.collected(v) for v in args)
+                if (part := torch_steps.of_parts(function, args)) is not None:
+                    return part
+            for v in args:
+                if isinstance(v, Absent):
+                    v.refuse()
+                if function not in _MEASURING:
+                    self.whole(v)
             return special(self, *args, **kwargs)
         if isinstance(function, types.MethodType):
             made = self.rewriting(function.__func__)
@@ -162,17 +186,20 @@ class Calls(Flow):
                 self.touch(owner)
             elif name in ("index", "count", "__contains__"):
                 self.whole(owner)
+            elif name == "get" and isinstance(owner, dict) and args and isinstance(args[0], Number):
+                return look_up(self, owner, *args)
+            elif isinstance(owner, dict):
+                self.whole(owner)
             return function(*args, **kwargs)
         return self.native(function, args, kwargs)
 
     def native(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A function that is not rewritten: numbers from data become tensors or extents where it takes them."""
-        if not any(isinstance(v, (Number, Absent)) for v in leaves((args, kwargs))):
+        for v in absent((args, kwargs)):
+            v.refuse()
+        if not any(isinstance(v, Number) for v in leaves((args, kwargs))):
             made = function(*args, **kwargs)
             return self.born(made) if type(made) in (list, dict, set) else made
-        for v in leaves((args, kwargs)):
-            if isinstance(v, Absent):
-                v.refuse()
         if not _of_torch(function):
             return function(*args, **kwargs)
         name = getattr(function, "__name__", "")
@@ -324,14 +351,21 @@ def _converted(kind: type) -> Callable[..., Any]:
 
 
 def _length(rt: Calls, v: Any) -> Any:
-    if isinstance(v, list) and any(isinstance(x, Collected) for x in v):
-        return sum((x.count if isinstance(x, Collected) else 1 for x in v), 0)
+    if isinstance(v, list) and any(isinstance(x, (Collected, Sometimes)) for x in v):
+        return sum((_count(x) for x in v), 0)
     rt.whole(v)
     if isinstance(v, torch_steps.Steps):
         return v.count
     if isinstance(v, torch.Tensor) and v.dim():
         return v.shape[0]
     return len(v)
+
+
+def _count(v: Any) -> Any:
+    """How many elements this element of a list is."""
+    if isinstance(v, Elided) and not isinstance(v, (Collected, Sometimes)):
+        v.refuse()
+    return v.count if isinstance(v, Collected) else v.flag if isinstance(v, Sometimes) else 1
 
 
 def _extreme(rt: Calls, name: str, args: Sequence[Any], key: Any, **more: Any) -> Any:
@@ -410,7 +444,12 @@ def _until(rt: Calls, over: Any, end: bool, join: Callable[[Any, Any], Any]) -> 
     start = not end
     found: Any = start
     for v in over:
-        truth = rt.decide(v)
+        if isinstance(v, Collected):
+            truth = rt.decide(v.whole.to(torch.bool).any() if end else v.whole.to(torch.bool).all())
+        elif isinstance(v, Sometimes):
+            truth = rt.both_hold(v.flag, v.value) if end else rt.either_holds(negated(v.flag), v.value)
+        else:
+            truth = rt.decide(v)
         if truth is end:
             return end
         found = truth if found is start else found if truth is start else join(found, truth)
@@ -426,8 +465,17 @@ def _print(rt: Calls, *args: Any, **kwargs: Any) -> None:
 def _sum(rt: Calls, over: Any, start: Any = 0) -> Any:
     total = start
     for v in over:
-        total = total + v
+        if isinstance(v, Sometimes):
+            total = rt.choose(v.flag, partial(operator.add, total, v.value), partial(_itself, total))
+        elif isinstance(v, Collected):
+            total = total + v.total()
+        else:
+            total = total + v
     return total
+
+
+def _itself(v: Any) -> Any:
+    return v
 
 
 def _list(rt: Calls, *args: Any) -> Any:
@@ -501,6 +549,9 @@ def _while_loop(rt: Calls, cond_fn: Any, body_fn: Any, carried_inputs: Any, *_: 
 
 def _tensor(rt: Calls, data: Any, *, dtype: Any = None, device: Any = None, **more: Any) -> Any:
     """`torch.tensor` of numbers from data."""
+    if isinstance(data, list) and len(data) == 1 and isinstance(data[0], Collected) and data[0].kinds[0] is not None:
+        return data[0].whole.to(dtype if dtype is not None else _default(data[0].kinds[0]), copy=True)
+    rt.whole(data)
     if not any(isinstance(v, (Number, torch.SymInt)) for v in leaves(data)):
         return torch.tensor(data, dtype=dtype, device=device, **more)
     for v in leaves(data):
@@ -525,9 +576,26 @@ def _joined(function: Any) -> Callable[..., Any]:
         if isinstance(tensors, (list, tuple)) and any(isinstance(v, Collected) for v in tensors):
             parts = [v.joined(function, dim) if isinstance(v, Collected) else function([v], dim) for v in tensors]
             return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+        if isinstance(tensors, (list, tuple)) and any(isinstance(v, Sometimes) for v in tensors):
+            return _present(tensors, dim, function is torch.stack)
         return rt.native(function, (tensors,), {"dim": dim, **more})
 
     return join
+
+
+def _no_gradients(rt: Calls, mode: bool = True) -> Any:
+    """`inference_mode`, without tensors of its own kind: nothing here has gradients."""
+    return torch.no_grad()
+
+
+def _present(items: Sequence[Any], dim: int, stacked: bool) -> torch.Tensor:
+    """The elements that are there, along a new dimension or an old one."""
+    values = [v.value if isinstance(v, Sometimes) else v for v in items]
+    there = [tensor_of(v.flag if isinstance(v, Sometimes) else True, bool) for v in items]
+    whole = torch.stack(values)[torch.stack(there)]
+    at = dim % (whole.dim() if stacked else whole.dim() - 1)
+    moved = whole.movedim(0, at)
+    return moved if stacked else moved.flatten(at, at + 1)
 
 
 def _no_effect(rt: Calls, *_: Any, **__: Any) -> None:
@@ -541,13 +609,16 @@ _SPECIAL: dict[Any, Callable[..., Any]] = {
     sorted: _sorted, round: _rounded(round), math.floor: _rounded(math.floor), math.ceil: _rounded(math.ceil),
     math.trunc: _rounded(math.trunc), math.isnan: _test_of(torch.isnan, math.isnan),
     math.isinf: _test_of(torch.isinf, math.isinf), torch.cond: _cond, torch.tensor: _tensor,
-    torch.stack: _joined(torch.stack), torch.cat: _joined(torch.cat),
+    torch.inference_mode: _no_gradients, torch.stack: _joined(torch.stack), torch.cat: _joined(torch.cat),
     torch.ops.higher_order.cond: _cond, torch.ops.higher_order.while_loop: _while_loop, torch._check: _no_effect,
     torch._check_is_size: _no_effect,
     **{plain: _math(function, plain) for plain, function in MATH.items()},
 }  # fmt: skip
 """Functions that mean something else where numbers are data."""
 _SPECIAL[torch._higher_order_ops.while_loop] = _while_loop
+
+
+_DATA = torch.Tensor.data.__get__
 
 
 class Guard(TorchFunctionMode):
@@ -559,13 +630,17 @@ class Guard(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types_: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func == _DATA:
+            return args[0].detach()  # `x.data` itself is seen by no tracer
         name = getattr(func, "__name__", "")
         handler = _TAKING.get(name)
         if handler is not None and args and isinstance(args[0], torch.Tensor):
             with self:
                 return handler(self.rt, *args, **kwargs)
         try:
-            return func(*args, **kwargs)
+            made = func(*args, **kwargs)
+            self.rt.recorder.rows.follow()
+            return made
         except GuardOnDataDependentSymNode as error:
             why = f"{name} needs to know {error.cond} (in PyTorch's own code)"
             raise self.rt.refused(UncapturedDecision, what="a number computed from data", why=why) from error

@@ -156,7 +156,7 @@ def _running(model: nn.Module, fakes: Mapping[str, torch.Tensor], rt: Runtime) -
             rt.restore_modules()
     if changed:
         what = ", ".join(f"'{c}'" for c in changed[:4])
-        raise MutatedState(None, op=type(model).__name__, what=what)
+        raise MutatedState(rt.touched.get(changed[0].key), op=type(model).__name__, what=what)
 
 
 def _kept(model: nn.Module, cell: Any) -> bool:

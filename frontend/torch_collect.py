@@ -12,8 +12,15 @@ from dlc.frontend.torch_values import Elided
 
 
 def row(x: torch.Tensor, i: Number) -> torch.Tensor:
-    """`x[i]` at an index from data."""
+    """`x[i]` at an index from data, by value."""
     return torch.index_select(x, 0, i.tensor.reshape(1)).squeeze(0)
+
+
+def one_of(flow: Any, items: Sequence[torch.Tensor], whole: torch.Tensor, i: Number) -> torch.Tensor:
+    """`items[i]`, where `whole` is their stack: in eager Python the very tensor."""
+    root = torch.index_select(whole, 0, i.tensor.reshape(1))
+    flow.recorder.rows.shows(root, items)
+    return root.squeeze(0)
 
 
 class Growing(Elided):
@@ -52,10 +59,16 @@ class Collected(Elided):
             return first
         return torch.stack(self.parts, dim=1).flatten(0, 1)
 
+    def total(self) -> Any:
+        """The sum of all elements."""
+        value = self.whole.sum(0)
+        kind = self.kinds[0]
+        return value if kind is None else Number(int if kind is bool else kind, value, self.owner)
+
     def item(self, i: Any) -> Any:
         """Element `i`, a number that is not negative."""
-        value = row(self.whole, i)
         kind = self.kinds[0]
+        value = one_of(self.owner, self.parts, self.whole, i) if kind is None else row(self.whole, i)
         return value if kind is None else Number(kind, value, self.owner)
 
     def joined(self, function: Any, dim: int) -> torch.Tensor:

@@ -149,3 +149,11 @@ class SharedMemory(Unsupported):
     code: ClassVar[str] = "DLC0227"
     template: ClassVar[str] = "not supported: {op} writes to a tensor that on one path is the memory of another tensor still in use"
     hint: ClassVar[str | None] = "clone the tensor before the branch, or write `x = x + y` instead of `x += y`"
+
+
+class SharedObject(Unsupported):
+    """An object is looked at that another one may be, depending on the path taken, and that one was changed."""
+
+    code: ClassVar[str] = "DLC0228"
+    template: ClassVar[str] = "not supported: {what} is used here, but on one path it is another one, which was changed at {place}"
+    hint: ClassVar[str | None] = "copy it in the branch (`list(x)`, `dict(x)`), or make a new one instead of changing it in place"

@@ -38,6 +38,7 @@ from dlc.frontend.torch_errors import (
 )
 from dlc.frontend.torch_graph import GraphImporter, bounds, known, place_of
 from dlc.frontend.torch_recurrent_shapes import symbolic_recurrence
+from dlc.frontend.torch_regions import nested_nodes, regions_of
 from dlc.frontend.torch_trees import leaf, literal, tree_of
 from dlc.frontend.torch_types import Extents, ir_dtype, numpy_view
 from dlc.ir.builder import Builder
@@ -388,11 +389,12 @@ class ProgramImporter:
             if spec.kind == InputKind.USER_INPUT:
                 self._declare(node)
         values, leaves = [], []
+        yielded = {o for n in nested_nodes(ep.graph.nodes) for region in regions_of(n) for o in region.outputs}
         for node, spec in zip(places, specs, strict=True):
             if spec.kind == InputKind.USER_INPUT:
                 value, tree = self._input(node, spec)
                 leaves.append(tree)
-            elif node.users or spec.kind == InputKind.TOKEN:
+            elif node.users or node in yielded or spec.kind == InputKind.TOKEN:
                 value = self._weight(node, spec)
             else:
                 value = None
@@ -499,7 +501,8 @@ class ProgramImporter:
         mutated: list[tuple[str, int]] = []
         if changed and self.mutations != "return":
             first = changed[0][0]
-            raise MutatedState(None, op=self.b.name, what=", ".join(f"'{n}'" for n, _ in changed[:4]) or first)
+            at = next((self.graph.written[id(n)] for n in places if id(n) in self.graph.written), None)
+            raise MutatedState(at, op=self.b.name, what=", ".join(f"'{n}'" for n, _ in changed[:4]) or first)
         if changed:
             keys = []
             for key, value in changed:

@@ -8,34 +8,43 @@ starting point, and unites what they leave.
 from __future__ import annotations
 
 import linecache
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from dlc.errors import DlcError
 from dlc.frontend.python_rewrite import Site
+from dlc.frontend.torch_collect import Collected
 from dlc.frontend.torch_constant import constant_item
-from dlc.frontend.torch_errors import EffectOnData, UncapturedDecision
+from dlc.frontend.torch_errors import EffectOnData, SharedObject, UncapturedDecision
 from dlc.frontend.torch_heap import MISSING, Cell, Frame
 from dlc.frontend.torch_numbers import DTYPES, Number, is_number, negated, tensor_of
+from dlc.frontend.torch_objects import AtTheEnd, Kinship, cells_of, changeable
 from dlc.frontend.torch_recorder import Recorder, Region, branch, fresh_like, truth
 from dlc.frontend.torch_truth import follows
 from dlc.frontend.torch_values import (
     DEAD,
     Absent,
     Dead,
+    Either,
     Elided,
+    Maybe,
     Partial,
+    Sometimes,
     Unbound,
     alike,
     described,
     differing,
     joined_kind,
     lasting,
-    mapped,
+    parts,
     same,
+    selectable,
     undefined,
     unite,
 )
@@ -56,6 +65,9 @@ class Flow:
         self.frames: list[Frame] = [Frame(recorder.region)]
         self.refusals: list[DlcError] = []
         self.decided = 0
+        self.kinship = Kinship()
+        self.touched: dict[tuple[int, str | None], Loc] = {}  # changed places: where first
+        self.fronts: dict[tuple[int, str], tuple[torch.Tensor, Number]] = {}  # bounds of slices, from the front
         self.truths: dict[int, tuple[torch.Tensor, int, Number]] = {}  # of tensors that were asked for it, as they were then
 
     # --- frames ---
@@ -92,12 +104,34 @@ class Flow:
             self.abandon(self.frames[-1])
         frame.restore()
         self.leave(frame)
+        for node in frame.region.nodes[frame.start :]:
+            node.meta.pop("region", None)  # its value is no longer there
         del frame.region.nodes[frame.start :]
         self.truths.clear()
         del self.refusals[frame.errors :]
 
     def touch(self, owner: Any, name: str | None = None) -> None:
+        """A place is about to change; what may be the same object on some path cannot be looked at any more."""
         self.frame.touch(Cell(owner, name))
+        if (id(owner), name) not in self.touched:
+            file, line, _ = self.recorder.line()
+            self.touched[id(owner), name] = Loc(f"{Path(file).name}:{line}")
+        for other in self.kinship.of(owner):
+            for cell in cells_of(other):
+                self.frame.touch(cell)
+                cell.write(self._lost(cell))
+
+    def _lost(self, cell: Cell) -> Any:
+        """The contents of a place that was changed through another object, perhaps."""
+        what, by = f"{cell}", f"{Path(self.recorder.line()[0]).name}:{self.recorder.line()[1]}"
+        lost = Elided(self, what, by, "", error=(SharedObject, {"what": what, "place": by}))
+        if cell.name is not None:
+            return lost
+        return [lost] if isinstance(cell.owner, list) else {lost: lost}
+
+    def touch_cell(self, cell: Any) -> None:
+        """A variable of a function around is about to change."""
+        self.touch(cell, "cell_contents")
 
     def born(self, value: Any) -> Any:
         """`value` is a new object."""
@@ -141,6 +175,12 @@ class Flow:
 
     def decide(self, value: Any) -> Any:
         """The truth of `value`: True or False where it is known, else a `Number`."""
+        value = self.narrowed(value)
+        if isinstance(value, Maybe):
+            truth = self.decide(value.value)
+            return both(self, value.flag, truth) if truth is not True else value.flag
+        if isinstance(value, Either):
+            return self.decide(value.each(bool))
         if isinstance(value, Absent):
             value.refuse()
         if isinstance(value, torch.Tensor):
@@ -149,6 +189,8 @@ class Flow:
             value = self.truth_of(value)
         if isinstance(value, _SYMBOLS):
             value = self.extent_truth(value)
+        if type(value) in (list, tuple, dict, set):
+            return self.nonempty(value)
         if not isinstance(value, Number):
             return bool(value)
         flag = value.to(bool)
@@ -158,6 +200,36 @@ class Flow:
         if known is not None:
             return bool(known)
         return flag
+
+    def nonempty(self, container: Any) -> Any:
+        """The truth of a container, some of whose elements may be there on some paths only."""
+        empty: Any = True
+        for v in container:
+            if isinstance(v, Collected):
+                there = self.decide(v.count > 0)
+            elif isinstance(v, Sometimes):
+                there = self.decide(v.flag)
+            elif isinstance(v, Elided):
+                v.refuse()
+            else:
+                return True
+            if there is True:
+                return True
+            if there is not False:
+                empty = negated(there) if empty is True else both(self, empty, negated(there))
+        return negated(empty) if isinstance(empty, Number) else not empty
+
+    def narrowed(self, value: Any) -> Any:
+        """A value that depends on the path, as it is here where the conditions around say so."""
+        while isinstance(value, (Maybe, Either)):
+            known = self.decide(value.flag)
+            if isinstance(known, Number):
+                break
+            if isinstance(value, Maybe):
+                value = value.value if known else None
+            else:
+                value = value.then if known else value.orelse
+        return value
 
     def truth_of(self, value: torch.Tensor) -> Any:
         """The element of a condition: the same number as long as nothing writes to it."""
@@ -269,7 +341,7 @@ class Branch:
             return self.state
         flow, site = self.flow, self.site
         (then, a, changed_then), (orelse, b, changed_else) = self.arms
-        union = Union(flow, self.condition, (then, orelse), place_of_site(site))
+        union = Union(flow, self.condition, (then, orelse), place_of_site(site), (AtTheEnd(changed_then), AtTheEnd(changed_else)))
         made: list[Any] = []
         for n, name in enumerate(site.names):
             if name not in site.live:
@@ -288,15 +360,16 @@ class Branch:
         filled = union.emit()
         for cell, value in writes:
             flow.frame.touch(cell)
-            cell.write(mapped(value, filled))
-        return tuple(mapped(v, filled) for v in made)
+            cell.write(filled(value))
+        return tuple(map(filled, made))
 
 
 class _Pending:
     """A result of the branch that is being made: its number, and the kind if it is a Python number."""
 
-    def __init__(self, at: int, kind: type | None, mixed: bool, origin: Any) -> None:
+    def __init__(self, at: int, kind: type | None, mixed: bool, origin: Any, cut: Cut | None = None) -> None:
         self.at = at
+        self.cut = cut
         self.kind = kind
         self.mixed = mixed
         self.origin = origin
@@ -305,44 +378,97 @@ class _Pending:
 class Union:
     """Collects what two arms yield, and emits the branch."""
 
-    def __init__(self, flow: Flow, condition: Number, arms: tuple[Region, Region], place: str) -> None:
+    def __init__(
+        self, flow: Flow, condition: Number, arms: tuple[Region, Region], place: str, shown: tuple[AtTheEnd, AtTheEnd]
+    ) -> None:
         self.flow = flow
         self.condition = condition
         self.arms = arms
         self.place = place
+        self.shown = shown
         self.fakes: list[torch.Tensor] = []
+        self.objects: dict[tuple[int, int], tuple[Any, Any, Any]] = {}  # what two changeable objects became
+        self.placed: dict[int, tuple[Any, Any]] = {}  # by address, objects without results in them and with
 
     def of(self, name: str, a: Any, b: Any) -> Any:
         """`name`'s values as one, with `_Pending` where a result is needed."""
-        return unite(a, b, lambda p, q: self.leaf(name, p, q))
+        return unite(a, b, lambda p, q: self.leaf(name, p, q), self.shown, self._object)
+
+    def _object(self, a: Any, b: Any, united: Any) -> Any:
+        """The same object for the same two."""
+        if united is a or not changeable(united):
+            return united
+        return self.objects.setdefault((id(a), id(b)), (a, b, united))[2]
 
     def contents(self, cell: Cell, a: Any, b: Any) -> Any:
         """A changed place's two values as one."""
         if cell.name is None and type(a) is type(b) and len(a) != len(b):
             reason = f"{described(a)} on one path and {described(b)} on the other"
+            if type(a) is list and (longer := self._longer(str(cell), reason, a, b)) is not None:
+                return longer
             poison = Elided(self.flow, str(cell), self.place, reason)
             return [poison] if isinstance(a, list) else {poison: poison} if isinstance(a, dict) else {poison}
         if a is MISSING or b is MISSING:
             return undefined(self.flow, str(cell), self.place)
         return self.of(str(cell), a, b)
 
+    def _longer(self, name: str, reason: str, a: list[Any], b: list[Any]) -> list[Any] | None:
+        """The longer of two lists, where it begins as the other one: what it has more is there on one path."""
+        if not all(p is q for p, q in zip(a, b, strict=False)):
+            return None
+        common, found = min(len(a), len(b)), []
+        for v in max(a, b, key=len)[common:]:
+            value, flag = (v.value, v.flag) if isinstance(v, Sometimes) else (v, True)
+            if isinstance(value, Absent) or not lasting(value):
+                return None
+            sides = ((value, DEAD), (flag, False)) if len(a) > len(b) else ((DEAD, value), (False, flag))
+            found.append(Sometimes(self.flow, name, self.place, reason, self._one(*sides[0]), self._number(*sides[1])))
+        return [*a[:common], *found]
+
     def leaf(self, name: str, a: Any, b: Any) -> Any:
         if same(a, b):
             return a
         if isinstance(a, Dead) or isinstance(b, Dead):
             return self._one_sided(a, b)
+        if any(v is None or isinstance(v, Maybe) for v in (a, b)):
+            return self._maybe(name, a, b)
         if any(isinstance(v, (Partial, Unbound)) for v in (a, b)):
             return self._partial(name, a, b)
         for v in (a, b):
-            if isinstance(v, Absent):
+            if isinstance(v, Absent) and not isinstance(v, Either):
                 return v
         if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
             reason = alike(a, b)
-            return self._tensor(a, b) if reason is None else differing(self.flow, name, self.place, reason)
+            if reason is None:
+                return self._tensor(a, b)
+            with disable_proxy_modes_tracing():
+                cut = common_cut(a, b)
+            return differing(self.flow, name, self.place, reason) if cut is None else self._cut(a, b, cut)
         if self._numeric(a) and self._numeric(b):
             return self._number(a, b)
+        for t, v in ((a, b), (b, a)):
+            if isinstance(t, torch.Tensor) and as_tensor(v, t):
+                return self._add(a, b, None, False, t)
+        if selectable(a) and selectable(b):
+            return Either(self.flow, name, self.place, self.condition, self._one(a, DEAD), self._one(DEAD, b))
         reason = f"{described(a)} on one path and {described(b)} on the other"
         return differing(self.flow, name, self.place, reason)
+
+    def _one(self, a: Any, b: Any) -> Any:
+        """What is on one path only, the other one being `DEAD`, as it is after the branch."""
+        return unite(a, b, lambda v, w: self._one_sided(v, w) if not same(v, w) else v)
+
+    def _maybe(self, name: str, a: Any, b: Any) -> Any:
+        """A value that is None on at least one of the paths, or was before."""
+        for v in (a, b):
+            if isinstance(v, Absent) and not isinstance(v, (Maybe, Either)):
+                return v if not isinstance(v, (Partial, Unbound)) else undefined(self.flow, name, self.place)
+        (x, p), (y, q) = ((DEAD, False) if v is None else self._parted(v) for v in (a, b))
+        if not (lasting(x) and lasting(y)):
+            reason = f"{described(a)} on one path and {described(b)} on the other"
+            return differing(self.flow, name, self.place, reason)
+        flag = p if same(p, q) else self._number(p, q)
+        return Maybe(self.flow, name, self.place, unite(x, y, lambda v, w: self.leaf(name, v, w)), flag)
 
     def _partial(self, name: str, a: Any, b: Any) -> Any:
         """A variable that at least one of the paths may not have set."""
@@ -379,6 +505,18 @@ class Union:
     def _tensor(self, a: Any, b: Any) -> _Pending:
         return self._add(a, b, None, False, a if isinstance(a, torch.Tensor) else b)
 
+    def _cut(self, a: torch.Tensor, b: torch.Tensor, cut: Cut) -> _Pending:
+        """Tensors of two sizes: rows up to the greatest one in both arms, and how many there are."""
+        recorder = self.flow.recorder
+        for v, region in zip((a, b), self.arms, strict=True):
+            with recorder.opened(region):
+                whole = torch.zeros([cut.most if d == cut.dim else e for d, e in enumerate(v.shape)], dtype=v.dtype)
+                whole.narrow(cut.dim, 0, v.shape[cut.dim]).copy_(v)
+                size = torch.scalar_tensor(v.shape[cut.dim], dtype=torch.int64)
+                region.outputs += [recorder.node_of(whole), recorder.node_of(size)]
+        self.fakes += [fresh_like(whole), fresh_like(size)]
+        return _Pending(len(self.fakes) - 2, None, False, None, cut)
+
     def _number(self, a: Any, b: Any) -> Any:
         a, b = (
             Number(int, torch.scalar_tensor(v, dtype=torch.int64), self.flow) if isinstance(v, torch.SymInt) else v
@@ -397,6 +535,9 @@ class Union:
                 if isinstance(v, Dead):
                     assert like is not None
                     value = torch.zeros(tuple(like.shape), dtype=like.dtype)
+                elif kind is None and not isinstance(v, torch.Tensor):
+                    assert like is not None
+                    value = tensor_like(v, like)
                 else:
                     value = v if kind is None else tensor_of(v, kind)
                 region.outputs.append(recorder.node_of(value))
@@ -416,9 +557,93 @@ class Union:
             if not isinstance(v, _Pending):
                 return v
             made = self.fakes[v.at]
+            if v.cut is not None:
+                return made.narrow(v.cut.dim, 0, size_at_run_time(self.fakes[v.at + 1], v.cut.most))
             return made if v.kind is None else Number(v.kind, made, self.flow, v.origin, v.mixed)
 
-        return filled
+        def whole(v: Any) -> Any:
+            found = parts(v)
+            if found is None:
+                return filled(v)
+            if id(v) in self.placed:
+                return self.placed[id(v)][1]
+            items = [whole(item) for item in found[0]]
+            made = v if all(p is q for p, q in zip(items, found[0], strict=True)) else found[1](items)
+            if changeable(v):
+                self.placed[id(v)] = v, made
+            return made
+
+        for a, b, united in self.objects.values():
+            made = whole(united)
+            self.flow.kinship.relate(made, a)
+            self.flow.kinship.relate(made, b)
+        return whole
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Two tensors differ in their size along `dim`, which is `most` at most."""
+
+    dim: int
+    most: int
+
+
+_MOST_CUT = 1 << 20
+"""Elements of a tensor that is kept for the greatest of several sizes."""
+
+
+def common_cut(a: torch.Tensor, b: torch.Tensor) -> Cut | None:
+    """How two tensors of different sizes fit into one; None where they do not, or no bound is known."""
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols, statically_known_true
+
+    if a.dtype != b.dtype or a.dim() != b.dim() or a.device != b.device:
+        return None
+    dims = [d for d, (p, q) in enumerate(zip(a.shape, b.shape, strict=True)) if not statically_known_true(p == q)]
+    if len(dims) != 1 or not any(free_unbacked_symbols(v.shape[dims[0]]) for v in (a, b)):
+        return None
+    tops = [_most(v.shape[dims[0]]) for v in (a, b)]
+    rest = [e for d, e in enumerate(a.shape) if d != dims[0]]
+    if None in tops or not all(isinstance(e, int) for e in rest):
+        return None
+    most = max(t for t in tops if t is not None)
+    return Cut(dims[0], most) if most * math.prod(rest) <= _MOST_CUT else None
+
+
+def _most(e: Any) -> int | None:
+    """The greatest value of an extent."""
+    if isinstance(e, int):
+        return e
+    upper = e.node.shape_env.bound_sympy(e.node.expr).upper
+    return int(upper) if upper.is_Integer else None
+
+
+def size_at_run_time(count: torch.Tensor, most: int) -> Any:
+    """A number as an extent, with its bound."""
+    from torch.fx.experimental.symbolic_shapes import _constrain_range_for_size
+
+    extent = torch.ops.aten._local_scalar_dense.default(count)
+    _constrain_range_for_size(extent, 0, most)
+    return extent
+
+
+def as_tensor(v: Any, t: torch.Tensor) -> bool:
+    """Whether a Python number, which `t` of rank 0 is on another path, can as well be a tensor of that type."""
+    if t.dim() or not isinstance(v, (bool, int, float, Number)) or t.dtype.is_complex:
+        return False
+    if isinstance(v, Number):
+        return not v.mixed and t.dtype in (DTYPES[v.kind], torch.float32 if v.kind is float else DTYPES[v.kind])
+    if not t.dtype.is_floating_point:
+        return isinstance(v, bool) == (t.dtype == torch.bool) and isinstance(v, int)
+    if isinstance(v, bool):
+        return False
+    if isinstance(v, float) and (t.dtype in (torch.float32, torch.float64) or not math.isfinite(v)):
+        return True
+    return float(v).is_integer() and abs(v) <= 1 / torch.finfo(t.dtype).eps
+
+
+def tensor_like(v: Any, t: torch.Tensor) -> torch.Tensor:
+    """A number as a tensor of the type of `t`."""
+    return v.tensor.to(t.dtype, copy=True) if isinstance(v, Number) else torch.scalar_tensor(v, dtype=t.dtype)
 
 
 def both(flow: Flow, a: Number, b: Any) -> Any:

@@ -119,7 +119,7 @@ class GraphImporter:
         self.ctx = Ctx(b, extents)
         self.ctx.graph = self
         self.env: dict[fx.Node, Any] = {}
-        self.written: set[int] = set()
+        self.written: dict[int, Any] = {}  # roots that are written to, by identity: the place of the first write
         self.autocast = False
         self.sharing: dict[int, list[fx.Node]] = {}
         self._shared: set[fx.Node] = set()
@@ -331,7 +331,7 @@ class GraphImporter:
         value = self.ctx.cast(value, old.dtype).broadcast_to(old.shape)
         members = self.sharing.get(storage_of(node) or -1, [node])
         root = members[0]
-        self.written.add(id(root))
+        self.written.setdefault(id(root), self.ctx.loc)
         if root is not node:
             value = self._through(root, node, members, value)
         self.env[root] = value
@@ -359,7 +359,7 @@ class GraphImporter:
 
     def replace(self, root: fx.Node, value: Val) -> None:
         """The tensor at the root of some memory has a new value."""
-        self.written.add(id(root))
+        self.written.setdefault(id(root), self.ctx.loc)
         self.env[root] = value
         self._replay(self.sharing.get(storage_of(root) or -1, [root])[1:])
 

@@ -30,15 +30,18 @@ class Cell:
 
     def read(self) -> Any:
         if self.name is not None:
-            return getattr(self.owner, self.name, MISSING)
+            try:
+                return getattr(self.owner, self.name, MISSING)
+            except ValueError:  # a variable's cell that is empty
+                return MISSING
         return type(self.owner)(self.owner) if type(self.owner) in (list, dict, set) else _copy(self.owner)
 
     def write(self, value: Any) -> None:
         if self.name is not None:
             if value is MISSING:
-                if hasattr(self.owner, self.name):
+                if self.read() is not MISSING:
                     delattr(self.owner, self.name)
-            elif getattr(self.owner, self.name, MISSING) is not value:
+            elif self.read() is not value:
                 object.__setattr__(self.owner, self.name, value) if _frozen(self.owner) else setattr(
                     self.owner, self.name, value
                 )

@@ -32,7 +32,7 @@ from dlc.frontend.torch_flow import Branch, Flow, both, place_of_site
 from dlc.frontend.torch_heap import Frame
 from dlc.frontend.torch_numbers import Number, negated, tensor_of
 from dlc.frontend.torch_steps import Items, Steps, steps_of
-from dlc.frontend.torch_values import DEAD
+from dlc.frontend.torch_values import DEAD, Sometimes
 
 LOG = logging.getLogger("dlc.frontend.loop")
 LONG = 16
@@ -163,8 +163,14 @@ class Loop:
                     return state
             elif not steps.has(at):
                 return state
+            elif isinstance(going := self.flow.decide(steps.going(at)), Number):
+                return None
+            elif not going:
+                return state
             else:
                 item = steps[at]
+                if isinstance(item, Sometimes):
+                    return None
             state = yield from self.do(Round(state, body=True, item=item))
             self.done = at = at + 1
             if at > _MOST_UNROLLED and steps is None:
@@ -223,8 +229,16 @@ class Loop:
             elif not steps.has(at):
                 break
             else:
+                going = flow.decide(steps.going(at))
+                if going is False:
+                    break
+                if isinstance(going, Number):
+                    opened.append(self._or_stop(None, negated(going), state))
                 item = steps[at]
-            state = yield from self.do(Round(state, body=True, item=item))
+            if isinstance(item, Sometimes):
+                state = yield from self._perhaps(state, item)
+            else:
+                state = yield from self.do(Round(state, body=True, item=item))
             at += 1
             if at > _MOST_UNROLLED:
                 raise reason or self._refused("it has too many steps to be unrolled")
@@ -235,10 +249,19 @@ class Loop:
             state = choice.result()
         self.state = state
 
-    def _or_stop(self, flag: int, stopped: Number, state: State) -> Branch:
-        """A branch that ends the loop where `flag` is set; open for what happens otherwise."""
+    def _perhaps(self, state: State, item: Sometimes) -> Generator[Round, None, State]:
+        """The step for an item that is there on some paths only."""
+        choice = Branch(self.flow, self.site, item.flag, state)
+        if choice.then():
+            choice.close((yield from self.do(Round(state, body=True, item=item.value))))
+        if choice.orelse():
+            choice.close(state)
+        return choice.result()
+
+    def _or_stop(self, flag: int | None, stopped: Number, state: State) -> Branch:
+        """A branch that ends the loop where `flag` is set, or the items end; open for what happens otherwise."""
         # After a return nothing but the returned value matters.
-        returned = self.site.names[flag] == DONE
+        returned = flag is not None and self.site.names[flag] == DONE
         site = replace(self.site, live=self.site.after, returns=(returned, False))
         choice = Branch(self.flow, site, stopped, state)
         choice.then()

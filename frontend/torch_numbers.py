@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -34,7 +34,6 @@ class Number:
     """
 
     __slots__ = ("extent", "kind", "mixed", "origin", "owner", "tensor")
-    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     def __init__(self, kind: type, tensor: torch.Tensor, owner: Any, origin: Any = None, mixed: bool = False) -> None:
         self.kind = kind
@@ -67,6 +66,9 @@ class Number:
 
     def _needed(self, what: str) -> Any:
         raise self.owner.refused(UncapturedDecision, what=f"a number computed from data ({self.kind.__name__})", why=what)
+
+    def __hash__(self) -> int:
+        return int(self._needed("it is a key of a dict or an element of a set"))
 
     def __bool__(self) -> bool:
         return bool(self._needed("its truth is needed in code that is not rewritten"))

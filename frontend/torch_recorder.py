@@ -10,6 +10,7 @@ Source: Reed et al., torch.fx (MLSys 2022, arXiv 2112.08429); Chen et al., DyCL 
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +32,8 @@ from torch.fx.experimental.proxy_tensor import (
 )
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from dlc.frontend.torch_storage import storage_of, writes
+from dlc.frontend.torch_rows import Rows
+from dlc.frontend.torch_storage import renames, storage_of, writes
 
 _OWN = str(Path(__file__).parent)
 _TORCH = str(Path(torch.__file__).parent)
@@ -88,10 +90,14 @@ class LoopRecord:
 
 
 class _Tracked(WeakTensorKeyDictionary):
-    """The node of each tensor. A write in place leaves a tensor its node: what the node holds then is the importer's to know."""
+    """The node of each tensor.
+
+    A call that gives a tensor back (a write in place, `x.to(x.dtype)`) leaves it its node: the call may be on one path only,
+    and what the node holds after a write is the importer's to know. Only `unsqueeze_` and its like make another value of it.
+    """
 
     def __setitem__(self, key: torch.Tensor, value: Any) -> None:
-        if not (writes(value.proxy.node) and key in self):
+        if key not in self or renames(value.proxy.node):
             super().__setitem__(key, value)
 
 
@@ -109,6 +115,7 @@ class Recorder(PythonKeyTracer):
         self.constants: dict[fx.Node, Any] = {}  # values that are known (`torch_constant`), or known to be data
         self.weights: dict[fx.Node, torch.Tensor] = {}
         self.written: set[int] = set()  # memory that something writes to
+        self.rows = Rows(self)
 
     @property
     def region(self) -> Region:
@@ -125,6 +132,7 @@ class Recorder(PythonKeyTracer):
             self.knows(node, getattr(self.root, str(node.target)))
         if writes(node):
             self._forget(node)
+            self.rows.written.append(node)
         return node
 
     def knows(self, node: fx.Node, value: Any) -> None:
@@ -177,6 +185,28 @@ class Recorder(PythonKeyTracer):
         """Whether the value was made in a region that is open still."""
         region = self.node_of(value).meta.get("region")
         return any(region is r for r in self.stack)
+
+    def may_be_one(self, a: torch.Tensor, b: torch.Tensor) -> bool:
+        """Whether two traced values may be the same tensor in eager Python, on some path."""
+        return not self._sources(self.node_of(a)).isdisjoint(self._sources(self.node_of(b)))
+
+    def _sources(self, node: fx.Node) -> set[fx.Node]:
+        """The values that a branch or loop may have left in this one's place; itself among them."""
+        found: set[fx.Node] = set()
+        pending = [node]
+        while pending:
+            n = pending.pop()
+            if n in found:
+                continue
+            found.add(n)
+            of = n.args[0] if n.target is operator.getitem else None
+            at = n.args[1] if of is not None else 0
+            if isinstance(of, fx.Node) and isinstance(at, int):
+                pending += [region.outputs[at] for region in of.meta.get("regions", ())]
+                record: LoopRecord | None = of.meta.get("loop")
+                if record is not None and at < len(record.starts):
+                    pending += [record.starts[at], record.body.outputs[at + (record.first is not None)]]
+        return found
 
     def emit(self, target: Any, args: Sequence[fx.Node], fakes: Sequence[torch.Tensor], name: str) -> fx.Node:
         """A node with several results, `fakes`; the tensors then stand for them."""

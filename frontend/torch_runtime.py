@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,9 +14,9 @@ from dlc.frontend.torch_calls import Calls
 from dlc.frontend.torch_errors import UncapturedDecision
 from dlc.frontend.torch_flow import Branch, both
 from dlc.frontend.torch_loop import Behind, Loop
-from dlc.frontend.torch_numbers import Number, negated
+from dlc.frontend.torch_numbers import Number, is_number, negated
 from dlc.frontend.torch_subscripts import assign_item, read_item
-from dlc.frontend.torch_values import Absent, Elided, Partial, undefined
+from dlc.frontend.torch_values import Absent, Either, Elided, Maybe, Partial, Sometimes, leaves, selectable, undefined
 
 _IN_PLACE: dict[str, Callable[[Any, Any], Any]] = {
     "add": operator.iadd, "sub": operator.isub, "mul": operator.imul, "truediv": operator.itruediv,
@@ -24,7 +25,6 @@ _IN_PLACE: dict[str, Callable[[Any, Any], Any]] = {
 }  # fmt: skip
 _COMPARED: dict[str, Callable[[Any, Any], Any]] = {
     "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge,
-    "is_": operator.is_, "is_not": operator.is_not,
 }  # fmt: skip
 
 
@@ -48,6 +48,9 @@ class Runtime(Calls):
 
     def read(self, value: Any) -> Any:
         """A variable that may be unset."""
+        value = self.narrowed(value)
+        if isinstance(value, (Maybe, Either)):
+            return value
         if isinstance(value, Partial) and self.decide(value.flag) is True:
             return value.value
         if isinstance(value, Absent) and not isinstance(value, Elided):
@@ -59,8 +62,8 @@ class Runtime(Calls):
         return self.is_known(site, value, "assertions, filters and patterns are decided before the program runs")
 
     def known_value(self, site: Site, value: Any) -> Any:
-        """An operand whose truth must be known."""
-        self.plain(site, value)
+        """An operand whose truth must be known, as what follows it binds a name."""
+        self.is_known(site, value, "a name is bound (`:=`) in what is computed on one path only; bind it before")
         return value
 
     def subject(self, site: Site, value: Any) -> Any:
@@ -72,12 +75,35 @@ class Runtime(Calls):
         """The iterable of a comprehension."""
         from dlc.frontend.torch_steps import Steps, steps_of
 
+        self.whole(over)
         steps = steps_of(self, over)
         if isinstance(steps, Steps):
             raise self.refused_at(
                 site, UncapturedDecision, what="the length of this iterable", why="write the comprehension as a for loop"
             )
         return over
+
+    def listed(self, site: Site, over: Any, filtered: bool, plain: Callable[[Any], Any], loop: Callable[[Any], Any]) -> Any:
+        """The list of a comprehension over `over`: in Python, or by `loop` where its length or its filter is data."""
+        from dlc.frontend.torch_steps import Steps, steps_of
+
+        if isinstance(over, Iterator):
+            over = list(over)
+        if isinstance(steps_of(self, over), Steps) or isinstance(over, (list, tuple)) and any(isinstance(v, Sometimes) for v in over):
+            return loop(over)
+        if not filtered:
+            return plain(over)
+        attempt = self.enter(own_region=False)
+        try:
+            made = plain(over)
+        except UncapturedDecision:
+            self.abandon(attempt)
+            return loop(over)
+        except Exception:
+            self.leave(attempt)
+            raise
+        self.commit(attempt)
+        return made
 
     # --- expressions ---
 
@@ -164,20 +190,76 @@ class Runtime(Calls):
         value = right()
         if name in ("in", "not_in"):
             found = self.contains(site, left, value) if name == "in" else self.lacks(site, left, value)
+        elif name in ("is_", "is_not"):
+            found = self.is_(left, value) if name == "is_" else self.is_not(left, value)
+        elif name in ("eq", "ne"):
+            found = self.equal(site, left, value) if name == "eq" else self.unequal(site, left, value)
         else:
             found = _COMPARED[name](left, value)
         if not more:
             return found
         return self.and_(site, found, lambda: self.chain(site, value, *more))
 
+    def equal(self, site: Site, a: Any, b: Any) -> Any:
+        """`a == b`; of lists and tuples element by element, as data may be among them."""
+        if not (_sequence(a) and _sequence(b)) or not any(map(_undecided, (*leaves(a), *leaves(b)))):
+            return a == b
+        self.whole(a)
+        self.whole(b)
+        if isinstance(a, list) is not isinstance(b, list) or len(a) != len(b):
+            return False
+        return self.all_of(site, True, *(partial(self.equal, site, p, q) for p, q in zip(a, b, strict=True)))
+
+    def unequal(self, site: Site, a: Any, b: Any) -> Any:
+        """`a != b`."""
+        return self.not_(self.equal(site, a, b)) if _sequence(a) and _sequence(b) else a != b
+
+    def is_(self, a: Any, b: Any) -> Any:
+        """`a is b`."""
+        a, b = self.narrowed(a), self.narrowed(b)
+        if a is b:
+            return True
+        for v, other in ((a, b), (b, a)):
+            if isinstance(v, Maybe):
+                return self.not_(v.flag) if other is None else self.both_hold(v.flag, self.is_(v.value, other))
+            if isinstance(v, Either) and (other is None or selectable(other)):
+                return v.each(partial(self.is_, other))
+            if isinstance(v, Absent):
+                v.refuse()
+        if isinstance(a, Number) or isinstance(b, Number):
+            return self._same_number(a, b)
+        if any(b is k for k in self.kinship.of(a)) or (
+            isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and self.recorder.may_be_one(a, b)
+        ):
+            raise self.refused(UncapturedDecision, what="`is`", why="they are one object on some paths only")
+        return False
+
+    def _same_number(self, a: Any, b: Any) -> Any:
+        """`a is b` of two values, one a number from data at least: there is one True, and there is one False."""
+        if not is_number(a) or not is_number(b) or self.kind(a) is not self.kind(b):
+            return False
+        if self.kind(a) is not bool:
+            raise self.refused(UncapturedDecision, what="`is` of two numbers", why="compare them with ==")
+        return a == b
+
+    def is_not(self, a: Any, b: Any) -> Any:
+        return self.not_(self.is_(a, b))
+
+    def class_of(self, v: Any) -> Any:
+        """`v.__class__`."""
+        return self.call(type, v)
+
     def contains(self, site: Site, item: Any, container: Any) -> Any:
         """`item in container`."""
+        item, container = self.narrowed(item), self.narrowed(container)
+        if isinstance(container, Either):
+            return container.each(lambda c: self.contains(site, item, c))
         if isinstance(container, torch.Tensor):
             return self.decide((container == item).any())
         if not isinstance(container, (list, tuple, set, frozenset, dict, range)):
             return item in container
         self.whole(container)
-        data = isinstance(item, (Number, torch.Tensor)) or any(isinstance(v, (Number, torch.Tensor)) for v in container)
+        data = any(isinstance(v, (Number, torch.Tensor, Either)) for v in (item, *container))
         if not data:
             return item in container
         if isinstance(container, range):
@@ -204,7 +286,7 @@ class Runtime(Calls):
         return slice(start, stop, step)
 
     def get_item(self, value: Any, key: Any) -> Any:
-        return read_item(self, value, key)
+        return self.narrowed(read_item(self, value, key))
 
     def set_item(self, value: Any, key: Any, item: Any) -> None:
         assign_item(self, value, key, item)
@@ -235,7 +317,16 @@ class Runtime(Calls):
         self.set_attr(value, name, self.augmented(op, getattr(value, name), other))
 
     def augment_item(self, op: str, value: Any, key: Any, other: Any) -> None:
-        self.set_item(value, key, self.augmented(op, self.get_item(value, key), other))
+        self.set_item(value, key, self.augmented(op, read_item(self, value, key, shared=False), other))
+
+
+def _sequence(v: Any) -> bool:
+    return isinstance(v, (list, tuple))
+
+
+def _undecided(v: Any) -> bool:
+    """Whether a comparison with this is data."""
+    return isinstance(v, (Number, Absent, torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool))
 
 
 def _named(site: Site, name: str) -> Site:

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from dlc.frontend.torch_collect import Collected, row
+from dlc.frontend.torch_collect import Collected
+from dlc.frontend.torch_errors import UncapturedDecision
 from dlc.frontend.torch_numbers import Number
-from dlc.frontend.torch_values import Absent, Elided
+from dlc.frontend.torch_values import Absent, Elided, Sometimes
 
 LONG = 16
 """A loop over at least so many known steps is recorded, if it can be, when it decides on data inside."""
@@ -38,11 +39,17 @@ class Items:
 
     Attributes:
         indexed: the same as a count and a rule, where the items are one.
+        stop: how many of the items there are, where that is data.
     """
 
     source: Iterator[Any]
     indexed: Steps | None = None
     taken: list[Any] | None = None
+    stop: Number | None = None
+
+    def going(self, at: int) -> Any:
+        """Whether there is an item `at` for what data say; it must be there, too."""
+        return True if self.stop is None else self.stop > at
 
     def has(self, at: int) -> bool:
         self.taken = self.taken if self.taken is not None else []
@@ -64,24 +71,55 @@ class Items:
 
 def steps_of(flow: Any, over: Any) -> Steps | Items:
     """How to step over a value."""
+    if isinstance(over, Part):
+        return Items(iter(over.items), stop=over.stop)
     if isinstance(over, Absent):
         over.refuse()
-    if isinstance(over, list) and len(over) == 1 and isinstance(over[0], Collected):
-        return Steps(over[0].count, over[0].item)
-    if isinstance(over, (list, tuple, dict)) and any(isinstance(v, Elided) for v in over):
-        next(v for v in over if isinstance(v, Elided)).refuse()
+    over = collected(over)
+    if isinstance(over, (list, tuple, dict)):
+        for v in over:
+            if isinstance(v, Elided) and not isinstance(v, Sometimes):
+                v.refuse()
     if isinstance(over, Steps):
         return over
     if isinstance(over, range):
         return Items(iter(over), Steps(len(over), lambda i: i * over.step + over.start))
     if isinstance(over, torch.Tensor) and over.dim():
-        rule = Steps(over.shape[0], lambda i: row(over, i))
+        rule = Steps(over.shape[0], lambda i: flow.recorder.rows.take(over, 0, i.tensor))
         if isinstance(over.shape[0], int):
             return Items(iter(over), rule)
         return rule
     if isinstance(over, nn.Module) and not hasattr(over, "__iter__"):
         raise TypeError(f"'{type(over).__name__}' object is not iterable")
     return Items(iter(over))
+
+
+class Part(Absent):
+    """The first `stop` of some items, a number from data: `layers[:k]`. It can be stepped over."""
+
+    __slots__ = ("items", "stop")
+    items: list[Any]
+    stop: Number
+
+    def __init__(self, owner: Any, items: list[Any], stop: Number) -> None:
+        super().__init__(owner, lambda: (UncapturedDecision, {"what": "the length of this slice", "why": "step over it with for"}))
+        for field, v in (("items", items), ("stop", stop)):
+            object.__setattr__(self, field, v)
+
+
+def of_parts(function: Any, args: tuple[Any, ...]) -> Part | None:
+    """`enumerate` and `zip` where the first argument is such a slice; None for anything else."""
+    if not args or not isinstance(args[0], Part) or function not in (enumerate, zip):
+        return None
+    first, *others = args
+    return Part(first._owner, list(function(first.items, *others)), first.stop)
+
+
+def collected(over: Any) -> Any:
+    """The steps over a list that a loop from data has filled; anything else as it is."""
+    if isinstance(over, list) and len(over) == 1 and isinstance(over[0], Collected):
+        return Steps(over[0].count, over[0].item)
+    return over
 
 
 def span(flow: Any, *bounds: Any) -> Any:

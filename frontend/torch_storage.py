@@ -30,7 +30,18 @@ def functional_name(target: str) -> str | None:
 
 def writes(node: fx.Node) -> bool:
     """Whether the node changes the values of its first argument."""
+    name = _changed_by(node)
+    return name is not None and name not in _RENAMING
+
+
+def renames(node: fx.Node) -> bool:
+    """Whether the node changes how its first argument is seen."""
+    return _changed_by(node) in _RENAMING
+
+
+def _changed_by(node: fx.Node) -> str | None:
+    """The name of an in-place operator, without its underscore."""
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-        return False
+        return None
     plain = functional_name(str(node.target))
-    return plain is not None and plain.split(".")[1] not in _RENAMING
+    return None if plain is None else plain.split(".")[1]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
 from torch import nn
 
-from dlc.frontend.torch_collect import Collected, row
+from dlc.frontend.torch_collect import Collected, one_of, row
 from dlc.frontend.torch_errors import UncapturedDecision
 from dlc.frontend.torch_numbers import Number
-from dlc.frontend.torch_values import Absent, alike, described
+from dlc.frontend.torch_steps import Part
+from dlc.frontend.torch_values import Absent, Choice, Either, absent, alike, described
 
 
 def _position(v: Any) -> bool:
@@ -26,24 +28,59 @@ def _from_data(key: Any) -> bool:
     return _position(key)
 
 
-def _bounds(flow: Any, key: Any) -> Any:
-    """A slice whose bounds from data are extents."""
+def _bounds(flow: Any, key: Any, size: Any) -> Any:
+    """A slice, of a dimension of that size, whose bounds from data are extents."""
     if not isinstance(key, slice):
         return key
-    return slice(*(flow.extent(b) if isinstance(b, (Number, torch.Tensor)) else b for b in (key.start, key.stop, key.step)))
+    return slice(_bound(flow, key.start, size), _bound(flow, key.stop, size), _extent(flow, key.step))
 
 
-def read_item(flow: Any, value: Any, key: Any) -> Any:
-    """`value[key]`."""
-    if isinstance(value, Absent):
-        value.refuse()
+def _extent(flow: Any, b: Any) -> Any:
+    return flow.extent(b) if isinstance(b, (Number, torch.Tensor)) else b
+
+
+def _bound(flow: Any, b: Any, size: Any) -> Any:
+    """A bound from data as an extent: a negative one counts from the end.
+
+    One extent for all tensors that a number cuts, unless it was subtracted from something: then one for each size.
+    """
+    number = flow.integer(b) if isinstance(b, (Number, torch.Tensor)) else b
+    if not isinstance(number, Number) or not _subtracted(flow.recorder.node_of(number.tensor)):
+        return _extent(flow, number)
+    key = id(number.tensor), str(size)
+    held = flow.fronts.get(key)
+    if held is None or not flow.recorder.visible(held[1].tensor):
+        t = number.tensor
+        front = Number(int, torch.where(t < 0, torch.clamp(t + size, min=0), t), flow)
+        held = flow.fronts[key] = t, front
+    return flow.extent(held[1])
+
+
+def read_item(flow: Any, value: Any, key: Any, shared: bool = True) -> Any:
+    """`value[key]`; what is not `shared` is written nowhere but back to it."""
+    value, key = flow.narrowed(value), flow.narrowed(key)
+    for v, read in ((value, lambda w: read_item(flow, w, key)), (key, lambda w: read_item(flow, value, w))):
+        if isinstance(v, Either):
+            return v.each(read)
+        if isinstance(v, Absent):
+            v.refuse()
     if isinstance(value, torch.Tensor):
-        return _read_tensor(flow, value, key)
+        return _read_tensor(flow, value, key, shared)
     if isinstance(value, list) and value and isinstance(value[-1], Collected) and type(key) is int and key < 0:
         return value[-1].item(value[-1].count + key)
+    if isinstance(value, list) and value and isinstance(value[-1], Collected) and type(key) is int and key >= len(value) - 1:
+        steps = (value[-1].count - 1).tensor  # not the place alone, which nobody could prove to be inside
+        return value[-1].item(Number(int, torch.clamp(steps, max=key - len(value) + 1), flow))
     flow.whole(value)
     if not _from_data(key):
         return value[key]
+    if isinstance(key, slice) and isinstance(value, (list, tuple, nn.ModuleList, nn.Sequential)):
+        stop = None if key.stop is None else flow.integer(key.stop)
+        if isinstance(stop, Number) and (key.start is None or type(key.start) is int) and key.step in (None, 1):
+            items = list(value)
+            first = range(len(items))[key.start :].start if items else 0
+            end = Number(int, torch.where(stop.tensor < 0, stop.tensor + len(items), stop.tensor) - first, flow)
+            return Part(flow, items[first:], end)
     if isinstance(key, slice):
         return value[slice(*(flow.integer(b) if b is not None else None for b in (key.start, key.stop, key.step)))]
     known = flow.integer(key)
@@ -53,14 +90,32 @@ def read_item(flow: Any, value: Any, key: Any) -> Any:
         return value.start + value.step * known
     if isinstance(value, (list, tuple, nn.ModuleList)) and len(value):
         return _choose(flow, list(value), known)
+    if isinstance(value, (dict, nn.ModuleDict)) and len(value) and all(type(k) is int for k in value):
+        return _choose(flow, list(value.values()), _place(flow, list(value), known))
     return value[key]  # Python's own error, or a refusal where it needs the number
+
+
+def look_up(flow: Any, value: dict[Any, Any], key: Number, default: Any = None) -> Any:
+    """`value.get(key, default)` for a key from data."""
+    held: Any = False
+    for k in value:
+        held = flow.either_holds(held, key == k)
+    return flow.choose(held, lambda: read_item(flow, value, key), lambda: default)
+
+
+def _place(flow: Any, keys: list[int], key: Number) -> Number:
+    """Where a key from data is among those of a dict; the last where it is not."""
+    at = torch.scalar_tensor(len(keys) - 1, dtype=torch.int64)
+    for n, k in enumerate(keys[:-1]):
+        at = torch.where(key.tensor == k, torch.scalar_tensor(n, dtype=torch.int64), at)
+    return Number(int, at, flow)
 
 
 def _choose(flow: Any, items: list[Any], at: Number) -> Any:
     """The item at a position from data: of tensors a row of their stack, of numbers likewise, of modules one that branches."""
     first = items[0]
     if all(isinstance(v, torch.Tensor) and alike(first, v) is None for v in items):
-        return row(torch.stack(items), at)
+        return one_of(flow, items, torch.stack(items), at)
     if all(isinstance(v, (Number, bool, int, float)) for v in items):
         kinds = {flow.kind(v) for v in items}
         if len(kinds) == 1:
@@ -78,28 +133,8 @@ def _choose(flow: Any, items: list[Any], at: Number) -> Any:
     )
 
 
-class Choice:
-    """One of several callables, chosen by data: calling it branches."""
-
-    def __init__(self, flow: Any, items: list[Any], at: Number) -> None:
-        self.flow = flow
-        self.items = items
-        self.at = at
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._call(0, len(self.items), args, kwargs)
-
-    def _call(self, lo: int, hi: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Of the items from `lo` on, below `hi`."""
-        if hi - lo == 1:
-            return self.flow.call(self.items[lo], *args, **kwargs)
-        middle = (lo + hi) // 2
-        return self.flow.choose(
-            self.at < middle, lambda: self._call(lo, middle, args, kwargs), lambda: self._call(middle, hi, args, kwargs)
-        )
-
-
-def _read_tensor(flow: Any, x: torch.Tensor, key: Any) -> Any:
+def _read_tensor(flow: Any, x: torch.Tensor, key: Any, shared: bool = True) -> Any:
+    """`x[key]`: a view as far as writes go, unless it is not `shared`."""
     keys = key if isinstance(key, tuple) else (key,)
     if not any(map(_from_data, keys)):
         return x[key]
@@ -110,14 +145,32 @@ def _read_tensor(flow: Any, x: torch.Tensor, key: Any) -> Any:
     for k in keys:
         if _position(k):
             at = k.tensor if isinstance(k, Number) else k.to(torch.int64)
-            if k is keys[0] and isinstance(k, Number):
-                x = row(x, k)
-            else:
-                x = torch.index_select(x, dim, at.reshape(1)).squeeze(dim)
+            x = flow.recorder.rows.take(x, dim, at) if shared else torch.index_select(x, dim, at.reshape(1)).squeeze(dim)
             continue
-        x = x[(slice(None),) * dim + (_bounds(flow, k),)]
+        x = x[(slice(None),) * dim + (_bounds(flow, k, x.shape[dim] if k is not None else 0),)]
         dim += 0 if isinstance(k, int) and not isinstance(k, bool) else 1
     return x
+
+
+_SUMS = frozenset("add mul maximum minimum where clamp to _to_copy clone reshape view floor_divide bitwise_right_shift".split())
+
+
+def _subtracted(node: Any) -> bool:
+    """Whether an integer may be negative for the way it is made. Counters, inputs and positions found in data are not."""
+    pending, seen = [node], set()
+    while pending:
+        n = pending.pop()
+        if n in seen:
+            continue
+        seen.add(n)
+        name = str(n.target).split(".")[1] if str(n.target).startswith("aten.") else ""
+        if name in ("sub", "rsub", "neg") or any(isinstance(a, int) and not isinstance(a, bool) and a < 0 for a in n.args):
+            return True
+        if name in _SUMS:
+            pending += n.all_input_nodes
+        elif n.target is operator.getitem and "regions" in n.args[0].meta:
+            pending += [region.outputs[n.args[1]] for region in n.args[0].meta["regions"]]
+    return False
 
 
 def _wide(k: Any) -> bool:
@@ -139,9 +192,16 @@ def _without_ellipsis(keys: tuple[Any, ...], rank: int) -> tuple[Any, ...]:
 
 def assign_item(flow: Any, value: Any, key: Any, item: Any) -> None:
     """`value[key] = item`."""
-    if isinstance(value, Absent):
-        value.refuse()
+    value, key = flow.narrowed(value), flow.narrowed(key)
+    for v, write in ((value, lambda w: assign_item(flow, w, key, item)), (key, lambda w: assign_item(flow, value, w, item))):
+        if isinstance(v, Either):
+            v.each(write)
+            return
+        if isinstance(v, Absent):
+            v.refuse()
     if isinstance(value, torch.Tensor):
+        for v in absent((key, item)):
+            v.refuse()
         _assign_tensor(flow, value, key, item)
         return
     flow.whole(value)
@@ -186,7 +246,7 @@ def _assign_tensor(flow: Any, x: torch.Tensor, key: Any, item: Any) -> None:
             places.append((k.tensor if isinstance(k, Number) else k.to(torch.int64)).reshape(1))
             dim += 1
             continue
-        view = view[(slice(None),) * dim + (_bounds(flow, k),)]
+        view = view[(slice(None),) * dim + (_bounds(flow, k, view.shape[dim] if k is not None else 0),)]
         if not (isinstance(k, int) and not isinstance(k, bool)):
             places.append(None)
             dim += 1

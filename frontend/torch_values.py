@@ -8,7 +8,7 @@ before: most variables are dead after a branch.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -98,6 +98,98 @@ class Partial(Absent):
         return Partial(*self._made, value, flag)
 
 
+class Maybe(Partial):
+    """A value that is None on some paths: None can be told from the rest, which can be used where it is there."""
+
+    __slots__ = ()
+
+    def __init__(self, owner: Any, name: str, place: str, value: Any, flag: Any) -> None:
+        super().__init__(owner, name, place, value, flag)
+        reason = f"{described(value)} on one path and None on the other"
+        object.__setattr__(self, "_error", lambda: (ArmsDiffer, {"name": name, "place": place, "reason": reason}))
+
+    def __hash__(self) -> int:
+        self.refuse()
+
+    def again(self, value: Any, flag: Any) -> Maybe:
+        return Maybe(*self._made, value, flag)
+
+
+class Either(Absent):
+    """One of two things that a branch cannot compute: texts, types, modules, functions. It can be called, compared and looked up.
+
+    Attributes:
+        flag: whether it is `then`, a truth value from data; else it is `orelse`.
+    """
+
+    __slots__ = ("_made", "flag", "orelse", "then")
+    _made: tuple[Any, str, str]
+    flag: Any
+    then: Any
+    orelse: Any
+
+    def __hash__(self) -> int:
+        self.refuse()
+
+    def __init__(self, owner: Any, name: str, place: str, flag: Any, then: Any, orelse: Any) -> None:
+        reason = f"{described(then)} on one path and {described(orelse)} on the other"
+        super().__init__(owner, lambda: (ArmsDiffer, {"name": name, "place": place, "reason": reason}))
+        for field, v in (("_made", (owner, name, place)), ("flag", flag), ("then", then), ("orelse", orelse)):
+            object.__setattr__(self, field, v)
+
+    def again(self, flag: Any, then: Any, orelse: Any) -> Either:
+        return Either(*self._made, flag, then, orelse)
+
+    def each(self, function: Callable[[Any], Any]) -> Any:
+        """`function` of the one that it is."""
+        return self._owner.choose(self.flag, lambda: function(self.then), lambda: function(self.orelse))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self.each(lambda v: getattr(v, name))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.each(lambda v: self._owner.call(v, *args, **kwargs))
+
+    def __eq__(self, other: Any) -> Any:
+        return self.each(lambda v: v == other)
+
+    def __ne__(self, other: Any) -> Any:
+        return self.each(lambda v: v != other)
+
+
+class Choice:
+    """One of several callables, chosen by a number from data: calling it branches."""
+
+    def __init__(self, flow: Any, items: Sequence[Any], at: Any) -> None:
+        self.flow = flow
+        self.items = list(items)
+        self.at = at
+
+    def again(self, at: Any) -> Choice:
+        return Choice(self.flow, self.items, at)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(0, len(self.items), args, kwargs)
+
+    def _call(self, lo: int, hi: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Of the items from `lo` on, below `hi`."""
+        if hi - lo == 1:
+            return self.flow.call(self.items[lo], *args, **kwargs)
+        middle = (lo + hi) // 2
+        return self.flow.choose(
+            self.at < middle, lambda: self._call(lo, middle, args, kwargs), lambda: self._call(middle, hi, args, kwargs)
+        )
+
+
+def selectable(v: Any) -> bool:
+    """Whether `Either` can stand for this or something else."""
+    if isinstance(v, (torch.Tensor, Number, Absent)):
+        return isinstance(v, Either)
+    return callable(v) or isinstance(v, (str, bytes, torch.dtype, torch.device))
+
+
 def lasting(v: Any) -> bool:
     """Whether a value of the type of `v` can be made anywhere: of numbers, constants, and tensors of extents that are known before."""
     from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
@@ -106,7 +198,7 @@ def lasting(v: Any) -> bool:
         if isinstance(x, torch.Tensor):
             if free_unbacked_symbols(x):
                 return False
-        elif not (is_number(x) or x is None or isinstance(x, (Dead, str, torch.dtype, torch.nn.Module))):
+        elif not (is_number(x) or x is None or isinstance(x, Dead) or selectable(x)):
             return False
     return True
 
@@ -116,8 +208,30 @@ class Elided(Absent):
 
     __slots__ = ()
 
-    def __init__(self, owner: Any, name: str, place: str, reason: str) -> None:
-        super().__init__(owner, lambda: (ArmsDiffer, {"name": name, "place": place, "reason": reason}))
+    def __init__(
+        self, owner: Any, name: str, place: str, reason: str, error: tuple[type, dict[str, Any]] | None = None
+    ) -> None:
+        super().__init__(owner, lambda: error or (ArmsDiffer, {"name": name, "place": place, "reason": reason}))
+
+
+class Sometimes(Elided):
+    """The element that a list has on some paths only, after all that come before it.
+
+    Attributes:
+        value: what it is where it is there.
+        flag: whether it is, a truth value from data.
+    """
+
+    __slots__ = ("_made", "flag", "value")
+    _made: tuple[Any, str, str, str]
+
+    def __init__(self, owner: Any, name: str, place: str, reason: str, value: Any, flag: Any) -> None:
+        super().__init__(owner, name, place, reason)
+        for field, v in (("_made", (owner, name, place, reason)), ("value", value), ("flag", flag)):
+            object.__setattr__(self, field, v)
+
+    def again(self, value: Any, flag: Any) -> Sometimes:
+        return Sometimes(*self._made, value, flag)
 
 
 def differing(owner: Any, name: str, place: str, reason: str) -> Absent:
@@ -147,8 +261,12 @@ def parts(v: Any) -> tuple[list[Any], Callable[[list[Any]], Any]] | None:
         return list(v), list
     if kind is tuple or kind is torch.Size:
         return list(v), tuple
-    if isinstance(v, Partial):
+    if isinstance(v, (Partial, Sometimes)):
         return [v.value, v.flag], lambda items: v.again(*items)
+    if isinstance(v, Choice):
+        return [v.at], lambda items: v.again(*items)
+    if isinstance(v, Either):
+        return [v.flag, v.then, v.orelse], lambda items: v.again(*items)
     if isinstance(v, tuple) and hasattr(v, "_fields"):
         return list(v), lambda items: kind(*items)
     if isinstance(v, tuple) and kind.__module__ == "torch.return_types":
@@ -185,6 +303,8 @@ def structure(v: Any) -> Any:
     kind = type(v)
     if isinstance(v, dict):
         return kind, tuple(map(repr, v))
+    if isinstance(v, Choice):
+        return kind, *map(id, v.items)
     if kind in (list, tuple, torch.Size) or isinstance(v, tuple):
         return (tuple if kind is torch.Size else kind), len(v)
     return kind, dataclasses.is_dataclass(v)
@@ -200,13 +320,34 @@ def leaves(v: Any) -> Iterator[Any]:
         yield from leaves(item)
 
 
-def mapped(v: Any, leaf: Callable[[Any], Any]) -> Any:
-    """The same containers with `leaf` of each leaf; the same object when nothing changed."""
+def absent(v: Any) -> Iterator[Absent]:
+    """The values in nested containers that cannot be used as they are."""
+    if isinstance(v, Absent):
+        yield v
+        return
     found = parts(v)
+    for item in found[0] if found is not None else ():
+        yield from absent(item)
+
+
+def _itself(v: Any) -> Any:
+    return v
+
+
+def mapped(v: Any, leaf: Callable[[Any], Any], shown: Callable[[Any], Any] = _itself) -> Any:
+    """The same containers with `leaf` of each leaf; the same object when nothing changed.
+
+    Args:
+        v: the value.
+        leaf: the new leaf.
+        shown: what a container holds, where that is not what it holds now.
+    """
+    now = shown(v)
+    found = parts(now)
     if found is None:
         return leaf(v)
-    items = [mapped(item, leaf) for item in found[0]]
-    if all(a is b for a, b in zip(items, found[0], strict=True)):
+    items = [mapped(item, leaf, shown) for item in found[0]]
+    if now is v and all(a is b for a, b in zip(items, found[0], strict=True)):
         return v
     return found[1](items)
 
@@ -239,18 +380,32 @@ def same_tree(a: Any, b: Any) -> bool:
     return structure(a) == structure(b) and all(same_tree(p, q) for p, q in zip(x[0], y[0], strict=True))
 
 
-def unite(a: Any, b: Any, leaf: Callable[[Any, Any], Any]) -> Any:
-    """Both values as one: containers of equal structure are walked, `leaf` unites what is left."""
+def unite(
+    a: Any,
+    b: Any,
+    leaf: Callable[[Any, Any], Any],
+    shown: tuple[Callable[[Any], Any], Callable[[Any], Any]] = (_itself, _itself),
+    made: Callable[[Any, Any, Any], Any] = lambda a, b, united: united,
+) -> Any:
+    """Both values as one: containers of equal structure are walked, `leaf` unites what is left.
+
+    Args:
+        a, b: the values.
+        leaf: one leaf of two.
+        shown: what containers hold on either side, where that is not what they hold now.
+        made: is told of each container that two became (or a changed one), and gives what stands for it.
+    """
     if a is b:
         return a
     if isinstance(a, Dead):
-        return mapped(b, lambda v: leaf(DEAD, v))
+        return made(b, b, mapped(b, lambda v: leaf(DEAD, v), shown[1]))
     if isinstance(b, Dead):
-        return mapped(a, lambda v: leaf(v, DEAD))
-    x, y = parts(a), parts(b)
-    if x is None or y is None or structure(a) != structure(b):
-        return a if same_tree(a, b) else leaf(a, b)
-    return x[1]([unite(p, q, leaf) for p, q in zip(x[0], y[0], strict=True)])
+        return made(a, a, mapped(a, lambda v: leaf(v, DEAD), shown[0]))
+    p, q = shown[0](a), shown[1](b)
+    x, y = parts(p), parts(q)
+    if x is None or y is None or structure(p) != structure(q):
+        return a if p is a and q is b and same_tree(a, b) else leaf(a, b)
+    return made(a, b, x[1]([unite(v, w, leaf, shown, made) for v, w in zip(x[0], y[0], strict=True)]))
 
 
 def joined_kind(a: Any, b: Any) -> tuple[type, bool]:
@@ -262,17 +417,19 @@ def joined_kind(a: Any, b: Any) -> tuple[type, bool]:
 
 def alike(a: Any, b: Any) -> str | None:
     """Why two tensors cannot be one result; None when they can."""
+    from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
     if a.dtype != b.dtype or len(a.shape) != len(b.shape) or a.device != b.device:
         return f"{described(a)} on one path and {described(b)} on the other"
-    for p, q in zip(a.shape, b.shape, strict=True):
-        if not (p is q or statically_known_true(p == q)):
+    with disable_proxy_modes_tracing():  # comparing extents is no part of the program
+        if not all(p is q or statically_known_true(p == q) for p, q in zip(a.shape, b.shape, strict=True)):
             return f"{described(a)} on one path and {described(b)} on the other"
     return None
 
 
 __all__ = [
-    "DEAD", "Absent", "Dead", "Elided", "Partial", "Unbound", "alike", "described", "differing", "is_number", "joined_kind", "lasting",
-    "leaves", "mapped", "parts", "same", "same_tree", "structure", "undefined", "unite",
+    "DEAD", "Absent", "Choice", "Dead", "Either", "Elided", "Maybe", "Partial", "Sometimes", "Unbound", "absent", "alike", "described",
+    "differing", "is_number", "joined_kind", "lasting", "leaves", "mapped", "parts", "same", "same_tree", "selectable", "structure",
+    "undefined", "unite",
 ]  # fmt: skip

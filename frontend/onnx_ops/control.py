@@ -17,6 +17,7 @@ from dlc.frontend.onnx_ops.shapes import concat_vals
 from dlc.frontend.onnx_value import NOTHING, Sequence, Tensor, Value
 from dlc.ir.dtype import BOOL, I64
 from dlc.ir.einsum import Einsum, Scan
+from dlc.ir.expr import const
 from dlc.ir.extent import IntExpr, int_expr
 from dlc.ir.view import Val
 
@@ -278,8 +279,11 @@ def steps_of(
         return None, nexts, stacks
 
     finals, stacks = c.b.loop(c.hint, inits, stepwise, limit=c.b.extent_value(steps), bound=steps.const)
-    # The loop binds the number of steps done; it is `steps`, so say so in the shapes.
-    return finals, [v.view([steps, *v.shape[1:]], lambda *i: i) for v in stacks]
+    # The loop binds the number of steps done; it is `steps`, so say so in the shapes, with a guard that nobody meets.
+    rest = [0] * max((v.rank - 1 for v in stacks), default=0)
+    return finals, [
+        v.pad([0, *rest[: v.rank - 1]], [steps - v.shape[0], *rest[: v.rank - 1]], const(0, v.dtype)) for v in stacks
+    ]
 
 
 class _NotEinsums(Exception):

@@ -20,7 +20,7 @@ import torch
 from dlc.cascade_convolution import find_convolution
 from dlc.errors import Unsupported
 from dlc.ir.dtype import BOOL, DType, default_accumulator
-from dlc.ir.einsum import Einsum, Scan, Step
+from dlc.ir.einsum import Einsum, Scan, Step, flat
 from dlc.ir.expr import Access, Apply, Bitcast, Cast, Const, Expr, Index, Piecewise
 from dlc.ir.extent import FloorDiv, IntExpr, Max, Min, Mod, Value, Var, evaluate, has_value, var, variables
 from dlc.ir.monoid import MONOIDS
@@ -108,6 +108,24 @@ class CascadeModule(torch.nn.Module):
         for more in run.checks[1:]:
             inside = torch.logical_and(inside, more)
         return (*(env[r].contiguous() for r in self.cascade.results), inside)
+
+
+def refuse_early(cascade: Cascade, backend: str) -> None:
+    """Raise `NotInTorch` now where running `CascadeModule` would; nothing is computed, extents of inputs are small."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    extents = [e for p in cascade.params for e in p.type.shape] + [r.extent for s in flat(cascade.steps) for r in s.all_ranks]
+    least = {f"#{s.name}": s.lo for s in cascade.symbols}
+    symbols = {n: max(2, least.get(n, 0)) for e in extents for n in variables(e) if n.startswith("#")}
+    with torch.no_grad(), FakeTensorMode():
+        module = CascadeModule(cascade, symbols, {}, backend)
+        given = [torch.empty([int(evaluate(e, symbols)) for e in p.type.shape], dtype=_TYPES[p.type.dtype.name]) for p in cascade.params]
+        try:
+            module(*given)
+        except NotInTorch:
+            raise
+        except Exception:  # extents that were made up need not fit one another
+            return
 
 
 def tensor_of(array: Any) -> torch.Tensor:

@@ -167,7 +167,8 @@ def hosted(imported: Imported, backend: Choice, threads: int | None) -> Hosted:
 
     Raises:
         UnknownBackend, MissingPackage: there is no such back end, here or at all.
-        NotInTorch: when it is called, a cascade has something that the back end cannot be given.
+        NotInTorch: a cascade has something that the back end cannot be given; where only its extents or its compiler
+            say so, when it is reached.
     """
     from dlc.compiler import run_passes
     from dlc.passes.assume_bounds import assume_bounds
@@ -178,6 +179,11 @@ def hosted(imported: Imported, backend: Choice, threads: int | None) -> Hosted:
     for name in {p.backend for p in made.pieces.values()}:
         for package, install in _NEEDS.get(name, ()):
             _need(package, install, name)
+    for kernel in program.kernels:
+        if made.pieces[kernel.name].backend != "dlc":
+            from dlc.cascade_torch import refuse_early
+
+            refuse_early(kernel.cascade, made.pieces[kernel.name].backend)
     return made
 
 

@@ -1208,3 +1208,446 @@ def fresh_and_written_in_steps(x):
         h += 0.125
         n += 1
     return h, n
+
+
+# --- rows at positions from data are views ---------------------------------------------------------------------------
+
+
+@case(*XS)
+def row_is_written(x):
+    y = torch.stack([x, x + 1, x + 2])
+    k = int((x > 0).sum()) - 1  # -1 where nothing is positive
+    y[k].mul_(3)
+    y[k][0] = 7
+    row = y[x.argmax()]
+    row += x
+    row[1] = 5
+    if x.sum() > 0:
+        row -= 1
+        y[0] = 2
+    return y, row
+
+
+@case(*XS)
+def row_of_row_is_written(x):
+    grid = torch.zeros(3, 3, 3)
+    i, j = int(x.argmax()), int(x.argmin())
+    grid[i][j] += x
+    plane = grid[i]
+    cell = plane[j]
+    cell.add_(1)
+    plane[0] = 4
+    other = grid[0]
+    grid[0, 0, 0] = 9 if x.sum() > 0 else 8
+    return grid, plane, cell, other
+
+
+@case(*XS)
+def rows_of_steps_are_written(x):
+    y = torch.stack([x + i for i in range(20)])
+    for r in y:
+        if r.sum() > 20:
+            break
+        r.mul_(0.5)
+    n = 1
+    while n < 18 and y.sum() < 300:
+        before = y[n - 1]
+        y[n].add_(before)
+        if before.sum() > 3:
+            y[n - 1] = x
+        y[n + 1] -= before
+        n += 1
+    return y, n
+
+
+@case(*XS)
+def swapped_rows_are_views(x):
+    y = torch.stack([x, x * 2, x - 1])
+    i, j = int(x.argmax()), int(x.argmin())
+    y[i], y[j] = y[j], y[i]
+    return y
+
+
+@case(*XS)
+def state_goes_to_a_table(x):
+    table = torch.zeros(20, 3)
+    n = 0
+    h = x * 0.25
+    while n < 18 and h.norm() > 0.2:
+        table[n] = h  # h.to(h.dtype) inside is h itself
+        a = torch.softmax(table[: n + 1] @ h, 0)
+        h = (a[:, None] * table[: n + 1]).sum(0) * 0.8
+        n += 1
+    if x.sum() > 0:
+        y = x.float() + 1
+    else:
+        y = x.contiguous() - 1
+    return h, n, table, y, x * 2
+
+
+# --- variables of functions around -----------------------------------------------------------------------------------
+
+
+@case(*XS)
+def nonlocal_of_a_call_in_an_arm(x):
+    n, total = 0, x
+
+    def count(v):
+        nonlocal n, total
+        n += 1
+        total = total + v
+        return v.sum() > 0
+
+    if x[0] > 0:
+        count(x)
+    y = x if count(x) and count(1 - x) or count(x + 3) else -x
+    k = 0
+    while k < 5 and total.sum() < 9:
+        count(x + k)
+        k += 1
+    return y, n, total
+
+
+@case(*XS)
+def nonlocal_and_early_returns(x):
+    scale, calls = 1.0, 0
+
+    def outer(v):
+        nonlocal calls
+        k = 0
+
+        def inner(w):
+            nonlocal k, calls, scale
+            k += 1
+            if w.sum() > 0:
+                calls += k
+                scale = scale * 2
+                return w * 2
+            calls -= 1
+            return w - 1
+
+        r = inner(v)
+        while k < 3 and r.sum() < 6:
+            r = inner(r + 1)
+        return r * k
+
+    y = outer(x)
+    if y.sum() > 10:
+        y = outer(-x)
+    return y * scale, calls
+
+
+@case(*XS)
+def bounds_from_the_end(x):
+    k = int((x > 0).sum()) - 2
+    y = torch.zeros(4)
+    y[k:] = 1
+    y[:k] += 2
+    y[-k:3] = 9
+    return x[:k].sum(), x[k:].sum(), x[-k - 1 :].sum(), y
+
+
+# --- values that are something else on some paths --------------------------------------------------------------------
+
+
+@case(*XS)
+def none_on_some_paths(x):
+    def masked(v, mask=None, scale=None):
+        if mask is not None:
+            v = v.masked_fill(mask, 0.0)
+        return v if scale is None else v * scale
+
+    mask = scale = None
+    if x.min() < 0:
+        mask = x < 0
+    if x.max() > 2:
+        scale = x.max()
+    cache = {"a": None, "b": x}
+    if x.sum() > 0:
+        cache["a"] = [x * 2, x]
+    y = masked(x, mask, scale=scale) + masked(x, scale=scale) + masked(x, mask)
+    if cache["a"] is not None:
+        return y + cache["a"][0]
+    return (y if not mask_any(mask) else y + 1) * cache["b"]
+
+
+def mask_any(mask):
+    return mask is not None and mask.any()
+
+
+@case(*XS)
+def none_at_some_steps(x):
+    def first_above(v, bound):
+        for i in range(3):
+            if v[i] > bound:
+                return i
+        return None
+
+    best = best_sum = held = None
+    n = 0
+    while n < 8 and x.abs().sum() < 40:
+        s = x.sin().sum()
+        if best_sum is None or s > best_sum:
+            best, best_sum = x, s
+        if held is None:
+            held = x * 2
+        elif held.sum() > 3:
+            held = None
+        else:
+            held = held + 1
+        x = x * 1.3 + 0.1
+        n += 1
+    at = first_above(x, 1)
+    y = x * -1 if at is None else x + x[at]
+    return y, best if best is not None else x * 0, y if held is None else held * y, n
+
+
+@case(*XS)
+class NamedParts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.ModuleDict({"big": nn.Linear(3, 3), "small": nn.Linear(3, 3), "none": nn.Identity()})
+
+    def forward(self, x):
+        mode = "none"
+        if x.sum() > 5:
+            mode = "big"
+        elif x.sum() < -5:
+            mode = "small"
+        y = self.parts[mode](x)
+        if mode in ("big", "small"):
+            y = y * 2
+        if mode == "big" or mode.startswith("n"):
+            y = y + len(mode)
+        f = torch.relu if x[0] > 0 else (torch.tanh if mode != "small" else torch.sigmoid)
+        layer = self.parts["big"] if x[1] > 0 else self.parts["small"]
+        table = {"big": x, "small": x * 3, "none": -x}
+        table[mode] = x * 10
+        act = None
+        if x[0] > 0:
+            act = torch.relu
+        elif x[0] < -2:
+            act = torch.tanh
+        y = y + table["big"] + table["none"] * (2 if act is torch.relu else 3)
+        return f(y), nn.functional.linear(x, layer.weight, layer.bias)
+
+
+@case(*XS)
+def number_or_tensor(x):
+    best, total, n, done = -math.inf, 0, 0, False
+    for v in x:
+        if v > best:
+            best = v
+    while n < 9 and total < 6:
+        total = total + x.abs().sum()
+        n += 1
+    loss = x.sum()
+    if (x > 0).any():
+        loss = 0.0
+    for _ in range(3):
+        if done:
+            break
+        done = (x > 2).any()
+        x = x + 1
+    return x * best, total * x, n, x * loss, done
+
+
+@case(*XS)
+def identity(x):
+    b = (x.sum() > 0).item()
+    n = int(x.argmax())
+    y = x * 2 if b is True else x
+    if b is not False and n is not None:
+        y = y + 1
+    if n.__class__ is int and type(b) is bool:
+        y = y - 3
+    key = x
+    if x[0] > 0:
+        key = x + 1
+    value = x * 3
+    return y if key is value or key is not key else y * 2
+
+
+@case(*XS)
+def compared_by_elements(x):
+    k = int(x.argmax())
+    above, below = x[x > 0], x[x <= 0]
+    y = x
+    if above.shape == below.shape or (k, 1) == (0, 1):
+        y = y * 2
+    if [k, x.dim()] != [2, 1] and above.shape != x.shape:
+        y = y + 1
+    return y
+
+
+@case(*XS)
+def bound_in_the_first_operand(x):
+    n = 0
+    while (s := x.abs().sum().item()) > 1 and n < 20:
+        x = x * 0.5
+        n += 1
+    if (m := x.max()) > 0.2 or n < 3:
+        return x * m, n, s > 0.5
+    return x - m, n, s > 0.5
+
+
+# --- objects that are another one on some paths ----------------------------------------------------------------------
+
+
+@case(*XS)
+def contents_at_the_end_of_an_arm(x):
+    items = [x, x]
+    other = items
+    if x.sum() > 0:
+        other = [x * 2, x]
+    else:
+        other[0] = x * 3
+        items[1] = x * 5
+    if x[0] > 1:
+        made = [x]
+        one = two = made
+    else:
+        made = [x * 2]
+        one = two = made
+    one[0] = x * 7
+    outs = []
+    if x[1] > 0:
+        outs = [x * 2]
+    else:
+        outs = [x]
+    outs.append(x * 3)
+    return items[0], items[1], other[0], other[1], two[0], torch.stack(outs)
+
+
+# --- lists whose length is data --------------------------------------------------------------------------------------
+
+
+@case(*XS)
+def appended_in_some_arms(x):
+    kept, rest, pieces = [], [], [x[:1]]
+    for v in x:
+        if v > 0.2:
+            kept.append(v * 2)
+            if v > 1:
+                kept.append(v * 3)
+        else:
+            rest.append(v)
+    for v in x.split(1):
+        if v.sum() > 0:
+            pieces.append(v)
+    pieces.append(x[1:2])
+    y = x if kept else -x
+    for v in kept:
+        if v > 5:
+            break
+        y = y + v
+    doubled = [v * 2 for v in rest]
+    for i, v in enumerate(x):
+        if v in (1.0, -1.0):
+            y = y + len([v for v in kept if v > 3])
+    y = y + sum(doubled)
+    if not rest or len(kept) > len(rest):
+        y = y + 1
+    return y, len(kept), torch.cat(pieces), torch.stack(pieces, dim=1)
+
+
+@case(*XS)
+def appended_after_the_exit(x):
+    words, more = [], []
+    n = 0
+    while n < 12:
+        x = x * 0.8 + 0.1
+        if x.abs().max() < 1:
+            break
+        words.append(x)
+        n += 1
+    for k in range(9):
+        x = x - 1
+        more.append(x)
+        if x.sum() < -6:
+            break
+        words.append(x * k)
+    y = torch.stack(words).sum(0) if words else x * 7
+    for k, w in enumerate(reversed(more)):
+        y = y * 0.5 + w * k
+    return y, len(words), len(more), more[0]
+
+
+@case(*XS)
+def comprehensions_over_data(x):
+    n = int((x > 0).sum())
+    rows = torch.stack([x * i for i in range(n + 1)])
+    shifted = [r + 1 for r in rows]
+    big = [v * 2 for i, v in enumerate(x) if v > 0 if i != 1]
+    near = any(v > 2 for v in x if v < 3), all(v > 0 for v in x if v != 2), any(i == 2 for i in range(n))
+    y = x + sum(x * i for i in range(n))
+    k = 0
+    while sum(1 for v in y if v > 1) > 0 and k < 6:
+        y = y * 0.6
+        k += 1
+    return rows, torch.stack(shifted).sum(), len(big), y + sum(big), *near, k, sum(i * i for i in range(n))
+
+
+@case(*XS)
+class KeptLayers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(3))
+        self.named = nn.ModuleDict({str(k): nn.Linear(3, 3) for k in range(3)})
+
+    def forward(self, x):
+        outs = [layer(x) for layer in self.layers]
+        mask = None
+        if x.sum() > 0:
+            mask = x * 2
+        kept = [o if mask is None else o + mask for o in outs if o.sum() > 0]
+        parts = {0: self.layers[0], 5: torch.relu, 2: self.named["1"]}
+        k = int(x.argmax())
+        y = parts.get(k * 2, torch.tanh)(x) if k != 1 else parts[k + 4](x)
+        return torch.stack(kept).mean(0) if kept else y, y, len(kept)
+
+
+@case(*XS)
+class DepthFromData(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(3))
+        self.block = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.ReLU())
+
+    def forward(self, x):
+        k = int((x > 0).sum())
+        y = x
+        for layer in self.layers[:k]:
+            y = torch.tanh(layer(y))
+        for i, layer in enumerate(self.block[1:k]):
+            y = layer(y) + i
+        s = x * 0
+        for v in [x, x * 2, x * 3][: k - 1]:
+            s = s + v
+        for layer, other in zip(self.layers[:k], self.block):
+            y = layer(y)
+            if y.sum() > 3:
+                break
+            y = other(y)
+        with torch.inference_mode():
+            kept = y.data
+            if x[0] > 0:
+                kept *= 2
+        return y, s
+
+
+@case(*XS)
+def sizes_on_each_path(x):
+    if (x > 2).any():
+        y = x[x > 1]
+    elif x.sum() > 0:
+        y = torch.cat([x, x[x > 0]])
+    else:
+        y = x[:0]
+    words, word = [], int(x.argmax())
+    for _ in range(9):
+        word = (word * 5 + 2) % 7
+        if word == 3:
+            break
+        words.append(word)
+    return y, y.shape[0], x if y.numel() == 0 else x + y.max(), torch.tensor(words)

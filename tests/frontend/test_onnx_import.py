@@ -140,6 +140,19 @@ CONTROL = {
     "scan": """g (float[3] h, float[t, 3] x) => (float[3] last, float[t, 3] all) {
         last, all = Scan<num_scan_inputs = 1, body = b (float[3] s, float[3] v) => (float[3] n, float[3] o)
             { n = Add(s, v)  o = Identity(n) }> (h, x) }""",
+    "scan of branches": """g (float h, float[t] x) => (float last, float[t] all, float[t] sums) {
+        last, all = Scan<num_scan_inputs = 1, body = b (float s, float v) => (float n, float o)
+            { z = Constant<value_float=0.0>()  c = Greater(v, z)
+              n = If (c) <then_branch = p () => (float a) { a = Add(s, v) }, else_branch = q () => (float d) { d = Mul(s, v) }>
+              o = Identity(n) }> (h, x)
+        sums = Add(all, x) }""",
+    "scan of loops": """g (int64 m, float[t, 3] x) => (float[3] last, float[t, 3] all) {
+        h = Constant<value_floats=[0.0, 0.0, 0.0]>()
+        go = Constant<value = bool {1}>()
+        last, all = Scan<num_scan_inputs = 1, body = b (float[3] s, float[3] v) => (float[3] n, float[3] o)
+            { n = Loop (m, go, s) <body = l (int64 i, bool c, float[3] g) => (bool d, float[3] w)
+                { w = Add(g, v)  r = ReduceMax<keepdims=0>(w)  top = Constant<value_float=2.0>()  d = Less(r, top) }>
+              o = Identity(n) }> (h, x) }""",
 }
 
 
@@ -150,6 +163,8 @@ def inputs_of(name: str) -> dict[str, object]:
         "loop": {"m": np.array(3), "x": x},
         "while": {"x": x},
         "scan": {"h": random(3), "x": random(4, 3)},
+        "scan of branches": {"h": np.float32(1).reshape(()), "x": random(6)},
+        "scan of loops": {"m": np.array(4), "x": np.abs(random(4, 3))},
     }[name]
 
 

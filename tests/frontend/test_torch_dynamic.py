@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,8 @@ def test_program_of_each_construct_does_what_eager_does(name):
 
 COMPILED = (
     "early_return nested_return while_count for_break nested_break return_in_nested_loop inplace_view inplace_loop"
-    " number_arith Experts EarlyExit collect Cap dict_loop range_step while_and_index"
+    " number_arith Experts EarlyExit collect Cap dict_loop range_step while_and_index row_is_written NamedParts none_at_some_steps"
+    " appended_in_some_arms appended_after_the_exit nonlocal_and_early_returns"
 ).split()
 
 
@@ -80,7 +82,8 @@ def test_every_arm_is_taken_by_some_input():
 
 STRAIGHT = set(
     "ternary ternary_num chained range_list_sum lambda_closure any_builtin comp_tern ternary_nested helper or_value bool_arith"
-    " list_of_numbers fold_static isinstance_ aug_num full_num where_num tolist argmax_pick setitem_num star cond_hop while_hop Experts item_float_eq min_max_num slice_n ones_ math_funcs min_over accumulate".split()
+    " list_of_numbers fold_static isinstance_ aug_num full_num where_num tolist argmax_pick setitem_num star cond_hop while_hop Experts item_float_eq min_max_num slice_n ones_ math_funcs min_over accumulate row_of_row_is_written"
+    " swapped_rows_are_views bounds_from_the_end comprehensions_over_data".split()
 )
 """Programs whose arms are on one line, or that decide by an index."""
 
@@ -337,7 +340,7 @@ def formats(x):
 
 @refused("DLC0220", "filters")
 def filters(x):
-    return torch.stack([v for v in x if v > 0])  # here
+    return {i: v for i, v in enumerate(x) if v > 0}[0]  # here
 
 
 @refused("DLC0221", "a list of 2 on one path and a list of 1")
@@ -345,7 +348,7 @@ def lengths_differ(x):
     outs = [x]
     if x.sum() < 0:
         outs.append(x * 2)
-    return torch.stack(outs)  # here
+    return outs[-1]  # here
 
 
 @refused("DLC0223", "before it and")
@@ -420,6 +423,98 @@ def collected_written(x):
     return torch.stack(outs)
 
 
+@refused("DLC0227", "on one path is the memory")
+def row_of_one_path_written(x):
+    y = torch.stack([x, x * 2])
+    r = x * 1
+    if x.sum() > 0:
+        r = y[x.argmax() - 1]
+    r += 1  # here
+    return y
+
+
+@refused("DLC0227", "on one path is the memory")
+def chosen_element_written(x):
+    items = [x * 1, x * 2, x * 3]
+    items[int(x.argmax())].add_(1)  # here
+    return items
+
+
+@refused("DLC0228", "changed at test_torch_dynamic.py")
+def united_list_changed(x):
+    a, b = [x], [x * 2]
+    c = a if x.sum() > 0 else b
+    c.append(x * 3)
+    return len(a), c[0]  # here
+
+
+@refused("DLC0228", "D.h is used")
+def united_record_changed(x):
+    @dataclass
+    class D:
+        h: Any
+
+    a, b = D(x), D(x * 2)
+    c = a if x.sum() > 0 else b
+    a.h = x * 3
+    return c.h + b.h  # here
+
+
+@refused("DLC0228", "the list is used")
+def list_of_a_step_changed(x):
+    a = [x]
+    b = a
+    while x.sum() < 5:
+        b = [b[0] * 2]
+        x = x + 1
+    b[0] = b[0] + 1
+    return a[0] + b[0]  # here
+
+
+@refused("DLC0220", "one object on some paths")
+def is_on_one_path(x):
+    y = x
+    if x.sum() > 0:
+        y = x + 1
+    return x * 2 if y is x else y  # here
+
+
+@refused("DLC0221", "a tensor float32[3] on one path and a list of 1")
+def type_on_one_path(x):
+    v = x if x.sum() > 0 else [x]
+    if isinstance(v, list):  # here
+        return v[0] * 2
+    return v
+
+
+@refused("DLC0220", "bind it before")
+def bound_on_one_path(x):
+    if x.sum() > 0 and (m := x.max()) > 1:  # here
+        return x * m
+    return x
+
+
+@refused("DLC0221", "a list of 1 on one path and a list of 0")
+def counted_on_one_path(x):
+    outs, n = [], 0
+    if x.sum() > 0:
+        outs.append(x)
+    for _, _ in enumerate(outs):  # here
+        n += 1
+    return x * n
+
+
+@refused("DLC0223", "in some steps only")
+def appended_in_some_steps(x):
+    outs, n = [], 0
+    while n < 7 and x.sum() < 30:  # here
+        n += 1
+        x = x * 1.3
+        if x[0] > x[1]:
+            outs.append(x)
+    return n
+
+
 def swallows(x):
     try:
         name = f"{x.sum().item()}"  # here
@@ -456,6 +551,23 @@ def test_state_that_outlives_the_call_is_refused():
             return x * 2
 
     model = Counts().eval()
-    with pytest.raises(DlcError, match="Counts.calls"):
+    with pytest.raises(DlcError, match="Counts.calls") as caught:
         import_torch(model, (torch.ones(3),))
     assert model.calls == 0
+    assert str(caught.value.loc) == f"test_torch_dynamic.py:{inspect.getsourcelines(Counts)[1] + 7}"
+
+
+def test_buffer_that_changes_is_refused_where_it_does():
+    class Averages(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(3))
+
+        def forward(self, x):
+            if x.sum() > 0:
+                self.mean.mul_(0.9).add_(x, alpha=0.1)
+            return x - self.mean
+
+    with pytest.raises(DlcError, match="DLC0215.*'mean'") as caught:
+        import_torch(Averages().eval(), (torch.ones(3),))
+    assert str(caught.value.loc).startswith(f"test_torch_dynamic.py:{inspect.getsourcelines(Averages)[1] + 7} ")
