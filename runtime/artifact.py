@@ -20,7 +20,6 @@ import mmap
 import os
 import stat
 import struct
-import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,8 +28,9 @@ from typing import Any, Final
 import numpy as np
 
 from dlc.runtime.cpu import available_cpus
-from dlc.runtime.errors import CannotRead, CannotWrite, DamagedArtifact, NotAnArtifact
+from dlc.runtime.errors import CannotRead, DamagedArtifact, NotAnArtifact
 from dlc.runtime.manifest import Manifest, ObjectEntry, check_manifest, check_object_names
+from dlc.runtime.whole_file import whole_file
 
 MAGIC: Final = b"DLCART\x01\n"
 CHUNK: Final = 1 << 22
@@ -98,34 +98,13 @@ def write_artifact(
     """
     complete, everything = complete_manifest(manifest, objects, constants.nbytes)
     header = _header(complete)
-    target = os.path.realpath(path)
-    temporary: str | None = None
-    try:
-        if os.path.lexists(target) and not stat.S_ISREG(os.stat(target).st_mode):
-            raise CannotWrite(path=os.fspath(path), reason="it exists and is no regular file")
-        folder, name = os.path.split(target)
-        handle, temporary = tempfile.mkstemp(prefix=f".{name[:100]}.", suffix=".part", dir=folder)
-        with open(handle, "wb") as file:
-            hasher = _TreeHasher(header)
-            file.write(header)
-            for piece in _pieces(complete["objects"], everything, constants):
-                file.write(piece)
-                hasher.update(piece)
-            file.write(hasher.digest())
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
-        temporary = None
-        _sync_folder(folder)
-    except OSError as error:
-        raise CannotWrite(path=os.fspath(path), reason=error.strerror or str(error)) from None
-    finally:
-        if temporary is not None:
-            try:
-                os.unlink(temporary)
-            except OSError:
-                pass
+    with whole_file(path) as file:
+        hasher = _TreeHasher(header)
+        file.write(header)
+        for piece in _pieces(complete["objects"], everything, constants):
+            file.write(piece)
+            hasher.update(piece)
+        file.write(hasher.digest())
 
 
 def read_artifact(path: str | os.PathLike[str]) -> Artifact:
@@ -268,26 +247,6 @@ def _object(entry: ObjectEntry, body: memoryview, path: str) -> bytes:
     if hashlib.sha256(code).hexdigest() != entry.sha256:
         raise DamagedArtifact(path=path, reason=f"the object '{entry.name}' does not match its digest")
     return code
-
-
-def _umask() -> int:
-    current = os.umask(0o077)
-    os.umask(current)
-    return current
-
-
-def _sync_folder(folder: str) -> None:
-    """The new name survives a power cut; some file systems cannot, which is no reason to fail."""
-    try:
-        handle = os.open(folder or ".", os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
 
 
 def _up(value: int, multiple: int) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,9 @@ def test_without_a_capacity_it_packs_as_low_as_it_can(tmp_path: Path, capsys: py
         ("id,lower,upper,size,alignment\na,0,1,1,0\n", "in.csv:2", "alignment is 0"),
         ("id,lower,upper,size,alignment,offset\na,0,1,1,4,6\n", "in.csv:2", "offset 6 is no multiple of 4"),
         (f"id,lower,upper,size\na,0,1,{1 << 70}\n", "in.csv:2", f"size is {1 << 70}, beyond 2^60"),
+        ("id,lower,upper,size\na,0,1,1_000\n", "in.csv:2", "size is '1_000', no integer"),
+        ("id,lower,upper,size\na,0,1," + "9" * 5000 + "\n", "in.csv:2", "size is " + "9" * 40 + ", beyond 2^60"),
+        ("id,lower,upper,size,offset\na,0,1,1,-5\n", "in.csv:2", "offset is -5"),
         ('id,lower,upper,size\n"a,0,1,1\n', "in.csv", "no CSV: unexpected end of data"),
     ],
 )
@@ -90,3 +95,34 @@ def test_one_error_with_its_line(
     assert pack(source, "--capacity", "9") == 1
     message = capsys.readouterr().err
     assert place in message and f"error[{BadBuffers.code}]: {reason}" in message
+
+
+@pytest.mark.parametrize("capacity", [(), ("--capacity", "10")], ids=["as low as can be", "a capacity"])
+def test_given_offsets_that_collide(capacity: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text("id,lower,upper,size,offset\na,0,2,4,0\nb,1,3,4,2\n")
+    assert pack(source, *capacity) == 6
+    message = capsys.readouterr().err
+    assert "DLC0693" in message and "'a' and 'b' overlap" in message and "no capacity can do" in message
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert pack(tmp_path / "none.csv") == 1
+    message = capsys.readouterr().err
+    assert "DLC0699" in message and "No such file" in message and "UTF-8" in message
+
+
+def test_what_is_no_file_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder or a pipe where the answer should go, and nothing else is left behind; a link is followed."""
+    source = tmp_path / "in.csv"
+    source.write_text(EXAMPLE)
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("folder", "pipe"):
+        assert pack(source, "-o", str(tmp_path / name)) == 1
+        assert "it exists and is no regular file" in capsys.readouterr().err
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    (tmp_path / "link.csv").symlink_to(tmp_path / "real.csv")
+    assert pack(source, "-o", str(tmp_path / "link.csv")) == 0
+    assert (tmp_path / "link.csv").is_symlink() and len(rows_of(tmp_path / "real.csv")) == 5
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "in.csv", "link.csv", "pipe", "real.csv"]

@@ -73,6 +73,13 @@ class Graph:
                 raise BadGraph(graph=self.name, what=f"'{t.name}' is read before it is whole")
             if t.takes is not None and not self._may_take(t):
                 raise BadGraph(graph=self.name, what=f"'{t.name}' cannot take the storage of its operator's input")
+        taken = [(t.takes, t.producers) for t in self.tensors if t.takes is not None]
+        for takes, producers in taken:
+            if taken.count((takes, producers)) > 1:
+                what = f"two results of '{self.operators[producers[0]]}' take the storage of '{self.tensors[takes].name}'"
+                raise BadGraph(graph=self.name, what=what)
+        if any(not 0 <= o < len(self.operators) for o in self.cheap):
+            raise BadGraph(graph=self.name, what="'cheap' names an operator that is not there")
 
     def _may_take(self, t: Tensor) -> bool:
         if t.takes is None or not 0 <= t.takes < len(self.tensors) or len(t.producers) != 1:
@@ -118,24 +125,46 @@ def _tensor_facts(t: Tensor) -> dict[str, Any]:
 
 
 def parse_graph(text: str) -> Graph:
-    """The graph that a JSON text describes."""
+    """The graph that a JSON text describes.
+
+    Raises:
+        BadGraph: what is not as the text has to be, or why it is no graph.
+    """
     try:
         facts = json.loads(text)
-        tensors = tuple(
-            Tensor(
-                t["name"],
-                int(t["bytes"]),
-                tuple(t.get("from", ())),
-                tuple(t.get("to", ())),
-                bool(t.get("output", False)),
-                bool(t.get("weight", False)),
-                t.get("takes"),
-            )
-            for t in facts["tensors"]
+    except ValueError as fault:
+        raise BadGraph(graph="?", what=f"the text is no JSON: {fault}") from None
+    name = facts.get("name") if isinstance(facts, dict) else None
+
+    def want(value: Any, kind: type, what: str) -> Any:
+        if type(value) is not kind:
+            names = {str: "a text", int: "a whole number", bool: "true or false", list: "a list", dict: "an object"}
+            raise BadGraph(graph=name if isinstance(name, str) else "?", what=f"{what} is {value!r:.40}, not {names[kind]}")
+        return value
+
+    def several(value: Any, kind: type, what: str) -> tuple[Any, ...]:
+        return tuple(want(v, kind, f"an element of {what}") for v in want(value, list, what))
+
+    def tensor(t: Any) -> Tensor:
+        of = want(want(t, dict, "a tensor").get("name"), str, "a tensor's name")
+        takes = t.get("takes")
+        return Tensor(
+            of,
+            want(t.get("bytes"), int, f"'bytes' of '{of}'"),
+            several(t.get("from", []), int, f"'from' of '{of}'"),
+            several(t.get("to", []), int, f"'to' of '{of}'"),
+            want(t.get("output", False), bool, f"'output' of '{of}'"),
+            want(t.get("weight", False), bool, f"'weight' of '{of}'"),
+            None if takes is None else want(takes, int, f"'takes' of '{of}'"),
         )
-        return Graph(facts["name"], tuple(facts["operators"]), tensors, tuple(facts.get("cheap", ())))
-    except (ValueError, KeyError, TypeError) as fault:
-        raise BadGraph(graph="?", what=f"the text is no operator graph ({fault!r})") from fault
+
+    want(facts, dict, "the text")
+    return Graph(
+        want(name, str, "'name'"),
+        several(facts.get("operators"), str, "'operators'"),
+        tuple(map(tensor, want(facts.get("tensors"), list, "'tensors'"))),
+        several(facts.get("cheap", []), int, "'cheap'"),
+    )
 
 
 def bits(mask: int) -> Iterable[int]:

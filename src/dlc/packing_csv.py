@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import tempfile
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 from dlc.errors import BadInput
 from dlc.ir.loc import Loc
 from dlc.passes.packing import Buffer
+from dlc.runtime.whole_file import whole_file
 
 NAMES = {
     "id": ("id", "buffer", "buffer_id"),
@@ -38,6 +38,14 @@ class BadBuffers(BadInput):
     hint = "the columns are id,lower,upper,size and, if wanted, alignment,hint,offset; lives are half-open"
 
 
+class UnreadableBuffers(BadInput):
+    """There is no such file of buffers, or it is none of text."""
+
+    code = "DLC0699"
+    template = "cannot be read: {reason}"
+    hint = "give a file of comma-separated values in UTF-8 that this user may read"
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """A file of buffers: its columns, its rows as they are, and what they mean."""
@@ -56,7 +64,7 @@ def read_buffers(path: Path) -> Table:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise BadBuffers(Loc(str(path)), reason=f"cannot be read: {error}") from None
+        raise UnreadableBuffers(Loc(str(path)), reason=str(error)) from None
     reader = csv.reader(io.StringIO(text), strict=True)
     lines: list[tuple[int, tuple[str, ...]]] = []
     try:
@@ -105,12 +113,10 @@ def _buffer(loc: Loc, at: dict[str, int], row: tuple[str, ...], inclusive: bool)
         text = row[at[column]] if column in at else ""
         if not text and default is not None:
             return default
-        try:
-            value = int(text)
-        except ValueError:
-            raise BadBuffers(loc, reason=f"{column} is '{text}', no integer") from None
-        if abs(value) >= 1 << 60:
-            raise BadBuffers(loc, reason=f"{column} is {value}, beyond 2^60")
+        if not re.fullmatch(r"[+-]?[0-9]+", text):
+            raise BadBuffers(loc, reason=f"{column} is '{text[:40]}', no integer")
+        if len(text) > 20 or abs(value := int(text)) >= 1 << 60:
+            raise BadBuffers(loc, reason=f"{column} is {text[:40]}, beyond 2^60")
         return value
 
     lower, upper, size = number("lower"), number("upper") + inclusive, number("size")
@@ -118,6 +124,7 @@ def _buffer(loc: Loc, at: dict[str, int], row: tuple[str, ...], inclusive: bool)
     for holds, reason in (
         (upper >= lower, f"the life from {lower} to {upper} ends before it begins"),
         (size >= 0, f"size is {size}"),
+        (offset >= -1, f"offset is {offset}"),
         (alignment > 0, f"alignment is {alignment}"),
         (offset < 0 or alignment <= 0 or offset % alignment == 0, f"offset {offset} is no multiple of {alignment}"),
     ):
@@ -128,7 +135,11 @@ def _buffer(loc: Loc, at: dict[str, int], row: tuple[str, ...], inclusive: bool)
 
 
 def write_buffers(path: Path, table: Table, offsets: Sequence[int]) -> None:
-    """The table with its offsets, all of it or nothing."""
+    """The table with its offsets, all of it or nothing.
+
+    Raises:
+        CannotWrite: what is at `path` is unchanged.
+    """
     columns = [c for c in table.columns if c != "offset"]
     kept = [i for i, c in enumerate(table.columns) if c != "offset"]
     text = io.StringIO()
@@ -136,16 +147,5 @@ def write_buffers(path: Path, table: Table, offsets: Sequence[int]) -> None:
     writer.writerow([*columns, "offset"])
     for row, offset in zip(table.rows, offsets, strict=True):
         writer.writerow([*(row[i] for i in kept), offset])
-    try:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-            file.write(text.getvalue())
-        os.chmod(file.name, 0o666 & ~_umask())
-        os.replace(file.name, path)
-    except OSError as error:
-        raise BadBuffers(Loc(str(path)), reason=f"cannot be written: {error.strerror}") from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    with whole_file(path) as file:
+        file.write(text.getvalue().encode())

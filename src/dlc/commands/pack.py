@@ -25,7 +25,7 @@ from dlc.native_packing import native_advance
 from dlc.packing_csv import Table, read_buffers, write_buffers
 from dlc.passes.packing import Infeasible as NoPacking
 from dlc.passes.packing import NotFound, Packed, most_live, pack, pack_least
-from dlc.passes.packing.buffers import height
+from dlc.passes.packing.buffers import check, height
 
 
 class CannotBePacked(Infeasible):
@@ -48,7 +48,8 @@ class FixedCollide(Infeasible):
     """Buffers whose offsets are given overlap."""
 
     code = "DLC0693"
-    template = "the offsets that are given overlap"
+    template = "the offsets that are given collide: {which}"
+    hint = "no capacity can do; leave one of the two offsets out"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -87,10 +88,13 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
 def _offsets(table: Table, options: argparse.Namespace) -> tuple[int, ...]:
     native = native_advance()
+    given = [b for b in table.buffers if b.offset is not None]
+    wrong = check(given, [b.offset for b in given if b.offset is not None])
+    if wrong is not None:
+        raise FixedCollide(Loc(str(options.file)), which=wrong)
     if options.capacity is None:
         lowest = pack_least(table.buffers, time_limit=options.time_limit, seed=options.seed, native=native)
-        if lowest is None:
-            raise FixedCollide(Loc(str(options.file)))
+        assert lowest is not None, "the offsets that are given do not collide"
         return lowest.offsets
     capacity, loc = options.capacity, Loc(str(options.file))
     answer = pack(table.buffers, capacity, time_limit=options.time_limit, seed=options.seed, native=native)

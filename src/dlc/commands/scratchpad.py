@@ -87,6 +87,14 @@ def schedule_facts(graph: Graph, schedule: Schedule) -> dict[str, Any]:
         "peak_bytes": schedule.replay.peak_bytes,
         "compulsory_bytes": schedule.replay.compulsory_bytes,
         "order": [graph.operators[o] for o in schedule.plan.order],
+        "steps": [
+            {
+                "operator": graph.operators[o],
+                "reads": [t.name for t in graph.tensors if o in t.consumers],
+                "writes": [t.name for t in graph.tensors if o in t.producers],
+            }
+            for o in schedule.plan.order
+        ],
         "addresses": [
             {"name": names[s.tensor], "bytes": graph.tensors[s.tensor].bytes, "offset": s.offset, "first": s.first, "last": s.last}
             for s in sorted(schedule.plan.stays, key=lambda s: (s.first, s.offset))

@@ -68,9 +68,29 @@ def test_no_graph(tensors: tuple[Tensor, ...], what: str) -> None:
         Graph("g", ("a", "b"), tensors)
 
 
-def test_no_text() -> None:
-    with pytest.raises(BadGraph, match="no operator graph"):
-        parse_graph('{"name": "x", "operators": []}')
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("{", "'\\?': the text is no JSON"),
+        ("[]", "the text is \\[\\], not an object"),
+        ('{"name": "x", "operators": []}', "'x': 'tensors' is None, not a list"),
+        ('{"name": "x", "operators": "ab", "tensors": []}', "'operators' is 'ab', not a list"),
+        ('{"name": "x", "operators": ["a"], "tensors": [{"name": "t", "bytes": 4.7}]}', "'bytes' of 't' is 4.7, not a whole number"),
+        ('{"name": "x", "operators": ["a"], "tensors": [{"name": "t", "bytes": Infinity}]}', "'bytes' of 't' is inf"),
+        ('{"name": "x", "operators": ["a"], "tensors": [{"name": "t", "bytes": 4, "from": [0.0]}]}', "an element of 'from' of 't' is 0.0"),
+        ('{"name": "x", "operators": ["a"], "tensors": [{"name": "t", "bytes": 4, "to": ["0"]}]}', "an element of 'to' of 't' is '0'"),
+        ('{"name": "x", "operators": ["a"], "tensors": [], "cheap": [9]}', "'cheap' names an operator that is not there"),
+    ],
+)
+def test_no_text(text: str, what: str) -> None:
+    with pytest.raises(BadGraph, match=what):
+        parse_graph(text)
+
+
+def test_two_results_cannot_take_one_tensor() -> None:
+    results = [Tensor(name, 4, (1,), output=True, takes=0) for name in "uv"]
+    with pytest.raises(BadGraph, match="two results of 'b' take the storage of 'x'"):
+        Graph("g", ("a", "b"), (Tensor("x", 4, (0,), (1,)), *results))
 
 
 @pytest.mark.parametrize("make", CLASSIC + SEARCHED, ids=lambda make: make.__name__)

@@ -90,6 +90,10 @@ def test_explain_for_scripts_and_the_picture(tmp_path: Path, capsys: pytest.Capt
     facts = json.loads(capsys.readouterr().out)
     assert facts["proven"] and facts["value"] == facts["bound"] == 7262208 and facts["budget_bytes"] == 1 << 20
     assert sum(t["bytes"] for t in facts["transfers"] if not t["compulsory"]) == 7262208
+    assert [s["operator"] for s in facts["steps"]] == facts["order"]
+    for n, step in enumerate(facts["steps"]):
+        there = {a["name"] for a in facts["addresses"] if a["first"] <= n <= a["last"]}
+        assert step["writes"] and there >= {*step["reads"], *step["writes"]}, step
     drawn = json.loads((tmp_path / "dump" / "memory.json").read_text())
     assert drawn["arena_bytes"] == facts["peak_bytes"] <= 1 << 20 and drawn["buffers"] == facts["addresses"]
     assert '"addresses"' not in (tmp_path / "dump" / "schedule.json").read_text()
