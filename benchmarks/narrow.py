@@ -65,7 +65,9 @@ class BytesSource(ZooSource):
     """A model of the zoo, quantised to bytes, as an ONNX file with QuantizeLinear and DequantizeLinear."""
 
     products = "i8"
-    tolerance = 1e-1
+    tolerance = 2e-1
+    """Numbers on the border of two bytes are rounded either way, and layers amplify that: on BERT-base onnxruntime differs from itself
+    without optimisations by 11 % of the largest value, and from f32 by 18 % (dlc 15 %)."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
