@@ -19,8 +19,8 @@ from dlc.ir.extent import (
     Min,
     Mod,
     Monomial,
-    Value,
     Var,
+    has_value,
     int_expr,
     maximum,
     minimum,
@@ -68,10 +68,17 @@ class _Bounding:
     known: frozenset[str]
     limits: Mapping[str, IntExpr]
 
+    def is_known(self, e: IntExpr) -> bool:
+        return variables(e) <= self.known and not has_value(e)
+
     def upper(self, e: IntExpr, depth: int) -> IntExpr | None:
+        if self.is_known(e):
+            return e
         return self.sum(e, depth, self.upper_product, self.lower_product)
 
     def lower(self, e: IntExpr, depth: int) -> IntExpr | None:
+        if self.is_known(e):
+            return e
         return self.sum(e, depth, self.lower_product, self.upper_product)
 
     def sum(self, e: IntExpr, depth: int, same: _Product, opposite: _Product) -> IntExpr | None:
@@ -96,7 +103,7 @@ class _Bounding:
         """The product of the factors' bounds; of several none may be negative, one may be what it likes."""
         result = int_expr(1)
         for atom in monomial:
-            bound = _expr(atom) if variables(_expr(atom)) <= self.known and not isinstance(atom, Value) else bound_of(atom, depth)
+            bound = _expr(atom) if self.is_known(_expr(atom)) else bound_of(atom, depth)
             if bound is None or (len(monomial) > 1 and not _nonneg_atom(atom)):
                 return None
             result = result * (bound if len(monomial) == 1 else maximum(0, bound))

@@ -26,6 +26,7 @@ LIMITS = {"#m": B + 1}
         ((M + 7) // 8 * 8, (B + 8) // 8 * 8),
         (N % 5, int_expr(4)),
         (B - 3, B - 3),
+        (minimum(B - 3, 5) * B, minimum(B - 3, 5) * B),
         (M * M * B, (B + 1) * (B + 1) * B),
         (64 - minimum(N, 9), int_expr(64)),
         (minimum(M, N - 4), B + 1),
