@@ -22,7 +22,7 @@ from dlc.frontend.torch_values import parts
 def changeable(v: Any) -> bool:
     """Whether code may change this container in place."""
     if dataclasses.is_dataclass(v) and not isinstance(v, type):
-        return not type(v).__dataclass_params__.frozen  # type: ignore[attr-defined]
+        return not type(v).__dataclass_params__.frozen  # type: ignore[attr-defined]  # what dataclasses keeps, without a public name
     return parts(v) is not None and isinstance(v, (list, dict))
 
 

@@ -75,7 +75,7 @@ class ExprBase(Node):
     @property
     def variables(self) -> frozenset[str]:
         """Rank and symbol names that occur (symbols with `#`)."""
-        return _variables(self)  # type: ignore[arg-type]
+        return _variables(self)  # type: ignore[arg-type]  # each subclass is one of Expr
 
     def show(self, ranks: RankNames = None) -> str:
         return _show(self, ranks)[0]  # type: ignore[arg-type]
@@ -95,7 +95,7 @@ class ExprBase(Node):
                 new = found[i] = substitute(i, env)
             return new
 
-        return map_indices(self, change)  # type: ignore[arg-type]
+        return map_indices(self, change)  # type: ignore[arg-type]  # as above
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -68,4 +68,4 @@ def remember(recall: Callable[[N], T], node: N, answer: T) -> None:
     """Let a `remembered` function know its answer for `node`, where that was found on the way."""
     if not hasattr(node, "_found"):
         object.__setattr__(node, "_found", {})
-    node._found[recall.__wrapped__] = answer  # type: ignore[attr-defined]
+    node._found[recall.__wrapped__] = answer  # type: ignore[attr-defined]  # `remembered` wraps a function

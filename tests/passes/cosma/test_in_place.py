@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from dlc.ir.einsum import Einsum
 from dlc.ir.interpret import run_program
 from dlc.ir.parser import parse_program
 from dlc.ir.program import Program
@@ -54,7 +55,9 @@ def depends_on_its_own(program: Program, result: int) -> bool:
     """Whether changing an element of X changes nothing but the result's element at the same place in memory."""
     rng = np.random.default_rng(0)
     x, w = rng.uniform(10, 20, (3, 3)).astype(np.float32), rng.uniform(1, 2, 3).astype(np.float32)
-    turned = program.kernels[0].cascade.steps[-1].order is not None  # type: ignore[union-attr]
+    last = program.kernels[0].cascade.steps[-1]
+    assert isinstance(last, Einsum)
+    turned = last.order is not None
     before = run_program(program, [x, w])
     if before[result].dtype.itemsize != x.dtype.itemsize:
         return False
