@@ -7,6 +7,7 @@ the MLIR that dlc uses cannot live in one. What IREE compiles is kept in a folde
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import subprocess
 import sys
@@ -96,7 +97,7 @@ def tvm_model(path: Path, arrays: Arrays, names: Sequence[str], threads: int, ca
 
     model, order = static_onnx(path, arrays, names)
     shapes = {i.name: list(arrays[k].shape) for i, k in zip(model.graph.input, order)}
-    module = from_onnx(model, shape_dict=shapes, keep_params_in_input=False)
+    module = from_onnx(_folded(model), shape_dict=shapes, keep_params_in_input=False)
     target = tvm.target.Target({"kind": "llvm", "mcpu": _llvm_cpu(), "num-cores": threads})
     with target:
         machine = relax.VirtualMachine(tvm.compile(module, target=target), tvm.cpu())
@@ -108,6 +109,14 @@ def tvm_model(path: Path, arrays: Arrays, names: Sequence[str], threads: int, ca
         return [np.from_dlpack(r) for r in (results if several else (results,))]
 
     return StaticModel(order, run, "static shapes, not tuned")
+
+
+def _folded(model: Any) -> Any:
+    """The model without what only computes shapes, which TVM's importer cannot do by itself."""
+    import onnxscript.optimizer
+
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # nodes that it leaves as they are
+    return onnxscript.optimizer.optimize(model)
 
 
 def _llvm_cpu() -> str:
