@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dlc.contest import Contest
-from dlc.peers import static_onnx
+from dlc.peers import folded, static_onnx
 
 onnx = pytest.importorskip("onnx")
 PACKAGES = {"iree": "iree.compiler", "tvm": "tvm"}
@@ -41,6 +41,23 @@ def test_inputs_are_found_by_name(model: Path) -> None:
     assert order == (1,)
     with pytest.raises(ValueError, match="takes 1 inputs"):
         static_onnx(model, [np.zeros(1, np.float32)] * 2, [])
+
+
+def test_shapes_that_are_computed_are_folded(tmp_path: Path) -> None:
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    infos = [helper.make_tensor_value_info(n, kind, s) for n, s in (("X", ["n", 4, 6]), ("Y", None))]
+    axis, rest = (onnx.numpy_helper.from_array(np.array(v, np.int64), n) for n, v in (("axis", [0]), ("rest", [-1])))
+    nodes = [
+        helper.make_node("Shape", ["X"], ["extents"]),
+        helper.make_node("Gather", ["extents", "axis"], ["rows"]),
+        helper.make_node("Concat", ["rows", "rest"], ["wanted"], axis=0),
+        helper.make_node("Reshape", ["X", "wanted"], ["Y"]),
+    ]
+    graph = helper.make_graph(nodes, "flat", infos[:1], infos[1:], [axis, rest])
+    path = tmp_path / "flat.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), str(path))
+    fixed, _ = static_onnx(path, [np.zeros((5, 4, 6), np.float32)], ["X"])
+    assert [n.op_type for n in folded(fixed).graph.node] == ["Reshape"]
 
 
 def _installed(package: str) -> bool:

@@ -97,7 +97,7 @@ def tvm_model(path: Path, arrays: Arrays, names: Sequence[str], threads: int, ca
 
     model, order = static_onnx(path, arrays, names)
     shapes = {i.name: list(arrays[k].shape) for i, k in zip(model.graph.input, order)}
-    module = from_onnx(_folded(model), shape_dict=shapes, keep_params_in_input=False)
+    module = from_onnx(folded(model), shape_dict=shapes, keep_params_in_input=False)
     target = tvm.target.Target({"kind": "llvm", "mcpu": _llvm_cpu(), "num-cores": threads})
     with target:
         machine = relax.VirtualMachine(tvm.compile(module, target=target), tvm.cpu())
@@ -111,7 +111,7 @@ def tvm_model(path: Path, arrays: Arrays, names: Sequence[str], threads: int, ca
     return StaticModel(order, run, "static shapes, not tuned")
 
 
-def _folded(model: Any) -> Any:
+def folded(model: Any) -> Any:
     """The model without what only computes shapes, which TVM's importer cannot do by itself."""
     import onnxscript.optimizer
 
@@ -167,4 +167,4 @@ def _digest(path: Path, model: Any, version: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-__all__ = ["StaticModel", "iree_model", "static_onnx", "tvm_model"]
+__all__ = ["StaticModel", "folded", "iree_model", "static_onnx", "tvm_model"]
