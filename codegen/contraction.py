@@ -11,10 +11,11 @@ Source: register blocking as in Goto and van de Geijn, Anatomy of High-Performan
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from dlc.codegen.borders import Pair, condition, outside, safe_range, unproven
 from dlc.codegen.grouped_dot import GroupedSum, find_grouping, rows_of_tile
 from dlc.codegen.merge import merge_ranks
 from dlc.codegen.nest import PointStep, in_tiles
@@ -24,15 +25,28 @@ from dlc.codegen.sweep import keep
 from dlc.codegen.target import Target
 from dlc.costmodel.tiles import panel_columns
 from dlc.ir.dtype import DType
-from dlc.ir.expr import Access, Cast, Expr
-from dlc.ir.extent import IntExpr, Mod, atoms, int_expr, minimum, product, split_linear, substitute, var
+from dlc.ir.expr import Access, Apply, Cast, Expr, accesses
+from dlc.ir.extent import (
+    IntExpr,
+    Mod,
+    atoms,
+    int_expr,
+    maximum,
+    minimum,
+    product,
+    split_linear,
+    substitute,
+    var,
+    variables,
+)
 from dlc.ir.facts import Facts
-from dlc.ir.products import product_operands
+from dlc.ir.products import bordered_operands, plain_access
 
 if TYPE_CHECKING:
     from dlc.codegen.lower import KernelLowering, Lowered
 
 _LONG = 7  # rows that make a tile worth having; among ranks this long the stride decides
+MOST_EDGES = 4  # tiles that are written out one by one because a border cuts them
 ROW_BLOCK = 128  # rows of one task: the operand's rows stay in L2 while the columns' panel stays in L1
 
 
@@ -60,7 +74,7 @@ def find_contraction(low: KernelLowering) -> Roles | None:
         return None
     if any(s.reduce is not None for s in low.steps[1:]):
         return None
-    operands = product_operands(first.exprs[0])
+    operands = bordered_operands(first.exprs[0])
     if operands is None:
         return None
     free = {r.name: r.extent for r in first.ranks}
@@ -81,12 +95,14 @@ def choose_roles(em: Emitter, operands: tuple[Expr, Expr], free: dict[str, IntEx
     best: tuple[float, Roles] | None = None
     for cols, rows in (operands, operands[::-1]):
         a, b = _access(rows), _access(cols)
+        if plain_access(cols) is None:
+            continue
         if a.tensor not in em.storage or b.tensor not in em.storage:
             return None
         for name, extent in free.items():
             if name in a.variables or name not in b.variables or (extent.const or 16) < 2:
                 continue
-            words = find_grouping(em, a, b, name, lanes)
+            words = find_grouping(em, a, b, name, lanes) if plain_access(rows) is not None else None
             if _panel_slope(em, b, name, extent) != (1 if words is None else words.size):
                 continue
             row = _row_rank(em, a, b, free, name)
@@ -183,7 +199,7 @@ class _ContractionLowering:
         rest = {n: e for n, e in ranks.items() if n != roles.col}
         # Merge what can be merged among the rows; the columns stay by themselves (they may lie in panels).
         steps, rest = merge_ranks(self.em, steps, rest)
-        operands = product_operands(steps[0].exprs[0])
+        operands = bordered_operands(steps[0].exprs[0])
         assert operands is not None
         again = choose_roles(self.em, operands, {**rest, roles.col: ranks[roles.col]}, self.target.lanes)
         assert again is not None
@@ -265,13 +281,48 @@ class _ContractionLowering:
         if row is None:
             self._tile(self.em.scoped(), base, tile.rows, mask)
         else:
-            in_tiles(
-                self.b, row, first, last, row_extent.const, tile.rows,
-                lambda rows, at: self._tile(self.em.scoped(), {**base, row: at}, rows, mask),
-            )  # fmt: skip
+            self._rows(row, first, last, lambda em, rows, at: self._tile(em.scoped(), {**base, row: at}, rows, mask))
         work = int_expr(2 * tile.columns)
         work = work * (minimum(row_extent, block) if row_extent.const is None else min(row_extent.const, block))
         return self.low.finish(product(tasks.values()), work * product(self.steps[0].reduced.values()))
+
+    def _rows(self, row: str, first: IntExpr, last: IntExpr, tile: Callable[[Emitter, int, IntExpr], None]) -> None:
+        """Tiles of the rows `first <= row < last`: under guards only where a border of the operand cuts them."""
+        extent, most = self.rest[row], self.tile.rows
+        pairs = [p for p in unproven(self.em, self._guarded(self.steps[0])) if row in variables(p[0])]
+        if not pairs:
+            in_tiles(self.b, row, first, last, extent.const, most, lambda rows, at: tile(self.em, rows, at))
+            return
+        inner = self.em.assuming(pairs)
+        lo, hi = safe_range(pairs, row, extent, self.steps[0].reduced)
+        if (first.const, last.const) == (0, extent.const) and lo.const is not None and hi.const is not None:
+            starts = range(0, last.const or 0, most)
+            cut = [s for s in starts if not lo.const <= s <= hi.const - min(most, (extent - s).const or most)]
+            if len(cut) <= MOST_EDGES:
+                self._known_rows(row, starts, cut, inner, tile)
+                return
+        lo = self.b.named(minimum(maximum(lo, first), last))
+        hi = self.b.named(maximum(minimum(hi, last), lo))
+        in_tiles(self.b, row, lo, hi, None, most, lambda rows, at: tile(inner, rows, at))
+        for start, stop in ((first, lo), (hi, last)):
+            with self.b.loop(row, start, stop) as loop:
+                tile(self.em, 1, loop.index)
+
+    def _known_rows(
+        self, row: str, starts: range, cut: list[int], inner: Emitter, tile: Callable[[Emitter, int, IntExpr], None]
+    ) -> None:
+        """Tiles of rows at known places: those that a border cuts, where each row's guards are constants, and the rest."""
+        extent = self.rest[row].const or 0
+        whole = [s for s in starts if s not in cut and s + starts.step <= extent]
+        if whole:  # next to each other, as the range is that needs no guard
+            with self.b.loop(row, whole[0], whole[-1] + starts.step, starts.step) as loop:
+                tile(inner, starts.step, loop.index)
+        for s in starts:
+            if s not in whole:
+                tile(self.em if s in cut else inner, min(starts.step, extent - s), int_expr(s))
+
+    def _guarded(self, step: PointStep) -> list[Access]:
+        return [a for a in accesses(step.exprs[0]) if a.default is not None]
 
     def _column_mask(self, panel: IntExpr) -> str | None:
         """Mask of the columns that exist; None when every panel is full."""
@@ -313,6 +364,10 @@ class _ContractionLowering:
     def _reduce(
         self, em: Emitter, step: PointStep, space: Space, kind: DType, loops: dict[str, IntExpr], acc: str
     ) -> str:
+        pairs = unproven(em, self._guarded(step))
+        settled = [p for p in pairs if variables(p[0]).isdisjoint(loops.keys() | space.moving)]
+        if settled:
+            return self._inside_or_not(em, step, space, kind, loops, acc, settled)
         if not loops:
             a, b = (em.b.cast(em.value(f, self._operand_space(f, space)), kind) for f in _factors(step.exprs[0]))
             return em.b.op("fma", a, b, acc)
@@ -320,6 +375,10 @@ class _ContractionLowering:
         rest = {n: e for n, e in loops.items() if n != name}
         if loops[name].const == 1:
             return self._reduce(em, step, space.at(name, int_expr(0)), kind, rest, acc)
+        if any(name in variables(i) and not variables(i).isdisjoint(space.moving) for i, _ in pairs):
+            for k in range(loops[name].const or 0):  # which rows are outside is another constant for each tap
+                acc = self._reduce(em.scoped(), step, space.at(name, int_expr(k)), kind, rest, acc)
+            return acc
         with em.b.loop(name, 0, loops[name], carries=(acc,), unroll=1) as loop:
             inner = em.scoped()
             if not rest and self.ahead is not None:
@@ -327,19 +386,40 @@ class _ContractionLowering:
             loop.yields(self._reduce(inner, step, space.at(name, loop.index), kind, rest, loop.carries[0]))
         return loop.results[0]
 
+    def _inside_or_not(
+        self,
+        em: Emitter,
+        step: PointStep,
+        space: Space,
+        kind: DType,
+        loops: dict[str, IntExpr],
+        acc: str,
+        pairs: list[Pair],
+    ) -> str:
+        """The rest of the sum where these indices, the same for all of it, are within their extents, and where they are not."""
+        beyond = replace(step, exprs=tuple(outside(e, em, pairs) for e in step.exprs))
+        with em.b.branch(condition(pairs, space)) as branch:
+            with branch.then():
+                branch.yields(self._reduce(em.assuming(pairs), step, space, kind, loops, acc))
+            with branch.orelse():
+                branch.yields(self._reduce(em.scoped(), beyond, space, kind, loops, acc))
+        return branch.results[0]
+
     def _operand_space(self, factor: Expr, space: Space) -> Space:
         """Packed panels are padded, so their loads need no mask; other columns do."""
+        if "column" not in factor.variables:
+            return replace(space, mask=None)
         a = _access(factor)
-        if "column" not in a.variables or "panel" not in a.variables:
-            return replace(space, mask=None) if "column" not in a.variables else space
+        if "panel" not in a.variables:
+            return space
         padded = any(self.em.facts.simplify(i) == var("panel") for i in a.index)
         return replace(space, mask=None) if padded else space
 
 
 def _factors(e: Expr) -> tuple[Expr, Expr]:
-    operands = product_operands(e)
-    assert operands is not None
-    return operands
+    assert isinstance(e, Apply)
+    left, right = e.args
+    return left, right
 
 
 __all__ = ["Roles", "choose_roles", "find_contraction", "lower_contraction"]

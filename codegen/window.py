@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from dlc.codegen.borders import Pair, condition, outside, safe_range, unproven
 from dlc.codegen.nest import PointStep, VectorRank, for_vectors, lanes_for
 from dlc.codegen.point import Emitter, Slot, Space
 from dlc.codegen.sweep import accumulate, identities, keep
-from dlc.codegen.tile import IndexCond
 from dlc.costmodel.tiles import MOST_TAPS
-from dlc.ir.expr import Access, Expr, accesses, transform
+from dlc.ir.expr import Access, accesses
 from dlc.ir.extent import (
     IntExpr,
     has_value,
@@ -28,7 +28,6 @@ from dlc.ir.extent import (
     maximum,
     minimum,
     product,
-    split_linear,
     substitute,
     var,
     variables,
@@ -46,8 +45,6 @@ MOST_EDGES = 6
 CHUNK_BYTES = 8192
 """Of the taps' operand that one task reads again and again: a quarter of the first cache."""
 _SPAN = "@span"
-
-Pair = tuple[IntExpr, IntExpr]
 
 
 @dataclass(frozen=True)
@@ -174,45 +171,14 @@ class _WindowLowering:
             spans.append((hi, extent, 1, False))
         return spans
 
-    def _safe_range(self) -> tuple[IntExpr, IntExpr]:
+    def _safe_range(self) -> Pair:
         """Where along the slide every guarded index that moves with it is within its tensor, from `lo` to below `hi`."""
-        lo, hi = 0, self.ranks[self.window.slide]
-        for i, extent in self._guards():
-            if self.window.slide not in variables(i):
-                continue
-            reach = self._reach(i)
-            if reach is None:
-                return int_expr(0), int_expr(0)
-            slope, least, most = reach
-            lo = max(lo, -(least // slope))
-            bound = (extent - most + (slope - 1)) // slope
-            hi = minimum(hi, bound) if hi.const is None or bound.const is None else int_expr(min(hi.const, bound.const))
-        return int_expr(lo), hi
-
-    def _reach(self, i: IntExpr) -> tuple[int, int, int] | None:
-        """(slope, least, most) of `slope * slide + rest` with a constant range of the rest; None when it is not so."""
-        parts = split_linear(i, self.window.slide)
-        if parts is None or parts[0].const is None or parts[0].const <= 0:
-            return None
-        least = most = 0
-        rest = parts[1]
-        for name, extent in self.steps[0].reduced.items():
-            tap = split_linear(rest, name)
-            if tap is None or tap[0].const is None or extent.const is None:
-                return None
-            reach = tap[0].const * (extent.const - 1)
-            least, most, rest = least + min(reach, 0), most + max(reach, 0), tap[1]
-        return None if rest.const is None else (parts[0].const, least + rest.const, most + rest.const)
+        slide = self.window.slide
+        return safe_range(self._guards(), slide, self.ranks[slide], self.steps[0].reduced)
 
     def _guards(self) -> list[Pair]:
         """Indices with a guard that is not proven, simplified, with their extents."""
-        pairs: dict[Pair, None] = {}
-        for a in self._guarded():
-            for i, extent in zip(a.index, self.em.storage[a.tensor].type.shape, strict=True):
-                inner = self.em.facts.simplify(i)
-                if not has_value(i) and not self.em.facts.within(inner, extent):
-                    pairs[inner, extent] = None
-        return list(pairs)
+        return unproven(self.em, self._guarded())
 
     def _guarded(self) -> list[Access]:
         return _guarded(self.em, self.steps[0])
@@ -273,40 +239,18 @@ class _WindowLowering:
         across = self._across(em, step, space)
         if not across:
             return self._taps(em, step, space, acc)
-        condition: list[IndexCond] = []
-        for i, extent in across:
-            at = substitute(i, space.base)
-            condition += [IndexCond(at, "ge", int_expr(0)), IndexCond(at, "lt", extent)]
-        with em.b.branch(tuple(condition)) as branch:
+        beyond = replace(step, exprs=tuple(outside(e, em, across) for e in step.exprs))
+        with em.b.branch(condition(across, space)) as branch:
             with branch.then():
                 branch.yields(self._taps(em.assuming(across), step, space, acc))
             with branch.orelse():
-                branch.yields(self._taps(em.scoped(), self._outside(em, step, across), space, acc))
+                branch.yields(self._taps(em.scoped(), beyond, space, acc))
         return branch.results[0]
 
     def _across(self, em: Emitter, step: PointStep, space: Space) -> list[Pair]:
         """Unproven indices of guarded accesses that are the same all over the tile and its taps."""
         moving = {_SPAN, self.vector, *self.window.taps}
-        pairs: dict[Pair, None] = {}
-        for a in _guarded(em, step):
-            for i, extent in zip(a.index, em.storage[a.tensor].type.shape, strict=True):
-                inner = em.facts.simplify(i)
-                if has_value(i) or not variables(inner).isdisjoint(moving) or (inner, extent) in em.assumed:
-                    continue
-                if not em.facts.within(inner, extent) and variables(inner):
-                    pairs[inner, extent] = None
-        return list(pairs)
-
-    def _outside(self, em: Emitter, step: PointStep, across: list[Pair]) -> PointStep:
-        """The step where one of `across` is outside: an access that all of them guard is its default."""
-
-        def visit(e: Expr) -> Expr | None:
-            if not isinstance(e, Access) or e.default is None or e.tensor not in em.storage:
-                return None
-            own = {(em.facts.simplify(i), x) for i, x in zip(e.index, em.storage[e.tensor].type.shape, strict=True)}
-            return e.default if own.issuperset(across) else None
-
-        return replace(step, exprs=tuple(transform(e, visit) for e in step.exprs))
+        return [p for p in unproven(em, _guarded(em, step)) if variables(p[0]) and variables(p[0]).isdisjoint(moving)]
 
     def _taps(self, em: Emitter, step: PointStep, space: Space, acc: str) -> str:
         assert step.reduce is not None

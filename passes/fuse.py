@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from dlc.costmodel.tiles import MOST_TAPS
 from dlc.ir.blocked import block_of, blocked_ranks, told_apart, unrolls
 from dlc.ir.coded_sums import coded_sum
 from dlc.ir.einsum import Einsum, Rank, Scan, Step, TensorType
-from dlc.ir.extent import IntExpr, Var, has_value, substitute, sym, variables
+from dlc.ir.extent import IntExpr, Var, substitute, sym, variables
 from dlc.ir.forms import form
-from dlc.ir.products import plain_access
+from dlc.ir.products import bordered_access, plain_access
 from dlc.ir.program import (
     For,
     If,
@@ -32,6 +31,7 @@ from dlc.passes.kernels import Kernels, place_of
 from dlc.passes.pipeline import Pass
 from dlc.passes.rewrite import drop_dead
 from dlc.passes.runs import longer_runs
+from dlc.passes.windows import is_window, moving_ranks
 
 
 @dataclass(frozen=True)
@@ -398,26 +398,21 @@ def _rows_contiguous(step: Einsum, outer: dict[str, IntExpr], types: dict[str, T
 
 
 def is_contraction(step: Einsum, types: Mapping[str, TensorType]) -> bool:
-    """Whether register tiles suit the step: a sum of products of plain accesses with a free rank of one factor alone."""
+    """Whether register tiles suit the step: a sum of products of accesses with a free rank of one factor alone.
+
+    Beside columns of a plain one the other may be 0 outside of its tensor.
+    """
     factors = contraction_factors(step, types)
     if factors is None:
         return False
-    a, b = plain_access(factors[0]), plain_access(factors[1])
-    if a is None or b is None:
-        return False
-    free = {r.name for r in step.ranks if r.extent.const != 1}
-    return bool(free & (a.variables ^ b.variables))
-
-
-def is_window(step: Einsum) -> bool:
-    """Whether the step slides a window: an index moves with a free rank and with a reduced one."""
-    if step.reduce is None or len(step.outs) != 1:
-        return False
-    free = {r.name for r in _moving(step)}
-    taps = {r.name for r in step.reduced if r.extent.const is not None and 1 < r.extent.const <= MOST_TAPS}
-    return any(
-        variables(i) & free and variables(i) & taps and not has_value(i) for a in step.accesses() for i in a.index
-    )
+    free = moving_ranks(step)
+    for rows, cols in (factors, factors[::-1]):
+        a, b = bordered_access(rows), plain_access(cols)
+        if a is None or b is None:
+            continue
+        if free & (b.variables - a.variables) or plain_access(rows) is not None and free & a.variables - b.variables:
+            return True
+    return False
 
 
 def _reads_after(body: Sequence[Stmt], at_end: set[str]) -> list[set[str]]:

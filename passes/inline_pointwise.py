@@ -38,6 +38,7 @@ from dlc.passes.explicit_domains import explicit_domains
 from dlc.passes.once import OncePerForm
 from dlc.passes.pipeline import Pass
 from dlc.passes.rewrite import access_counts, all_einsums, drop_dead
+from dlc.passes.windows import slides_point_by_point
 from dlc.passes.words import packed_in_words
 
 _HEAVY = frozenset(
@@ -138,15 +139,20 @@ class _Inliner:
         facts = self.scope.pool.facts(consumer.extents, self.symbols)
         factors = _contraction_factors(consumer)
         worded = packed_in_words(consumer, self.types)  # its rows were made contiguous
+        pads = _pads(consumer)
+        slides = slides_point_by_point(consumer)
 
         def visit(e: Expr) -> Expr | None:
             if not isinstance(e, Access) or e.tensor not in known:
                 return None
             producer = known[e.tensor]
             operand = any(f is not None and e.tensor == f.tensor for f in factors)
-            if operand and (worded or not _plain_view(producer) or _narrows(producer, self.types)):
+            view = _plain_view(producer) or slides and _pads(producer)
+            if operand and (worded or not view or _narrows(producer, self.types)):
                 return None
             if operand and _in_panels(e, consumer) and not self._streams(producer):
+                return None
+            if pads and self._stays_with_sum(producer):
                 return None
             if not self._worthwhile(producer, consumer, e) or not self._keeps_checks(e, producer, facts):
                 return None
@@ -164,6 +170,10 @@ class _Inliner:
             return consumer
         inlined = replace(consumer, exprs=exprs, where=where, write=write)
         return inlined if self._proven(inlined) else consumer
+
+    def _stays_with_sum(self, producer: Einsum) -> bool:
+        """Whether the producer is arithmetic on a sum that nothing else reads: the kernel of the sum has it in registers."""
+        return cost(producer.expr) > 0 and any(t in self.folded and self.counts[t] == 1 for t in producer.reads)
 
     def _streams(self, view: Einsum) -> bool:
         """Whether the last rank of a plain view is contiguous in what it shows."""
@@ -240,6 +250,11 @@ def is_pointwise(step: Einsum) -> bool:
 def is_view(step: Einsum) -> bool:
     """Whether the expression only picks elements (pieces, pads, casts of them)."""
     return cost(step.expr) == 0
+
+
+def _pads(step: Einsum) -> bool:
+    """Whether the step is a view with a border: free where its readers take the border as a default, a copy otherwise."""
+    return is_view(step) and any(a.default is not None for a in accesses(step.expr))
 
 
 def _plain_view(step: Einsum) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from dlc.costmodel.tiles import panel_columns
+from dlc.costmodel.tiles import MOST_TAPS, panel_columns
 from dlc.ir.coded_sums import coded_sum
 from dlc.ir.dtype import BF16, DType
 from dlc.ir.einsum import Einsum, Rank, Reduce, Scan, Step, TensorType, einsum
@@ -21,7 +21,7 @@ from dlc.ir.extent import (
     variables,
 )
 from dlc.ir.facts import FactsPool
-from dlc.ir.products import plain_access
+from dlc.ir.products import bordered_access, plain_access
 from dlc.ir.program import Param, Program, Region, Stmt, tensor_types
 from dlc.passes.contractions import FLOATS, contraction_factors
 from dlc.passes.explicit_domains import explicit_domains
@@ -212,7 +212,7 @@ class _Preparation:
         assert factors is not None and step.reduce is not None
         steps: list[Step] = []
         cols, rows = factors[side], factors[1 - side]
-        rows, made = self._rows(step, rows)
+        rows, made = (rows, []) if self._keeps_border(step, rows) else self._rows(step, rows)
         steps += [self._apart(m, replace(step, exprs=(Apply("mul", (rows, cols)),)), rows) for m in made]
         cols, made = self._packed(step, cols, column, rows)
         steps += made
@@ -225,7 +225,7 @@ class _Preparation:
 
     def _loop_order(self, step: Einsum, rows: Expr) -> tuple[Rank, ...]:
         """Reduced ranks by falling stride in the rows' operand: the contiguous one innermost."""
-        a = plain_access(rows)
+        a = bordered_access(rows)
         assert a is not None
         flat = self._flat(step, a)
 
@@ -257,6 +257,28 @@ class _Preparation:
         if plain is not None:
             return factor, []
         return self._by_ranks(step, factor, "rows")
+
+    def _keeps_border(self, step: Einsum, factor: Expr) -> bool:
+        """Whether the rows' operand is read as it lies, 0 outside of it: its long rank is contiguous and the guards are of the others.
+
+        Then the guards are settled outside of the innermost loop, most of them once for a row (`codegen/borders.py`).
+        """
+        a = bordered_access(factor)
+        if a is None or a.default is None or not a.variables & {r.name for r in step.reduced}:
+            return False
+        longest = max((r for r in step.reduced if r.name in a.variables), key=lambda r: r.extent.const or 1 << 20)
+        if (longest.extent.const or 64) < self.options.lanes or self._slope(step, a, longest.name) != 1:
+            return False
+        facts = self.pool.facts(step.extents, self.symbols)
+        for i, extent in zip(a.index, self.types[a.tensor].shape, strict=True):
+            if facts.within(i, extent):
+                continue
+            taps = [r for r in step.reduced if r.name in variables(i)]
+            free = [r for r in step.ranks if r.name in variables(i)]
+            short = all((r.extent.const or MOST_TAPS + 1) <= MOST_TAPS for r in taps)
+            if longest in taps or not short or len(free) > 1 or any(split_linear(i, r.name) is None for r in (*taps, *free)):
+                return False
+        return True
 
     def _window_copy(self, step: Einsum, a: Access, longest: Rank | None) -> tuple[Access, Einsum] | None:
         """A copy of the part of `a`'s tensor that the step touches, padding filled in, the reduced rank innermost."""

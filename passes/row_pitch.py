@@ -17,7 +17,7 @@ from dlc.ir.einsum import Einsum, TensorType
 from dlc.ir.expr import Access, Apply, Expr
 from dlc.ir.extent import IntExpr, int_expr, split_linear
 from dlc.ir.facts import Facts, SymbolFact
-from dlc.ir.products import plain_access
+from dlc.ir.products import bordered_access
 
 LINE_BYTES = 64
 SET_BYTES = 4096
@@ -54,7 +54,7 @@ def _collides(kind: TensorType, reader: Einsum, found: list[Access], symbols: Ma
 
 def _rows_collide(kind: TensorType, reader: Einsum, a: Access, factors: tuple[Expr, Expr], place: IntExpr) -> bool:
     """Whether neighbouring rows of a register tile do: those along the free rank of this factor alone that steps least."""
-    sides = [plain_access(f) for f in factors]
+    sides = [bordered_access(f) for f in factors]
     if a not in sides:
         return False
     other = factors[1 - sides.index(a)]

@@ -218,3 +218,33 @@ def test_panels_of_an_operand_stay_packed(view: str, moves: bool) -> None:
     )
     assert ("P[" not in str(after)) == moves
     assert_same_result(before, after, {"b": 2})
+
+
+DEPTHWISE = """
+cascade f(X: f32[c, y, x], K: f32[c, c], S: f32[c], W: f32[c, 3, 3], V: f32[c, c, 3, 3]) -> (O) {
+  C[o: c, y, x] = sum(c) K[o, c] * X[c, y, x]
+  R[o: c, y, x] = max(C[o, y, x] * S[o], 0.0)
+  P[o: c, i: y + 1, j: x + 1] = R[o, i, j] else 0.0
+  O[o: c, i: y - 1, j: x - 1] = sum(u:3, v:3) P[o, i + u, j + v] * W[o, u, v]
+}"""
+
+
+def test_a_border_moves_into_the_window_and_arithmetic_stays_with_its_sum() -> None:
+    before, after = rewrite(DEPTHWISE, InlinePointwise())
+    assert [str(s).split("[")[0] for s in body(after)] == ["C", "R", "O"], "no padded copy, and what follows the sum is not part of one"
+    assert "else 0.0" in str(body(after)[-1])
+    assert_same_result(before, after, {"c": 2, "y": 5, "x": 4}, rtol=1e-6)
+
+
+def test_a_border_stays_before_register_tiles() -> None:
+    """A convolution over all channels reads a plain tensor: what is best for its rows is decided later."""
+    full = DEPTHWISE.replace("sum(u:3, v:3) P[o, i + u, j + v] * W[o, u, v]", "sum(c, u:3, v:3) P[c, i + u, j + v] * V[o, c, u, v]")
+    _, after = rewrite(full, InlinePointwise())
+    assert [str(s).split("[")[0] for s in body(after)] == ["C", "R", "P", "O"]
+
+
+def test_arithmetic_on_no_sum_moves_into_a_border() -> None:
+    """Nothing else would compute it on the way: one kernel instead of two."""
+    text = "cascade f(X: f32[n]) -> (P) {\n  R[n] = exp(X[n])\n  P[i: n + 1] = R[i] else 0.0\n}"
+    _, after = rewrite(text, InlinePointwise())
+    assert len(body(after)) == 1
