@@ -456,7 +456,7 @@ class _Preparation:
                 continue
             type_ = self.types[a.tensor]
             dims = [_free_name(i, names) for i in a.index]
-            followed = [name for d in type_.order or range(type_.rank) if (name := dims[d]) is not None]
+            followed = list(dict.fromkeys(name for d in type_.order or range(type_.rank) if (name := dims[d]) is not None))
             if sorted(followed) == sorted(names):
                 found[a.tensor] = (type_.rank, (*units, *(places[n] for n in followed)), type_.order is None)
         return found

@@ -13,16 +13,19 @@ from dlc.costmodel.interface import peaks_of_core
 from dlc.costmodel.roofline import steps_time_s
 from dlc.ir.dtype import F32, I64
 from dlc.ir.einsum import Einsum, Rank, Reduce, TensorType, einsum
-from dlc.ir.expr import Access, Apply, Const, Expr, Index, Piecewise, apply, const
-from dlc.ir.extent import IntExpr, has_value, int_expr, var, variables
+from dlc.ir.expr import Access, Apply, Const, Expr, Index, Piecewise, apply, const, walk
+from dlc.ir.extent import IntExpr, Var, has_value, int_expr, var, variables
 from dlc.ir.forms import form
 from dlc.ir.products import plain_access
 from dlc.ir.program import Param, Program, Region, Stmt, fresh_name, tensor_types
+from dlc.ir.rename import rename_einsum
+from dlc.passes.bands import Chain, in_bands, tiles_of_band
 from dlc.passes.contractions import contraction_factors
 from dlc.passes.cook_toom import CookToom, Matrix, cook_toom
 from dlc.passes.explicit_domains import explicit_domains
+from dlc.passes.inline_pointwise import is_pointwise
 from dlc.passes.pipeline import Pass
-from dlc.passes.rewrite import Names, drop_dead, map_regions
+from dlc.passes.rewrite import Names, access_counts, drop_dead, map_regions, whole_reads
 
 TAPS = 3
 OUTPUTS = (4, 2)
@@ -47,12 +50,17 @@ class Winograd(Pass):
     reaches the whole tile: `accuracy="strict"` leaves this pass out. It is done where the roofline of the parts is below
     `gain` times that of the direct form.
 
+    Where V and M together are more than `cache_bytes` (half a last cache), they are made band by band of the image's lines, at
+    most `band_bytes` at a time, with the point-wise step that follows: see `bands.py`. The result is the same to the bit.
+
     Source: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (arXiv 1509.09308), algorithm 1.
     """
 
     name: ClassVar[str] = "winograd"
     lanes: int = 16
     gain: float = 0.85
+    cache_bytes: int = 16 << 20
+    band_bytes: int = 10 << 20
 
     def apply(self, program: Program) -> Program:
         return _Rewrite(explicit_domains(program), self).run()
@@ -137,6 +145,7 @@ class _Rewrite:
     def run(self) -> Program:
         self.names, self.types = Names(self.program), tensor_types(self.program)
         self.constants = {c.name for c in self.program.consts if c.name in self.program.data}
+        self.counts, self.whole = access_counts(self.program), whole_reads(self.program)
         self.peaks = peaks_of_core(self.options.lanes * 32)
         program = map_regions(self.program, self._region)
         if program is self.program:
@@ -146,26 +155,73 @@ class _Rewrite:
 
     def _region(self, region: Region) -> Region:
         body: list[Stmt] = []
-        for stmt in region.body:
+        known = {p.name for p in (*self.program.params, *self.program.consts)}
+        absorbed: set[str] = set()
+        for n, stmt in enumerate(region.body):
             found = find_convolution(stmt, self.constants) if isinstance(stmt, Einsum) else None
-            body += [stmt] if found is None else self._best(found)
-        return region if len(body) == len(region.body) else Region(tuple(body), region.yields)
+            if not absorbed.isdisjoint(stmt.outs):
+                continue
+            if found is None:
+                body.append(stmt)
+            else:
+                tail = self._tail(found.step, region.body[n + 1 :], known)
+                made, took = self._best(found, tail)
+                body += made
+                absorbed |= set(tail.outs) if took and tail is not None else set()
+            known |= set(stmt.outs)
+        return region if len(body) == len(region.body) and not absorbed else Region(tuple(body), region.yields)
 
-    def _best(self, conv: Convolution) -> Sequence[Einsum]:
-        """The cheapest form; the direct one unless another is clearly cheaper."""
+    def _tail(self, step: Einsum, after: Sequence[Stmt], known: set[str]) -> Einsum | None:
+        """The only statement that reads the step's result, point by point, over the step's own ranks; else None."""
+        if self.counts[step.out] != 1 or step.out in self.whole:
+            return None
+        reader = next((s for s in after if step.out in s.reads), None)
+        if not isinstance(reader, Einsum) or not is_pointwise(reader) or not reader.row_major:
+            return None
+        (own,) = (a for a in reader.accesses() if a.tensor == step.out)
+        if not {t for t in reader.reads if t != step.out} <= known or any(has_value(i) for a in reader.accesses() for i in a.index):
+            return None
+        if any(isinstance(e, Index) for e in walk(reader.expr)):
+            return None
+        at = {i.atom.name: r.name for i, r in zip(own.index, step.ranks, strict=True) if isinstance(i.atom, Var)}
+        units = [r.name for r in step.ranks if r.extent.const == 1 and r.name not in at.values()]
+        left = [r.name for r in reader.ranks if r.extent.const == 1 and r.name not in at]
+        at |= dict(zip(left, units, strict=False))
+        whole = len(at) == len(step.ranks) and at.keys() == {r.name for r in reader.ranks}
+        if own.default is not None or not whole or any(r.extent != step.extents[at[r.name]] for r in reader.ranks):
+            return None
+        return rename_einsum(reader, at, {})
+
+    def _best(self, conv: Convolution, tail: Einsum | None) -> tuple[Sequence[Stmt], bool]:
+        """The cheapest form, the direct one unless another is clearly cheaper, and whether `tail` is part of it."""
         elements = self.types[conv.weights.tensor].elements.const or 0
         key = (form(conv.step).step, elements)  # the form says which factor is the image: the one with windows
         if key not in self.chosen:
             self.chosen[key] = self._chosen(conv, elements)
         chosen = self.chosen[key]
         if chosen is None:
-            return [conv.step]
+            return [conv.step], False
         transform = cook_toom(chosen, TAPS)
         made = cascade(conv, transform, self.names.fresh)
         array = transform_weights(conv, transform, np.asarray(self.program.data[conv.weights.tensor]))
         self.consts.append(Param(made.weights, TensorType(F32, tuple(map(int_expr, array.shape)))))
         self.data[made.weights] = array
-        return [*made.before, made.product, *made.after]
+        bands = self._bands(conv, made, transform.m, tail)
+        return (bands, True) if bands is not None else ([*made.before, made.product, *made.after], False)
+
+    def _bands(self, conv: Convolution, made: Form, m: int, tail: Einsum | None) -> list[Stmt] | None:
+        """The form band by band where what passes between its parts is more than a cache holds, and lines follow each other."""
+        step, window = conv.step, conv.windows[0]
+        storage = made.after[-1].order or tuple(range(len(step.ranks)))
+        names = tuple(step.ranks[d].name for d in storage)
+        outer = [step.ranks[d] for d in storage[: storage.index(step.ranks.index(window.y))]]
+        tile = made.product.ranks[made.tile]
+        steps = (*made.before, made.product, *made.after, *([tail] if tail is not None else []))
+        chain = Chain(steps, tile, window.y, m, names, (made.before[-1].out, made.product.out))
+        if any(r.extent.const != 1 for r in outer) or chain.between * (tile.extent.const or 0) <= self.options.cache_bytes:
+            return None
+        tiles = tiles_of_band(chain, self.options.band_bytes)
+        return in_bands(chain, tiles, self.names.fresh) if tiles else None
 
     def _chosen(self, conv: Convolution, weights: int) -> int | None:
         """Outputs per tile of the cheapest form, None for the direct one; the filters have `weights` elements."""
@@ -205,6 +261,7 @@ class Form:
     product: Einsum
     after: tuple[Einsum, ...]
     weights: str
+    tile: int
 
     def kernels(self) -> list[list[Einsum]]:
         """How its parts will run: each list as one kernel."""
@@ -283,7 +340,7 @@ def cascade(conv: Convolution, transform: CookToom, fresh: Any) -> Form:
     index |= {e.name: var(w.y.name) % m for w, e in zip(windows, outs, strict=True)}
     result = Access(source, tuple(index.get(r.name, var(r.name)) for r in source_ranks))
     after.append(replace(made(step.out, step.ranks, result), order=_channels_last(conv)))
-    return Form(tuple(before), multiply, tuple(after), weights)
+    return Form(tuple(before), multiply, tuple(after), weights, multiply.ranks.index(tiles[0]))
 
 
 def _lane(conv: Convolution) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlc.ir.dtype import F32
-from dlc.ir.einsum import Einsum, TensorType
+from dlc.ir.einsum import Einsum, Scan, TensorType
 from dlc.ir.extent import int_expr
 from dlc.ir.interpret import run_program
 from dlc.ir.parser import parse_program
@@ -221,3 +222,68 @@ def test_each_of_several_convolutions_is_weighed_by_itself(turned: bool) -> None
     filters = {a for s in made if s.out in ("A_m", "B_m") for a in s.reads if a in after.data}
     assert filters == {"G_u", "H_u"}
     assert not np.array_equal(after.data["G_u"], after.data["H_u"])
+
+
+BANDED = Winograd(gain=1e9, cache_bytes=0, band_bytes=20_000)
+"""Bands of at most 20 kB of what passes between the parts."""
+
+FOLLOWED = """
+program p(X: f32[1, 3, H, 12]) -> (Y, Q) {
+  const G: f32[5, 3, 3, 3]
+  const S: f32[5]
+  R[n:1, c:5, y:H, x:12]: f32 = cos(X[0, 0, y, x] * cast<f32>(c))
+  C[n:1, c:5, y:H, x:12]: f32 = sum(k:3, i:3, j:3) (X[0, k, y + i - 1, x + j - 1] else 0.0) * G[c, k, i, j]
+  Y[n:1, c:5, y:H, x:12]: f32 = max(C[0, c, y, x] * S[c] + R[0, c, y, x], 0.0)
+  Q[n:1, c:5, y:H, x:12]: f32 = Y[0, c, y, x] + 1.0
+}"""
+
+
+def followed(height: int, text: str = FOLLOWED) -> Program:
+    parsed = parse_program(text.replace("H", str(height)))
+    rng = np.random.default_rng(1)
+    data = {c.name: rng.standard_normal([e.const for e in c.type.shape]).astype(np.float32) for c in parsed.consts}
+    return replace(parsed, data=data)
+
+
+def outputs(p: Program, before: Program) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal([e.const for e in q.type.shape]).astype(np.float32) for q in before.params]
+    return list(run_program(p, arrays, p.data))
+
+
+@pytest.mark.parametrize("height", [16, 24, 32])
+def test_bands_with_what_follows(height: int) -> None:
+    """The same numbers to the bit, and what follows point by point is done in the band, whatever else it reads."""
+    before = followed(height)
+    whole, banded = ALWAYS.apply(before), BANDED.apply(before)
+    verify(banded)
+    (scan,) = (s for s in banded.body.body if isinstance(s, Scan))
+    assert (scan.rank.extent.const or 0) > 1 and not scan.carries
+    assert isinstance(scan.body[-1], Einsum) and scan.body[-1].out.startswith("Y_band") and "S[" in str(scan.body[-1]) and "R[" in str(scan.body[-1])
+    for a, b in zip(outputs(whole, before), outputs(banded, before), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(("change", "bands"), [({}, True), ({"pad": 0}, False), ({"b": 2}, False), ({"h": 18, "pad": 1}, False)])
+def test_where_there_are_bands(change: dict[str, int], bands: bool) -> None:
+    """Where whole tiles make the image's lines, and these lie one after the other."""
+    before = convolution(**({"h": 16, "w": 16} | change))  # type: ignore[arg-type]
+    after = BANDED.apply(before)
+    assert any(isinstance(s, Scan) for s in after.body.body) is bands
+    np.testing.assert_allclose(outputs(after, before)[0], outputs(before, before)[0], atol=1e-4)
+    assert not any(isinstance(s, Scan) for s in ALWAYS.apply(before).body.body), "a cache holds all of it"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("(Y, Q)", "(Y, Q, C)"), ("* S[c] +", "* cast<f32>(y) +"), ("Y[0, c, y, x] + 1.0", "Y[0, c, y, x] + C[0, c, y, x]")],
+    ids=["a result", "the line's number", "two readers"],
+)
+def test_what_does_not_follow_into_a_band(old: str, new: str) -> None:
+    assert old in FOLLOWED
+    before = followed(16, FOLLOWED.replace(old, new))
+    whole, banded = ALWAYS.apply(before), BANDED.apply(before)
+    (scan,) = (s for s in banded.body.body if isinstance(s, Scan))
+    assert isinstance(scan.body[-1], Einsum) and scan.body[-1].out.startswith("C_band")
+    for a, b in zip(outputs(whole, before), outputs(banded, before), strict=True):
+        np.testing.assert_array_equal(a, b)
