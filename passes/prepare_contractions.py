@@ -41,10 +41,11 @@ class PrepareContractions(Pass):
         Wp[p, i, j, k, l] = W[48*p + l, k, i, j]                  columns: a constant, packed now
         O[b, c, y, x]{0, 2, 3, 1} = sum(i, j, k) Xp[b, y+i, x+j, k] * Wp[c // 48, i, j, k, c % 48]
 
-    The *columns* are a free rank of one operand only; its lanes hold outputs. A constant operand is packed at compile time,
-    another one at run time unless its columns are contiguous already. Results are stored with the columns innermost, and
-    point-wise Einsums and window reductions follow the layout of what they read. With `pitch`, rows that would fall into one
-    set of the first cache lie a line further apart (`row_pitch.py`).
+    Rows that have the reduced rank contiguous already stay where they are, with the border as a default. The *columns* are a free
+    rank of one operand only; its lanes hold outputs. A constant operand is packed at compile time, another one at run time unless
+    its columns are contiguous already. Results are stored with the columns innermost, and point-wise Einsums and window
+    reductions follow the layout of what they read. With `pitch`, rows that would fall into one set of the first cache lie a line
+    further apart (`row_pitch.py`).
 
     With fewer than `few_rows` rows of a product of two tensors that have the reduced rank contiguous, packing costs more than it
     saves: these are multiplied as they lie, lanes along that rank. Where bf16 numbers could be multiplied in pairs, a twelfth.
