@@ -241,13 +241,13 @@ program p(X: f32[1, 3, H, 12]) -> (Y, Q) {
 def followed(height: int, text: str = FOLLOWED) -> Program:
     parsed = parse_program(text.replace("H", str(height)))
     rng = np.random.default_rng(1)
-    data = {c.name: rng.standard_normal([e.const for e in c.type.shape]).astype(np.float32) for c in parsed.consts}
+    data = {c.name: rng.standard_normal([e.const or 0 for e in c.type.shape]).astype(np.float32) for c in parsed.consts}
     return replace(parsed, data=data)
 
 
 def outputs(p: Program, before: Program) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
-    arrays = [rng.standard_normal([e.const for e in q.type.shape]).astype(np.float32) for q in before.params]
+    arrays = [rng.standard_normal([e.const or 0 for e in q.type.shape]).astype(np.float32) for q in before.params]
     return list(run_program(p, arrays, p.data))
 
 
@@ -267,7 +267,7 @@ def test_bands_with_what_follows(height: int) -> None:
 @pytest.mark.parametrize(("change", "bands"), [({}, True), ({"pad": 0}, False), ({"b": 2}, False), ({"h": 18, "pad": 1}, False)])
 def test_where_there_are_bands(change: dict[str, int], bands: bool) -> None:
     """Where whole tiles make the image's lines, and these lie one after the other."""
-    before = convolution(**({"h": 16, "w": 16} | change))  # type: ignore[arg-type]
+    before = convolution(**({"h": 16, "w": 16} | change))
     after = BANDED.apply(before)
     assert any(isinstance(s, Scan) for s in after.body.body) is bands
     np.testing.assert_allclose(outputs(after, before)[0], outputs(before, before)[0], atol=1e-4)
