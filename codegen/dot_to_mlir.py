@@ -99,7 +99,8 @@ def _common_bits(e: Emitter, lanes: int, a: str, b: str, acc: str) -> str:
     counted = e.v(f"arith.addi {', '.join(emit_lookup(e, U8, table, 4 * lanes, x) for x in (low, high))} : {parts}")
     ones = e.const(1, "i8", 4 * lanes)
     if e.target.has("avx512_vnni"):
-        return _vpdpbusd(e, lanes, *(_as(e, x, parts, words)[0] for x in (counted, ones)), acc)
+        (a, _), (b, _) = (_as(e, x, parts, words) for x in (counted, ones))
+        return _vpdpbusd(e, lanes, a, b, acc)
     pairs = vector_type("i16", 2 * lanes)
     halves = e.x86(name, pairs, (counted, parts), (ones, parts))
     total = e.x86(_MADD[lanes][1], words, (halves, pairs), (e.const(1, "i16", 2 * lanes), pairs))
