@@ -92,6 +92,11 @@ class DType:
         return self.kind in "iu"
 
     @property
+    def is_bipolar(self) -> bool:
+        """Whether the numbers are the odd ones, symmetric around 0."""
+        return self.kind == "c" and self.codes != 3
+
+    @property
     def lowest(self) -> int:
         """Least value of a type of whole numbers."""
         if self.kind == "c":
