@@ -132,7 +132,7 @@ def _odd(x: Array, dtype: DType) -> Array:
     half = np.floor(x / 2)
     code = half + (1 << (dtype.bits - 1))
     with np.errstate(invalid="ignore"):  # infinities
-        return code - ((half * 2 == x) & (code % 2 == 1))
+        return code - ((half * 2 > x) | ((half * 2 == x) & (code % 2 == 1)))  # the half of the least number below 0 was rounded up
 
 
 def _encode_float(x: Array, dtype: DType, f: FloatFormat, saturate: bool) -> Array:

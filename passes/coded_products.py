@@ -59,12 +59,12 @@ class CodedProducts(Pass):
     one stream. Activations that are floats stay so: `P = sum(j) X * (cast<f32>(D) - Z)`, in f32, or in bf16 where they are bf16. Codes
     of floats whose numbers are whole ones of a byte times a power of two are multiplied as such by i8; other numbers by i8 in bf16,
     which holds both factors exactly. A group of more than 1024 terms is summed in blocks of 512. Activations of at most 4 bits meet
-    weights of as few as counts of common bits (`dlc.passes.bit_products`) where that takes fewer instructions, else as bytes.
+    weights as counts of common bits (`dlc.passes.bit_products`) where that costs less, else as bytes.
 
     Left alone are weights that are no constant, codes read otherwise than by rows and columns, scales and zero points that vary
     inside a group, and codes that stand for NaN or an infinity beside i8.
 
-    `dot` and `bits` are the instructions that the processor needs for a register of words (`dlc.costmodel.words`).
+    `dot` and `bits` are what the processor needs for a register of words (`dlc.costmodel.words`).
 
     Source: Tilus (arXiv 2504.12984); the zero point's part of a sum as in Jacob et al. (CVPR 2018), section 2.3.
     """
@@ -80,6 +80,9 @@ class CodedProducts(Pass):
             value = getattr(self, option)
             if value < 1 or value & (value - 1):
                 raise BadOption(option=option, name=self.name, wanted="a power of two", value=value)
+        for option in ("dot", "bits"):
+            if getattr(self, option) < 1:
+                raise BadOption(option=option, name=self.name, wanted="at least 1", value=getattr(self, option))
 
     def apply(self, program: Program) -> Program:
         return _Products(program, self).run()
@@ -267,7 +270,7 @@ class CodedProduct:
         return F32 if rows in (F32, F16) else None
 
     def _bit_by_bit(self) -> bool:
-        """Whether numbers of few bits on both sides take fewer instructions as bits than as bytes."""
+        """Whether numbers of few bits on both sides cost less as bits than as bytes."""
         assert isinstance(self.rows, Cast)
         dtype = self.dtype(self.rows.arg)
         if self.line is None or plane_factors(dtype) is None:

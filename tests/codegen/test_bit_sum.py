@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,18 +18,15 @@ from dlc.codegen.tile_to_mlir import lower
 from dlc.compiler import run_passes
 from dlc.costmodel.words import WordCosts, word_costs
 from dlc.ir.bit_sums import bit_sum
-from dlc.ir.builder import Builder
 from dlc.ir.codes import coded, decode, values
-from dlc.ir.dtype import DTYPES, F32, I32
+from dlc.ir.dtype import DTYPES, I32
 from dlc.ir.einsum import Einsum, TensorType
-from dlc.ir.expr import Cast, Expr, apply
-from dlc.ir.extent import IntExpr, int_expr
+from dlc.ir.extent import int_expr
 from dlc.ir.parser import parse_program
-from dlc.ir.program import Program
 from dlc.passes.default import default_pipeline
 
 sys.path.insert(0, str(Path(__file__).parent))
-from coded_layers import random_codes
+from bit_layers import Layer
 from kernel_harness import Ran, check
 
 FULL = parse_target("avx512+avx512_vnni+avx512_bf16+avx512vbmi+avx512_vpopcntdq")
@@ -39,45 +35,6 @@ levels = pytest.mark.parametrize("target", LEVELS, ids=str)
 FREE = WordCosts(dot=1000, bits=1)  # as if bytes were dear, so that pairs which do not pay are seen, too
 ROWS = ("u1", "b1", "i1", "u2", "i2", "b2", "u3", "i3", "b3", "u4", "i4", "b4")
 WEIGHTS = ("u1", "b1", "i1", "i2", "b2", "t2", "u3", "i4", "b4")
-
-
-@dataclass(frozen=True)
-class Layer:
-    """`q @ ((C - Z) * S).T`, q and C numbers of a few bits."""
-
-    rows: str
-    weights: str
-    count: int | None
-    terms: int
-    columns: int
-    group: int
-    zeros: str | None = None
-
-    def program(self) -> Program:
-        rng, b = np.random.default_rng(self.terms), Builder("layer")
-        m: IntExpr | int = b.symbol("m", 0) if self.count is None else self.count
-        x = b.input("x", F32, (m, self.terms))
-        groups = -(-self.terms // self.group)
-        codes = b.constant(random_codes(rng, DTYPES[self.weights], (self.columns, self.terms)), "C")
-        scales = b.constant(rng.random((self.columns, groups)).astype(np.float16), "S")
-        zeros = None
-        if self.zeros == "f16":
-            zeros = b.constant(rng.standard_normal((self.columns, groups)).astype(np.float16), "Z")
-        elif self.zeros is not None:
-            zeros = b.constant(random_codes(rng, DTYPES[self.zeros], (self.columns, groups)), "Z")
-
-        def weight(n: IntExpr, k: IntExpr) -> Expr:
-            number: Expr = Cast(F32, codes.at((n, k)))
-            if zeros is not None:
-                number = apply("sub", number, Cast(F32, zeros.at((n, k // self.group))))
-            return apply("mul", number, Cast(F32, scales.at((n, k // self.group))))
-
-        w = b.compute("w", [self.columns, self.terms], weight, F32)
-        q = b.cast(b.cast(x, DTYPES[self.rows]), F32)
-        return b.finish([b.contract("y", "mk,nk->mn", q, w)])
-
-    def inputs(self, count: int) -> Any:
-        return (np.random.default_rng(self.columns).standard_normal((count, self.terms)) * 4).astype(np.float32)
 
 
 def pipeline(target: Target, costs: WordCosts = FREE) -> str:
@@ -168,7 +125,8 @@ def test_instructions(target: Target, wanted: tuple[str, ...], unwanted: tuple[s
         (FULL, "b1", "b1", 1, "bits"),
         (FULL, "b1", "b1", 16, "bits"),
         (FULL, "i2", "b1", 1, "bits"),
-        (FULL, "i2", "i2", 16, "coded"),
+        (FULL, "i2", "i2", 16, "bits"),
+        (FULL, "b2", "i3", 16, "coded"),
         (AVX512, "i2", "i2", 16, "bits"),
         (AVX2, "i2", "i4", 16, "coded"),
         (BASELINE, "u4", "b1", 16, "bits"),
@@ -189,13 +147,13 @@ def test_chosen_by_cost(target: Target, rows: str, weights: str, count: int, cho
 def test_costs() -> None:
     """Figures by hand: 128 terms are 4 words of bits or 32 of bytes."""
     best = word_costs(FULL.has)
-    assert best == WordCosts() == WordCosts(dot=1, bits=3)
-    assert [word_costs(t.has) for t in (parse_target("avx512+avx512_vnni"), AVX2)] == [WordCosts(1, 8), WordCosts(9, 10)]
-    assert best.planes_pay(2, 1, 128, 16)  # 24 against 32 * (1 + 2/16)
-    assert not best.planes_pay(3, 1, 128, 16)  # 36 against 36
-    assert best.planes_pay(3, 1, 128, 8) and best.planes_pay(7, 1, 128, 1)  # ... 40; 84 against 96
-    assert not best.planes_pay(8, 1, 128, 1) and not best.planes_pay(3, 1, 128, None)
-    assert best.planes_pay(2, 2, 33, 1) is (4 * 2 * 3 < 9 * 3)  # two words, the second for one term
+    assert best == WordCosts() == WordCosts(dot=1, bits=2)
+    assert [word_costs(t.has) for t in (parse_target("avx512+avx512_vnni"), AVX2)] == [WordCosts(1, 8), WordCosts(9, 14)]
+    assert best.planes_pay(4, 1, 128, 16)  # 32 against 32 * (1 + 2/16)
+    assert not best.planes_pay(5, 1, 128, 16) and not best.planes_pay(5, 1, 128, None)  # 40
+    assert not best.planes_pay(5, 1, 128, 8) and best.planes_pay(5, 1, 128, 7)  # ... against 40, and more
+    assert best.planes_pay(2, 2, 33, 1)  # two words, the second for one term: 16 against 9 * 3
+    assert not best.planes_pay(1, 5, 8, 16)  # one word whatever there is in it: 10 against 2 * (1 + 3/16)
 
 
 WORDS = "sum(p:2, w:4) popcount(and(A[p, m, w], W[n // 32, 0, 0, w, n % 32])) * F[p]"
