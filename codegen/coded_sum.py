@@ -23,20 +23,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dlc.codegen.contraction import ROW_BLOCK
-from dlc.codegen.merge import merge_ranks
-from dlc.codegen.nest import PointStep, in_tiles
-from dlc.codegen.point import Emitter, Slot, Space
-from dlc.codegen.sweep import accumulate, identities, keep
+from dlc.codegen.panel_sum import GroupSum, PanelLowering, Rows, even, find_panels
+from dlc.codegen.point import Emitter, Space
 from dlc.codegen.tile import IndexCond, TileType
 from dlc.ir.coded_sums import READ_PAST, TALL, TERMS, CodedSum, coded_sum
 from dlc.ir.codes import coded
 from dlc.ir.dtype import BF16, F32, F64, I8, I32, U8, DType
-from dlc.ir.einsum import Einsum, Rank, einsum
-from dlc.ir.expr import Access, Apply, Cast, Const, Expr, accesses, map_indices, transform
-from dlc.ir.extent import IntExpr, IntLike, int_expr, minimum, product, split_linear, substitute, var
-from dlc.ir.facts import Facts
+from dlc.ir.einsum import Rank, einsum
+from dlc.ir.expr import Access, Apply, Cast, Const, Expr, transform
+from dlc.ir.extent import IntExpr, IntLike, int_expr, minimum, substitute, var
 from dlc.ir.interpret import eval_einsum
-from dlc.ir.monoid import MONOIDS
 
 if TYPE_CHECKING:
     from dlc.codegen.lower import KernelLowering, Lowered
@@ -52,12 +48,7 @@ _WORDS = 8  # words of a lane that one round of the innermost loop takes, at mos
 
 def find_coded(low: KernelLowering) -> CodedSum | None:
     """The kernel's first step as a sum of products with codes, where those that follow run on its tile; else None."""
-    first, *after = low.steps
-    found = coded_sum(first, low.types)
-    if found is None or any(s.reduce is not None for s in after[1:]):
-        return None
-    folded = {r.name for r in after[0].reduced} if after and after[0].reduce is not None else set()
-    return found if low.moving(first) - folded == low.outer else None
+    return find_panels(low, coded_sum)
 
 
 @dataclass(frozen=True)
@@ -91,75 +82,18 @@ def number_table(codes: Access, number: Expr, dtype: DType) -> np.ndarray[Any, A
     return values
 
 
-class CodedLowering:
+class CodedLowering(PanelLowering[CodedSum]):
     """One kernel: the sum with codes, perhaps one over groups, and what follows point by point."""
 
     def __init__(self, low: KernelLowering, found: CodedSum) -> None:
-        self.low, self.em, self.b, self.target = low, low.em, low.builder, low.target
-        steps = [low.point_step(s, low.stored(s)) for s in low.steps]
-        ranks = low.outer_ranks()
-        rest = {n: e for n, e in ranks.items() if n != found.column}
-        steps, rest = merge_ranks(self.em, steps, rest)
-        self.columns, self.rest = ranks[found.column], rest
-        self.width = low.types[found.codes.tensor].shape[3].const or 0
-        self.lanes = low.target.lanes
-        self.vectors = self.width // self.lanes
-        self.panels = (self.columns + (self.width - 1)) // self.width
-        steps = self._in_panels(steps, found.column)
-        self.first, self.after = steps[0], steps[1:]
-        self.fold = self.after.pop(0) if self.after and self.after[0].reduce is not None else None
-        self.sum = self._again()
-        self.row = self._row()
+        super().__init__(low, found, 3, coded_sum)
         of = low.types[self.sum.codes.tensor].dtype
         self.bytes = Bytes(of.bits, self.sum.together, self.lanes)
         self.kind = low.types[self.sum.row_access.tensor].dtype
         self.terms = self.first.reduced[self.sum.inner]
         self._numbers(of)
-        self.groups = dict(self.fold.reduced) if self.fold is not None else {}
         self.steps = self.terms // (TERMS * self.sum.together)
         self.scaled, self.scale = self._common()
-
-    def _in_panels(self, steps: list[PointStep], column: str) -> list[PointStep]:
-        ranks = {n: e for n, e in self.em.facts.ranks.items() if n != column}
-        self.em.facts = Facts({**ranks, "panel": self.panels, "column": int_expr(self.width)}, self.em.facts.symbols)
-        env = {column: var("column") if self.panels.const == 1 else var("panel") * self.width + var("column")}
-        facts = self.em.facts
-        return [
-            replace(
-                s,
-                index=tuple(facts.simplify(substitute(i, env)) for i in s.index),
-                exprs=tuple(_simplified(e.substitute(env), facts) for e in s.exprs),
-                where=s.where.substitute(env) if s.where is not None else None,
-            )
-            for s in steps
-        ]
-
-    def _again(self) -> CodedSum:
-        """The sum as it is over the merged ranks and panels."""
-        step = self.first
-        extents = {**self.rest, **self._fold_ranks(), "panel": self.panels, "column": int_expr(self.width)}
-        ranks = tuple(Rank(n, e) for n, e in extents.items())
-        whole = Einsum(step.outs, ranks, step.exprs, step.dtypes, step.reduce)
-        found = coded_sum(whole, self.low.types)
-        assert found is not None
-        return found
-
-    def _fold_ranks(self) -> dict[str, IntExpr]:
-        return self.fold.reduced if self.fold is not None else {}
-
-    def _row(self) -> str | None:
-        """The rank of the tile's rows: the longest that moves the activations evenly."""
-        best: tuple[int, str] | None = None
-        a = self.sum.row_access
-        for name, extent in self.rest.items():
-            if extent.const == 1 or name not in a.variables or name in self.sum.codes.variables:
-                continue
-            if split_linear(self.em.flat(self.em.storage[a.tensor], a.index), name) is None:
-                continue
-            size = extent.const if extent.const is not None else 1 << 20
-            if best is None or size > best[0]:
-                best = size, name
-        return best[1] if best is not None else None
 
     def _numbers(self, of: DType) -> None:
         """What the codes stand for: themselves, or what a table says; a zero point that is a literal is in the table."""
@@ -187,32 +121,24 @@ class CodedLowering:
     # --- tasks ---
 
     def run(self) -> Lowered:
-        rows = self.rest[self.row] if self.row is not None else int_expr(1)
-        batch = {n: e for n, e in self.rest.items() if n != self.row}
-        few = _even(rows.const, self._few()) if self.row is not None else 1
-        many = _even(rows.const, self._many())
+        rows = self._rows_of()
+        few = even(rows.const, self._few()) if self.row is not None else 1
+        many = even(rows.const, self._many())
         block = max(many, (2 * ROW_BLOCK if self.kind == F32 else ROW_BLOCK) // many * many)
         tiles = self._tiles_before()
         most = None if tiles is None else few * tiles
-        moves = self.sum.codes.variables
-        tasks = {n: e for n, e in batch.items() if n in moves} | {"panel": self.panels}
-        tasks |= {n: e for n, e in batch.items() if n not in moves} | {"block": (rows + (block - 1)) // block}
-        base = self.low.task_base(tasks)
-        first = base.pop("block") * block
-        last = minimum(first + block, rows)
-        here = _Rows(base, first, last, rows.const, self._column_mask(base["panel"]))
+        tasks, here = self._begin(block)
         if most is None or (rows.const is not None and rows.const <= most):
-            self._as_they_come(self.em.scoped(), here, few)
+            self._as_they_come(self.em.scoped(), here, few, self._of(self._taken))
         elif rows.const is not None:
             self._unpacked(self.em.scoped(), here, many, block)
         else:
-            with self.b.branch(IndexCond(last - first, "le", int_expr(most))) as branch:
+            with self.b.branch(IndexCond(here.last - here.first, "le", int_expr(most))) as branch:
                 with branch.then():
-                    self._as_they_come(self.em.scoped(), here, few)
+                    self._as_they_come(self.em.scoped(), here, few, self._of(self._taken))
                 with branch.orelse():
                     self._unpacked(self.em.scoped(), here, many, block)
-        work = int_expr(2 * self.width) * (minimum(rows, block) if rows.const is None else min(rows.const, block))
-        return self.low.finish(product(tasks.values()), work * self.terms * product(self.groups.values()))
+        return self._end(tasks, block, self.terms)
 
     def _tiles_before(self) -> int | None:
         """How many tiles of rows take the codes apart each for itself before it pays to unpack them first; None for any number."""
@@ -237,84 +163,9 @@ class CodedLowering:
         spare = self.vectors + 2 if fused else 2 * self.vectors + 3
         return max(1, min(8, (self.target.vector_registers - spare) // sums))
 
-    def _column_mask(self, panel: IntExpr) -> str | None:
-        """Mask of the columns that exist; None when every panel is full."""
-        left = self.columns.const
-        if left is not None and left % self.width == 0:
-            return None
-        count = self.columns - panel * self.width
-        return self.b.stack(*(self.b.mask(self.lanes, count - q * self.lanes) for q in range(self.vectors)))
-
-    def _tiles(self, rows: _Rows, height: int, body: Callable[[int, IntExpr], None]) -> None:
-        """`body` for every tile of a task's rows."""
-        if self.row is None:
-            body(1, int_expr(0))
-        else:
-            in_tiles(self.b, self.row, rows.first, rows.last, rows.extent, height, body)
-
-    def _space(self, rows: _Rows, count: int, at: IntExpr) -> Space:
-        slots = (Slot(self.row or "@none", count, 1), Slot("column", self.vectors, self.lanes))
-        base = {**rows.base, "column": int_expr(0), **({self.row: at} if self.row is not None else {})}
-        return Space(base, "column", self.lanes, slots, rows.mask)
-
-    # --- few rows ---
-
-    def _as_they_come(self, em: Emitter, rows: _Rows, height: int) -> None:
-        """Tiles that take the codes apart."""
-
-        def tile(count: int, at: IntExpr) -> None:
-            inner, space = em.scoped(), self._space(rows, count, at)
-            if self.fold is None:
-                total = self._sum(inner, self._unmasked(space), self._taken, None)
-            else:
-                start = self._nothing(inner, space)
-                total = self._folded(inner, self._unmasked(space), self._taken, start, dict(self.groups), scaled=False)
-            self._finished(inner, space, total)
-
-        self._tiles(rows, height, tile)
-
-    def _nothing(self, em: Emitter, space: Space) -> str:
-        """The sum over groups of none."""
-        assert self.fold is not None
-        return identities(em, self.fold, tuple(s.count for s in space.slots), self.lanes)[0]
-
-    def _finished(self, em: Emitter, space: Space, total: str) -> None:
-        """What follows the sum, point by point."""
-        keep(em, self.fold or self.first, [total], space)
-        for later in self.after:
-            where = em.value(later.where, space) if later.where is not None else None
-            keep(em, later, [em.value(e, space, where) for e in later.exprs], space)
-
-    def _folded(
-        self, em: Emitter, space: Space, feed: Feed, total: str, groups: dict[str, IntExpr], *, scaled: bool
-    ) -> str:
-        """`total` plus the sum over `groups`."""
-        fold = self.fold
-        assert fold is not None
-        if not groups:
-            if scaled:
-                return self._sum(em, space, feed, total)
-            em.tiles[self.first.outs[0]] = (self.first.index, self._sum(em, space, feed, None))
-            em.dtypes[self.first.outs[0]] = self.first.dtypes[0]
-            return accumulate(em, fold, MONOIDS["sum"], fold.fold_types, space, (total,))[0]
-        name, rest = next(iter(groups)), dict(list(groups.items())[1:])
-        with self.b.loop(name, 0, groups[name], carries=(total,)) as loop:
-            at = space.at(name, loop.index)
-            loop.yields(self._folded(em.scoped(), at, feed, loop.carries[0], rest, scaled=scaled))
-        return loop.results[0]
-
-    def _unmasked(self, space: Space) -> Space:
-        """No mask where what moves with the columns lies in panels, which are padded."""
-        types, steps = self.low.types, [self.first, *([self.fold] if self.fold is not None else [])]
-        read = [a for s in steps for e in s.scalars for a in accesses(e) if "column" in a.variables and a.tensor in self.em.storage]
-        padded = all(
-            a.index[-1] == var("column") and types[a.tensor].shape[-1].const == self.width for a in read if a != self.sum.codes
-        )
-        return replace(space, mask=None) if padded else space
-
     # --- many rows ---
 
-    def _unpacked(self, em: Emitter, rows: _Rows, height: int, block: int) -> None:
+    def _unpacked(self, em: Emitter, rows: Rows, height: int, block: int) -> None:
         """A part of the panel at a time is decoded into the core's cache, where all tiles of rows read it."""
         if len(self.groups) != 1:
             self._part(em, rows, {}, 1)
@@ -344,7 +195,7 @@ class CodedLowering:
         """Type of what is multiplied, how many registers of it a word of codes makes, and elements of each."""
         return {I8: (U8, 1, TERMS * self.lanes), BF16: (I32, 2, self.lanes), F32: (F32, 4, self.lanes)}[self.kind]
 
-    def _part(self, em: Emitter, rows: _Rows, start: dict[str, IntExpr], count: IntLike) -> None:
+    def _part(self, em: Emitter, rows: Rows, start: dict[str, IntExpr], count: IntLike) -> None:
         """Decode `count` groups from `start` on into the scratch."""
         dtype, registers, elements = self._operand()
         most = count if isinstance(count, int) else BLOCK_BYTES // self._group_bytes()
@@ -399,30 +250,33 @@ class CodedLowering:
         with self.b.loop(name, 0, count, carries=(total,)) as loop:
             at = space.at(name, start + loop.index)
             feed = self._kept(loop.index)
-            loop.yields(self._folded(em.scoped(), at, feed, loop.carries[0], {}, scaled=self.scaled))
+            loop.yields(self._folded(em.scoped(), at, self._of(feed), loop.carries[0], {}, scaled=self.scaled))
         return loop.results[0]
 
-    def _sums_at(self, rows: _Rows, at: IntExpr) -> IntExpr:
+    def _sums_at(self, rows: Rows, at: IntExpr) -> IntExpr:
         return (at - rows.first) * self.width if self.row is not None else int_expr(0)
 
-    def _clear(self, rows: _Rows, count: int, at: IntExpr) -> None:
+    def _clear(self, rows: Rows, count: int, at: IntExpr) -> None:
         zero = self.b.const(TileType(F32, (count, self.vectors), self.lanes), 0.0)
         self.b.store(_SUMS, self._sums_at(rows, at), zero, (self.width, self.lanes))
 
     def _added(
-        self, em: Emitter, rows: _Rows, count: int, at: IntExpr, name: str, start: IntExpr, groups: IntExpr
+        self, em: Emitter, rows: Rows, count: int, at: IntExpr, name: str, start: IntExpr, groups: IntExpr
     ) -> None:
         place, type_ = self._sums_at(rows, at), TileType(F32, (count, self.vectors), self.lanes)
         total = self.b.load(type_, _SUMS, place, (self.width, self.lanes))
         total = self._over(em, self._unmasked(self._space(rows, count, at)), total, name, start, groups)
         self.b.store(_SUMS, place, total, (self.width, self.lanes))
 
-    def _out(self, em: Emitter, rows: _Rows, count: int, at: IntExpr) -> None:
+    def _out(self, em: Emitter, rows: Rows, count: int, at: IntExpr) -> None:
         type_ = TileType(F32, (count, self.vectors), self.lanes)
         total = self.b.load(type_, _SUMS, self._sums_at(rows, at), (self.width, self.lanes))
         self._finished(em, self._space(rows, count, at), total)
 
     # --- the sum over a group ---
+
+    def _of(self, feed: Feed) -> GroupSum:
+        return lambda em, space, total: self._sum(em, space, feed, total)
 
     def _sum(self, em: Emitter, space: Space, feed: Feed, total: str | None) -> str:
         """`total` plus the sum over the terms of a group, at the points of a tile."""
@@ -578,23 +432,6 @@ class CodedLowering:
         return b.bitcast(b.op("or", *placed), F32)
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """The rows of a task.
-
-    Attributes:
-        base: index of every other rank.
-        first, last: of the rows, and how many there are in all where that is known.
-        mask: of the panel's columns.
-    """
-
-    base: dict[str, IntExpr]
-    first: IntExpr
-    last: IntExpr
-    extent: int | None
-    mask: str | None
-
-
 Feed = Callable[[Emitter, Space, IntExpr], list[tuple[str, ...]]]
 """What is multiplied at a step of a group: for each turn the registers of its four terms, a tile of one row each."""
 
@@ -602,10 +439,6 @@ Feed = Callable[[Emitter, Space, IntExpr], list[tuple[str, ...]]]
 def lower_coded(low: KernelLowering, found: CodedSum) -> Lowered:
     """Lower the kernel: a stream of codes for each panel of columns."""
     return CodedLowering(low, found).run()
-
-
-def _simplified(e: Expr, facts: Facts) -> Expr:
-    return map_indices(e, facts.simplify)
 
 
 def _in_bf16(numbers: np.ndarray[Any, Any]) -> bool:
@@ -616,11 +449,6 @@ def _in_bf16(numbers: np.ndarray[Any, Any]) -> bool:
 def _most_words(vector_bits: int) -> int:
     """Entries of a table of f32 that few permutes look up."""
     return {512: 32, 256: 16}.get(vector_bits, 8)
-
-
-def _even(size: int | None, most: int) -> int:
-    """Tiles of nearly equal height, as few as there can be."""
-    return most if size is None else -(-size // -(-size // most)) if size else 1
 
 
 __all__ = ["find_coded", "lower_coded"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from dlc.codegen.bit_sum import find_bits, lower_bits
 from dlc.codegen.coded_sum import find_coded, lower_coded
 from dlc.codegen.contraction import find_contraction, lower_contraction
 from dlc.codegen.crossed import find_cross, lower_crossed
@@ -103,6 +104,9 @@ class KernelLowering:
         coded = find_coded(self)
         if coded is not None:
             return lower_coded(self, coded)
+        bits = find_bits(self)
+        if bits is not None:
+            return lower_bits(self, bits)
         packed = [p.name for p in self.cascade.params if p.type.dtype.is_coded]
         if packed:
             raise Internal(self.cascade.loc, message=f"kernel '{self.kernel.name}' reads packed codes, but not as a sum with them")

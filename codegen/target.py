@@ -97,6 +97,7 @@ OPTIONAL_FEATURES = {
     "avx512_bf16": "avx512bf16",
     "avx512vbmi": "avx512vbmi",
     "avx512_vbmi2": "avx512vbmi2",
+    "avx512_vpopcntdq": "avx512vpopcntdq",
 }
 
 

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from dlc.ir.dtype import BF16, BOOL, DTYPES, F32, I8, I32, I64, U8, DType
+from dlc.ir.dtype import BF16, BOOL, DTYPES, F32, I8, I32, I64, U1, U8, DType
 from dlc.ir.extent import IntExpr, int_expr
 from dlc.ir.loc import UNKNOWN, Loc
 from dlc.ir.scalar import SCALAR_OPS
@@ -303,6 +303,7 @@ class Dot:
 
         u8, i8      four products in i32, wrapping
         bf16, bf16  two products in f32; each addition may round, and an element below 2^-126 may count as 0
+        u1, u1      32 products in i32, wrapping: the bits that both have
     """
 
     dst: str
@@ -559,7 +560,7 @@ def walk(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
 
 # -- types -----------------------------------------------------------------------------------------------------------
 
-DOTS: dict[tuple[DType, DType], DType] = {(U8, I8): I32, (BF16, BF16): F32}
+DOTS: dict[tuple[DType, DType], DType] = {(U8, I8): I32, (BF16, BF16): F32, (U1, U1): I32}
 """Element types that `Dot` multiplies, with the type it sums in."""
 
 LOOKUPS = ((U8, U8), (U8, I8), (I32, F32))

@@ -10,7 +10,7 @@ import numpy as np
 from dlc.codegen import tile
 from dlc.codegen.tile import TileProgram, TileType
 from dlc.codegen.tile_verify import InvalidTile, verify
-from dlc.ir.dtype import BOOL, I32, U8, DType
+from dlc.ir.dtype import BOOL, I32, U1, U8, DType
 from dlc.ir.extent import IntExpr, evaluate
 from dlc.ir.scalar import SCALAR_OPS, cast_array
 
@@ -161,7 +161,8 @@ class Machine:
 
         def elements(name: str, dtype: DType) -> Array:
             words = np.ascontiguousarray(self.tiles[name])
-            return words.view(dtype.numpy).reshape(*words.shape, -1).astype(wide)
+            parts = words.view(np.uint8 if dtype.is_coded else dtype.numpy).reshape(*words.shape, -1)
+            return (np.unpackbits(parts, axis=-1, bitorder="little") if dtype == U1 else parts).astype(wide)
 
         acc = self.tiles[s.acc]
         total = (elements(s.a, s.left) * elements(s.b, s.right)).sum(-1) + acc.astype(wide)

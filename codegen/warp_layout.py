@@ -3,11 +3,13 @@
 A register of `32 k` lanes is spread if nothing speaks against it, which is `spatial(32).local(k)` in the terms of `dlc.ir.layout`; one
 that each thread holds is `replicated(1, 32) @ local(lanes)`. By priority:
 
-    1  what cannot be spread: registers of other widths; bytes to unpack of which a thread would not have a word of codes; what is
-       stored so that lanes of different threads go to one element, where the last one must win
-    2  tiles that a statement takes lane by lane, or whose bits it reads as other elements, are held if one of them is
+    1  what cannot be spread is asked to be held: registers of other widths; bytes to unpack of which a thread would not have a word of
+       codes; what is stored so that lanes of different threads go to one element, where the last one must win
+    2  `layout_inference.py` says what follows for the tiles that are taken together with it
+    3  of what is left one tile after the other is asked to be spread
 
-Each thread can hold whatever is there to be held, so that the rules never conflict; the price is work done 32 times. Scalars take no part.
+What is held can be viewed and taken apart in any way, so that these demands do not conflict; the price is work done 32 times. Scalars
+take no part.
 
 Source: layout inference of Tilus (arXiv 2504.12984), section 6, with the two layouts that a warp's vectors need.
 """
@@ -16,11 +18,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from functools import cache
 
 from dlc.codegen import tile
 from dlc.codegen.gpu_targets import WARP
+from dlc.codegen.layout_inference import Demand, infer
 from dlc.codegen.tile import Stmt, TileProgram, TileType
 from dlc.codegen.tile_verify import tile_types
+from dlc.ir.layout import Layout, local, replicated, spatial
 
 _WORD = 4  # bytes
 
@@ -28,17 +33,22 @@ _WORD = 4  # bytes
 def held_tiles(program: TileProgram) -> frozenset[str]:
     """Tiles of several lanes that each thread holds whole."""
     types = tile_types(program)
-    statements = list(tile.walk(program.body))
-    held = {name for name, type_ in types.items() if type_.lanes % WARP}
-    held |= {name for s in statements for name in _never_spread(s, types)}
-    groups = [names for s in statements for group in _alike(s) if len(names := {n for n in group if n in types}) > 1]
-    known = -1
-    while len(held) > known:
-        known = len(held)
-        for names in groups:
-            if names & held:
-                held |= names
-    return frozenset(held)
+    whole = {name: "for its width is no whole number of lanes a thread" for name, type_ in types.items() if type_.lanes % WARP}
+    for s in tile.walk(program.body):
+        whole |= {name: f"for `{type(s).__name__.lower()}` takes all of it" for name in _never_spread(s, types)}
+    demands = [Demand(name, _held(types[name].lanes), why) for name, why in whole.items()]
+    found = infer(program, demands, lambda name, type_: Demand(name, _spread(type_.lanes), "for nothing speaks against it"))
+    return frozenset(name for name, layout in found.items() if layout == _held(types[name].lanes))
+
+
+@cache
+def _held(lanes: int) -> Layout:
+    return (replicated(1, WARP) @ local(lanes)).canonical()
+
+
+@cache
+def _spread(lanes: int) -> Layout:
+    return (spatial(WARP) @ local(lanes // WARP)).canonical()
 
 
 def _never_spread(s: Stmt, types: Mapping[str, TileType]) -> Iterator[str]:
@@ -62,33 +72,3 @@ def _collide(s: tile.Store, source: TileType) -> bool:
         return False
     places = [sum(i * x for i, x in zip(at, known)) for at in itertools.product(*map(range, (*source.slots, source.lanes)))]
     return len(set(places)) < len(places)
-
-
-def _alike(s: Stmt) -> Iterator[tuple[str | None, ...]]:
-    """Names of tiles that must all be spread or all be held."""
-    match s:
-        case tile.Op():
-            yield (s.dst, *s.args)
-        case tile.Cast() | tile.Bitcast() | tile.View() | tile.Unpack() | tile.Lookup() | tile.Broadcast() | tile.Slice():
-            yield (s.dst, s.src)
-        case tile.Zip():
-            yield (s.dst, s.low, s.high)
-        case tile.Dot():
-            yield (s.dst, s.a, s.b, s.acc)
-        case tile.Stack():
-            yield (s.dst, *s.srcs)
-        case tile.Reduce() if s.axis is not None:
-            yield (s.dst, s.src)
-        case tile.Load():
-            yield (s.dst, s.mask)
-        case tile.Gather():
-            yield (s.dst, s.offsets, s.mask)
-        case tile.Store():
-            yield (s.src, s.mask)
-        case tile.Scatter():
-            yield (s.offsets, s.src, s.mask)
-        case tile.For() | tile.While():
-            for (name, init), value, result in zip(s.carries, s.yields, s.results, strict=True):
-                yield (name, init, value, result)
-        case tile.If():
-            yield from zip(s.then_yields, s.else_yields, s.results, strict=True)

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from dlc.frontend.torch_context import Ctx, Operand, op
+import numpy as np
+import torch
+
+from dlc.frontend.torch_context import Ctx, Operand, add, op
 from dlc.frontend.torch_contract import product
-from dlc.ir.dtype import F32, DType
+from dlc.ir.codes import coded
+from dlc.ir.dtype import F32, U4, DType
 from dlc.ir.expr import Cast, Expr, apply, const
 from dlc.ir.extent import IntExpr
 from dlc.ir.view import Val
 
 _OWN = "quantized_decomposed."
+_GROUP, _ROWS = 32, 256  # of a product that reads packed weights: any group that torch has, and rows of it at a time
 
 
 def _overloads(name: str) -> tuple[str, ...]:
@@ -120,6 +125,51 @@ def weight_int8pack_mm(c: Ctx, x: Val, weight: Val, scales: Val) -> Val:
         return apply("mul", Cast(F32, weight.at(i)), row if scales.dtype == F32 else Cast(F32, row))
 
     dense = c.b.compute(f"{c.hint}_dequantised", weight.shape, element, F32)
-    rows = x if x.dtype == F32 else Val(F32, x.shape, lambda i: Cast(F32, x.at(i)))
+    return _rounded(c, product(c, _as_f32(x), dense.transpose(0, 1), F32))
+
+
+@op("_weight_int4pack_mm_for_cpu")
+def weight_int4pack_mm(c: Ctx, x: Val, weight: Val, group: int, both: Val) -> Val:
+    """x times the transpose of weights of 4 bits, (code - 8) * scale + zero point: what torchao's int4 weights become on a CPU.
+
+    `both[k // group, n]` are scale and zero point. How the codes lie in `weight` is torch's own affair, which it is asked to undo.
+    """
+    n, k = (e.const or 0 for e in (weight.shape[0], x.shape[1]))
+    codes = c.b.constant(coded(_int4_codes(c, weight, n, k), U4), f"{c.hint}_codes")
+
+    def part(which: int, place: IntExpr, row: IntExpr) -> Expr:
+        e = both(place, row, which)
+        return e if both.dtype == F32 else Cast(F32, e)
+
+    def element(row: IntExpr, term: IntExpr) -> Expr:
+        number = apply("sub", Cast(F32, codes.at((row, term))), const(8.0))
+        return apply("mul", number, part(0, term // group, row))
+
+    rows = _as_f32(x)
+    dense = c.b.compute(f"{c.hint}_dequantised", [n, k], element, F32)
     total = product(c, rows, dense.transpose(0, 1), F32)
+    sums = c.b.reduce(
+        f"{c.hint}_sums", "sum", [x.shape[0], k // group], [group], lambda i, r: rows.at((i[0], i[1] * group + r[0])), F32
+    )
+    zeros = c.b.compute(f"{c.hint}_zeros", [k // group, n], lambda g, row: part(1, g, row), F32)
+    return _rounded(c, c.map(c.hint, add, total, product(c, sums, zeros, F32), dtype=F32))
+
+
+def _int4_codes(c: Ctx, weight: Val, n: int, k: int) -> np.ndarray[Any, Any]:
+    """The codes u8[n, k] of weights that torch has packed for this machine: what it multiplies a unit matrix by."""
+    packed = c.b.data.get(weight.name or "")
+    if packed is None:
+        raise c.unsupported("its weights are no constant")
+    given = torch.from_numpy(np.array(packed))
+    plain = torch.stack([torch.ones(k // _GROUP, n), torch.zeros(k // _GROUP, n)], dim=-1)
+    multiply = torch.ops.aten._weight_int4pack_mm_for_cpu
+    parts = [multiply(torch.eye(k)[start : start + _ROWS], given, _GROUP, plain) for start in range(0, k, _ROWS)]
+    return (torch.cat(parts).T + 8).to(torch.uint8).numpy()
+
+
+def _as_f32(x: Val) -> Val:
+    return x if x.dtype == F32 else Val(F32, x.shape, lambda i: Cast(F32, x.at(i)))
+
+
+def _rounded(c: Ctx, total: Val) -> Val:
     return total if c.dtype == F32 else c.b.compute(c.hint, total.shape, lambda *i: Cast(c.dtype, total.at(i)), c.dtype)

@@ -121,10 +121,18 @@ def encode(a: Any, dtype: DType, *, saturate: bool = True) -> Array:
     x = np.asarray(a, np.float64)
     if dtype.format is not None:
         return _encode_float(x, dtype, dtype.format, saturate)
-    step = 2 if dtype.kind == "c" and dtype.codes != 3 else 1
-    whole = np.rint((np.nan_to_num(x, nan=0.0, posinf=np.inf, neginf=-np.inf) - dtype.lowest) / step)
+    x = np.nan_to_num(x, nan=0.0, posinf=np.inf, neginf=-np.inf)
+    whole = _odd(x, dtype) if dtype.is_bipolar else np.rint(x - dtype.lowest)
     code = np.clip(whole, 0, dtype.codes - 1).astype(np.uint8)
     return code ^ np.uint8(1 << (dtype.bits - 1)) if dtype.kind == "i" else code
+
+
+def _odd(x: Array, dtype: DType) -> Array:
+    """The codes of the nearest odd numbers, ties to the even code, before they are cut off: no difference rounds a small `x` away."""
+    half = np.floor(x / 2)
+    code = half + (1 << (dtype.bits - 1))
+    with np.errstate(invalid="ignore"):  # infinities
+        return code - ((half * 2 > x) | ((half * 2 == x) & (code % 2 == 1)))  # the half of the least number below 0 was rounded up
 
 
 def _encode_float(x: Array, dtype: DType, f: FloatFormat, saturate: bool) -> Array:

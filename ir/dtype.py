@@ -92,6 +92,11 @@ class DType:
         return self.kind in "iu"
 
     @property
+    def is_bipolar(self) -> bool:
+        """Whether the numbers are the odd ones, symmetric around 0."""
+        return self.kind == "c" and self.codes != 3
+
+    @property
     def lowest(self) -> int:
         """Least value of a type of whole numbers."""
         if self.kind == "c":
@@ -158,7 +163,7 @@ BIPOLAR = tuple(DType(f"b{b}", "c", b, CODE, native=False) for b in range(1, 9))
 T2 = DType("t2", "c", 2, CODE, native=False)
 T5 = DType("t5", "c", 2, CODE, native=False, per_byte=5)
 """Ternary: code c is c - 1; `t2` is packed in 2 bits, `t5` 5 in a byte."""
-U4, I4 = UNSIGNED[3], SIGNED[3]
+U1, U4, I4 = UNSIGNED[0], UNSIGNED[3], SIGNED[3]
 
 CODED = (*UNSIGNED, *SIGNED, *BIPOLAR, T2, T5, *FLOATS, *VARIANTS)
 DTYPES: dict[str, DType] = {

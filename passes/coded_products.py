@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from dlc.costmodel.words import WordCosts
 from dlc.ir.coded_sums import TALL, TERMS, part_of
 from dlc.ir.codes import coded, codes_of, decode
-from dlc.ir.dtype import BF16, F16, F32, I8, I16, I32, U8, UNSIGNED, DType
+from dlc.ir.dtype import BF16, F16, F32, I8, I16, I32, U1, U8, UNSIGNED, DType
 from dlc.ir.einsum import Einsum, Rank, Reduce, TensorType, einsum
 from dlc.ir.expr import (
     Access,
@@ -32,6 +33,7 @@ from dlc.ir.extent import IntExpr, evaluate, int_expr, minimum, split_linear, su
 from dlc.ir.facts import Facts
 from dlc.ir.products import plain_access
 from dlc.ir.program import Param, Program, Region, Stmt, fresh_name, tensor_types
+from dlc.passes.bit_products import BitProduct, plane_factors
 from dlc.passes.decoded import Affine, Decoded, affine, decoded, factors, group_of, integers, is_code, table_of
 from dlc.passes.inline_pointwise import inline_access, is_pointwise
 from dlc.passes.pipeline import BadOption, Pass
@@ -56,10 +58,13 @@ class CodedProducts(Pass):
     D has the codes of C in the order in which a register tile takes them up (`dlc.ir.coded_sums`), so that a panel of columns is
     one stream. Activations that are floats stay so: `P = sum(j) X * (cast<f32>(D) - Z)`, in f32, or in bf16 where they are bf16. Codes
     of floats whose numbers are whole ones of a byte times a power of two are multiplied as such by i8; other numbers by i8 in bf16,
-    which holds both factors exactly. A group of more than 1024 terms is summed in blocks of 512.
+    which holds both factors exactly. A group of more than 1024 terms is summed in blocks of 512. Activations of at most 4 bits meet
+    weights as counts of common bits (`dlc.passes.bit_products`) where that costs less, else as bytes.
 
     Left alone are weights that are no constant, codes read otherwise than by rows and columns, scales and zero points that vary
     inside a group, and codes that stand for NaN or an infinity beside i8.
+
+    `dot` and `bits` are what the processor needs for a register of words (`dlc.costmodel.words`).
 
     Source: Tilus (arXiv 2504.12984); the zero point's part of a sum as in Jacob et al. (CVPR 2018), section 2.3.
     """
@@ -67,12 +72,17 @@ class CodedProducts(Pass):
     name: ClassVar[str] = "coded-products"
     lanes: int = 16
     registers: int = 32
+    dot: int = WordCosts.dot
+    bits: int = WordCosts.bits
 
     def __post_init__(self) -> None:
         for option in ("lanes", "registers"):
             value = getattr(self, option)
             if value < 1 or value & (value - 1):
                 raise BadOption(option=option, name=self.name, wanted="a power of two", value=value)
+        for option in ("dot", "bits"):
+            if getattr(self, option) < 1:
+                raise BadOption(option=option, name=self.name, wanted="at least 1", value=getattr(self, option))
 
     def apply(self, program: Program) -> Program:
         return _Products(program, self).run()
@@ -128,7 +138,7 @@ class _Products:
         return self.laid_out[key]
 
 
-def _find(pass_: _Products, step: Einsum, known: Mapping[str, Einsum]) -> _Product | None:
+def _find(pass_: _Products, step: Einsum, known: Mapping[str, Einsum]) -> CodedProduct | None:
     """The step as a product with decoded weights; None when it is none that a kernel streams."""
     if step.reduce is None or step.reduce.op != "sum" or step.where is not None or step.write is not None:
         return None
@@ -154,7 +164,7 @@ def _find(pass_: _Products, step: Einsum, known: Mapping[str, Einsum]) -> _Produ
         return None
     if not pass_.held[weights.codes.tensor].dtype.is_coded and size == terms and opened.bytes_in(rows[0]):
         return None  # bytes by bytes, with one scale for the whole sum: `integer-products`
-    found = _Product(pass_, step, replace(weights, scales=rest), rows[0], column, term, size)
+    found = CodedProduct(pass_, step, replace(weights, scales=rest), rows[0], column, term, size)
     return found if found.kind is not None else None
 
 
@@ -179,7 +189,7 @@ class _Opened:
     def bytes_in(self, e: Expr) -> bool:
         """Whether bytes lie behind `e`, point by point."""
         for a in accesses(e):
-            if self.pass_.types[a.tensor].dtype in (U8, I8):
+            if self.pass_.types[a.tensor].dtype == U8 or _is_byte(a, self.pass_.types):
                 return True
             if a.tensor in self.known and self.bytes_in(self.known[a.tensor].expr):
                 return True
@@ -200,7 +210,12 @@ def _matrix_of_codes(of: TensorType) -> bool:
 
 
 def _is_byte(e: Expr, types: Mapping[str, TensorType]) -> bool:
-    return isinstance(e, Access) and e.default is None and types[e.tensor].dtype == I8
+    """Whether `e` is a byte of a tensor, or an integer of a few bits that fits a signed one."""
+    if isinstance(e, Access) and e.default is not None:
+        return False
+    dtype = dtype_of(e, lambda t: types[t].dtype)
+    small = dtype.is_coded and not dtype.is_float and -128 <= dtype.lowest and dtype.highest <= 127
+    return small or (isinstance(e, Access) and dtype == I8)
 
 
 def _times(parts: Sequence[Expr]) -> Expr:
@@ -211,7 +226,7 @@ def _times(parts: Sequence[Expr]) -> Expr:
 
 
 @dataclass
-class _Product:
+class CodedProduct:
     """One contraction, as a sum of products with codes.
 
     Attributes:
@@ -234,7 +249,7 @@ class _Product:
     # --- what is multiplied ---
 
     def _kind(self) -> DType | None:
-        """The type of the activations that meet the codes: i8, bf16 or f32; None when the codes do not suit."""
+        """The type of what meets the codes of the activations': u1 (bits of them), i8, bf16 or f32; None when the codes do not suit."""
         dtype = self.pass_.held[self.weights.codes.tensor].dtype
         self.table = table_of(self.weights.value, self.weights.codes, dtype)
         self.line = affine(self.table)
@@ -243,6 +258,8 @@ class _Product:
         self.bytes = integers(self.table) if self.line is None else None
         rows = dtype_of(self.rows, lambda t: self.pass_.types[t].dtype)
         if isinstance(self.rows, Cast) and _is_byte(self.rows.arg, self.pass_.types):
+            if self._bit_by_bit():
+                return U1
             if self.line is not None or self.bytes is not None:
                 return I8
             return BF16 if np.isfinite(self.table).all() and _in_bf16(self.table) and self.weights.zero is None else None
@@ -251,6 +268,16 @@ class _Product:
         if rows == BF16:
             return BF16 if self.numbers_in_bf16() else F32
         return F32 if rows in (F32, F16) else None
+
+    def _bit_by_bit(self) -> bool:
+        """Whether numbers of few bits on both sides cost less as bits than as bytes."""
+        assert isinstance(self.rows, Cast)
+        dtype = self.dtype(self.rows.arg)
+        if self.line is None or plane_factors(dtype) is None:
+            return False
+        rows = None if any(r.extent.const is None for r in self.row_ranks()) else self.row_count()
+        costs = WordCosts(self.pass_.options.dot, self.pass_.options.bits)
+        return costs.planes_pay(dtype.bits, self.code_type().bits, self.size, rows)
 
     def occurs(self, count: int) -> np.ndarray[Any, Any]:
         """Which of the codes the constant has."""
@@ -264,9 +291,7 @@ class _Product:
 
     def steps(self) -> list[Einsum]:
         self.layout()
-        rows = self.row_operand()
-        codes = self.packed()
-        partial, scale = self.partial(rows, codes)
+        partial, scale = self.bit_sum() if self.kind == U1 else self.partial(self.row_operand(), self.packed())
         scales = [self.moved(s) for s in self.weights.scales]
         inside = [self.in_panels(s) for s in scales if self.group.name in s.variables]
         outside = [s for s in scales if self.group.name not in s.variables]
@@ -283,7 +308,7 @@ class _Product:
     def layout(self) -> None:
         """Ranks of groups and of the terms of one; how codes share bytes; the width of a panel."""
         terms = self.term.extent.const or 0
-        if self.size > _LONG:
+        if self.size > self.most_terms():
             blocks = [d for d in range(_BLOCK, 31, -1) if self.size % d == 0 and d % 32 == 0]
             self.size = blocks[0] if blocks else _BLOCK if self.size >= terms else self.size
         used = {r.name for r in self.step.all_ranks}
@@ -295,15 +320,27 @@ class _Product:
         if self.aligned and inner % (TERMS * self.together):
             self.together = 1
         inner = -(-inner // (TERMS * self.together)) * TERMS * self.together
+        if self.kind == U1:
+            inner = self.size
         self.group = Rank(fresh_name("g", used), int_expr(self.groups))
         self.inner = Rank(fresh_name("j", used | {self.group.name}), int_expr(inner))
-        self.at = (var(self.group.name) if self.groups > 1 else int_expr(0)) * self.size + var(self.inner.name)
+        self.at = self.group_start() + var(self.inner.name)
         lanes = self.pass_.options.lanes
         self.width = lanes * min(self.panel_registers(), -(-(self.column.extent.const or 0) // lanes))
         self.facts = Facts(
             {**self.step.extents, self.group.name: self.group.extent, self.inner.name: int_expr(min(self.size, inner))},
             self.pass_.program.facts,
         )
+
+    def most_terms(self) -> int:
+        """Terms of a group beyond which it is summed in blocks: sums of products of few bits are whole in f32 for longer."""
+        if self.kind != U1 or not isinstance(self.rows, Cast):
+            return _LONG
+        return 1 << (24 - self.dtype(self.rows.arg).bits - self.code_type().bits)
+
+    def group_start(self) -> IntExpr:
+        """The first term of a group."""
+        return (var(self.group.name) if self.groups > 1 else int_expr(0)) * self.size
 
     def panel_registers(self) -> int:
         """Registers of columns: as many as leave room for the sums of all rows, so that one tile takes the codes apart. Numbers
@@ -504,6 +541,25 @@ class _Product:
         assert shifted is not None
         return apply("sub", Cast(F32, total), self.zero_part(shifted, rows, F32)), line.slope
 
+    def bit_sum(self) -> tuple[Expr, Fraction]:
+        """The sum over a group, counted bit by bit, an f32 expression, and a factor of the result."""
+        assert self.line is not None and isinstance(self.rows, Cast)
+        dtype = self.dtype(self.rows.arg)
+        factors = plane_factors(dtype)
+        assert factors is not None
+        if not isinstance(self.rows.arg, Access):
+            self.rows = Cast(F32, self.emit("codes", (*self.row_ranks(), self.term), self.rows.arg, dtype))
+        bits = BitProduct(self, dtype, factors)
+        zero = None if self.weights.zero is None else self.in_panels(self.moved(self.weights.zero))
+        whole = _whole(zero, self.line, self.pass_.types)
+        if whole is not None:
+            subtrahend, factor = whole
+            return Cast(F32, bits.total(subtrahend, factor)), self.line.slope / factor
+        shifted = _shifted(zero, self.line)
+        assert shifted is not None
+        away = apply("mul", shifted, Cast(F32, bits.numbers_sum()))
+        return apply("sub", Cast(F32, bits.total(None, 1)), away), self.line.slope
+
     def partial_sum(self, product: Expr, dtype: DType) -> Access:
         ranks = (*self.step.ranks, *((self.group,) if self.groups > 1 else ()))
         return self.emit("part", ranks, product, dtype, Reduce("sum", (self.inner,)))
@@ -563,4 +619,4 @@ def _whole(zero: Expr | None, line: Affine, types: Mapping[str, TensorType]) -> 
     return (whole if not line.start else apply("sub", whole, const(int(line.start), I32))), 1
 
 
-__all__ = ["CodedProducts"]
+__all__ = ["CodedProduct", "CodedProducts"]

@@ -27,8 +27,11 @@ def rounded(e: Expr, source: DType, to: DType, mode: str) -> Expr:
     held = native(to)
     if to.format is not None:
         return Cast(held, _float(_as(e, source, F32), to, to.format, mode))
+    if to.is_bipolar:
+        kind = F32 if source.is_float and source != F64 else F64
+        return _odd(_as(e, source, kind), kind, to)
     if to.kind == "c":
-        return Cast(held, _symmetric(_as(e, source, F64), to))
+        return Cast(held, _ternary(_as(e, source, F64)))
     if source.is_float and mode == "sat":
         clamped = apply("max", apply("min", Cast(held, e), const(to.highest, held)), const(to.lowest, held))
         return clamped
@@ -48,13 +51,31 @@ def wrapped(e: Expr, to: DType) -> Expr:
     return apply("shr", apply("shl", e, unused), unused)
 
 
-def _symmetric(e: Expr, to: DType) -> Expr:
-    """The nearest ternary or bipolar number, ties to the even code; `e` and the result are f64."""
-    step = 1.0 if to.codes == 3 else 2.0
+def _ternary(e: Expr) -> Expr:
+    """The nearest of -1, 0 and 1, ties to the even code, which is that of -1 or 1; `e` and the result are f64."""
     whole = apply("select", apply("isnan", e), const(0.0, F64), e)
-    clamped = apply("max", apply("min", whole, const(float(to.highest), F64)), const(float(to.lowest), F64))
-    code = apply("round", apply("mul", apply("sub", clamped, const(float(to.lowest), F64)), const(1 / step, F64)))
-    return apply("add", apply("mul", code, const(step, F64)), const(float(to.lowest), F64))
+    clamped = apply("max", apply("min", whole, const(1.0, F64)), const(-1.0, F64))
+    return apply("sub", apply("round", apply("add", clamped, const(1.0, F64))), const(1.0, F64))
+
+
+def _odd(e: Expr, kind: DType, to: DType) -> Expr:
+    """The nearest odd number in `native(to)`, ties to the even code; `kind`, f32 or f64, is the type of `e`.
+
+    It is 2f + 1 of the half rounded down, f, or the one before where that half was rounded up before, or for a tie.
+    """
+
+    def number(value: float) -> Expr:
+        return const(value, kind)
+
+    if to.bits == 1:
+        return apply("select", apply("gt", e, number(0.0)), const(1, native(to)), const(-1, native(to)))
+    whole = apply("select", apply("isnan", e), number(0.0), e)
+    inside = apply("max", apply("min", whole, number(float(to.highest))), number(float(to.lowest)))
+    half = apply("floor", apply("mul", inside, number(0.5)))
+    twice = apply("mul", half, number(2.0))
+    odd = apply("ne", half, apply("mul", apply("floor", apply("mul", half, number(0.5))), number(2.0)))
+    before = apply("or", apply("gt", twice, inside), apply("and", apply("eq", twice, inside), odd))
+    return Cast(native(to), apply("add", twice, apply("select", before, number(-1.0), number(1.0))))
 
 
 def _float(e: Expr, to: DType, f: FloatFormat, mode: str) -> Expr:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dlc.costmodel.tiles import stream_block
+from dlc.costmodel.words import WordCosts
 from dlc.passes.reduce_passes import ReducePasses
 
 # explicit-domains comes first: no other pass looks at what a tensor's readers inherit.
@@ -27,16 +28,21 @@ _PIPELINE = (
 )
 
 
-def default_pipeline(lanes: int = 16, registers: int = 32, accuracy: str = "default") -> str:
+def default_pipeline(
+    lanes: int = 16, registers: int = 32, accuracy: str = "default", costs: WordCosts = WordCosts()  # noqa: B008 (a frozen value)
+) -> str:
     """The pipeline's text for a target with `lanes` f32 per vector register and that many registers.
 
     Args:
+        costs: of multiplying numbers of few bits.
         accuracy: `strict` keeps to rewrites whose error is bounded by that of the sums as the model has them.
     """
     given = [] if (lanes, registers) == (16, 32) else [f"lanes={lanes}", f"registers={registers}"]
     given += ["bf16_words=false"] if accuracy == "strict" else []
     options = f"{{{' '.join(given)}}}" if given else ""
-    tiles = "" if (lanes, registers) == (16, 32) else f"{{lanes={lanes} registers={registers}}}"
+    sizes = [] if (lanes, registers) == (16, 32) else [f"lanes={lanes}", f"registers={registers}"]
+    sizes += [] if costs == WordCosts() else [f"dot={costs.dot}", f"bits={costs.bits}"]
+    tiles = f"{{{' '.join(sizes)}}}" if sizes else ""
     winograd = "" if accuracy == "strict" else "winograd," if lanes == 16 else f"winograd{{lanes={lanes}}},"
     size = stream_block(lanes, registers)
     block = "" if size == ReducePasses.block else f"{{block={size}}}"

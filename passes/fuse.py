@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+from dlc.ir.bit_sums import packed_sum
 from dlc.ir.blocked import block_of, blocked_ranks, told_apart, unrolls
-from dlc.ir.coded_sums import coded_sum
 from dlc.ir.einsum import Einsum, Rank, Scan, Step, TensorType
 from dlc.ir.extent import IntExpr, Var, substitute, sym, variables
 from dlc.ir.forms import form
@@ -264,14 +264,14 @@ class _Fusion:
         return True
 
     def _tiles(self, step: Einsum) -> bool:
-        return is_contraction(step, self.types) or coded_sum(step, self.types) is not None
+        return is_contraction(step, self.types) or packed_sum(step, self.types) is not None
 
     def _join_groups(self, group: _Group, step: Einsum) -> bool:
         """Join as the sum over the groups of a sum with codes, which stays in registers."""
         if len(group.steps) != 1 or step.reduce is None or step.reduce.op != "sum" or step.where is not None:
             return False
         (first,) = group.steps
-        if coded_sum(first, self.types) is None:
+        if packed_sum(first, self.types) is None:
             return False
         reads = {a for a in step.accesses() if a.tensor == first.out}
         pairs = [(i, r) for a in reads for i, r in zip(a.index, first.ranks, strict=True) if r.extent.const != 1]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from dlc.ir.coded_sums import coded_sum
+from dlc.ir.bit_sums import packed_sum
 from dlc.ir.domain import unconditional_accesses
 from dlc.ir.dtype import I64
 from dlc.ir.einsum import Einsum, Scan, Step, TensorType
@@ -134,7 +134,7 @@ class _Inliner:
 
     def _inlined(self, consumer: Einsum, known: dict[str, Einsum]) -> Einsum:
         """The consumer with what is worthwhile of these producers in it."""
-        if coded_sum(consumer, self.types) is not None:
+        if packed_sum(consumer, self.types) is not None:
             return consumer  # its operands are laid out for it
         facts = self.scope.pool.facts(consumer.extents, self.symbols)
         factors = _contraction_factors(consumer)

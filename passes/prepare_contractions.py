@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from dlc.costmodel.tiles import MOST_TAPS, panel_columns
-from dlc.ir.coded_sums import coded_sum
+from dlc.ir.bit_sums import packed_sum
 from dlc.ir.dtype import BF16, DType
 from dlc.ir.einsum import Einsum, Rank, Reduce, Scan, Step, TensorType, einsum
 from dlc.ir.expr import Access, Apply, Cast, Expr, Index, Piecewise, accesses, apply, const, dtype_of
@@ -133,7 +133,7 @@ class _Preparation:
 
     def _coded(self, step: Einsum) -> bool:
         """Whether the step sums products with packed codes, or such sums."""
-        if coded_sum(step, self.types) is not None:
+        if packed_sum(step, self.types) is not None:
             self.coded.add(step.out)
             return True
         return step.reduce is not None and not self.coded.isdisjoint(step.reads)

@@ -24,7 +24,6 @@ from dlc.passes.rewrite import Names, drop_dead, map_regions
 from dlc.passes.weight_layers import FLOATS, Gather, Linear, find_gather, find_linear, skipped
 
 AUTO = ("i2", "i3", "i4", "i5", "i6", "i8")
-_ACTIVATIONS = {"f32": F32, "bf16": BF16, "i8": I8}
 _LEAST_ELEMENTS = 256  # smaller matrices are not worth a scale
 
 
@@ -109,18 +108,21 @@ class QuantizeWeights(Pass):
         Q[m, k] = cast<i8>(round(X[m, k] / R[m]))
         Y[m, n] = sum(k) (cast<f32>(Q[m, k]) * R[m]) * V[n, k]
 
+    and in the same way with fewer bits: `i4` to `i2` in steps of a 7th, a 3rd or all of A, `b4` to `b2` as the odd multiples of a 15th,
+    a 7th or a 3rd of it. `b1` are signs, and R the mean of abs(X), with which they differ least from X.
+
     Any coded type, u8 and i8; with zero points (`codes` or `real`) the numbers are `(C - Z) * S`. A table of which rows are gathered
     is read as `C[I[b], d] * S[I[b], d // 32]`. What is quantised is found by structure: products with a constant matrix along one
     rank, and gathers. Changes the results: that is what was asked for.
 
     Source: Dettmers et al., LLM.int8() (arXiv 2208.07339) for activations by row and outlier columns; Frantar et al., GPTQ
-    (2210.17323).
+    (2210.17323); Rastegari et al., XNOR-Net (1603.05279), section 3.1, for the scale of signs.
     """
 
     name: ClassVar[str] = "quantize-weights"
     weights: str = "i4"
     group: int | None = 32
-    activation: Literal["f32", "bf16", "i8"] = "f32"
+    activation: Literal["f32", "bf16", "i8", "i4", "i3", "i2", "b4", "b3", "b2", "b1"] = "f32"
     activation_group: int | None = None
     scales: Literal["f16", "bf16", "f32", "f8e8m0"] = "f16"
     zero_point: Literal["auto", "none", "codes", "real"] = "auto"
@@ -470,7 +472,7 @@ class _Quantiser(Search):
     # --- activations ---
 
     def activation(self, made: list[Einsum], layer: Linear, rows: Expr) -> Expr:
-        """The rows as they are multiplied, f32: as they came, through bf16, or through bytes with a scale per row or group."""
+        """The rows as they are multiplied, f32: as they came, through bf16, or through integers with a scale per row or group."""
         kind = self.options.activation
         if kind == "f32":
             return self.as_f32(rows)
@@ -485,7 +487,7 @@ class _Quantiser(Search):
                 self.rounded[key] = (self.emit(made, f"{layer.step.out}_bf16", (*free, k), Cast(BF16, rows)),)
             return Cast(F32, Access(self.rounded[key][0], place))
         if key not in self.rounded:
-            self.rounded[key] = self.bytes_of(made, layer, free, self.as_f32(rows))
+            self.rounded[key] = self.codes_of(made, layer, free, self.as_f32(rows), DTYPES[kind])
         codes, scales = self.rounded[key]
         return apply("mul", Cast(F32, Access(codes, place)), Access(scales, self.scale_place(free, var(k.name), k)))
 
@@ -494,7 +496,9 @@ class _Quantiser(Search):
         outer = tuple(var(r.name) for r in free)
         return outer if size is None or size >= (term.extent.const or 0) else (*outer, k // size)
 
-    def bytes_of(self, made: list[Einsum], layer: Linear, free: tuple[Rank, ...], rows: Expr) -> tuple[str, str]:
+    def codes_of(
+        self, made: list[Einsum], layer: Linear, free: tuple[Rank, ...], rows: Expr, dtype: DType
+    ) -> tuple[str, str]:
         """Names of the tensors of codes and scales."""
         k, size, out = layer.term, self.options.activation_group, layer.step.out
         length = k.extent.const
@@ -510,13 +514,16 @@ class _Quantiser(Search):
                 raise BadQuantisation(
                     reason=f"{length} terms of a sum are no whole number of groups of {size} activations"
                 )
-        size_name = self.emit(made, f"{out}_greatest", ranks, apply("abs", value), Reduce("max", (reduce,)))
+        signs = dtype.is_bipolar and dtype.bits == 1
+        hint, op, parts = ("total", "sum", reduce.extent.const) if signs else ("greatest", "max", dtype.highest)
+        assert parts is not None, "a constant matrix has extents that are known"
+        size_name = self.emit(made, f"{out}_{hint}", ranks, apply("abs", value), Reduce(op, (reduce,)))
         whole = Access(size_name, tuple(var(r.name) for r in ranks))
-        step = apply("select", apply("eq", whole, const(0.0)), const(1.0), apply("div", whole, const(127.0)))
+        step = apply("select", apply("eq", whole, const(0.0)), const(1.0), apply("div", whole, const(float(parts))))
         scales = self.emit(made, f"{out}_scales", ranks, step)
-        scale = Access(scales, self.scale_place(free, var(k.name), k))
-        codes = Cast(I8, apply("round", apply("div", rows, scale)))
-        return self.emit(made, f"{out}_bytes", (*free, k), codes), scales
+        number = apply("div", rows, Access(scales, self.scale_place(free, var(k.name), k)))
+        codes = Cast(dtype, number if dtype.is_bipolar else apply("round", number))
+        return self.emit(made, f"{out}_{'bytes' if dtype == I8 else 'codes'}", (*free, k), codes), scales
 
     # --- outliers ---
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from dlc.ir.coded_sums import coded_sum
+from dlc.ir.bit_sums import packed_sum
 from dlc.ir.einsum import Einsum, Scan, Step, TensorType, flat
 from dlc.ir.expr import Access
 from dlc.ir.extent import Var
@@ -144,7 +144,7 @@ class Streams:
 
     def _may_follow(self, steps: Sequence[Step], step: Einsum) -> bool:
         """Whether the tasks stay what they are with `step`, but for ranks that it reduces."""
-        if coded_sum(step, self.types) is not None:
+        if packed_sum(step, self.types) is not None:
             return False  # a stream of packed weights has a kernel of its own
         if factors(step) is not None and not self._contracts_activations(step):
             return False

@@ -16,6 +16,7 @@ from dlc.cli import main
 from dlc.importing import import_any
 from dlc.ir.dtype import CODED, F8E8M0, I8, U8
 from dlc.ir.error_model import bounded_cascade, worst
+from dlc.ir.interpret import run_program
 from dlc.ir.program import Cascade
 from dlc.passes.quantize_weights import BadQuantisation
 from dlc.quantize import Quantize, UnknownQuantisation, quantise
@@ -67,6 +68,19 @@ def test_compiled_is_interpreted(at: int) -> None:
         )
 
 
+@pytest.mark.parametrize(("weights", "activation"), [("b1", "b1"), ("i2", "i2"), ("u1", "i4")])
+def test_few_bits_by_few_bits_are_counted(weights: str, activation: str, tmp_path: Path) -> None:
+    """A layer becomes a count of common bits where that costs less, and is what the interpreter says."""
+    torch.manual_seed(0)
+    model, x = torch.nn.Sequential(torch.nn.Linear(96, 40), torch.nn.ReLU()), torch.randn(3, 96)
+    options = f"{weights}:row:a={activation}"
+    program = quantise(import_any(model, (x,), None, None, None), Quantize.parse(options))[0].program
+    exe = dlc.compile(model, (x,), quantize=options, target="avx2", cache=False, dump_dir=tmp_path)
+    assert "dot<u1, u1>" in "".join(path.read_text() for path in (tmp_path / "kernels").rglob("*.tile"))
+    (want,) = run_program(program, [x.numpy()])
+    np.testing.assert_allclose(exe(x).detach().numpy(), want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
 def test_calls_of_a_torch_model_calibrate_it() -> None:
     model, ids = tied()
     calls = [(torch.randint(0, 40, (2, 5)),) for _ in range(4)]
@@ -97,6 +111,7 @@ def test_the_cache_tells_quantisations_apart() -> None:
     [
         ("i3:g64", Quantize("i3", 64)),
         ("u4:row:a=i8:s=bf16:z=real", Quantize("u4", None, "i8", scales="bf16", zero_point="real")),
+        ("b1:row:a=b1", Quantize("b1", None, "b1")),
         ("auto:4.5bits:skip=lm_head|wte*:no-tables", Quantize("auto:4.5bits", skip=("lm_head", "wte*"), tables=False)),
     ],
 )
@@ -108,7 +123,7 @@ def test_the_short_form(text: str, same: Quantize) -> None:
     ("text", "error", "said"),
     [
         ("i3:64", UnknownQuantisation, "'64' is no option"),
-        ("i3:a=i4", UnknownQuantisation, "'a' is one of f32, bf16, i8, not 'i4'"),
+        ("i3:a=i5", UnknownQuantisation, "'a' is one of f32, bf16, i8, i4, .*, b1, not 'i5'"),
         ("auto", BadQuantisation, "'auto' is no budget"),
         ("i3:g", UnknownQuantisation, "'g' is no option"),
         ("i3:skip=", UnknownQuantisation, "'skip=' is no option"),

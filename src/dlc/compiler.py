@@ -29,6 +29,7 @@ from dlc.codegen.host_manifest import Interface, constant_layout, host_manifest
 from dlc.codegen.target import Target, parse_target
 from dlc.collector import collector_put_off
 from dlc.control_graph import control_graph
+from dlc.costmodel.words import word_costs
 from dlc.errors import BadInput, DlcError, Internal, Unsupported
 from dlc.ir.codes import codes_of
 from dlc.ir.dtype import DType
@@ -259,7 +260,7 @@ def compile(
 
             return hosted(imported if wish is None else quantise(imported, wish)[0], backend, threads)
         if passes is None:
-            passes = default_pipeline(wanted.lanes, wanted.vector_registers, accuracy)
+            passes = default_pipeline(wanted.lanes, wanted.vector_registers, accuracy, word_costs(wanted.has))
         key = None
         budget_threads = None if memory_budget is None else threads or default_threads()  # each has scratch memory
         if cache is True and dump is None and not observers:

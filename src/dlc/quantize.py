@@ -41,7 +41,8 @@ class Quantize(QuantizeWeights):
     Attributes:
         weights: a type of 1 to 8 bits, or a budget: `auto:4.5bits` a weight, `auto:0.02error`.
         group: weights along a row that share a scale; None for the row.
-        activation: `f32`, `bf16`, or `i8`: rows are rounded to bytes when they are multiplied, with a scale found then.
+        activation: `f32`, `bf16`, or `i8`: rows are rounded to bytes when they are multiplied, with a scale found then; or to `i4` to
+            `i2` and `b4` to `b1`, bits that are counted beside weights of few bits.
         activation_group: terms that share such a scale; None for the row.
         scales: type of the weights' scales.
         zero_point: `none`, `codes` (integers of the weights' type), `real` (numbers of the scales' type); `auto` is what the type needs.

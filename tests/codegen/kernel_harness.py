@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from dlc.codegen import tile_interp
+from dlc.codegen.bit_sum import find_bits
 from dlc.codegen.coded_sum import find_coded
 from dlc.codegen.contraction import find_contraction
 from dlc.codegen.inner_product import find_inner_product
@@ -72,6 +73,8 @@ def strategy(kernel: Kernel, program: Program, target: Target) -> str:
         return "scatter"
     if find_coded(low) is not None:
         return "coded"
+    if find_bits(low) is not None:
+        return "bits"
     if lane_rank(low.structure, kernel.outer) is not None:
         return "streamed"
     if any(low.moving(s) != low.outer for s in low.steps):

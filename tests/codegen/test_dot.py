@@ -16,7 +16,7 @@ from dlc.codegen.tile_build import Builder
 from dlc.codegen.tile_parse import parse
 from dlc.codegen.tile_to_mlir import lower
 from dlc.codegen.tile_verify import InvalidTile, verify
-from dlc.ir.dtype import BF16, F32, I8, I32, U8, DType
+from dlc.ir.dtype import BF16, F32, I8, I32, U1, U8, DType
 from dlc.ir.extent import int_expr
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -24,6 +24,7 @@ from tile_harness import compare
 
 VNNI = parse_target("avx512+avx512_vnni")
 BF16_DOT = parse_target("avx512+avx512_bf16")
+POPCOUNT = parse_target("avx512+avx512_vnni+avx512_vpopcntdq")
 WORDS = 6
 
 
@@ -72,6 +73,32 @@ def test_bfloat16_pairs(lanes: int) -> None:
     assert (np.abs(result["Y"].reshape(3, 2, lanes) - (1 + (left * right).sum((1, 4)))) <= bound).all()
 
 
+def common_bits(lanes: int) -> TileProgram:
+    """Three rows by two registers of how many bits words have in common, over `WORDS` of them."""
+    b = Builder({"A": I32, "B": I32, "Y": I32})
+    acc = b.const(TileType(I32, (3, 2), lanes), 1)
+    with b.loop("k", 0, WORDS, carries=(acc,)) as k:
+        x = b.load(TileType(I32, (3, 1), 1), "A", k.index, (WORDS, 0))
+        w = b.load(TileType(I32, (1, 2), lanes), "B", k.index * (2 * lanes), (0, lanes))
+        k.yields(b.dot(U1, U1, x, w, k.carries[0]))
+    b.store("Y", 0, k.results[0], (2 * lanes, lanes))
+    sizes = {"A": ("in", 3 * WORDS), "B": ("const", 2 * WORDS * lanes), "Y": ("out", 6 * lanes)}
+    buffers = tuple(Buffer(n, I32, role, int_expr(size)) for n, (role, size) in sizes.items())
+    return TileProgram(f"bits{lanes}", buffers, (), int_expr(1), "task", b.body())
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 4, 8, 16])
+def test_bits(lanes: int) -> None:
+    """Every byte beside every other, and words of ones: no sum of a word's bytes may wrap on the way."""
+    rng = np.random.default_rng(lanes)
+    a, w = (rng.integers(-(2**31), 2**31, n).astype(np.int32) for n in (3 * WORDS, 2 * WORDS * lanes))
+    a[:3] = w[: 2 * lanes : 2] = -1
+    result = compare(common_bits(lanes), {"A": a, "B": w, "Y": np.zeros(6 * lanes, np.int32)}, targets=[POPCOUNT, VNNI, AVX512, AVX2, BASELINE])
+    both = a.reshape(3, WORDS, 1, 1) & w.reshape(1, WORDS, 2, lanes)
+    want = 1 + np.array([int(x).bit_count() for x in both.view(np.uint32).reshape(-1)]).reshape(both.shape).sum(1)
+    np.testing.assert_array_equal(result["Y"].reshape(3, 2, lanes), want)
+
+
 def asm_of(program: TileProgram, target: Target) -> str:
     return compile_mlir(lower(program, target), target, want_asm=True).asm or ""
 
@@ -102,6 +129,23 @@ def test_instructions_of_bfloat16() -> None:
     assert "vfmadd" not in asm_of(products(BF16, BF16, F32, 4), BASELINE)
 
 
+@pytest.mark.parametrize(
+    ("target", "lanes", "wanted", "unwanted"),
+    [
+        (POPCOUNT, 16, ("vpopcntd",), ("vpshufb", "vpdpbusd")),
+        (VNNI, 16, ("vpshufb", "vpdpbusd"), ("vpopcntd", "vpmaddubsw")),
+        (AVX512, 16, ("vpshufb", "vpmaddubsw", "vpmaddwd"), ("vpopcntd",)),
+        (AVX2, 8, ("vpshufb", "vpmaddubsw", "vpmaddwd"), ("popcnt", "%zmm")),
+        (BASELINE, 4, ("pshufb", "pmaddubsw", "pmaddwd"), ("popcnt", "%ymm")),
+        (BASELINE, 1, ("popcnt",), ("pshufb",)),
+    ],
+    ids=str,
+)
+def test_instructions_of_bits(target: Target, lanes: int, wanted: tuple[str, ...], unwanted: tuple[str, ...]) -> None:
+    asm = asm_of(common_bits(lanes), target)
+    assert all(w in asm for w in wanted) and not any(w in asm for w in unwanted), asm
+
+
 def test_round_trip() -> None:
     program = products(U8, I8, I32, 16)
     assert "view<i32>(" in str(program) and "dot<u8, i8>(" in str(program)
@@ -114,6 +158,8 @@ def test_round_trip() -> None:
         ("dot<i8, i8>(a, b, c)", "there is no dot product of i8 and i8"),
         ("dot<u8, i8>(a, b, f)", "needs words in i32 twice and a sum in i32"),
         ("dot<bf16, bf16>(a, b, c)", "needs words in i32 twice and a sum in f32"),
+        ("dot<u1, u1>(a, b, f)", "needs words in i32 twice and a sum in i32"),
+        ("dot<u1, i8>(a, b, c)", "there is no dot product of u1 and i8"),
         ("dot<u8, i8>(a, e, c)", "do not broadcast"),
         ("view<i32>(h)", "are no whole number of i32"),
     ],

@@ -21,6 +21,7 @@ from dlc.ir.scalar import SCALAR_OPS
 
 sys.path.insert(0, str(Path(__file__).parent))
 from attention_text import Attention
+from bit_layers import Layer as BitLayer
 from coded_layers import case
 from kernel_harness import strategy
 from test_rows import LAYER_NORM, SOFTMAX
@@ -76,6 +77,14 @@ def test_layers_of_packed_codes_give_the_same_bits(number: int) -> None:
     layer = case(number)
     for program in tiles(replace(layer, terms=min(layer.terms, 70), columns=min(layer.columns, 40)).program()):
         compare(program, {s.lstrip("#"): 2 for s in program.symbols})
+
+
+@pytest.mark.parametrize("layer", [BitLayer("b1", "b1", 3, 128, 40, 64), BitLayer("i2", "u1", 2, 96, 70, 32, "u4")])
+def test_layers_of_bits_give_the_same_bits(layer: BitLayer) -> None:
+    kernels = tiles(layer.program())
+    assert any("dot<u1, u1>" in str(k) for k in kernels)
+    for kernel in kernels:
+        compare(kernel)
 
 
 def tile_program(body: str, out: str = "f32[256]", tasks: int = 1, scratch: str = "") -> TileProgram:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 import dlc
 from dlc.codegen.target import host_flags
+from dlc.compiler import run_passes
+from dlc.frontend.errors import UnsupportedOperator
 from dlc.frontend.torch_export import import_torch
 from dlc.ir.interpret import run_program
 
@@ -109,3 +111,55 @@ def test_weights_of_bytes_as_torchao_leaves_them(dtype: torch.dtype) -> None:
     limit = unit * (x.double().abs() @ (model.weight.double() * model.scales.double()[:, None]).abs().T)
     assert ((got.double() - want).abs() <= limit).all()
     assert ((model(x).double() - want).abs() <= 4 * limit + 2.0**-6 * want.abs()).all()  # torch's own is of the same meaning
+
+
+class Int4(nn.Module):
+    """Weights of 4 bits with scales and zero points, packed by torch for this machine."""
+
+    def __init__(self, n: int, k: int, group: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        g = torch.Generator().manual_seed(0)
+        codes = torch.randint(0, 16, (n, k), generator=g)
+        self.group = group
+        self.register_buffer("weight", torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.to(torch.int32), 1))
+        both = torch.stack([torch.rand(k // group, n, generator=g), torch.randn(k // group, n, generator=g)], dim=-1) * 1e-1
+        self.register_buffer("both", both.to(dtype))
+        scale, zero = (self.both[..., p].double().T.repeat_interleave(group, 1) for p in (0, 1))
+        self.dense = (codes.double() - 8) * scale + zero
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.weight, self.group, self.both)
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "group", "dtype"), [(48, 64, 32, torch.float32), (64, 320, 64, torch.bfloat16), (16, 256, 256, torch.float32)]
+)
+def test_weights_of_four_bits_as_torchao_leaves_them(n: int, k: int, group: int, dtype: torch.dtype) -> None:
+    """Whatever way torch packed them here; more terms than are read at a time, and one group."""
+    model, x = Int4(n, k, group, dtype), torch.randn(3, k, generator=torch.Generator().manual_seed(1)).to(dtype)
+    want = x.double() @ model.dense.T
+    exe = dlc.compile(model, (x,))
+    got = exe(x)
+    assert got.dtype == dtype
+    unit = 2.0**-21 if dtype == torch.float32 else 2.0**-8
+    limit = unit * (x.double().abs() @ model.dense.abs().T)
+    assert ((got.double() - want).abs() <= limit).all()
+    assert ((model(x).double() - want).abs() <= 4 * limit + 2.0**-6 * want.abs()).all()  # torch's own is of the same meaning
+
+
+def test_weights_of_four_bits_stay_codes() -> None:
+    """The kernel streams them, four bits each."""
+    model = Int4(64, 128, 32, torch.float32)
+    program = run_passes(import_torch(model, (torch.randn(3, 128),)).program)
+    packed = [p.type for k in program.kernels for p in k.cascade.params if str(p.type.dtype) == "u4"]
+    assert len(packed) == 1 and packed[0].elements.const == 64 * 128
+
+
+def test_weights_of_four_bits_that_are_given_are_refused() -> None:
+    class Given(nn.Module):
+        def forward(self, x: Tensor, weight: Tensor, both: Tensor) -> Tensor:
+            return torch.ops.aten._weight_int4pack_mm_for_cpu(x, weight, 32, both)
+
+    model = Int4(16, 64, 32, torch.float32)
+    with pytest.raises(UnsupportedOperator, match="its weights are no constant"):
+        import_torch(Given(), (torch.randn(3, 64), model.weight, model.both))

@@ -116,6 +116,14 @@ def test_whole_numbers_are_clamped_and_rounded_to_the_nearest(dtype):
     assert abs(at_nan) == np.abs(numbers).min()
 
 
+@pytest.mark.parametrize("dtype", BIPOLAR, ids=str)
+def test_numbers_beside_a_tie_are_on_their_side_of_it(dtype):
+    """However near they are: an even number has a code of its own only where it is met exactly."""
+    for tie in range(dtype.lowest + 1, dtype.highest, 2):
+        below, above = (values(dtype)[int(encode(np.nextafter(tie, to), dtype))] for to in (-np.inf, np.inf))
+        assert (below, above) == (tie - 1, tie + 1) and int(encode(tie, dtype)) % 2 == 0
+
+
 def test_codes_of_well_known_numbers():
     assert values(F4E2M1).tolist() == [0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6]
     assert values(BIPOLAR[0]).tolist() == [-1, 1] and values(BIPOLAR[1]).tolist() == [-3, -1, 1, 3]

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from dlc.ir.codes import coded
+from dlc.ir.codes import coded, codes_of
 from dlc.ir.coded_sums import coded_sum
 from dlc.ir.dtype import DTYPES
 from dlc.ir.einsum import Einsum
 from dlc.ir.interpret import run_program
+from dlc.ir.layout import Layout
 from dlc.ir.packing import pack
 from dlc.ir.parser import parse_program
 from dlc.ir.program import Program, tensor_types
 from dlc.ir.verify import verify
 from dlc.passes.coded_products import CodedProducts
 from dlc.passes.decode_codes import DecodeCodes
+from dlc.passes.pipeline import BadOption
 
 BYTES = """
 program f(q: i8[3, 64], a: f32[3]) -> (y) {
@@ -158,6 +161,36 @@ def test_codes_in_another_order_are_no_stream(dtype: str, part: str) -> None:
         (step,) = program.body.body
         assert isinstance(step, Einsum)
         assert (coded_sum(step, tensor_types(program)) is not None) == found, each
+
+
+@pytest.mark.parametrize("rows", ["i8", "bf16"])
+@pytest.mark.parametrize("bits", range(1, 8))
+def test_the_stream_is_the_register_layout(bits: int, rows: str) -> None:
+    """A lane has a column, its slots the terms of a step: part by part of a word, and in a part what shares a byte.
+
+    Beside bf16 the inner two of a word's four terms change places. All as the layout maps it, panel by panel and step by step.
+    """
+    text = BYTES.replace("C: u4", f"C: u{bits}")
+    if rows == "bf16":
+        text = text.replace("q: i8", "q: bf16").replace("x[m, k] * w", "cast<f32>(q[m, k]) * w")
+    before = filled(text)
+    packed = codes_of(CodedProducts().apply(before).data["C_packed"])
+    codes = np.zeros((-(-40 // packed.shape[3]) * packed.shape[3], 64), np.uint8)
+    codes[:40] = codes_of(before.data["C"])
+    together = packed.shape[5]
+    assert together == (8 // bits if 8 % bits == 0 else 1)
+    order = (2, 1, 0) if rows == "bf16" else (1, 2, 0)
+    layout = Layout((4 * together, packed.shape[3]), (together, 2, 2, packed.shape[3]), (3,), order)
+    streams = packed.reshape(*packed.shape[:4], layout.slots)
+    for (panel, group, step), ((lane, slot), (term, column)) in itertools.product(np.ndindex(streams.shape[:3]), layout.elements()):
+        want = codes[panel * packed.shape[3] + column, group * 32 + step * 4 * together + term]
+        assert streams[panel, group, step, lane, slot] == want
+
+
+@pytest.mark.parametrize("option", ["dot", "bits"])
+def test_costs_are_positive(option: str) -> None:
+    with pytest.raises(BadOption, match=f"'{option}' of pass 'coded-products' takes at least 1"):
+        CodedProducts(**{option: 0})
 
 
 def test_equal_matrices_are_packed_once() -> None:

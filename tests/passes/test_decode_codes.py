@@ -123,6 +123,19 @@ def test_rounding_in_native_types_is_that_of_the_type(dtype: DType, mode: str) -
     np.testing.assert_array_equal(np.signbit(got), np.signbit(want))
 
 
+@pytest.mark.parametrize("source", ["f32", "f64"])
+@pytest.mark.parametrize("dtype", [t for t in CODED if t.is_bipolar], ids=str)
+def test_odd_numbers_beside_a_tie(dtype: DType, source: str) -> None:
+    """The nearest numbers to both sides of each tie, the least that is not 0 among them."""
+    kind = DTYPES[source].numpy
+    ties = np.arange(dtype.lowest - 3, dtype.highest + 4).astype(kind)
+    beside = [np.nextafter(ties, kind.type(to)) for to in (-np.inf, np.inf)]
+    x = np.concatenate([ties, *beside, np.array([np.nan, np.inf, -np.inf], kind)])
+    before = program(f"program f(X: {source}[{len(x)}]) -> (Y) {{\n  Y[n:{len(x)}]: f32 = cast<f32>(cast<{dtype}>(X[n]))\n}}\n")
+    (want,), (got,) = (run_program(p, [x]) for p in (before, DecodeCodes().apply(before)))
+    np.testing.assert_array_equal(got, want)
+
+
 def test_whole_numbers_wrap() -> None:
     for name in ("u1", "u5", "i1", "i4", "i7"):
         before = program(f"program f(X: i32[n]) -> (Y) {{\n  Q[n] = cast<{name}>(X[n])\n  Y[n] = cast<i32>(Q[n])\n}}\n")

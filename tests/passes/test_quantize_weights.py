@@ -103,6 +103,32 @@ def test_what_it_makes_with_bytes() -> None:
     assert "sum(k:64) cast<f32>(Y_bytes[m, k]) * Y_scales[m, (k // 16)] * W_dequantised[n, k]" in text
 
 
+def test_what_it_makes_with_fewer_bits() -> None:
+    """Signs with the mean of the row; the greatest of a row is the greatest code."""
+    assert body(quantised(linear(8, 64), weights="b1", group=None, activation="b1"))[3:] == [
+        "Y_total[m]: f32 = sum(k:64) abs(X[m, k])",
+        "Y_scales[m]: f32 = select(Y_total[m] == 0.0, 1.0, Y_total[m] / 64.0)",
+        "Y_codes[m, k:64]: b1 = cast<b1>(X[m, k] / Y_scales[m])",
+        "Y[m, n:8]: f32 = sum(k:64) cast<f32>(Y_codes[m, k]) * Y_scales[m] * W_dequantised[n, k]",
+    ]
+    text = "\n".join(body(quantised(linear(8, 64), weights="b1", activation="i3", activation_group=16)))
+    assert "select(Y_greatest[m, g] == 0.0, 1.0, Y_greatest[m, g] / 3.0)" in text
+    assert "Y_codes[m, k:64]: i3 = cast<i3>(round(X[m, k] / Y_scales[m, (k // 16)]))" in text
+    assert "Y_greatest[m] / 15.0" in "\n".join(body(quantised(linear(8, 64), weights="b1", activation="b4")))
+
+
+def test_the_scale_of_signs_is_the_best() -> None:
+    """No other number times the signs of a row is as near to it."""
+    x = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
+    after = quantised(linear(8, 64), weights="i8", activation="b1")
+    scales, codes = run_program(replace(after, body=replace(after.body, yields=("Y_scales", "Y_codes"))), [x])
+
+    def error(scale: Any) -> Any:
+        return ((x - scale[:, None] * values(DTYPES["b1"])[codes_of(codes)]) ** 2).sum(1)
+
+    assert (error(scales) < error(scales * 1.01)).all() and (error(scales) < error(scales * 0.99)).all()
+
+
 @pytest.mark.parametrize("seed", range(120))
 def test_products_are_those_of_the_dequantised_weights(seed: int) -> None:
     """Random (type, shape, group, batch), with f32 activations, against f64."""
