@@ -147,7 +147,7 @@ class SharedMemory(Unsupported):
     """A tensor is written that may or may not be another one, depending on the path taken."""
 
     code: ClassVar[str] = "DLC0227"
-    template: ClassVar[str] = "not supported: {op} writes to a tensor that on one path is the memory of another tensor still in use"
+    template: ClassVar[str] = "not supported: {op} writes to a tensor that on one path is the memory of another tensor still in use: {why}"
     hint: ClassVar[str | None] = "clone the tensor before the branch, or write `x = x + y` instead of `x += y`"
 
 

@@ -399,7 +399,8 @@ class ProgramImporter:
             else:
                 value = None
             values.append(value)
-        results = self.graph.run(ep.graph, values)
+        kept = [n for n, spec in zip(places, specs, strict=True) if spec.kind not in (InputKind.USER_INPUT, InputKind.TOKEN)]
+        results = self.graph.run(ep.graph, values, kept)
         in_tree = tree_of(ep.call_spec.in_spec, leaves, "the input")
         return self._finish(places, specs, results, in_tree)
 
@@ -495,7 +496,7 @@ class ProgramImporter:
             else:
                 raise UnsupportedOperator(None, op="an output", reason=f"it is a {spec.kind.name.lower()}")
         for node, spec in zip(places, specs, strict=True):
-            if id(node) in self.graph.written:
+            if id(node) in self.graph.written or self.mutations == "return" and id(node) in self.graph.reached:
                 changed.append((str(spec.target or node.name), self.graph.env[node]))
         out_tree = tree_of(ep.call_spec.out_spec, trees, "the output")
         mutated: list[tuple[str, int]] = []

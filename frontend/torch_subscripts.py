@@ -115,7 +115,7 @@ def _choose(flow: Any, items: list[Any], at: Number) -> Any:
     """The item at a position from data: of tensors a row of their stack, of numbers likewise, of modules one that branches."""
     first = items[0]
     if all(isinstance(v, torch.Tensor) and alike(first, v) is None for v in items):
-        return one_of(flow, items, torch.stack(items), at)
+        return one_of(flow, items, at)
     if all(isinstance(v, (Number, bool, int, float)) for v in items):
         kinds = {flow.kind(v) for v in items}
         if len(kinds) == 1:

@@ -1651,3 +1651,61 @@ def sizes_on_each_path(x):
             break
         words.append(word)
     return y, y.shape[0], x if y.numel() == 0 else x + y.max(), torch.tensor(words)
+
+
+@case(*XS)
+def merged_written(x):
+    y = x * 2
+    z = y
+    if x.sum() > 0:
+        z = y + 1
+    z += 1
+    return y + z
+
+
+@case(*XS)
+def source_written(x):
+    y = x * 2
+    z = y
+    if x.sum() > 0:
+        z = y + 1
+    y += 1
+    return z, y
+
+
+@case(*XS)
+def written_in_the_step_after(x):
+    w, v = x * 1, x * 2
+    while w.sum() < 5:
+        w += 1
+        if w[0] > 2:
+            w = v
+            x = x + 1
+    return w, v
+
+
+@case(*XS)
+def chosen_element_written(x):
+    items = [x * 1, x * 2, x * 3]
+    items[int(x.argmax())].add_(1)
+    return items
+
+
+@case(*XS)
+def chosen_before_the_elements_are_written(x):
+    items = [x * 1, x * 2, x * 3]
+    v = items[x.argmax() - 2]
+    items[1][0] = 7.0
+    w = items[int(x.argmin())]
+    v += 1
+    w *= 2
+    return items, v, w
+
+
+@case(*XS)
+def input_is_written_on_one_path(x):
+    y = x * 2
+    if x.sum() > 0:
+        y = x
+    y[0] = 5.0
+    return x + y

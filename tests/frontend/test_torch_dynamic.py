@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +85,7 @@ def test_every_arm_is_taken_by_some_input():
 STRAIGHT = set(
     "ternary ternary_num chained range_list_sum lambda_closure any_builtin comp_tern ternary_nested helper or_value bool_arith"
     " list_of_numbers fold_static isinstance_ aug_num full_num where_num tolist argmax_pick setitem_num star cond_hop while_hop Experts item_float_eq min_max_num slice_n ones_ math_funcs min_over accumulate row_of_row_is_written"
-    " swapped_rows_are_views bounds_from_the_end comprehensions_over_data".split()
+    " swapped_rows_are_views chosen_element_written chosen_before_the_elements_are_written bounds_from_the_end comprehensions_over_data".split()
 )
 """Programs whose arms are on one line, or that decide by an index."""
 
@@ -383,38 +385,7 @@ def sorts(x):
     return x * values[0]
 
 
-@refused("DLC0227", "on one path is the memory")
-def merged_written(x):
-    y = x * 2
-    z = y
-    if x.sum() > 0:
-        z = y + 1
-    z += 1  # here
-    return y + z
-
-
-@refused("DLC0227", "on one path is the memory")
-def source_written(x):
-    y = x * 2
-    z = y
-    if x.sum() > 0:
-        z = y + 1
-    y += 1  # here
-    return z, y
-
-
-@refused("DLC0227", "on one path is the memory")
-def written_in_the_step_after(x):
-    w, v = x * 1, x * 2
-    while w.sum() < 5:
-        w += 1  # here
-        if w[0] > 2:
-            w = v
-            x = x + 1
-    return w, v
-
-
-@refused("DLC0227", "on one path is the memory")
+@refused("DLC0227", "a loop has collected it")
 def collected_written(x):
     outs = []
     while x.sum() < 5:
@@ -423,7 +394,7 @@ def collected_written(x):
     return torch.stack(outs)
 
 
-@refused("DLC0227", "on one path is the memory")
+@refused("DLC0227", "a row at a position from data")
 def row_of_one_path_written(x):
     y = torch.stack([x, x * 2])
     r = x * 1
@@ -433,11 +404,12 @@ def row_of_one_path_written(x):
     return y
 
 
-@refused("DLC0227", "on one path is the memory")
-def chosen_element_written(x):
-    items = [x * 1, x * 2, x * 3]
-    items[int(x.argmax())].add_(1)  # here
-    return items
+@refused("DLC0227", "a part of that memory")
+def part_of_one_path_written(x):
+    y = x * 2
+    z = y[:2] if x.sum() > 0 else x[1:] * 1
+    z += 1  # here
+    return y, z
 
 
 @refused("DLC0228", "changed at test_torch_dynamic.py")
@@ -571,3 +543,44 @@ def test_buffer_that_changes_is_refused_where_it_does():
     with pytest.raises(DlcError, match="DLC0215.*'mean'") as caught:
         import_torch(Averages().eval(), (torch.ones(3),))
     assert str(caught.value.loc).startswith(f"test_torch_dynamic.py:{inspect.getsourcelines(Averages)[1] + 7} ")
+
+
+def test_buffer_that_changes_on_one_path_by_another_name_is_refused_where_it_does():
+    class Hidden(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(3))
+
+        def forward(self, x):
+            m = self.mean if x.sum() > 0 else x * 2
+            m += 1
+            return m
+
+    with pytest.raises(DlcError, match="DLC0215.*'mean'") as caught:
+        import_torch(Hidden().eval(), (torch.ones(3),))
+    assert str(caught.value.loc).startswith(f"test_torch_dynamic.py:{inspect.getsourcelines(Hidden)[1] + 7} ")
+    changed = import_torch(Hidden().eval(), (torch.ones(3),), mutations="return")
+    assert [run(changed, (torch.ones(3) * s,))[1].tolist() for s in (1, -1)] == [[1.0] * 3, [0.0] * 3]
+
+
+@pytest.mark.parametrize("written", ["self.kept", "self.kept if x.sum() > 0 else x * 2", "x * 2 if x.sum() > 0 else self.kept"])
+def test_tensor_kept_in_an_attribute_that_changes_is_refused_where_it_does(written, tmp_path):
+    text = f"""
+        class Keeps(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.kept = torch.zeros(3)
+
+            def forward(self, x):
+                m = {written}
+                m += 1
+                return m if x.max() > 0 else x
+    """
+    source = tmp_path / "keeps.py"
+    source.write_text("import torch\nfrom torch import nn\n" + textwrap.dedent(text))
+    spec = importlib.util.spec_from_file_location("keeps", source)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with pytest.raises(DlcError, match="DLC0215.*kept from call to call") as caught:
+        import_torch(module.Keeps().eval(), (torch.ones(3),))
+    assert str(caught.value.loc).startswith("keeps.py:11 ")
