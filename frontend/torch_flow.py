@@ -588,7 +588,7 @@ class Cut:
     most: int
 
 
-_MOST_CUT = 1 << 20
+MOST_CUT = 1 << 20
 """Elements of a tensor that is kept for the greatest of several sizes."""
 
 
@@ -601,15 +601,15 @@ def common_cut(a: torch.Tensor, b: torch.Tensor) -> Cut | None:
     dims = [d for d, (p, q) in enumerate(zip(a.shape, b.shape, strict=True)) if not statically_known_true(p == q)]
     if len(dims) != 1 or not any(free_unbacked_symbols(v.shape[dims[0]]) for v in (a, b)):
         return None
-    tops = [_most(v.shape[dims[0]]) for v in (a, b)]
+    tops = [most_of(v.shape[dims[0]]) for v in (a, b)]
     rest = [e for d, e in enumerate(a.shape) if d != dims[0]]
     if None in tops or not all(isinstance(e, int) for e in rest):
         return None
     most = max(t for t in tops if t is not None)
-    return Cut(dims[0], most) if most * math.prod(rest) <= _MOST_CUT else None
+    return Cut(dims[0], most) if most * math.prod(rest) <= MOST_CUT else None
 
 
-def _most(e: Any) -> int | None:
+def most_of(e: Any) -> int | None:
     """The greatest value of an extent."""
     if isinstance(e, int):
         return e
@@ -617,12 +617,12 @@ def _most(e: Any) -> int | None:
     return int(upper) if upper.is_Integer else None
 
 
-def size_at_run_time(count: torch.Tensor, most: int) -> Any:
-    """A number as an extent, with its bound."""
+def size_at_run_time(count: torch.Tensor, most: int, least: int = 0) -> Any:
+    """A number as an extent, with its bounds."""
     from torch.fx.experimental.symbolic_shapes import _constrain_range_for_size
 
     extent = torch.ops.aten._local_scalar_dense.default(count)
-    _constrain_range_for_size(extent, 0, most)
+    _constrain_range_for_size(extent, least, most)
     return extent
 
 

@@ -1709,3 +1709,78 @@ def input_is_written_on_one_path(x):
         y = x
     y[0] = 5.0
     return x + y
+
+
+@case(*XS, (Z * 0.5,))
+def grows_until_break(x):
+    y = x * 0.5
+    for _ in range(6):
+        y = torch.cat([y, y[-1:] * 1.5 + 0.1])
+        if y.sum() > 3:
+            break
+    return y
+
+
+@case(*XS, (Z * 0.5,))
+def grows_up_to_a_size(x):
+    y = x * 0.5
+    while y.shape[0] < 9 and y.sum() < 3:
+        y = torch.cat([y, y[-1:] * 1.5 + 0.1])
+    return y, y.shape[0]
+
+
+@case(*XS, (Z * 0.5,))
+def grows_for_a_count(x):
+    y = x * 0.5
+    n = 0
+    while n < 5 and y.sum() < 3:
+        y = torch.cat([y, y[-2:] * 1.5 + 0.1])
+        n += 1
+    return y, n
+
+
+@case(*XS, (Z * 0.5,))
+def grows_until_one_of_two_breaks(x):
+    y = x[None] * 0.5
+    n = 0
+    while True:
+        y = torch.cat([y, (y[-1:] * 1.5 + 0.1)])
+        n += 1
+        if n >= 7 or y.sum() > 3:
+            break
+    return y.mean(0), y
+
+
+@case(*XS, (Z * 0.5,))
+def two_grow_together(x):
+    y = x * 0.5
+    z = torch.zeros(2, 1)
+    while len(y) < 9 and y.sum() < 3:
+        y = torch.cat([y, y.mean()[None] + 0.1])
+        z = torch.cat([z, y[-2:, None]], dim=1)
+    return z, y
+
+
+@case(*XS, (Z * 0.5,))
+def grows_in_front_and_is_written(x):
+    y = x * 0.5
+    k = 0
+    while k < 4 and y.sum() < 3:
+        y = torch.cat([y[:1] * 2, y])
+        y[0] = y.mean()
+        k = k + 1
+    return y
+
+
+@case(*XS, (Z * 0.5,))
+def appends_a_token_per_step(x):
+    w = torch.tensor([[0.5, -1.0, 2.0], [1.0, 0.3, -0.2], [-0.3, 0.2, 0.9]])
+    ids = torch.tensor([0, 1])
+    h = x
+    for _ in range(8):
+        h = torch.tanh(h @ w)
+        t = h.argmax()
+        ids = torch.cat([ids, t[None]])
+        if t == 2:
+            break
+    return ids

@@ -55,6 +55,7 @@ COMPILED = (
     "early_return nested_return while_count for_break nested_break return_in_nested_loop inplace_view inplace_loop"
     " number_arith Experts EarlyExit collect Cap dict_loop range_step while_and_index row_is_written NamedParts none_at_some_steps"
     " appended_in_some_arms appended_after_the_exit nonlocal_and_early_returns"
+    " merged_written chosen_element_written grows_up_to_a_size appends_a_token_per_step two_grow_together"
 ).split()
 
 
@@ -353,10 +354,34 @@ def lengths_differ(x):
     return outs[-1]  # here
 
 
-@refused("DLC0223", "before it and")
+@refused("DLC0223", "'x' does not grow by as much in every step")
 def grows(x):
     while x.sum() < 5:  # here
         x = torch.cat([x, x])
+    return x.sum()
+
+
+@refused("DLC0223", "'y' grows by 1 along dimension 0 in every step, and nothing says how many there are at most")
+def grows_without_bound(x):
+    y = x
+    while y.sum() < 5:  # here
+        y = torch.cat([y, y[:1] + 1])
+    return y
+
+
+@refused("DLC0223", "up to 1000000 times, which is too large")
+def grows_too_large(x):
+    y, n = x[:, None], 0
+    while n < 1000000 and y.sum() < 5:  # here
+        y = torch.cat([y, y[:, :1] + 1], 1)
+        n += 1
+    return y
+
+
+@refused("DLC0223", "before it and")
+def changes_its_rank(x):
+    while x.sum() < 5:  # here
+        x = x[None] + 1
     return x.sum()
 
 
