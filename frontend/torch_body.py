@@ -188,11 +188,13 @@ class Body:
                 return v
             assert carry.like is not None
             fake = fresh_like(carry.like)
-            self.flow.recorder.placeholder(fake, "state")
+            recorder = self.flow.recorder
+            recorder.merges((recorder.placeholder(fake, "state"),))
             carry.inside = fake if carry.kind is None else Number(carry.kind, fake, self.flow, mixed=carry.mixed)
             return carry.inside
 
         inside = [mapped(v, leaf) for v in self.start]
+        self._merges()
         for n, (start, v) in enumerate(zip(self.start, inside, strict=True)):
             self.flow.kinship.relate(v, start)
             for m in range(n):
@@ -200,6 +202,14 @@ class Body:
                 if start is self.start[m] or end is not None and end is self.end[n]:
                     self.flow.kinship.relate(v, inside[m])
         return inside
+
+    def _merges(self) -> None:
+        """What a step begins with is what was there before the loop, or what a step has left."""
+        recorder = self.flow.recorder
+        for v in (*_all_leaves(self.start), *_all_leaves(self.end)):
+            v = v.origin if isinstance(v, Grown) else v
+            if isinstance(v, torch.Tensor) and recorder.known(v):
+                recorder.merges((recorder.node_of(v),))
 
     def _carry_more(self, values: list[Any]) -> bool:
         """Find leaves that the body changed and that are not carried yet (or not in this type)."""
@@ -470,6 +480,7 @@ class Body:
         gathered = [_grown(steps_done, v) for _, values, _ in lists for v in values]
         args = [recorder.node_of(t) for t in (first, limit) if t is not None]
         node = recorder.emit(repeat, [*args, *starts], [*fakes, *ended.values(), *gathered], "loop")
+        recorder.merges([*starts, *nexts, *map(recorder.node_of, fakes)])
         node.meta["loop"] = LoopRecord(
             region,
             recorder.node_of(first) if first is not None else None,

@@ -638,7 +638,9 @@ class Guard(TorchFunctionMode):
             with self:
                 return handler(self.rt, *args, **kwargs)
         try:
-            made = func(*args, **kwargs)
+            made = self.rt.recorder.positions.asked(name, args, kwargs)
+            if made is None:
+                made = func(*args, **kwargs)
             self.rt.recorder.rows.follow()
             return made
         except GuardOnDataDependentSymNode as error:

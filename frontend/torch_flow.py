@@ -552,6 +552,7 @@ class Union:
         if self.fakes or any(region.nodes for region in self.arms):
             node = recorder.emit(branch, (recorder.node_of(self.condition.tensor),), self.fakes, "if_")
             node.meta["regions"] = self.arms
+            recorder.merges([*map(recorder.node_of, self.fakes), *(n for region in self.arms for n in region.outputs)])
 
         def filled(v: Any) -> Any:
             if not isinstance(v, _Pending):

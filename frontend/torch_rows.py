@@ -60,7 +60,9 @@ class Rows:
     def chosen(self, root: torch.Tensor, of: Sequence[torch.Tensor], at: torch.Tensor) -> None:
         """In eager PyTorch `root` is the memory of the one of these that is at that position."""
         recorder = self.recorder
-        recorder.node_of(root).meta["chosen"] = recorder.node_of(at), tuple(map(recorder.node_of, of))
+        items = tuple(map(recorder.node_of, of))
+        recorder.node_of(root).meta["chosen"] = recorder.node_of(at), items
+        recorder.merges((recorder.node_of(root), *items))
 
     def follow(self) -> None:
         """Follow up what has been written since."""

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from dlc.frontend.torch_collect import Collected, one_of, row
 from dlc.frontend.torch_errors import UncapturedDecision
+from dlc.frontend.torch_masks import is_mask
 from dlc.frontend.torch_numbers import Number
 from dlc.frontend.torch_steps import Part
 from dlc.frontend.torch_values import Absent, Choice, Either, absent, alike, described
@@ -136,6 +138,8 @@ def _choose(flow: Any, items: list[Any], at: Number) -> Any:
 def _read_tensor(flow: Any, x: torch.Tensor, key: Any, shared: bool = True) -> Any:
     """`x[key]`: a view as far as writes go, unless it is not `shared`."""
     keys = key if isinstance(key, tuple) else (key,)
+    if any(map(is_mask, keys)):
+        return x[_positions(flow, keys)]
     if not any(map(_from_data, keys)):
         return x[key]
     if any(_wide(k) for k in keys):
@@ -171,6 +175,11 @@ def _subtracted(node: Any) -> bool:
         elif n.target is operator.getitem and "regions" in n.args[0].meta:
             pending += [region.outputs[n.args[1]] for region in n.args[0].meta["regions"]]
     return False
+
+
+def _positions(flow: Any, keys: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Keys with the positions that masks pick in their place."""
+    return tuple(p for k in keys for p in (flow.recorder.positions.keys(k) if is_mask(k) else (_tensor(k),)))
 
 
 def _wide(k: Any) -> bool:
@@ -227,6 +236,9 @@ def _assign_tensor(flow: Any, x: torch.Tensor, key: Any, item: Any) -> None:
     keys = key if isinstance(key, tuple) else (key,)
     if isinstance(item, Number):
         item = item.operand(x).to(x.dtype)
+    if any(map(is_mask, keys)) and isinstance(item, torch.Tensor) and free_unbacked_symbols(item):
+        x[_positions(flow, keys)] = item
+        return
     if not any(map(_from_data, keys)):
         x[key] = item
         return

@@ -1784,3 +1784,169 @@ def appends_a_token_per_step(x):
         if t == 2:
             break
     return ids
+
+
+PAIRS = tuple(
+    (torch.tensor(a), torch.tensor(b))
+    for a, b in (
+        ([1.0, 2.0, -0.5, 3.0], [1.0, 0.0, -1.0, 2.0]),
+        ([3.0, 1.0, 2.0, 1.0], [0.0, 1.0, 0.0, 1.0]),
+        ([-1.0, 0.0, -4.0, 0.0], [1.0, 1.0, 1.0, 1.0]),
+        ([-1.0, -2.0, -4.0, 5.0], [2.0, 2.0, 2.0, 2.0]),
+        ([9.0, -2.0, 14.0, 5.0], [0.0, 2.0, -2.0, 1.0]),
+    )
+)
+
+
+@case(*PAIRS)
+def mask_used_twice(x, y):
+    m = x > 0
+    return x[m] + y[m]
+
+
+@case(*PAIRS)
+def mask_reads_and_writes(x, y):
+    m = x > 0
+    out = torch.zeros(4)
+    out[m] = x[m] * 2 + y[m]
+    return out
+
+
+@case(*PAIRS)
+def mask_of_rows_and_a_product(x, y):
+    m = x > 0
+    a = torch.stack([x, y, x * y], 1)
+    b = a[m] @ torch.tensor([[1.0, 0.5], [-0.5, 0.25], [0.75, -1.0]])
+    out = torch.zeros(4, 2)
+    out[m] = b
+    return out, b
+
+
+@case(*PAIRS)
+def mask_computed_twice(x, y):
+    return x[x > 0] + y[x > 0]
+
+
+@case(*PAIRS)
+def mask_of_each_expert(x, y):
+    out = torch.zeros(4)
+    for e in range(2):
+        m = (x * 2).long() % 2 == e
+        if m.any():
+            out[m] += x[m] * (e + 1) + y[m]
+    return out
+
+
+@case(*PAIRS)
+def positions_found_twice(x, y):
+    i = (x > 0).nonzero()[:, 0]
+    j = torch.where(x > 0)[0]
+    return x[i] + y[j]
+
+
+@case(*PAIRS)
+def mask_before_and_in_a_branch(x, y):
+    m = x > 0
+    a = x[m]
+    if y.sum() > 2:
+        a = a + y[m]
+    return a, y[m] * a
+
+
+@case(*PAIRS)
+def mask_before_and_in_a_loop(x, y):
+    m = x > 0
+    a = x[m]
+    n = 0
+    while a.sum() < 20 and n < 3:
+        a = a + y[m]
+        n += 1
+    return a
+
+
+@case(*PAIRS)
+def mask_of_each_step(x, y):
+    x, n = x * 1, 0
+    while x.sum() < 20 and n < 3:
+        m = x > 0
+        x[m] = x[m] + y[m].abs()
+        n += 1
+    return x
+
+
+@case(*PAIRS)
+def mask_written_between(x, y):
+    m = x > 0
+    a = x[m]
+    m[0] = True
+    b = y[m]
+    return a, b, a.sum() + b.sum()
+
+
+@case(*PAIRS)
+def mask_and_its_complement(x, y):
+    m = x > 0
+    n = ~m
+    out = torch.empty(4)
+    out[m] = torch.tanh(x[m] * y[m])
+    out[n] = x[n] - y[n]
+    return out
+
+
+@case(*PAIRS)
+def mask_of_attention(x, y):
+    m = x > -9
+    a = torch.stack([x, y, x * y], 1)[m]
+    p = torch.softmax(a @ a.T, -1) @ a
+    o = torch.zeros(4, 3)
+    o[m] = p
+    return o
+
+
+@case(*XS)
+def constant_written_on_one_path(x):
+    t = torch.tensor([1.0, 2.0, 3.0])
+    m = t if x.sum() > 0 else x * 0
+    m += 1
+    return x * 2 if t[0] > 1.5 else x
+
+
+@case(*XS)
+def mask_of_what_is_written_by_another_name(x):
+    y = x * 1
+    z = y if x.sum() > 0 else x * 0
+    a = x[y > 0]
+    z -= 1
+    b = x[y > 0]
+    return a, b, a.sum() * b.sum()
+
+
+@case(*XS)
+def mask_before_and_after_such_a_write(x):
+    y = x * 1
+    m2 = y > 0
+    z = y if x.sum() > 0 else x * 0
+    z -= 1
+    b = x[y > 0]
+    c = x[m2]
+    return c, b
+
+
+@case(*XS)
+def mask_written_by_another_name(x):
+    m = x > 0
+    n = m if x.sum() > 0 else x > 1
+    a = x[m]
+    n[0] = True
+    return a, x[m], x[n]
+
+
+@case(*XS)
+def mask_written_in_a_loop(x):
+    m = x > 0
+    n, s = 0, x.sum()
+    while n < 2 and x.sum() < 5:
+        s = s + x[m].sum()
+        m.logical_not_()
+        n += 1
+    return x[m], s

@@ -55,7 +55,8 @@ COMPILED = (
     "early_return nested_return while_count for_break nested_break return_in_nested_loop inplace_view inplace_loop"
     " number_arith Experts EarlyExit collect Cap dict_loop range_step while_and_index row_is_written NamedParts none_at_some_steps"
     " appended_in_some_arms appended_after_the_exit nonlocal_and_early_returns"
-    " merged_written chosen_element_written grows_up_to_a_size appends_a_token_per_step two_grow_together"
+    " merged_written chosen_element_written grows_up_to_a_size appends_a_token_per_step two_grow_together mask_of_rows_and_a_product mask_of_each_expert"
+    " mask_computed_twice mask_before_and_in_a_loop mask_and_its_complement"
 ).split()
 
 
@@ -86,7 +87,9 @@ def test_every_arm_is_taken_by_some_input():
 STRAIGHT = set(
     "ternary ternary_num chained range_list_sum lambda_closure any_builtin comp_tern ternary_nested helper or_value bool_arith"
     " list_of_numbers fold_static isinstance_ aug_num full_num where_num tolist argmax_pick setitem_num star cond_hop while_hop Experts item_float_eq min_max_num slice_n ones_ math_funcs min_over accumulate row_of_row_is_written"
-    " swapped_rows_are_views chosen_element_written chosen_before_the_elements_are_written bounds_from_the_end comprehensions_over_data".split()
+    " swapped_rows_are_views chosen_element_written chosen_before_the_elements_are_written mask_used_twice mask_reads_and_writes"
+    " mask_of_rows_and_a_product mask_computed_twice positions_found_twice mask_and_its_complement mask_of_attention mask_written_between constant_written_on_one_path"
+    " mask_before_and_after_such_a_write mask_of_what_is_written_by_another_name mask_written_by_another_name bounds_from_the_end comprehensions_over_data".split()
 )
 """Programs whose arms are on one line, or that decide by an index."""
 
