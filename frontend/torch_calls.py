@@ -29,6 +29,7 @@ from dlc.frontend.torch_collect import Collected
 from dlc.frontend.torch_errors import EffectOnData, UncapturedDecision
 from dlc.frontend.torch_flow import Branch, Flow, both
 from dlc.frontend.torch_numbers import MATH, Number, is_number, kind_of, negated, tensor_of
+from dlc.frontend.torch_sorting import in_order
 from dlc.frontend.torch_subscripts import look_up
 from dlc.frontend.torch_values import DEAD, Absent, Either, Elided, Sometimes, absent, joined_kind, leaves, mapped
 
@@ -123,6 +124,10 @@ class Calls(Flow):
             frame = frame.f_back
         return "code that is not rewritten"
 
+    def asked_by_model(self) -> bool:
+        """Whether it is rewritten code that calls PyTorch, not PyTorch itself."""
+        return asking() in self.own
+
     # --- calls ---
 
     def call(self, function: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -184,6 +189,9 @@ class Calls(Flow):
             if name in _CHANGING:
                 self.whole(owner, unless=name in ("append", "clear"))
                 self.touch(owner)
+                if name == "sort" and isinstance(owner, list):
+                    owner[:] = _sorted(self, owner, *args, **kwargs)
+                    return None
             elif name in ("index", "count", "__contains__"):
                 self.whole(owner)
             elif name == "get" and isinstance(owner, dict) and args and isinstance(args[0], Number):
@@ -310,6 +318,24 @@ class Calls(Flow):
 
 def _default(kind: type) -> torch.dtype:
     return torch.get_default_dtype() if kind is float else torch.int64 if kind is int else torch.bool
+
+
+_ON_THE_WAY = frozenset(
+    "torch._tensor torch._tensor_str torch.overrides torch._subclasses.fake_tensor unittest.mock"
+    " torch._export.non_strict_utils torch.fx.experimental.proxy_tensor".split()
+)
+"""What is between a function of PyTorch and the code that calls it."""
+
+
+def asking() -> types.CodeType | None:
+    """The code that has called PyTorch; None where that is PyTorch itself."""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module not in _ON_THE_WAY and not module.startswith(("dlc.frontend", "torch.utils._contextlib")):
+            return None if module.partition(".")[0] in _LEFT_ALONE else frame.f_code
+        frame = frame.f_back
+    return None
 
 
 def left_alone(function: types.FunctionType) -> bool:
@@ -488,11 +514,10 @@ def _map(rt: Calls, function: Any, *over: Any) -> Any:
     return (rt.call(function, *items) for items in zip(*over, strict=False))
 
 
-def _sorted(rt: Calls, over: Any, **kwargs: Any) -> Any:
+def _sorted(rt: Calls, over: Any, *, key: Any = None, reverse: bool = False) -> Any:
     items = list(over)
-    if any(isinstance(v, (Number, torch.Tensor)) for v in leaves(items)) and "key" not in kwargs:
-        raise rt.refused(UncapturedDecision, what="the order of these values", why="use torch.sort")
-    return rt.born(sorted(items, **kwargs))
+    found = in_order(rt, items, key, reverse) if items else None
+    return rt.born(sorted(items, key=key, reverse=reverse) if found is None else found)
 
 
 def _math(function: Callable[[torch.Tensor], torch.Tensor], plain: Any) -> Callable[..., Any]:
@@ -633,7 +658,7 @@ class Guard(TorchFunctionMode):
         if func == _DATA:
             return args[0].detach()  # `x.data` itself is seen by no tracer
         name = getattr(func, "__name__", "")
-        handler = _TAKING.get(name)
+        handler = _TAKING.get(name) or (_text if name == "__repr__" and self.rt.asked_by_model() else None)
         if handler is not None and args and isinstance(args[0], torch.Tensor):
             with self:
                 return handler(self.rt, *args, **kwargs)
@@ -670,6 +695,10 @@ def _to_list(rt: Calls, x: torch.Tensor) -> Any:
     return rt.born([_to_list(rt, v) for v in x.unbind(0)])
 
 
+def _text(rt: Calls, x: torch.Tensor, *_: Any, **__: Any) -> str:
+    raise rt.refused(UncapturedDecision, what="a tensor", why="it is turned into text")
+
+
 def _equal(rt: Calls, a: torch.Tensor, b: torch.Tensor) -> Any:
     return rt.decide((a == b).all()) if tuple(a.shape) == tuple(b.shape) else False
 
@@ -681,5 +710,5 @@ def _allclose(rt: Calls, a: torch.Tensor, b: torch.Tensor, *args: Any, **kwargs:
 _TAKING: dict[str, Callable[..., Any]] = {
     "item": lambda rt, x: rt.item(x), "tolist": _to_list, "equal": _equal, "allclose": _allclose,
     "is_nonzero": lambda rt, x: rt.decide(x), "__bool__": _needed("truth"), "__int__": _needed("integer"),
-    "__index__": _needed("integer"), "__float__": _needed("float"),
+    "__index__": _needed("integer"), "__float__": _needed("float"), "__format__": _text,
 }  # fmt: skip

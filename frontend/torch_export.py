@@ -14,7 +14,7 @@ import io
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
 from types import FunctionType
 from typing import Any
@@ -193,24 +193,29 @@ def recurrence_for_export() -> Iterator[None]:
 
 @contextmanager
 def _data_decisions() -> Iterator[list[str]]:
-    """Collects what PyTorch does about data while it traces: decisions that it refuses, numbers that it makes symbols of."""
+    """Collects what is done about data while PyTorch traces: decisions that it refuses, numbers that it makes symbols of, text."""
     from unittest import mock
 
+    from torch._subclasses.fake_tensor import FakeTensor
     from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
+
+    from dlc.frontend.torch_calls import asking
 
     met: list[str] = []
 
-    def noting(kind: type, name: str) -> Any:
+    def noting(kind: type, name: str, counts: Callable[[], bool] = lambda: True) -> Any:
         plain = getattr(kind, name)
 
         def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
-            met.append(name)
+            if counts():
+                met.append(name)
             return plain(self, *args, **kwargs)
 
         return mock.patch.object(kind, name, noted)
 
     watched = [noting(GuardOnDataDependentSymNode, "__init__")]
     watched += [noting(ShapeEnv, f"create_unbacked_{kind}") for kind in ("symint", "symfloat", "symbool")]
+    watched.append(noting(FakeTensor, "__repr__", lambda: asking() is not None))  # torch.export would take its own text for the data's
 
     # What PyTorch would print for each: the recording, or our error, says it.
     quiet = [logging.getLogger(f"torch.{name}") for name in ("fx.experimental.symbolic_shapes", "export._trace")]

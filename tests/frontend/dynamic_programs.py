@@ -1950,3 +1950,45 @@ def mask_written_in_a_loop(x):
         m.logical_not_()
         n += 1
     return x[m], s
+
+
+@case(*XS)
+def sorted_ends(x):
+    values = sorted(x.tolist())
+    return x * values[0], values[-1], values
+
+
+@case(*XS)
+def sorted_down(x):
+    return sorted([x.sum().item(), 0.5, x.max().item(), x[0].item()], reverse=True)
+
+
+@case(*XS)
+def sorted_in_place(x):
+    values = x.tolist()
+    values.sort(reverse=True)
+    total, n = 0.0, 0
+    for v in values:
+        total += abs(v)
+        n += 1
+        if total > 4:
+            break
+    return n, total
+
+
+@case(*XS)
+def sorted_by_a_key(x):
+    found = sorted([(x[i], x * i, i) for i in range(3)], key=lambda c: c[0].item(), reverse=True)
+    return [c[1] for c in found[:2]], found[0][2], found[0][0]
+
+
+@case(*XS)
+def sorted_positions(x):
+    order = sorted(range(3), key=lambda i: x[i])
+    return x[order[0]], order
+
+
+@case(*XS)
+def sorted_of_two_types(x):
+    middle = sorted([(x * 2).sum().item(), 1, x[0].item()])[1]
+    return x + 1 if middle > 1 else x

@@ -89,7 +89,8 @@ STRAIGHT = set(
     " list_of_numbers fold_static isinstance_ aug_num full_num where_num tolist argmax_pick setitem_num star cond_hop while_hop Experts item_float_eq min_max_num slice_n ones_ math_funcs min_over accumulate row_of_row_is_written"
     " swapped_rows_are_views chosen_element_written chosen_before_the_elements_are_written mask_used_twice mask_reads_and_writes"
     " mask_of_rows_and_a_product mask_computed_twice positions_found_twice mask_and_its_complement mask_of_attention mask_written_between constant_written_on_one_path"
-    " mask_before_and_after_such_a_write mask_of_what_is_written_by_another_name mask_written_by_another_name bounds_from_the_end comprehensions_over_data".split()
+    " mask_before_and_after_such_a_write mask_of_what_is_written_by_another_name mask_written_by_another_name sorted_by_a_key"
+    " sorted_positions sorted_ends sorted_down sorted_of_two_types bounds_from_the_end comprehensions_over_data".split()
 )
 """Programs whose arms are on one line, or that decide by an index."""
 
@@ -407,10 +408,25 @@ def matches(x):
             return -x
 
 
-@refused("DLC0220", "order")
-def sorts(x):
-    values = sorted(x.tolist())  # here
-    return x * values[0]
+@refused("DLC0220", "among the keys is a tuple of 2")
+def sorts_by_tuples(x):
+    pairs = sorted([(x[0], 1), (x[1], 2)])  # here
+    return pairs[0][0]
+
+
+@refused("DLC0220", "it is turned into text")
+def text_of_a_tensor(x):
+    return x if str(x.sum()) == "tensor(2.5000)" else -x  # here
+
+
+@refused("DLC0220", "it is turned into text")
+def formatted_tensor(x):
+    return x if f"{x.sum()}" == "2.5" else -x  # here
+
+
+@refused("DLC0220", "it is turned into text")
+def text_of_numbers(x):
+    return x if "-" in repr(x.tolist()) else -x  # here
 
 
 @refused("DLC0227", "a loop has collected it")
