@@ -12,7 +12,6 @@ import inspect
 import math
 import operator
 import sys
-import sysconfig
 import types
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from dlc.frontend import torch_steps
 from dlc.frontend.python_rewrite import NotRewritable, Site, rewrite
+from dlc.frontend.torch_callers import LEFT_ALONE, asking, left_alone
 from dlc.frontend.torch_collect import Collected
 from dlc.frontend.torch_errors import EffectOnData, UncapturedDecision
 from dlc.frontend.torch_flow import Branch, Flow, both
@@ -33,8 +33,6 @@ from dlc.frontend.torch_sorting import in_order
 from dlc.frontend.torch_subscripts import look_up
 from dlc.frontend.torch_values import DEAD, Absent, Either, Elided, Sometimes, absent, joined_kind, leaves, mapped
 
-_LEFT_ALONE = frozenset("torch numpy dlc builtins functorch sympy onnx".split())
-_STANDARD = sysconfig.get_paths()["stdlib"]
 _CHANGING = frozenset(
     "append extend insert pop remove clear sort reverse update setdefault popitem add discard difference_update"
     " intersection_update symmetric_difference_update appendleft popleft extendleft rotate".split()
@@ -119,7 +117,7 @@ class Calls(Flow):
                 return "this expression"
             if code.co_flags & inspect.CO_GENERATOR and not code.co_name.startswith("<"):
                 return f"'{code.co_name}', which is not rewritten: it is a generator"
-            if module not in _LEFT_ALONE and module not in sys.stdlib_module_names:
+            if module not in LEFT_ALONE and module not in sys.stdlib_module_names:
                 return f"'{code.co_name}', which is not rewritten: {self.why.get(code, 'it is not called by rewritten code')}"
             frame = frame.f_back
         return "code that is not rewritten"
@@ -318,33 +316,6 @@ class Calls(Flow):
 
 def _default(kind: type) -> torch.dtype:
     return torch.get_default_dtype() if kind is float else torch.int64 if kind is int else torch.bool
-
-
-_ON_THE_WAY = frozenset(
-    "torch._tensor torch._tensor_str torch.overrides torch._subclasses.fake_tensor unittest.mock"
-    " torch._export.non_strict_utils torch.fx.experimental.proxy_tensor".split()
-)
-"""What is between a function of PyTorch and the code that calls it."""
-
-
-def asking() -> types.CodeType | None:
-    """The code that has called PyTorch; None where that is PyTorch itself."""
-    frame: Any = sys._getframe(1)
-    while frame is not None:
-        module = frame.f_globals.get("__name__", "")
-        if module not in _ON_THE_WAY and not module.startswith(("dlc.frontend", "torch.utils._contextlib")):
-            return None if module.partition(".")[0] in _LEFT_ALONE else frame.f_code
-        frame = frame.f_back
-    return None
-
-
-def left_alone(function: types.FunctionType) -> bool:
-    """Whether a function belongs to PyTorch, NumPy, dlc or the standard library."""
-    module = (function.__module__ or "").partition(".")[0]
-    if module in _LEFT_ALONE:
-        return True
-    file = function.__code__.co_filename
-    return module in sys.stdlib_module_names or (file.startswith(_STANDARD) and "site-packages" not in file)
 
 
 def _of_torch(function: Any) -> bool:

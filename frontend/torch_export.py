@@ -37,6 +37,7 @@ from dlc.frontend.torch_errors import (
     export_failed,
 )
 from dlc.frontend.torch_graph import GraphImporter, bounds, known, place_of
+from dlc.frontend.torch_heap import Cell
 from dlc.frontend.torch_recurrent_shapes import symbolic_recurrence
 from dlc.frontend.torch_regions import nested_nodes, regions_of
 from dlc.frontend.torch_trees import leaf, literal, tree_of
@@ -96,10 +97,10 @@ def export(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None
 ) -> Any:
     """`torch.export.export` as the importer likes it: no gradients, recurrent layers whole, guards deferred if need be."""
-    _refuse(model, args)
+    _refuse(model, args, kwargs)
     options: dict[str, Any] = {"dynamic_shapes": dynamic_shapes, "strict": False}
     try:
-        with recurrence_for_export():
+        with recurrence_for_export(), _attributes_kept(model):
             try:
                 return torch.export.export(model, tuple(args), dict(kwargs or {}), **options)
             except Exception as first:
@@ -116,9 +117,31 @@ def export(
         raise export_failed(error) from error
 
 
-def _refuse(model: nn.Module, args: Any) -> None:
+@contextmanager
+def _attributes_kept(model: nn.Module) -> Iterator[None]:
+    """What the model sets of its own while it is traced are traced values, which nobody else should meet."""
+    before = [(m, dict(m.__dict__)) for m in model.modules()]
+    contents = [(v, v.copy()) for _, attributes in before for v in attributes.values() if type(v) in (list, dict, set)]
+    try:
+        yield
+    finally:
+        for m, attributes in before:
+            for name in m.__dict__.keys() - attributes.keys():
+                del m.__dict__[name]
+            m.__dict__.update(attributes)
+        for container, kept in contents:
+            Cell(container, None).write(kept)
+
+
+def _refuse(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None) -> None:
     if isinstance(args, torch.Tensor) or not isinstance(args, (tuple, list)):
         raise BadExample(None, message=f"the example inputs are a {type(args).__name__}, not a tuple")
+    try:
+        inspect.signature(model.forward).bind(*args, **(kwargs or {}))
+    except ValueError:  # no signature is known
+        pass
+    except TypeError as error:
+        raise BadExample(None, message=f"{type(model).__name__}.forward does not take the example inputs: {error}") from None
     refuse_training(model)
 
 
@@ -135,7 +158,7 @@ def export_or_capture(
     A model whose text shows that `torch.export` will fail is recorded at once. With extents that do not vary, a decision in the
     recording is one that `torch.export` cannot take; a recording without any is kept for the case that it fails nevertheless.
     """
-    _refuse(model, args)
+    _refuse(model, args, kwargs)
     early: Any = None
     if dynamic_shapes is None and _seems_to_decide(model):
         with suppress(DlcError):  # whatever it is, it is found again below, unless `torch.export` can do with it
@@ -162,7 +185,7 @@ def export_or_capture(
 
 
 def _seems_to_decide(model: nn.Module) -> bool:
-    from dlc.frontend.torch_calls import left_alone
+    from dlc.frontend.torch_callers import left_alone
 
     methods = (getattr(m.forward, "__func__", None) for m in model.modules())
     functions = dict.fromkeys(f for f in methods if isinstance(f, FunctionType) and not left_alone(f))
@@ -199,7 +222,7 @@ def _data_decisions() -> Iterator[list[str]]:
     from torch._subclasses.fake_tensor import FakeTensor
     from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 
-    from dlc.frontend.torch_calls import asking
+    from dlc.frontend.torch_callers import asking
 
     met: list[str] = []
 

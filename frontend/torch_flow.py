@@ -66,7 +66,7 @@ class Flow:
         self.refusals: list[DlcError] = []
         self.decided = 0
         self.kinship = Kinship()
-        self.touched: dict[tuple[int, str | None], Loc] = {}  # changed places: where first
+        self.touched: dict[tuple[int, str | None], tuple[Loc, str | None]] = {}  # changed places: where first, and that line
         self.fronts: dict[tuple[int, str], tuple[torch.Tensor, Number]] = {}  # bounds of slices, from the front
         self.truths: dict[int, tuple[torch.Tensor, int, Number]] = {}  # of tensors that were asked for it, as they were then
 
@@ -115,7 +115,7 @@ class Flow:
         self.frame.touch(Cell(owner, name))
         if (id(owner), name) not in self.touched:
             file, line, _ = self.recorder.line()
-            self.touched[id(owner), name] = Loc(f"{Path(file).name}:{line}")
+            self.touched[id(owner), name] = Loc(f"{Path(file).name}:{line}"), linecache.getline(file, line).rstrip() or None
         for other in self.kinship.of(owner):
             for cell in cells_of(other):
                 self.frame.touch(cell)

@@ -531,6 +531,20 @@ def appended_in_some_steps(x):
     return n
 
 
+@refused("DLC0210", "what .numpy() (or NumPy, of a tensor) gives is computed with outside of PyTorch")
+def numpy_in_between(x):
+    if x.sum() > 0:
+        x = x + 1
+    return torch.from_numpy(x.numpy() * 2)  # here
+
+
+@refused("DLC0212", "RuntimeError: a and b must have same reduction dim")
+def shapes_that_do_not_fit(x):
+    if x.sum() > 0:
+        x = x @ torch.ones(4, 4)  # here
+    return x
+
+
 def swallows(x):
     try:
         name = f"{x.sum().item()}"  # here
@@ -571,6 +585,46 @@ def test_state_that_outlives_the_call_is_refused():
         import_torch(model, (torch.ones(3),))
     assert model.calls == 0
     assert str(caught.value.loc) == f"test_torch_dynamic.py:{inspect.getsourcelines(Counts)[1] + 7}"
+    assert "self.calls += 1" in str(caught.value) and "make it an input" in str(caught.value.help)
+
+
+def test_container_that_outlives_the_call_is_refused_by_its_attribute():
+    class Keeps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.seen = {}
+
+        def forward(self, x):
+            if x.sum() > 0:
+                self.seen["last"] = x
+            return x * 2
+
+    model = Keeps().eval()
+    with pytest.raises(DlcError, match="changes 'Keeps.seen' in place") as caught:
+        import_torch(model, (torch.ones(3),))
+    assert str(caught.value.loc) == f"test_torch_dynamic.py:{inspect.getsourcelines(Keeps)[1] + 7}"
+    assert model.seen == {}
+
+
+def test_attribute_that_is_set_while_tracing_is_as_it_was_afterwards():
+    class Notes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.log = []
+
+        def forward(self, x):
+            self.last = x * 2
+            self.log.append(x)
+            return self.last + 1
+
+    model = Notes().eval()
+    close(run(import_torch(model, (torch.ones(3),)), (torch.ones(3),))[0], torch.full((3,), 3.0))
+    assert "last" not in model.__dict__ and model.log == []
+
+
+def test_inputs_that_forward_does_not_take_are_refused():
+    with pytest.raises(DlcError, match="DLC0217.*Fn.forward does not take the example inputs.*'y'"):
+        import_torch(Fn(lambda x: x).eval(), (torch.ones(3),), {"y": torch.ones(3)})
 
 
 def test_buffer_that_changes_is_refused_where_it_does():
