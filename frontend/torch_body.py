@@ -7,22 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dlc.frontend.torch_collect import Collected, Growing
 from dlc.frontend.torch_errors import CannotRecordLoop
-from dlc.frontend.torch_flow import Flow, as_tensor, place_of_site, tensor_like
+from dlc.frontend.torch_flow import Flow, as_tensor, most_of, place_of_site, tensor_like
+from dlc.frontend.torch_grown import Uneven, each, filled, growing, opened, packed, shown, sized
 from dlc.frontend.torch_heap import Cell, Frame
 from dlc.frontend.torch_numbers import Number, is_number, tensor_of
 from dlc.frontend.torch_recorder import LoopRecord, fresh_like, repeat
 from dlc.frontend.torch_steps import Steps
+from dlc.frontend.torch_trips import Counter, Size, most_steps
 from dlc.frontend.torch_truth import follows
 from dlc.frontend.torch_values import (
     Absent,
     Dead,
     Either,
+    Grown,
     Maybe,
     Partial,
     Sometimes,
@@ -33,6 +37,7 @@ from dlc.frontend.torch_values import (
     lasting,
     leaves,
     mapped,
+    parts,
     same,
     same_tree,
     structure,
@@ -77,6 +82,7 @@ class Body:
         self.cells: list[Cell] = []
         self.start: list[Any] = [self._entering(n, v) for n, v in enumerate(state)]
         self.carried: dict[int, _Carry] = {}
+        self.seen: list[Any] = []  # the values at the start of the body as the model has them
         self.end: list[Any] = []
         self.frame: Frame | None = None
         self.again: Any = None
@@ -104,15 +110,16 @@ class Body:
         index = fresh_like_scalar()
         flow.recorder.placeholder(index, "step")
         values = self._inside()
+        self.seen = [shown(v, 1) for v in values]
         count = len(self.site.names)
-        for cell, v in zip(self.cells, values[count:], strict=True):
+        for cell, v in zip(self.cells, self.seen[count:], strict=True):
             frame.touch(cell)
             grown = self.growing.get(cell.key)
             cell.write(v if grown is None else [grown])
         item = self.steps.item(Number(int, index, flow)) if self.steps is not None else None
-        state = yield from self.loop.do(Round(tuple(values[:count]), body=True, item=item))
+        state = yield from self.loop.do(Round(tuple(self.seen[:count]), body=True, item=item))
         self.again, state = yield from self.loop.again(state, self.steps)
-        self.end = [*state, *(cell.read() for cell in self.cells)]
+        self.end = [self._filled(n, v) for n, v in enumerate((*state, *(cell.read() for cell in self.cells)))]
         changed = frame.restore()
         flow.leave(frame)
         new = [cell for key, (cell, _, _) in changed.items() if key not in {c.key for c in self.cells}]
@@ -125,6 +132,8 @@ class Body:
         fresh = self._carry_more(values + [self.start[len(values) + n] for n in range(len(new))])
         if fresh or new:
             del flow.refusals[frame.errors :]
+            return False
+        if self._sized():
             return False
         flow.frame.born |= frame.born
         return True
@@ -179,11 +188,13 @@ class Body:
                 return v
             assert carry.like is not None
             fake = fresh_like(carry.like)
-            self.flow.recorder.placeholder(fake, "state")
+            recorder = self.flow.recorder
+            recorder.merges((recorder.placeholder(fake, "state"),))
             carry.inside = fake if carry.kind is None else Number(carry.kind, fake, self.flow, mixed=carry.mixed)
             return carry.inside
 
         inside = [mapped(v, leaf) for v in self.start]
+        self._merges()
         for n, (start, v) in enumerate(zip(self.start, inside, strict=True)):
             self.flow.kinship.relate(v, start)
             for m in range(n):
@@ -191,6 +202,14 @@ class Body:
                 if start is self.start[m] or end is not None and end is self.end[n]:
                     self.flow.kinship.relate(v, inside[m])
         return inside
+
+    def _merges(self) -> None:
+        """What a step begins with is what was there before the loop, or what a step has left."""
+        recorder = self.flow.recorder
+        for v in (*_all_leaves(self.start), *_all_leaves(self.end)):
+            v = v.origin if isinstance(v, Grown) else v
+            if isinstance(v, torch.Tensor) and recorder.known(v):
+                recorder.merges((recorder.node_of(v),))
 
     def _carry_more(self, values: list[Any]) -> bool:
         """Find leaves that the body changed and that are not carried yet (or not in this type)."""
@@ -206,9 +225,9 @@ class Body:
                 continue
             if isinstance(start, Dead) and not isinstance(end, Dead):
                 return self._restarted(slot, mapped(end, self._blank))
-            tensors = self._as_tensors(start, end)
-            if tensors is not start:
-                return self._restarted(slot, tensors)
+            for now_ in (self._as_tensors(start, end), self._as_grown(start, end)):
+                if now_ is not start:
+                    return self._restarted(slot, now_)
             try:
                 if not _same_shape(start, end):
                     raise self._refused(slot, start, end)
@@ -239,6 +258,66 @@ class Body:
             return tensor_like(v, e) if isinstance(e, torch.Tensor) and as_tensor(v, e) else v
 
         return mapped(start, leaf)
+
+    # --- states that grow ---
+
+    def _as_grown(self, start: Any, end: Any) -> Any:
+        """`start` with room to grow for the tensors that a step makes longer."""
+        if not _same_shape(start, end):
+            return start
+        after = leaves(end)
+
+        def leaf(v: Any) -> Any:
+            grows = growing(v, next(after))
+            found = opened(v, *grows) if grows is not None else None
+            return v if found is None else found
+
+        return mapped(start, leaf)
+
+    def _filled(self, slot: int, end: Any) -> Any:
+        """What a step leaves in a variable, growing tensors with room for those of the last one."""
+        try:
+            return filled(self.flow, self.start[slot], self.seen[slot], end)
+        except Uneven:
+            reason = f"'{self._name(slot)}' does not grow by as much in every step"
+            raise self.flow.refused_at(self.site, CannotRecordLoop, reason=reason) from None
+
+    def _sized(self) -> bool:
+        """Give growing states their greatest size, once it can be known; whether there were any without."""
+        pending = [slot for slot, v in enumerate(self.start) if any(_unsized(g) for g in _tensors(v))]
+        steps = self._most_steps() if pending else None
+        for slot in pending:
+            self._restarted(slot, each(self.start[slot], partial(self._roomy, slot, steps)))
+        return bool(pending)
+
+    def _roomy(self, slot: int, steps: int | None, g: Grown) -> Grown:
+        found = sized(g, steps) if steps is not None else None
+        if found is not None:
+            return found
+        by, dim = g.growth.by, g.growth.dim
+        reason = f"'{self._name(slot)}' grows by {by} along dimension {dim} in every step, and "
+        reason += "nothing says how many there are at most" if steps is None else f"up to {steps} times, which is too large to be set aside"
+        raise self.flow.refused_at(self.site, CannotRecordLoop, reason=reason)
+
+    def _most_steps(self) -> int | None:
+        """How many steps there are at most, if that is known."""
+        recorder = self.flow.recorder
+        flat = _aligned(self.start, [list(leaves(v)) for v in self.end])
+        counters = [
+            Counter(start, recorder.node_of(carry.inside.tensor), recorder.node_of(flat[at].tensor))
+            for at, start in enumerate(_all_leaves(self.start))
+            if (carry := self.carried.get(at)) is not None and type(start) is int
+            and isinstance(carry.inside, Number) and isinstance(flat[at], Number)
+        ]  # fmt: skip
+        sizes = [
+            Size(g.growth.least, g.growth.by, seen.shape[g.growth.dim])
+            for start, now in zip(self.start, self.seen, strict=True)
+            for g, seen in zip(_tensors(start), _tensors(now), strict=True)
+            if isinstance(g, Grown)
+        ]
+        count = self.steps.count if self.steps is not None else None
+        known = [most_of(count)] if isinstance(count, (int, torch.SymInt)) else []
+        return min((n for n in (*known, most_steps(self.again, counters, sizes, recorder)) if n is not None), default=None)
 
     def _restarted(self, slot: int, start: Any) -> bool:
         """Another value at the start of the loop: what is carried is found anew, as leaves are counted through."""
@@ -367,6 +446,7 @@ class Body:
         flow, recorder = self.flow, self.flow.recorder
         assert self.frame is not None
         region = self.frame.region
+        self.start = [each(v, lambda g: packed(flow, g.origin, g.growth)) for v in self.start]
         limit = tensor_of(steps.count, int) if steps is not None else None
         starts, nexts = [], []
         old = list(_all_leaves(self.start))
@@ -400,6 +480,7 @@ class Body:
         gathered = [_grown(steps_done, v) for _, values, _ in lists for v in values]
         args = [recorder.node_of(t) for t in (first, limit) if t is not None]
         node = recorder.emit(repeat, [*args, *starts], [*fakes, *ended.values(), *gathered], "loop")
+        recorder.merges([*starts, *nexts, *map(recorder.node_of, fakes)])
         node.meta["loop"] = LoopRecord(
             region,
             recorder.node_of(first) if first is not None else None,
@@ -422,7 +503,7 @@ class Body:
             count += 1
             return finals.get(count, v)
 
-        after = [mapped(v, leaf) for v in self.start]
+        after = [shown(mapped(v, leaf), 0) for v in self.start]
         for before, v, end in zip(self.start, after, self.end, strict=True):
             for other in (before, end):
                 flow.kinship.relate(v, other)
@@ -519,8 +600,6 @@ def _tensor_inside(carry: _Carry) -> torch.Tensor:
 
 def _same_shape(a: Any, b: Any) -> bool:
     """Whether two values have the same containers."""
-    from dlc.frontend.torch_values import parts
-
     x, y = parts(a), parts(b)
     if x is None or y is None:
         return x is None and y is None
@@ -529,8 +608,6 @@ def _same_shape(a: Any, b: Any) -> bool:
 
 def _difference(a: Any, b: Any) -> tuple[Any, Any]:
     """The innermost parts in which two values differ in structure or type."""
-    from dlc.frontend.torch_values import parts
-
     x, y = parts(a), parts(b)
     if x is None or y is None or structure(a) != structure(b):
         return a, b
@@ -541,6 +618,17 @@ def _difference(a: Any, b: Any) -> tuple[Any, Any]:
         if not same_tree(p, q):
             return _difference(p, q)
     return a, b
+
+
+def _tensors(v: Any) -> list[Any]:
+    """The leaves of nested containers, a growing tensor being one."""
+    found = None if isinstance(v, Grown) else parts(v)
+    return [v] if found is None else [x for item in found[0] for x in _tensors(item)]
+
+
+def _unsized(v: Any) -> bool:
+    """Whether this is a growing tensor of which no greatest size is known."""
+    return isinstance(v, Grown) and v.growth.most is None
 
 
 def _all_leaves(values: list[Any]) -> Iterator[Any]:

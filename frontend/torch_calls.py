@@ -12,7 +12,6 @@ import inspect
 import math
 import operator
 import sys
-import sysconfig
 import types
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,15 +24,15 @@ from torch.overrides import TorchFunctionMode
 
 from dlc.frontend import torch_steps
 from dlc.frontend.python_rewrite import NotRewritable, Site, rewrite
+from dlc.frontend.torch_callers import LEFT_ALONE, asking, left_alone
 from dlc.frontend.torch_collect import Collected
 from dlc.frontend.torch_errors import EffectOnData, UncapturedDecision
 from dlc.frontend.torch_flow import Branch, Flow, both
 from dlc.frontend.torch_numbers import MATH, Number, is_number, kind_of, negated, tensor_of
+from dlc.frontend.torch_sorting import in_order
 from dlc.frontend.torch_subscripts import look_up
 from dlc.frontend.torch_values import DEAD, Absent, Either, Elided, Sometimes, absent, joined_kind, leaves, mapped
 
-_LEFT_ALONE = frozenset("torch numpy dlc builtins functorch sympy onnx".split())
-_STANDARD = sysconfig.get_paths()["stdlib"]
 _CHANGING = frozenset(
     "append extend insert pop remove clear sort reverse update setdefault popitem add discard difference_update"
     " intersection_update symmetric_difference_update appendleft popleft extendleft rotate".split()
@@ -118,10 +117,14 @@ class Calls(Flow):
                 return "this expression"
             if code.co_flags & inspect.CO_GENERATOR and not code.co_name.startswith("<"):
                 return f"'{code.co_name}', which is not rewritten: it is a generator"
-            if module not in _LEFT_ALONE and module not in sys.stdlib_module_names:
+            if module not in LEFT_ALONE and module not in sys.stdlib_module_names:
                 return f"'{code.co_name}', which is not rewritten: {self.why.get(code, 'it is not called by rewritten code')}"
             frame = frame.f_back
         return "code that is not rewritten"
+
+    def asked_by_model(self) -> bool:
+        """Whether it is rewritten code that calls PyTorch, not PyTorch itself."""
+        return asking() in self.own
 
     # --- calls ---
 
@@ -184,6 +187,9 @@ class Calls(Flow):
             if name in _CHANGING:
                 self.whole(owner, unless=name in ("append", "clear"))
                 self.touch(owner)
+                if name == "sort" and isinstance(owner, list):
+                    owner[:] = _sorted(self, owner, *args, **kwargs)
+                    return None
             elif name in ("index", "count", "__contains__"):
                 self.whole(owner)
             elif name == "get" and isinstance(owner, dict) and args and isinstance(args[0], Number):
@@ -310,15 +316,6 @@ class Calls(Flow):
 
 def _default(kind: type) -> torch.dtype:
     return torch.get_default_dtype() if kind is float else torch.int64 if kind is int else torch.bool
-
-
-def left_alone(function: types.FunctionType) -> bool:
-    """Whether a function belongs to PyTorch, NumPy, dlc or the standard library."""
-    module = (function.__module__ or "").partition(".")[0]
-    if module in _LEFT_ALONE:
-        return True
-    file = function.__code__.co_filename
-    return module in sys.stdlib_module_names or (file.startswith(_STANDARD) and "site-packages" not in file)
 
 
 def _of_torch(function: Any) -> bool:
@@ -488,11 +485,10 @@ def _map(rt: Calls, function: Any, *over: Any) -> Any:
     return (rt.call(function, *items) for items in zip(*over, strict=False))
 
 
-def _sorted(rt: Calls, over: Any, **kwargs: Any) -> Any:
+def _sorted(rt: Calls, over: Any, *, key: Any = None, reverse: bool = False) -> Any:
     items = list(over)
-    if any(isinstance(v, (Number, torch.Tensor)) for v in leaves(items)) and "key" not in kwargs:
-        raise rt.refused(UncapturedDecision, what="the order of these values", why="use torch.sort")
-    return rt.born(sorted(items, **kwargs))
+    found = in_order(rt, items, key, reverse) if items else None
+    return rt.born(sorted(items, key=key, reverse=reverse) if found is None else found)
 
 
 def _math(function: Callable[[torch.Tensor], torch.Tensor], plain: Any) -> Callable[..., Any]:
@@ -633,12 +629,14 @@ class Guard(TorchFunctionMode):
         if func == _DATA:
             return args[0].detach()  # `x.data` itself is seen by no tracer
         name = getattr(func, "__name__", "")
-        handler = _TAKING.get(name)
+        handler = _TAKING.get(name) or (_text if name == "__repr__" and self.rt.asked_by_model() else None)
         if handler is not None and args and isinstance(args[0], torch.Tensor):
             with self:
                 return handler(self.rt, *args, **kwargs)
         try:
-            made = func(*args, **kwargs)
+            made = self.rt.recorder.positions.asked(name, args, kwargs)
+            if made is None:
+                made = func(*args, **kwargs)
             self.rt.recorder.rows.follow()
             return made
         except GuardOnDataDependentSymNode as error:
@@ -668,6 +666,10 @@ def _to_list(rt: Calls, x: torch.Tensor) -> Any:
     return rt.born([_to_list(rt, v) for v in x.unbind(0)])
 
 
+def _text(rt: Calls, x: torch.Tensor, *_: Any, **__: Any) -> str:
+    raise rt.refused(UncapturedDecision, what="a tensor", why="it is turned into text")
+
+
 def _equal(rt: Calls, a: torch.Tensor, b: torch.Tensor) -> Any:
     return rt.decide((a == b).all()) if tuple(a.shape) == tuple(b.shape) else False
 
@@ -679,5 +681,5 @@ def _allclose(rt: Calls, a: torch.Tensor, b: torch.Tensor, *args: Any, **kwargs:
 _TAKING: dict[str, Callable[..., Any]] = {
     "item": lambda rt, x: rt.item(x), "tolist": _to_list, "equal": _equal, "allclose": _allclose,
     "is_nonzero": lambda rt, x: rt.decide(x), "__bool__": _needed("truth"), "__int__": _needed("integer"),
-    "__index__": _needed("integer"), "__float__": _needed("float"),
+    "__index__": _needed("integer"), "__float__": _needed("float"), "__format__": _text,
 }  # fmt: skip

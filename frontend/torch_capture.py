@@ -7,9 +7,11 @@ ExportedProgram would, its graph a `Region` with regions inside.
 from __future__ import annotations
 
 import inspect
+import linecache
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,11 +22,12 @@ from torch.utils import _pytree as pytree
 
 from dlc.errors import DlcError
 from dlc.frontend.torch_calls import Guard
-from dlc.frontend.torch_errors import ExportFailed, MutatedState, export_failed
+from dlc.frontend.torch_errors import MutatedState, export_failed, model_raised
 from dlc.frontend.torch_numbers import Number
 from dlc.frontend.torch_recorder import Recorder, Region
 from dlc.frontend.torch_runtime import Runtime
 from dlc.frontend.torch_values import Absent, Dead
+from dlc.ir.loc import Loc
 
 
 @dataclass(frozen=True)
@@ -118,23 +121,19 @@ def _run(model: nn.Module, rt: Runtime, args: Any, kwargs: Any) -> Any:
     except Exception as error:
         if rt.refusals:
             raise rt.refusals[0] from error
-        place = _raised_at(error, rt)
-        message = f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
-        raise ExportFailed(place, message=message) from error
+        raise model_raised(error, *_raised_at(error, rt)) from error
 
 
-def _raised_at(error: Exception, rt: Runtime) -> Any:
-    """The user's line that an exception came from."""
-    from pathlib import Path
-
-    from dlc.ir.loc import Loc
-
+def _raised_at(error: Exception, rt: Runtime) -> tuple[Loc | None, str | None]:
+    """The user's line that an exception came from, and its text."""
     at, found = error.__traceback__, None
     while at is not None:
         if at.tb_frame.f_code.co_filename in rt.recorder.sources:
-            found = Loc(f"{Path(at.tb_frame.f_code.co_filename).name}:{at.tb_lineno}")
+            found = at.tb_frame.f_code.co_filename, at.tb_lineno
         at = at.tb_next
-    return found
+    if found is None:
+        return None, None
+    return Loc(f"{Path(found[0]).name}:{found[1]}"), linecache.getline(*found).rstrip() or None
 
 
 @contextmanager
@@ -155,8 +154,9 @@ def _running(model: nn.Module, fakes: Mapping[str, torch.Tensor], rt: Runtime) -
             root.restore()
             rt.restore_modules()
     if changed:
-        what = ", ".join(f"'{c}'" for c in changed[:4])
-        raise MutatedState(rt.touched.get(changed[0].key), op=type(model).__name__, what=what)
+        what = ", ".join(f"'{_named(model, c)}'" for c in changed[:4])
+        place, source = rt.touched.get(changed[0].key, (None, None))
+        raise MutatedState(place, source=source, op=type(model).__name__, what=what)
 
 
 def _kept(model: nn.Module, cell: Any) -> bool:
@@ -164,6 +164,12 @@ def _kept(model: nn.Module, cell: Any) -> bool:
     if isinstance(cell.owner, nn.Module):
         return not isinstance(getattr(cell.owner, cell.name or "", None), nn.Module)
     return any(cell.owner is v for m in model.modules() for v in m.__dict__.values())
+
+
+def _named(model: nn.Module, cell: Any) -> str:
+    """A changed place, a container by the attribute that holds it."""
+    held = [f"{type(m).__name__}.{name}" for m in model.modules() for name, v in m.__dict__.items() if v is cell.owner]
+    return held[0] if held and cell.name is None else str(cell)
 
 
 def _output(rt: Runtime, v: Any) -> Any:

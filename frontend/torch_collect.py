@@ -16,10 +16,10 @@ def row(x: torch.Tensor, i: Number) -> torch.Tensor:
     return torch.index_select(x, 0, i.tensor.reshape(1)).squeeze(0)
 
 
-def one_of(flow: Any, items: Sequence[torch.Tensor], whole: torch.Tensor, i: Number) -> torch.Tensor:
-    """`items[i]`, where `whole` is their stack: in eager Python the very tensor."""
-    root = torch.index_select(whole, 0, i.tensor.reshape(1))
-    flow.recorder.rows.shows(root, items)
+def one_of(flow: Any, items: Sequence[torch.Tensor], i: Number) -> torch.Tensor:
+    """`items[i]`: in eager Python the very tensor."""
+    root = torch.index_select(torch.stack(list(items)), 0, i.tensor.reshape(1))
+    flow.recorder.rows.chosen(root, items, i.tensor)
     return root.squeeze(0)
 
 
@@ -67,9 +67,11 @@ class Collected(Elided):
 
     def item(self, i: Any) -> Any:
         """Element `i`, a number that is not negative."""
-        kind = self.kinds[0]
-        value = one_of(self.owner, self.parts, self.whole, i) if kind is None else row(self.whole, i)
-        return value if kind is None else Number(kind, value, self.owner)
+        kind, value = self.kinds[0], row(self.whole, i)
+        if kind is not None:
+            return Number(kind, value, self.owner)
+        self.owner.recorder.rows.shows(value, self.parts)
+        return value
 
     def joined(self, function: Any, dim: int) -> torch.Tensor:
         """`torch.stack` or `torch.cat` of the elements."""

@@ -6,6 +6,7 @@ import re
 from typing import ClassVar
 
 from dlc.errors import BadInput, Unsupported
+from dlc.ir.loc import Loc
 
 
 class TrainingMode(Unsupported):
@@ -17,12 +18,13 @@ class TrainingMode(Unsupported):
 
 
 class ExportFailed(BadInput):
-    """`torch.export.export` refused the model."""
+    """`torch.export.export` refused the model, or the model raises an exception for the example inputs."""
 
     code: ClassVar[str] = "DLC0212"
     template: ClassVar[str] = "torch.export cannot trace the model: {message}"
     hint: ClassVar[str | None] = (
-        "call torch.export.export yourself to see torch's full report, and compile the ExportedProgram it gives"
+        "call the model on the same inputs without dlc: what it raises there, too, is a fault of the model or the inputs; else"
+        " call torch.export.export yourself to see torch's full report, and compile the ExportedProgram it gives"
     )
 
 
@@ -45,6 +47,22 @@ def export_failed(error: Exception) -> ExportFailed:
     return ExportFailed(None, message=f"{type(error).__name__}: {text[:800]}")
 
 
+class LeftPyTorch(ExportFailed):
+    """Values go where PyTorch cannot follow them."""
+
+    code: ClassVar[str] = "DLC0210"
+    template: ClassVar[str] = "not supported: what {call} gives is computed with outside of PyTorch, where nothing is recorded"
+    hint: ClassVar[str | None] = "compute it with torch; single numbers may be taken out by .item() or .tolist()"
+
+
+def model_raised(error: Exception, place: Loc | None, source: str | None) -> ExportFailed:
+    """What an exception of the model's own becomes while it is recorded."""
+    text = " ".join(str(error).split())
+    if ".numpy() is not supported" in text:
+        return LeftPyTorch(place, source=source, call=".numpy() (or NumPy, of a tensor)")
+    return ExportFailed(place, source=source, message=f"{type(error).__name__}: {text[:600]}")
+
+
 class UnsupportedType(Unsupported):
     """An element type without a place in the IR."""
 
@@ -62,11 +80,14 @@ class UnsupportedExtent(Unsupported):
 
 
 class MutatedState(Unsupported):
-    """The model writes to its buffers or inputs."""
+    """The model writes to its buffers, attributes or inputs."""
 
     code: ClassVar[str] = "DLC0215"
-    template: ClassVar[str] = "not supported: {op} because the model changes {what} in place"
-    hint: ClassVar[str | None] = "return the new value as an output"
+    template: ClassVar[str] = "not supported: {op} because the model changes {what} in place, and a compiled call leaves nothing behind"
+    hint: ClassVar[str | None] = (
+        "return the new value as an output, and make it an input if the next call reads it; a value that nothing reads later"
+        " belongs in a local variable"
+    )
 
 
 class RandomOperator(Unsupported):
@@ -147,7 +168,7 @@ class SharedMemory(Unsupported):
     """A tensor is written that may or may not be another one, depending on the path taken."""
 
     code: ClassVar[str] = "DLC0227"
-    template: ClassVar[str] = "not supported: {op} writes to a tensor that on one path is the memory of another tensor still in use"
+    template: ClassVar[str] = "not supported: {op} writes to a tensor that on one path is the memory of another tensor still in use: {why}"
     hint: ClassVar[str | None] = "clone the tensor before the branch, or write `x = x + y` instead of `x += y`"
 
 

@@ -14,7 +14,7 @@ import io
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
 from types import FunctionType
 from typing import Any
@@ -37,6 +37,7 @@ from dlc.frontend.torch_errors import (
     export_failed,
 )
 from dlc.frontend.torch_graph import GraphImporter, bounds, known, place_of
+from dlc.frontend.torch_heap import Cell
 from dlc.frontend.torch_recurrent_shapes import symbolic_recurrence
 from dlc.frontend.torch_regions import nested_nodes, regions_of
 from dlc.frontend.torch_trees import leaf, literal, tree_of
@@ -96,10 +97,10 @@ def export(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None
 ) -> Any:
     """`torch.export.export` as the importer likes it: no gradients, recurrent layers whole, guards deferred if need be."""
-    _refuse(model, args)
+    _refuse(model, args, kwargs)
     options: dict[str, Any] = {"dynamic_shapes": dynamic_shapes, "strict": False}
     try:
-        with recurrence_for_export():
+        with recurrence_for_export(), _attributes_kept(model):
             try:
                 return torch.export.export(model, tuple(args), dict(kwargs or {}), **options)
             except Exception as first:
@@ -116,9 +117,31 @@ def export(
         raise export_failed(error) from error
 
 
-def _refuse(model: nn.Module, args: Any) -> None:
+@contextmanager
+def _attributes_kept(model: nn.Module) -> Iterator[None]:
+    """What the model sets of its own while it is traced are traced values, which nobody else should meet."""
+    before = [(m, dict(m.__dict__)) for m in model.modules()]
+    contents = [(v, v.copy()) for _, attributes in before for v in attributes.values() if type(v) in (list, dict, set)]
+    try:
+        yield
+    finally:
+        for m, attributes in before:
+            for name in m.__dict__.keys() - attributes.keys():
+                del m.__dict__[name]
+            m.__dict__.update(attributes)
+        for container, kept in contents:
+            Cell(container, None).write(kept)
+
+
+def _refuse(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None) -> None:
     if isinstance(args, torch.Tensor) or not isinstance(args, (tuple, list)):
         raise BadExample(None, message=f"the example inputs are a {type(args).__name__}, not a tuple")
+    try:
+        inspect.signature(model.forward).bind(*args, **(kwargs or {}))
+    except ValueError:  # no signature is known
+        pass
+    except TypeError as error:
+        raise BadExample(None, message=f"{type(model).__name__}.forward does not take the example inputs: {error}") from None
     refuse_training(model)
 
 
@@ -135,7 +158,7 @@ def export_or_capture(
     A model whose text shows that `torch.export` will fail is recorded at once. With extents that do not vary, a decision in the
     recording is one that `torch.export` cannot take; a recording without any is kept for the case that it fails nevertheless.
     """
-    _refuse(model, args)
+    _refuse(model, args, kwargs)
     early: Any = None
     if dynamic_shapes is None and _seems_to_decide(model):
         with suppress(DlcError):  # whatever it is, it is found again below, unless `torch.export` can do with it
@@ -162,7 +185,7 @@ def export_or_capture(
 
 
 def _seems_to_decide(model: nn.Module) -> bool:
-    from dlc.frontend.torch_calls import left_alone
+    from dlc.frontend.torch_callers import left_alone
 
     methods = (getattr(m.forward, "__func__", None) for m in model.modules())
     functions = dict.fromkeys(f for f in methods if isinstance(f, FunctionType) and not left_alone(f))
@@ -193,24 +216,29 @@ def recurrence_for_export() -> Iterator[None]:
 
 @contextmanager
 def _data_decisions() -> Iterator[list[str]]:
-    """Collects what PyTorch does about data while it traces: decisions that it refuses, numbers that it makes symbols of."""
+    """Collects what is done about data while PyTorch traces: decisions that it refuses, numbers that it makes symbols of, text."""
     from unittest import mock
 
+    from torch._subclasses.fake_tensor import FakeTensor
     from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
+
+    from dlc.frontend.torch_callers import asking
 
     met: list[str] = []
 
-    def noting(kind: type, name: str) -> Any:
+    def noting(kind: type, name: str, counts: Callable[[], bool] = lambda: True) -> Any:
         plain = getattr(kind, name)
 
         def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
-            met.append(name)
+            if counts():
+                met.append(name)
             return plain(self, *args, **kwargs)
 
         return mock.patch.object(kind, name, noted)
 
     watched = [noting(GuardOnDataDependentSymNode, "__init__")]
     watched += [noting(ShapeEnv, f"create_unbacked_{kind}") for kind in ("symint", "symfloat", "symbool")]
+    watched.append(noting(FakeTensor, "__repr__", lambda: asking() is not None))  # torch.export would take its own text for the data's
 
     # What PyTorch would print for each: the recording, or our error, says it.
     quiet = [logging.getLogger(f"torch.{name}") for name in ("fx.experimental.symbolic_shapes", "export._trace")]
@@ -399,7 +427,8 @@ class ProgramImporter:
             else:
                 value = None
             values.append(value)
-        results = self.graph.run(ep.graph, values)
+        kept = [n for n, spec in zip(places, specs, strict=True) if spec.kind not in (InputKind.USER_INPUT, InputKind.TOKEN)]
+        results = self.graph.run(ep.graph, values, kept)
         in_tree = tree_of(ep.call_spec.in_spec, leaves, "the input")
         return self._finish(places, specs, results, in_tree)
 
@@ -495,7 +524,7 @@ class ProgramImporter:
             else:
                 raise UnsupportedOperator(None, op="an output", reason=f"it is a {spec.kind.name.lower()}")
         for node, spec in zip(places, specs, strict=True):
-            if id(node) in self.graph.written:
+            if id(node) in self.graph.written or self.mutations == "return" and id(node) in self.graph.reached:
                 changed.append((str(spec.target or node.name), self.graph.env[node]))
         out_tree = tree_of(ep.call_spec.out_spec, trees, "the output")
         mutated: list[tuple[str, int]] = []

@@ -66,7 +66,7 @@ class Flow:
         self.refusals: list[DlcError] = []
         self.decided = 0
         self.kinship = Kinship()
-        self.touched: dict[tuple[int, str | None], Loc] = {}  # changed places: where first
+        self.touched: dict[tuple[int, str | None], tuple[Loc, str | None]] = {}  # changed places: where first, and that line
         self.fronts: dict[tuple[int, str], tuple[torch.Tensor, Number]] = {}  # bounds of slices, from the front
         self.truths: dict[int, tuple[torch.Tensor, int, Number]] = {}  # of tensors that were asked for it, as they were then
 
@@ -115,7 +115,7 @@ class Flow:
         self.frame.touch(Cell(owner, name))
         if (id(owner), name) not in self.touched:
             file, line, _ = self.recorder.line()
-            self.touched[id(owner), name] = Loc(f"{Path(file).name}:{line}")
+            self.touched[id(owner), name] = Loc(f"{Path(file).name}:{line}"), linecache.getline(file, line).rstrip() or None
         for other in self.kinship.of(owner):
             for cell in cells_of(other):
                 self.frame.touch(cell)
@@ -552,6 +552,7 @@ class Union:
         if self.fakes or any(region.nodes for region in self.arms):
             node = recorder.emit(branch, (recorder.node_of(self.condition.tensor),), self.fakes, "if_")
             node.meta["regions"] = self.arms
+            recorder.merges([*map(recorder.node_of, self.fakes), *(n for region in self.arms for n in region.outputs)])
 
         def filled(v: Any) -> Any:
             if not isinstance(v, _Pending):
@@ -588,7 +589,7 @@ class Cut:
     most: int
 
 
-_MOST_CUT = 1 << 20
+MOST_CUT = 1 << 20
 """Elements of a tensor that is kept for the greatest of several sizes."""
 
 
@@ -601,15 +602,15 @@ def common_cut(a: torch.Tensor, b: torch.Tensor) -> Cut | None:
     dims = [d for d, (p, q) in enumerate(zip(a.shape, b.shape, strict=True)) if not statically_known_true(p == q)]
     if len(dims) != 1 or not any(free_unbacked_symbols(v.shape[dims[0]]) for v in (a, b)):
         return None
-    tops = [_most(v.shape[dims[0]]) for v in (a, b)]
+    tops = [most_of(v.shape[dims[0]]) for v in (a, b)]
     rest = [e for d, e in enumerate(a.shape) if d != dims[0]]
     if None in tops or not all(isinstance(e, int) for e in rest):
         return None
     most = max(t for t in tops if t is not None)
-    return Cut(dims[0], most) if most * math.prod(rest) <= _MOST_CUT else None
+    return Cut(dims[0], most) if most * math.prod(rest) <= MOST_CUT else None
 
 
-def _most(e: Any) -> int | None:
+def most_of(e: Any) -> int | None:
     """The greatest value of an extent."""
     if isinstance(e, int):
         return e
@@ -617,12 +618,12 @@ def _most(e: Any) -> int | None:
     return int(upper) if upper.is_Integer else None
 
 
-def size_at_run_time(count: torch.Tensor, most: int) -> Any:
-    """A number as an extent, with its bound."""
+def size_at_run_time(count: torch.Tensor, most: int, least: int = 0) -> Any:
+    """A number as an extent, with its bounds."""
     from torch.fx.experimental.symbolic_shapes import _constrain_range_for_size
 
     extent = torch.ops.aten._local_scalar_dense.default(count)
-    _constrain_range_for_size(extent, 0, most)
+    _constrain_range_for_size(extent, least, most)
     return extent
 
 

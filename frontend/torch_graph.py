@@ -33,11 +33,12 @@ from dlc.frontend import (
     torch_regions,
     torch_views,
 )
-from dlc.frontend.torch_alias import shared_writes
-from dlc.frontend.torch_context import TABLE, Ctx
+from dlc.frontend.torch_alias import Aliases, aliases
+from dlc.frontend.torch_context import TABLE, Ctx, select
 from dlc.frontend.torch_errors import EscapedValue, MutatedState, SharedMemory
+from dlc.frontend.torch_identity import Identities
 from dlc.frontend.torch_regions import nested_nodes
-from dlc.frontend.torch_storage import functional_name, storage_of, writes
+from dlc.frontend.torch_storage import contiguous, functional_name, storage_of, writes
 from dlc.frontend.torch_types import Extents
 from dlc.ir.builder import Builder
 from dlc.ir.dtype import BOOL, F64
@@ -122,16 +123,26 @@ class GraphImporter:
         self.written: dict[int, Any] = {}  # roots that are written to, by identity: the place of the first write
         self.autocast = False
         self.sharing: dict[int, list[fx.Node]] = {}
-        self._shared: set[fx.Node] = set()
+        self.reached: dict[int, Any] = {}  # roots that a write may reach on some path only: the place of the first
+        self.aliases = Aliases()
+        self.identities = Identities(b)
         self._track = False
         self._inputs: set[fx.Node] = set()
+        self._lasting: frozenset[int] = frozenset()
 
     # --- graphs ---
 
-    def run(self, graph: fx.Graph, inputs: Sequence[Any]) -> tuple[Any, ...]:
-        """Import `graph` with its placeholders bound to `inputs`; the values of its outputs, flat."""
+    def run(self, graph: fx.Graph, inputs: Sequence[Any], lasting: Sequence[fx.Node] = ()) -> tuple[Any, ...]:
+        """Import `graph` with its placeholders bound to `inputs`; the values of its outputs, flat.
+
+        `lasting` are the placeholders whose memory outlives the program.
+        """
         self._track = any(writes(n) for n in nested_nodes(list(graph.nodes)))
-        self._shared = shared_writes(list(graph.nodes)) if self._track else set()
+        if self._track:
+            kept = [n for n in nested_nodes(list(graph.nodes)) if n.op == "get_attr"]
+            self._lasting = frozenset(s for s in map(storage_of, (*lasting, *kept)) if s is not None)
+            self.aliases = aliases(list(graph.nodes), self._lasting)
+            self.identities.tagged = self.aliases.tagged
         places = [n for n in graph.nodes if n.op == "placeholder"]
         for node, value in zip(places, inputs, strict=True):
             self.env[node] = value
@@ -174,7 +185,7 @@ class GraphImporter:
             results = other.run(module.graph, inputs)
         finally:
             self.b.loc = before
-        if any(id(n) in other.written for n in other._inputs):
+        if any(id(n) in written for n in other._inputs for written in (other.written, other.reached)):
             raise MutatedState(self.ctx.loc, op=self.ctx.target, what="a tensor from outside inside a sub-graph")
         return results
 
@@ -215,15 +226,19 @@ class GraphImporter:
         if c.target in IGNORED or target is torch._C._set_grad_enabled:
             return
         self.b.loc = c.loc
-        if node in self._shared:
-            raise SharedMemory(c.loc, op=c.target)
+        if node in self.aliases.undecided:
+            raise SharedMemory(c.loc, op=c.target, why=self.aliases.undecided[node])
         value = self._execute(node)
         if writes(node):
             first = node.args[0] if node.args else node.kwargs["self"]
             assert isinstance(first, fx.Node)
             self._write(first, value)
+            self._follow(node, first)
             value = self.env[first]
         self.env[node] = value
+        if "chosen" in node.meta:
+            at, items = node.meta["chosen"]
+            self.identities.chosen(storage_of(node), self.env[at], [storage_of(n) for n in items])
         self._note(node)
 
     def _execute(self, node: fx.Node) -> Any:
@@ -324,6 +339,7 @@ class GraphImporter:
         # Of several fresh results each is a root of its own, once it is taken out.
         if key is not None and not (several and key not in self.sharing):
             self.sharing.setdefault(key, []).append(node)
+            self.identities.made(key, everywhere=node.op == "get_attr")
 
     def _write(self, node: fx.Node, value: Val) -> None:
         """Give the tensor that `node` shows a new value, and everything that shares its storage."""
@@ -331,11 +347,36 @@ class GraphImporter:
         value = self.ctx.cast(value, old.dtype).broadcast_to(old.shape)
         members = self.sharing.get(storage_of(node) or -1, [node])
         root = members[0]
+        self._changes(root)
         self.written.setdefault(id(root), self.ctx.loc)
         if root is not node:
             value = self._through(root, node, members, value)
         self.env[root] = value
         self._replay(members[1:])
+
+    def _changes(self, root: fx.Node) -> None:
+        """Refuse to change a tensor that the model keeps without declaring it: nobody could give it back its new value."""
+        if root.op == "get_attr":
+            raise self._kept()
+
+    def _kept(self) -> MutatedState:
+        return MutatedState(self.ctx.loc, op=self.ctx.target, what="a tensor that is kept from call to call, and is no buffer,")
+
+    def _follow(self, node: fx.Node, first: fx.Node) -> None:
+        """Let the tensors show a write that are the written memory on the path taken."""
+        own = self.root_of(first)
+        for storage in sorted(self.aliases.reached.get(node, ()), key=lambda s: s in self._lasting):
+            root = self.root_of_storage(storage)
+            if root is None and storage in self._lasting:
+                raise self._kept()
+            if own is None or root is None:
+                raise SharedMemory(self.ctx.loc, op=self.ctx.target, why="it is not at hand here")
+            self._changes(root)
+            (self.written if storage in self._lasting else self.reached).setdefault(id(root), self.ctx.loc)
+            old, new = self.env[root], self.env[own]
+            one = self.identities.same(storage_of(first), storage)
+            value = self.ctx.b.map(str(root.name), select, one, new.reshape(old.shape), old, dtype=old.dtype)
+            self.replace(root, value)
 
     def _through(self, root: fx.Node, node: fx.Node, members: list[fx.Node], value: Val) -> Val:
         """The root with `value` written where `node` sees it."""
@@ -346,7 +387,7 @@ class GraphImporter:
         probe = seen.at(tuple(var(f"i{n}") for n in range(seen.rank)))
         if not isinstance(probe, Access) or probe.tensor != base.name or probe.default is not None:
             raise MutatedState(self.ctx.loc, op=self.ctx.target, what="a tensor through a view that is not plain")
-        if all(_contiguous(n) for n in (root, node)) and seen.elements == base.elements:
+        if all(contiguous(n) for n in (root, node)) and seen.elements == base.elements:
             return value.reshape(base.shape)
         return self.b.scatter(
             str(node.name), base, seen.shape, lambda *i: seen.at(i).index, lambda *i: value.at(i), "set"
@@ -354,12 +395,14 @@ class GraphImporter:
 
     def root_of(self, node: fx.Node) -> fx.Node | None:
         """The node at the root of the memory that `node` shows, if it is known here."""
-        members = self.sharing.get(storage_of(node) or -1)
+        return self.root_of_storage(storage_of(node) or -1)
+
+    def root_of_storage(self, storage: int) -> fx.Node | None:
+        members = self.sharing.get(storage)
         return members[0] if members else None
 
     def replace(self, root: fx.Node, value: Val) -> None:
         """The tensor at the root of some memory has a new value."""
-        self.written.setdefault(id(root), self.ctx.loc)
         self.env[root] = value
         self._replay(self.sharing.get(storage_of(root) or -1, [root])[1:])
 
@@ -426,14 +469,3 @@ def _reads(target: object) -> bool:
     """Whether a scalar result comes from a tensor's values."""
     return str(target) in ("aten.item.default", "aten._local_scalar_dense.default")
 
-
-def _contiguous(node: fx.Node) -> bool:
-    from torch.fx.experimental.symbolic_shapes import statically_known_true
-
-    v = node.meta["val"]
-    expected: Any = 1
-    for size, stride in zip(reversed(v.shape), reversed(v.stride()), strict=True):
-        if not statically_known_true(size == 1) and not statically_known_true(stride == expected):
-            return False
-        expected = expected * size
-    return True

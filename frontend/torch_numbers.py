@@ -89,6 +89,8 @@ class Number:
         return str(self._needed("it is turned into text"))
 
     def __repr__(self) -> str:
+        if self.owner.asked_by_model():
+            self._needed("it is turned into text")
         return f"<{self.kind.__name__} from data>"
 
     # --- arithmetic ---

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,7 @@ from torch.fx.experimental.proxy_tensor import (
 )
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from dlc.frontend.torch_masks import Positions
 from dlc.frontend.torch_rows import Rows
 from dlc.frontend.torch_storage import renames, storage_of, writes
 
@@ -114,8 +115,10 @@ class Recorder(PythonKeyTracer):
         self.sources: set[str] = set()  # files whose functions are rewritten
         self.constants: dict[fx.Node, Any] = {}  # values that are known (`torch_constant`), or known to be data
         self.weights: dict[fx.Node, torch.Tensor] = {}
-        self.written: set[int] = set()  # memory that something writes to
+        self.written: set[int] = set()  # memory that something writes to, perhaps
+        self.merged: set[int] = set()  # memory that is another one on some paths
         self.rows = Rows(self)
+        self.positions = Positions(self)
 
     @property
     def region(self) -> Region:
@@ -147,7 +150,7 @@ class Recorder(PythonKeyTracer):
         if storage is None:
             self.weights = {}
         else:
-            self.written.add(storage)
+            self.written |= self.merged if storage in self.merged else {storage}
         self.constants = {n: v for n, v in self.weights.items() if storage_of(n) not in self.written}
 
     def place(self) -> str:
@@ -180,6 +183,14 @@ class Recorder(PythonKeyTracer):
             proxied: fx.Node = found.proxy.node
             return proxied
         return self.unwrap_proxy(value).node
+
+    def known(self, value: torch.Tensor) -> bool:
+        """Whether a tensor has been recorded."""
+        return get_proxy_slot(value, self, None) is not None
+
+    def merges(self, nodes: Iterable[fx.Node]) -> None:
+        """Which memory these values are depends on the path, or on the step: what is written to one may change others."""
+        self.merged |= {s for n in nodes if (s := storage_of(n)) is not None}
 
     def visible(self, value: torch.Tensor) -> bool:
         """Whether the value was made in a region that is open still."""

@@ -12,9 +12,10 @@ from typing import Any
 
 from torch import fx
 
+from dlc.frontend.torch_alias import next_values, results
 from dlc.frontend.torch_context import Ctx
 from dlc.frontend.torch_recorder import LoopRecord, Region, branch, repeat, truth
-from dlc.frontend.torch_storage import writes
+from dlc.frontend.torch_storage import storage_of, writes
 from dlc.ir.dtype import BOOL
 from dlc.ir.expr import Const
 from dlc.ir.view import Val
@@ -40,9 +41,10 @@ def _written(c: Ctx, regions: Sequence[Region]) -> list[fx.Node]:
     for region in regions:
         for n in nested_nodes(region.nodes):
             if writes(n):
-                root = c.graph.root_of(n.args[0] if n.args else n.kwargs["self"])
-                if root is not None:
-                    roots[root] = None
+                shown = (c.graph.root_of_storage(s) for s in c.graph.aliases.reached.get(n, ()))
+                for root in (c.graph.root_of(n.args[0] if n.args else n.kwargs["self"]), *shown):
+                    if root is not None:
+                        roots[root] = None
     return list(roots)
 
 
@@ -52,6 +54,8 @@ def _inside(c: Ctx) -> Iterator[None]:
     graph = c.graph
     env, sharing = dict(graph.env), {k: list(v) for k, v in graph.sharing.items()}
     symbols, cache = dict(graph.extents.symbols), dict(graph.extents.cache)
+    identities = graph.identities
+    memories, clock = dict(identities.known), identities.clock
     saved = c.node, c.meta, c.target, c.loc
     loc = c.b.loc
     try:
@@ -59,6 +63,7 @@ def _inside(c: Ctx) -> Iterator[None]:
     finally:
         graph.env, graph.sharing = env, sharing
         graph.extents.symbols, graph.extents.cache = symbols, cache
+        identities.known, identities.clock = memories, clock
         c.node, c.meta, c.target, c.loc = saved
         c.b.loc = loc
 
@@ -74,6 +79,8 @@ def import_branch(c: Ctx, node: fx.Node) -> list[Val]:
     """A recorded `if`."""
     then, orelse = node.meta["regions"]
     written = _written(c, (then, orelse))
+    identities = c.graph.identities
+    memories, ticks = identities.yielded(node), identities.ticks((then, orelse))
     condition = c.cast(c.val(c.graph.value(node.args[0])), BOOL)
 
     def arm(region: Region) -> Callable[[], list[Val]]:
@@ -81,15 +88,22 @@ def import_branch(c: Ctx, node: fx.Node) -> list[Val]:
             with _inside(c):
                 c.graph.nodes(region.nodes)
                 found = [_yielded(c, n) for n in region.outputs]
-                return [*found, *(c.b.materialize(c.graph.env[w]) for w in written)]
+                found += [c.b.materialize(c.graph.env[w]) for w in written]
+                found += [identities.of(storage_of(region.outputs[n])) for n in memories]
+                return [*found, identities.clock] if ticks else found
 
         return build
 
     outs = list(c.b.if_(condition, arm(then), arm(orelse), c.hint))
+    if ticks:
+        identities.clock = outs.pop()
     count = len(then.outputs)
-    for root, new in zip(written, outs[count:], strict=True):
+    found, changed, known = outs[:count], outs[count : count + len(written)], outs[count + len(written) :]
+    for root, new in zip(written, changed, strict=True):
         c.graph.replace(root, new)
-    return outs[:count]
+    for n, number in zip(memories, known, strict=True):
+        identities.known[results(node)[n]] = number
+    return found
 
 
 def import_loop(c: Ctx, node: fx.Node) -> list[Val]:
@@ -99,7 +113,12 @@ def import_loop(c: Ctx, node: fx.Node) -> list[Val]:
     written = _written(c, (body,))
     starts = [graph.value(n) for n in record.starts]
     starts = [c.cast(c.val(v), c.ir(n.meta["val"].dtype)) for v, n in zip(starts, record.starts, strict=True)]
-    inits = [*starts, *(graph.env[w] for w in written)]
+    identities = graph.identities
+    memories, ticks = identities.states(node, record), identities.ticks((body,), True)
+    inits = [*starts, *(graph.env[w] for w in written), *(identities.of(storage_of(record.starts[n])) for n in memories)]
+    if ticks:
+        inits.append(identities.clock)
+    known = slice(len(starts) + len(written), len(inits) - ticks)
     first = c.cast(c.val(graph.value(record.first)), BOOL) if record.first is not None else None
     limit = c.val(graph.value(record.limit)) if record.limit is not None else None
 
@@ -108,11 +127,17 @@ def import_loop(c: Ctx, node: fx.Node) -> list[Val]:
             graph.bind(body.inputs[0], index)
             for n, v in zip(body.inputs[1:], states, strict=False):
                 graph.bind(n, v)
-            for root, v in zip(written, states[len(starts) :], strict=True):
+            for root, v in zip(written, states[len(starts) : known.start], strict=True):
                 graph.replace(root, v)
+            for n, number in zip(memories, states[known], strict=True):
+                identities.known[storage_of(body.inputs[1 + n])] = number
+            if ticks:
+                identities.tick(states[-1])
             graph.nodes(body.nodes)
             found = [_yielded(c, n) for n in body.outputs]
             changed = [c.b.materialize(graph.env[w]) for w in written]
+            changed += [identities.of(storage_of(next_values(record)[n])) for n in memories]
+            changed += [identities.clock] if ticks else []
         again = found.pop(0) if first is not None else None
         nexts, collected = found[: len(starts)], found[len(starts) :]
         return again, [*nexts, *changed], collected
@@ -120,8 +145,12 @@ def import_loop(c: Ctx, node: fx.Node) -> list[Val]:
     finals, gathered = c.b.loop(c.hint, inits, build, limit=limit, cond=first, bound=_bound(limit))
     if gathered:
         graph.extents.symbols[record.count.node.expr] = gathered[0].shape[0]
-    for root, new in zip(written, finals[len(starts) :], strict=True):
+    for root, new in zip(written, finals[len(starts) : known.start], strict=True):
         graph.replace(root, new)
+    for n, number in zip(memories, finals[known], strict=True):
+        identities.known[results(node)[n]] = number
+    if ticks:
+        identities.clock = finals[-1]
     return [*finals[: len(starts)], *gathered]
 
 

@@ -57,6 +57,13 @@ class Rows:
         """In eager PyTorch `root` is the memory of one of these."""
         self.recorder.node_of(root).meta["shows"] = tuple(storage(x) for x in of)
 
+    def chosen(self, root: torch.Tensor, of: Sequence[torch.Tensor], at: torch.Tensor) -> None:
+        """In eager PyTorch `root` is the memory of the one of these that is at that position."""
+        recorder = self.recorder
+        items = tuple(map(recorder.node_of, of))
+        recorder.node_of(root).meta["chosen"] = recorder.node_of(at), items
+        recorder.merges((recorder.node_of(root), *items))
+
     def follow(self) -> None:
         """Follow up what has been written since."""
         if not self.written:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 
@@ -45,3 +47,16 @@ def _changed_by(node: fx.Node) -> str | None:
         return None
     plain = functional_name(str(node.target))
     return None if plain is None else plain.split(".")[1]
+
+
+def contiguous(node: fx.Node) -> bool:
+    """Whether a traced tensor's elements lie one after the other, whatever its size."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    v = node.meta["val"]
+    expected: Any = 1
+    for size, stride in zip(reversed(v.shape), reversed(v.stride()), strict=True):
+        if not statically_known_true(size == 1) and not statically_known_true(stride == expected):
+            return False
+        expected = expected * size
+    return True

@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from dlc.frontend.torch_collect import Collected, one_of, row
 from dlc.frontend.torch_errors import UncapturedDecision
+from dlc.frontend.torch_masks import is_mask
 from dlc.frontend.torch_numbers import Number
 from dlc.frontend.torch_steps import Part
-from dlc.frontend.torch_values import Absent, Choice, Either, absent, alike, described
+from dlc.frontend.torch_values import Absent, Choice, Either, absent, alike, described, parts, same, structure
 
 
 def _position(v: Any) -> bool:
@@ -89,9 +91,9 @@ def read_item(flow: Any, value: Any, key: Any, shared: bool = True) -> Any:
     if isinstance(value, range):
         return value.start + value.step * known
     if isinstance(value, (list, tuple, nn.ModuleList)) and len(value):
-        return _choose(flow, list(value), known)
+        return choose_item(flow, list(value), known)
     if isinstance(value, (dict, nn.ModuleDict)) and len(value) and all(type(k) is int for k in value):
-        return _choose(flow, list(value.values()), _place(flow, list(value), known))
+        return choose_item(flow, list(value.values()), _place(flow, list(value), known))
     return value[key]  # Python's own error, or a refusal where it needs the number
 
 
@@ -111,11 +113,14 @@ def _place(flow: Any, keys: list[int], key: Number) -> Number:
     return Number(int, at, flow)
 
 
-def _choose(flow: Any, items: list[Any], at: Number) -> Any:
-    """The item at a position from data: of tensors a row of their stack, of numbers likewise, of modules one that branches."""
+def choose_item(flow: Any, items: list[Any], at: Number) -> Any:
+    """The item at a position from data: of tensors a row of their stack, of numbers likewise, of modules one that branches.
+
+    Tuples of equal structure are chosen from element by element.
+    """
     first = items[0]
     if all(isinstance(v, torch.Tensor) and alike(first, v) is None for v in items):
-        return one_of(flow, items, torch.stack(items), at)
+        return one_of(flow, items, at)
     if all(isinstance(v, (Number, bool, int, float)) for v in items):
         kinds = {flow.kind(v) for v in items}
         if len(kinds) == 1:
@@ -127,15 +132,24 @@ def _choose(flow: Any, items: list[Any], at: Number) -> Any:
         # A negative position counts from the end.
         front = Number(int, torch.where(at.tensor < 0, at.tensor + len(items), at.tensor), flow)
         return Choice(flow, items, front)
+    if all(isinstance(v, tuple) and structure(v) == structure(first) for v in items):
+        columns = zip(*(parts(v)[0] for v in items), strict=True)  # type: ignore[index]  # a tuple has parts
+        return parts(first)[1]([_chosen(flow, list(column), at) for column in columns])  # type: ignore[index]
     kinds_shown = described(first)
     raise flow.refused(
         UncapturedDecision, what="an index into a list", why=f"the items (such as {kinds_shown}) cannot be chosen from at run time"
     )
 
 
+def _chosen(flow: Any, items: list[Any], at: Number) -> Any:
+    return items[0] if all(same(v, items[0]) for v in items) else choose_item(flow, items, at)
+
+
 def _read_tensor(flow: Any, x: torch.Tensor, key: Any, shared: bool = True) -> Any:
     """`x[key]`: a view as far as writes go, unless it is not `shared`."""
     keys = key if isinstance(key, tuple) else (key,)
+    if any(map(is_mask, keys)):
+        return x[_positions(flow, keys)]
     if not any(map(_from_data, keys)):
         return x[key]
     if any(_wide(k) for k in keys):
@@ -171,6 +185,11 @@ def _subtracted(node: Any) -> bool:
         elif n.target is operator.getitem and "regions" in n.args[0].meta:
             pending += [region.outputs[n.args[1]] for region in n.args[0].meta["regions"]]
     return False
+
+
+def _positions(flow: Any, keys: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Keys with the positions that masks pick in their place."""
+    return tuple(p for k in keys for p in (flow.recorder.positions.keys(k) if is_mask(k) else (_tensor(k),)))
 
 
 def _wide(k: Any) -> bool:
@@ -227,6 +246,9 @@ def _assign_tensor(flow: Any, x: torch.Tensor, key: Any, item: Any) -> None:
     keys = key if isinstance(key, tuple) else (key,)
     if isinstance(item, Number):
         item = item.operand(x).to(x.dtype)
+    if any(map(is_mask, keys)) and isinstance(item, torch.Tensor) and free_unbacked_symbols(item):
+        x[_positions(flow, keys)] = item
+        return
     if not any(map(_from_data, keys)):
         x[key] = item
         return

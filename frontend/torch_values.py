@@ -159,6 +159,44 @@ class Either(Absent):
         return self.each(lambda v: v != other)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Growth:
+    """How a tensor of a loop's state grows.
+
+    Attributes:
+        dim: along which dimension.
+        by: by how much in every step.
+        least, first: its size before the loop, at least and at most.
+        most: its greatest size; None as long as it is not known.
+    """
+
+    dim: int
+    by: int
+    least: int
+    first: int
+    most: int | None = None
+
+
+class Grown:
+    """A tensor of a loop's state that grows in every step: rows up to its greatest size, and how many there are.
+
+    Attributes:
+        whole: the rows.
+        size: how many of them there are.
+        growth: how it grows.
+        origin: the tensor itself, as it is before the loop.
+    """
+
+    def __init__(self, whole: Any, size: Any, growth: Growth, origin: Any = None) -> None:
+        self.whole = whole
+        self.size = size
+        self.growth = growth
+        self.origin = origin
+
+    def again(self, whole: Any, size: Any) -> Grown:
+        return Grown(whole, size, self.growth)
+
+
 class Choice:
     """One of several callables, chosen by a number from data: calling it branches."""
 
@@ -263,6 +301,8 @@ def parts(v: Any) -> tuple[list[Any], Callable[[list[Any]], Any]] | None:
         return list(v), tuple
     if isinstance(v, (Partial, Sometimes)):
         return [v.value, v.flag], lambda items: v.again(*items)
+    if isinstance(v, Grown):
+        return [v.whole, v.size], lambda items: v.again(*items)
     if isinstance(v, Choice):
         return [v.at], lambda items: v.again(*items)
     if isinstance(v, Either):
@@ -303,6 +343,8 @@ def structure(v: Any) -> Any:
     kind = type(v)
     if isinstance(v, dict):
         return kind, tuple(map(repr, v))
+    if isinstance(v, Grown):
+        return kind, v.growth
     if isinstance(v, Choice):
         return kind, *map(id, v.items)
     if kind in (list, tuple, torch.Size) or isinstance(v, tuple):
@@ -429,7 +471,7 @@ def alike(a: Any, b: Any) -> str | None:
 
 
 __all__ = [
-    "DEAD", "Absent", "Choice", "Dead", "Either", "Elided", "Maybe", "Partial", "Sometimes", "Unbound", "absent", "alike", "described",
-    "differing", "is_number", "joined_kind", "lasting", "leaves", "mapped", "parts", "same", "same_tree", "selectable", "structure",
-    "undefined", "unite",
+    "DEAD", "Absent", "Choice", "Dead", "Either", "Elided", "Grown", "Growth", "Maybe", "Partial", "Sometimes", "Unbound", "absent",
+    "alike", "described", "differing", "is_number", "joined_kind", "lasting", "leaves", "mapped", "parts", "same", "same_tree",
+    "selectable", "structure", "undefined", "unite",
 ]  # fmt: skip

@@ -1651,3 +1651,344 @@ def sizes_on_each_path(x):
             break
         words.append(word)
     return y, y.shape[0], x if y.numel() == 0 else x + y.max(), torch.tensor(words)
+
+
+@case(*XS)
+def merged_written(x):
+    y = x * 2
+    z = y
+    if x.sum() > 0:
+        z = y + 1
+    z += 1
+    return y + z
+
+
+@case(*XS)
+def source_written(x):
+    y = x * 2
+    z = y
+    if x.sum() > 0:
+        z = y + 1
+    y += 1
+    return z, y
+
+
+@case(*XS)
+def written_in_the_step_after(x):
+    w, v = x * 1, x * 2
+    while w.sum() < 5:
+        w += 1
+        if w[0] > 2:
+            w = v
+            x = x + 1
+    return w, v
+
+
+@case(*XS)
+def chosen_element_written(x):
+    items = [x * 1, x * 2, x * 3]
+    items[int(x.argmax())].add_(1)
+    return items
+
+
+@case(*XS)
+def chosen_before_the_elements_are_written(x):
+    items = [x * 1, x * 2, x * 3]
+    v = items[x.argmax() - 2]
+    items[1][0] = 7.0
+    w = items[int(x.argmin())]
+    v += 1
+    w *= 2
+    return items, v, w
+
+
+@case(*XS)
+def input_is_written_on_one_path(x):
+    y = x * 2
+    if x.sum() > 0:
+        y = x
+    y[0] = 5.0
+    return x + y
+
+
+@case(*XS, (Z * 0.5,))
+def grows_until_break(x):
+    y = x * 0.5
+    for _ in range(6):
+        y = torch.cat([y, y[-1:] * 1.5 + 0.1])
+        if y.sum() > 3:
+            break
+    return y
+
+
+@case(*XS, (Z * 0.5,))
+def grows_up_to_a_size(x):
+    y = x * 0.5
+    while y.shape[0] < 9 and y.sum() < 3:
+        y = torch.cat([y, y[-1:] * 1.5 + 0.1])
+    return y, y.shape[0]
+
+
+@case(*XS, (Z * 0.5,))
+def grows_for_a_count(x):
+    y = x * 0.5
+    n = 0
+    while n < 5 and y.sum() < 3:
+        y = torch.cat([y, y[-2:] * 1.5 + 0.1])
+        n += 1
+    return y, n
+
+
+@case(*XS, (Z * 0.5,))
+def grows_until_one_of_two_breaks(x):
+    y = x[None] * 0.5
+    n = 0
+    while True:
+        y = torch.cat([y, (y[-1:] * 1.5 + 0.1)])
+        n += 1
+        if n >= 7 or y.sum() > 3:
+            break
+    return y.mean(0), y
+
+
+@case(*XS, (Z * 0.5,))
+def two_grow_together(x):
+    y = x * 0.5
+    z = torch.zeros(2, 1)
+    while len(y) < 9 and y.sum() < 3:
+        y = torch.cat([y, y.mean()[None] + 0.1])
+        z = torch.cat([z, y[-2:, None]], dim=1)
+    return z, y
+
+
+@case(*XS, (Z * 0.5,))
+def grows_in_front_and_is_written(x):
+    y = x * 0.5
+    k = 0
+    while k < 4 and y.sum() < 3:
+        y = torch.cat([y[:1] * 2, y])
+        y[0] = y.mean()
+        k = k + 1
+    return y
+
+
+@case(*XS, (Z * 0.5,))
+def appends_a_token_per_step(x):
+    w = torch.tensor([[0.5, -1.0, 2.0], [1.0, 0.3, -0.2], [-0.3, 0.2, 0.9]])
+    ids = torch.tensor([0, 1])
+    h = x
+    for _ in range(8):
+        h = torch.tanh(h @ w)
+        t = h.argmax()
+        ids = torch.cat([ids, t[None]])
+        if t == 2:
+            break
+    return ids
+
+
+PAIRS = tuple(
+    (torch.tensor(a), torch.tensor(b))
+    for a, b in (
+        ([1.0, 2.0, -0.5, 3.0], [1.0, 0.0, -1.0, 2.0]),
+        ([3.0, 1.0, 2.0, 1.0], [0.0, 1.0, 0.0, 1.0]),
+        ([-1.0, 0.0, -4.0, 0.0], [1.0, 1.0, 1.0, 1.0]),
+        ([-1.0, -2.0, -4.0, 5.0], [2.0, 2.0, 2.0, 2.0]),
+        ([9.0, -2.0, 14.0, 5.0], [0.0, 2.0, -2.0, 1.0]),
+    )
+)
+
+
+@case(*PAIRS)
+def mask_used_twice(x, y):
+    m = x > 0
+    return x[m] + y[m]
+
+
+@case(*PAIRS)
+def mask_reads_and_writes(x, y):
+    m = x > 0
+    out = torch.zeros(4)
+    out[m] = x[m] * 2 + y[m]
+    return out
+
+
+@case(*PAIRS)
+def mask_of_rows_and_a_product(x, y):
+    m = x > 0
+    a = torch.stack([x, y, x * y], 1)
+    b = a[m] @ torch.tensor([[1.0, 0.5], [-0.5, 0.25], [0.75, -1.0]])
+    out = torch.zeros(4, 2)
+    out[m] = b
+    return out, b
+
+
+@case(*PAIRS)
+def mask_computed_twice(x, y):
+    return x[x > 0] + y[x > 0]
+
+
+@case(*PAIRS)
+def mask_of_each_expert(x, y):
+    out = torch.zeros(4)
+    for e in range(2):
+        m = (x * 2).long() % 2 == e
+        if m.any():
+            out[m] += x[m] * (e + 1) + y[m]
+    return out
+
+
+@case(*PAIRS)
+def positions_found_twice(x, y):
+    i = (x > 0).nonzero()[:, 0]
+    j = torch.where(x > 0)[0]
+    return x[i] + y[j]
+
+
+@case(*PAIRS)
+def mask_before_and_in_a_branch(x, y):
+    m = x > 0
+    a = x[m]
+    if y.sum() > 2:
+        a = a + y[m]
+    return a, y[m] * a
+
+
+@case(*PAIRS)
+def mask_before_and_in_a_loop(x, y):
+    m = x > 0
+    a = x[m]
+    n = 0
+    while a.sum() < 20 and n < 3:
+        a = a + y[m]
+        n += 1
+    return a
+
+
+@case(*PAIRS)
+def mask_of_each_step(x, y):
+    x, n = x * 1, 0
+    while x.sum() < 20 and n < 3:
+        m = x > 0
+        x[m] = x[m] + y[m].abs()
+        n += 1
+    return x
+
+
+@case(*PAIRS)
+def mask_written_between(x, y):
+    m = x > 0
+    a = x[m]
+    m[0] = True
+    b = y[m]
+    return a, b, a.sum() + b.sum()
+
+
+@case(*PAIRS)
+def mask_and_its_complement(x, y):
+    m = x > 0
+    n = ~m
+    out = torch.empty(4)
+    out[m] = torch.tanh(x[m] * y[m])
+    out[n] = x[n] - y[n]
+    return out
+
+
+@case(*PAIRS)
+def mask_of_attention(x, y):
+    m = x > -9
+    a = torch.stack([x, y, x * y], 1)[m]
+    p = torch.softmax(a @ a.T, -1) @ a
+    o = torch.zeros(4, 3)
+    o[m] = p
+    return o
+
+
+@case(*XS)
+def constant_written_on_one_path(x):
+    t = torch.tensor([1.0, 2.0, 3.0])
+    m = t if x.sum() > 0 else x * 0
+    m += 1
+    return x * 2 if t[0] > 1.5 else x
+
+
+@case(*XS)
+def mask_of_what_is_written_by_another_name(x):
+    y = x * 1
+    z = y if x.sum() > 0 else x * 0
+    a = x[y > 0]
+    z -= 1
+    b = x[y > 0]
+    return a, b, a.sum() * b.sum()
+
+
+@case(*XS)
+def mask_before_and_after_such_a_write(x):
+    y = x * 1
+    m2 = y > 0
+    z = y if x.sum() > 0 else x * 0
+    z -= 1
+    b = x[y > 0]
+    c = x[m2]
+    return c, b
+
+
+@case(*XS)
+def mask_written_by_another_name(x):
+    m = x > 0
+    n = m if x.sum() > 0 else x > 1
+    a = x[m]
+    n[0] = True
+    return a, x[m], x[n]
+
+
+@case(*XS)
+def mask_written_in_a_loop(x):
+    m = x > 0
+    n, s = 0, x.sum()
+    while n < 2 and x.sum() < 5:
+        s = s + x[m].sum()
+        m.logical_not_()
+        n += 1
+    return x[m], s
+
+
+@case(*XS)
+def sorted_ends(x):
+    values = sorted(x.tolist())
+    return x * values[0], values[-1], values
+
+
+@case(*XS)
+def sorted_down(x):
+    return sorted([x.sum().item(), 0.5, x.max().item(), x[0].item()], reverse=True)
+
+
+@case(*XS)
+def sorted_in_place(x):
+    values = x.tolist()
+    values.sort(reverse=True)
+    total, n = 0.0, 0
+    for v in values:
+        total += abs(v)
+        n += 1
+        if total > 4:
+            break
+    return n, total
+
+
+@case(*XS)
+def sorted_by_a_key(x):
+    found = sorted([(x[i], x * i, i) for i in range(3)], key=lambda c: c[0].item(), reverse=True)
+    return [c[1] for c in found[:2]], found[0][2], found[0][0]
+
+
+@case(*XS)
+def sorted_positions(x):
+    order = sorted(range(3), key=lambda i: x[i])
+    return x[order[0]], order
+
+
+@case(*XS)
+def sorted_of_two_types(x):
+    middle = sorted([(x * 2).sum().item(), 1, x[0].item()])[1]
+    return x + 1 if middle > 1 else x

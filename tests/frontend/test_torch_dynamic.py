@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +55,8 @@ COMPILED = (
     "early_return nested_return while_count for_break nested_break return_in_nested_loop inplace_view inplace_loop"
     " number_arith Experts EarlyExit collect Cap dict_loop range_step while_and_index row_is_written NamedParts none_at_some_steps"
     " appended_in_some_arms appended_after_the_exit nonlocal_and_early_returns"
+    " merged_written chosen_element_written grows_up_to_a_size appends_a_token_per_step two_grow_together mask_of_rows_and_a_product mask_of_each_expert"
+    " mask_computed_twice mask_before_and_in_a_loop mask_and_its_complement"
 ).split()
 
 
@@ -83,7 +87,10 @@ def test_every_arm_is_taken_by_some_input():
 STRAIGHT = set(
     "ternary ternary_num chained range_list_sum lambda_closure any_builtin comp_tern ternary_nested helper or_value bool_arith"
     " list_of_numbers fold_static isinstance_ aug_num full_num where_num tolist argmax_pick setitem_num star cond_hop while_hop Experts item_float_eq min_max_num slice_n ones_ math_funcs min_over accumulate row_of_row_is_written"
-    " swapped_rows_are_views bounds_from_the_end comprehensions_over_data".split()
+    " swapped_rows_are_views chosen_element_written chosen_before_the_elements_are_written mask_used_twice mask_reads_and_writes"
+    " mask_of_rows_and_a_product mask_computed_twice positions_found_twice mask_and_its_complement mask_of_attention mask_written_between constant_written_on_one_path"
+    " mask_before_and_after_such_a_write mask_of_what_is_written_by_another_name mask_written_by_another_name sorted_by_a_key"
+    " sorted_positions sorted_ends sorted_down sorted_of_two_types bounds_from_the_end comprehensions_over_data".split()
 )
 """Programs whose arms are on one line, or that decide by an index."""
 
@@ -351,10 +358,34 @@ def lengths_differ(x):
     return outs[-1]  # here
 
 
-@refused("DLC0223", "before it and")
+@refused("DLC0223", "'x' does not grow by as much in every step")
 def grows(x):
     while x.sum() < 5:  # here
         x = torch.cat([x, x])
+    return x.sum()
+
+
+@refused("DLC0223", "'y' grows by 1 along dimension 0 in every step, and nothing says how many there are at most")
+def grows_without_bound(x):
+    y = x
+    while y.sum() < 5:  # here
+        y = torch.cat([y, y[:1] + 1])
+    return y
+
+
+@refused("DLC0223", "up to 1000000 times, which is too large")
+def grows_too_large(x):
+    y, n = x[:, None], 0
+    while n < 1000000 and y.sum() < 5:  # here
+        y = torch.cat([y, y[:, :1] + 1], 1)
+        n += 1
+    return y
+
+
+@refused("DLC0223", "before it and")
+def changes_its_rank(x):
+    while x.sum() < 5:  # here
+        x = x[None] + 1
     return x.sum()
 
 
@@ -377,44 +408,28 @@ def matches(x):
             return -x
 
 
-@refused("DLC0220", "order")
-def sorts(x):
-    values = sorted(x.tolist())  # here
-    return x * values[0]
+@refused("DLC0220", "among the keys is a tuple of 2")
+def sorts_by_tuples(x):
+    pairs = sorted([(x[0], 1), (x[1], 2)])  # here
+    return pairs[0][0]
 
 
-@refused("DLC0227", "on one path is the memory")
-def merged_written(x):
-    y = x * 2
-    z = y
-    if x.sum() > 0:
-        z = y + 1
-    z += 1  # here
-    return y + z
+@refused("DLC0220", "it is turned into text")
+def text_of_a_tensor(x):
+    return x if str(x.sum()) == "tensor(2.5000)" else -x  # here
 
 
-@refused("DLC0227", "on one path is the memory")
-def source_written(x):
-    y = x * 2
-    z = y
-    if x.sum() > 0:
-        z = y + 1
-    y += 1  # here
-    return z, y
+@refused("DLC0220", "it is turned into text")
+def formatted_tensor(x):
+    return x if f"{x.sum()}" == "2.5" else -x  # here
 
 
-@refused("DLC0227", "on one path is the memory")
-def written_in_the_step_after(x):
-    w, v = x * 1, x * 2
-    while w.sum() < 5:
-        w += 1  # here
-        if w[0] > 2:
-            w = v
-            x = x + 1
-    return w, v
+@refused("DLC0220", "it is turned into text")
+def text_of_numbers(x):
+    return x if "-" in repr(x.tolist()) else -x  # here
 
 
-@refused("DLC0227", "on one path is the memory")
+@refused("DLC0227", "a loop has collected it")
 def collected_written(x):
     outs = []
     while x.sum() < 5:
@@ -423,7 +438,7 @@ def collected_written(x):
     return torch.stack(outs)
 
 
-@refused("DLC0227", "on one path is the memory")
+@refused("DLC0227", "a row at a position from data")
 def row_of_one_path_written(x):
     y = torch.stack([x, x * 2])
     r = x * 1
@@ -433,11 +448,12 @@ def row_of_one_path_written(x):
     return y
 
 
-@refused("DLC0227", "on one path is the memory")
-def chosen_element_written(x):
-    items = [x * 1, x * 2, x * 3]
-    items[int(x.argmax())].add_(1)  # here
-    return items
+@refused("DLC0227", "a part of that memory")
+def part_of_one_path_written(x):
+    y = x * 2
+    z = y[:2] if x.sum() > 0 else x[1:] * 1
+    z += 1  # here
+    return y, z
 
 
 @refused("DLC0228", "changed at test_torch_dynamic.py")
@@ -515,6 +531,20 @@ def appended_in_some_steps(x):
     return n
 
 
+@refused("DLC0210", "what .numpy() (or NumPy, of a tensor) gives is computed with outside of PyTorch")
+def numpy_in_between(x):
+    if x.sum() > 0:
+        x = x + 1
+    return torch.from_numpy(x.numpy() * 2)  # here
+
+
+@refused("DLC0212", "RuntimeError: a and b must have same reduction dim")
+def shapes_that_do_not_fit(x):
+    if x.sum() > 0:
+        x = x @ torch.ones(4, 4)  # here
+    return x
+
+
 def swallows(x):
     try:
         name = f"{x.sum().item()}"  # here
@@ -555,6 +585,46 @@ def test_state_that_outlives_the_call_is_refused():
         import_torch(model, (torch.ones(3),))
     assert model.calls == 0
     assert str(caught.value.loc) == f"test_torch_dynamic.py:{inspect.getsourcelines(Counts)[1] + 7}"
+    assert "self.calls += 1" in str(caught.value) and "make it an input" in str(caught.value.help)
+
+
+def test_container_that_outlives_the_call_is_refused_by_its_attribute():
+    class Keeps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.seen = {}
+
+        def forward(self, x):
+            if x.sum() > 0:
+                self.seen["last"] = x
+            return x * 2
+
+    model = Keeps().eval()
+    with pytest.raises(DlcError, match="changes 'Keeps.seen' in place") as caught:
+        import_torch(model, (torch.ones(3),))
+    assert str(caught.value.loc) == f"test_torch_dynamic.py:{inspect.getsourcelines(Keeps)[1] + 7}"
+    assert model.seen == {}
+
+
+def test_attribute_that_is_set_while_tracing_is_as_it_was_afterwards():
+    class Notes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.log = []
+
+        def forward(self, x):
+            self.last = x * 2
+            self.log.append(x)
+            return self.last + 1
+
+    model = Notes().eval()
+    close(run(import_torch(model, (torch.ones(3),)), (torch.ones(3),))[0], torch.full((3,), 3.0))
+    assert "last" not in model.__dict__ and model.log == []
+
+
+def test_inputs_that_forward_does_not_take_are_refused():
+    with pytest.raises(DlcError, match="DLC0217.*Fn.forward does not take the example inputs.*'y'"):
+        import_torch(Fn(lambda x: x).eval(), (torch.ones(3),), {"y": torch.ones(3)})
 
 
 def test_buffer_that_changes_is_refused_where_it_does():
@@ -571,3 +641,44 @@ def test_buffer_that_changes_is_refused_where_it_does():
     with pytest.raises(DlcError, match="DLC0215.*'mean'") as caught:
         import_torch(Averages().eval(), (torch.ones(3),))
     assert str(caught.value.loc).startswith(f"test_torch_dynamic.py:{inspect.getsourcelines(Averages)[1] + 7} ")
+
+
+def test_buffer_that_changes_on_one_path_by_another_name_is_refused_where_it_does():
+    class Hidden(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(3))
+
+        def forward(self, x):
+            m = self.mean if x.sum() > 0 else x * 2
+            m += 1
+            return m
+
+    with pytest.raises(DlcError, match="DLC0215.*'mean'") as caught:
+        import_torch(Hidden().eval(), (torch.ones(3),))
+    assert str(caught.value.loc).startswith(f"test_torch_dynamic.py:{inspect.getsourcelines(Hidden)[1] + 7} ")
+    changed = import_torch(Hidden().eval(), (torch.ones(3),), mutations="return")
+    assert [run(changed, (torch.ones(3) * s,))[1].tolist() for s in (1, -1)] == [[1.0] * 3, [0.0] * 3]
+
+
+@pytest.mark.parametrize("written", ["self.kept", "self.kept if x.sum() > 0 else x * 2", "x * 2 if x.sum() > 0 else self.kept"])
+def test_tensor_kept_in_an_attribute_that_changes_is_refused_where_it_does(written, tmp_path):
+    text = f"""
+        class Keeps(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.kept = torch.zeros(3)
+
+            def forward(self, x):
+                m = {written}
+                m += 1
+                return m if x.max() > 0 else x
+    """
+    source = tmp_path / "keeps.py"
+    source.write_text("import torch\nfrom torch import nn\n" + textwrap.dedent(text))
+    spec = importlib.util.spec_from_file_location("keeps", source)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with pytest.raises(DlcError, match="DLC0215.*kept from call to call") as caught:
+        import_torch(module.Keeps().eval(), (torch.ones(3),))
+    assert str(caught.value.loc).startswith("keeps.py:11 ")

@@ -1,0 +1,37 @@
+"""Whose code it is that runs, or calls: the model's, PyTorch's, the standard library's."""
+
+from __future__ import annotations
+
+import sys
+import sysconfig
+import types
+from typing import Any
+
+LEFT_ALONE = frozenset("torch numpy dlc builtins functorch sympy onnx".split())
+_STANDARD = sysconfig.get_paths()["stdlib"]
+
+_ON_THE_WAY = frozenset(
+    "torch._tensor torch._tensor_str torch.overrides torch._subclasses.fake_tensor unittest.mock"
+    " torch._export.non_strict_utils torch.fx.experimental.proxy_tensor".split()
+)
+"""What is between a function of PyTorch and the code that calls it."""
+
+
+def asking() -> types.CodeType | None:
+    """The code that has called PyTorch; None where that is PyTorch itself."""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module not in _ON_THE_WAY and not module.startswith(("dlc.frontend", "torch.utils._contextlib")):
+            return None if module.partition(".")[0] in LEFT_ALONE else frame.f_code
+        frame = frame.f_back
+    return None
+
+
+def left_alone(function: types.FunctionType) -> bool:
+    """Whether a function belongs to PyTorch, NumPy, dlc or the standard library."""
+    module = (function.__module__ or "").partition(".")[0]
+    if module in LEFT_ALONE:
+        return True
+    file = function.__code__.co_filename
+    return module in sys.stdlib_module_names or (file.startswith(_STANDARD) and "site-packages" not in file)
