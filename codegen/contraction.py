@@ -268,6 +268,7 @@ class _ContractionLowering:
             in_tiles(
                 self.b, row, first, last, row_extent.const, tile.rows,
                 lambda rows, at: self._tile(self.em.scoped(), {**base, row: at}, rows, mask),
+                rest=(row_extent % tile.rows).const,
             )  # fmt: skip
         work = int_expr(2 * tile.columns)
         work = work * (minimum(row_extent, block) if row_extent.const is None else min(row_extent.const, block))

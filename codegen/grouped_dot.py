@@ -16,7 +16,7 @@ from dlc.codegen.point import Emitter, Space
 from dlc.codegen.target import Target
 from dlc.codegen.tile import TileType
 from dlc.costmodel.tiles import word_group
-from dlc.ir.dtype import I8, I32
+from dlc.ir.dtype import I8, I32, U8, U16
 from dlc.ir.expr import Access
 from dlc.ir.extent import IntExpr, int_expr, split_linear, substitute, var, variables
 from dlc.ir.facts import Facts
@@ -119,17 +119,22 @@ class GroupedSum:
         with b.loop("word", 0, whole, carries=(acc,)) as loop:
             loop.yields(self._dot(space, loop.index, None, loop.carries[0]))
         (acc,) = loop.results
-        if (terms % size).const == 0:
+        left = (terms % size).const
+        if left == 0:
             return acc
+        if left == 1:
+            return self._dot(space, whole, None, acc, first=True)
         with b.loop("word", whole, (terms + (size - 1)) // size, carries=(acc,)) as loop:
             mask = b.mask(size, terms - loop.index * size)
             loop.yields(self._dot(space, loop.index, mask, loop.carries[0]))
         return loop.results[0]
 
-    def _dot(self, space: Space, word: IntExpr, mask: str | None, acc: str) -> str:
+    def _dot(self, space: Space, word: IntExpr, mask: str | None, acc: str, *, first: bool = False) -> str:
+        """`acc` plus the products of one word, of which the mask's terms exist or the `first` alone."""
         em, b = self.em, self.em.b
         left, right = em.dtype(self.rows.tensor), em.dtype(self.cols.tensor)
-        rows, cols = b.view(self._rows(space, word, mask), I32), b.view(self._columns(space, word), I32)
+        rows = self._first(space, word) if first else b.view(self._rows(space, word, mask), I32)
+        cols = b.view(self._columns(space, word), I32)
         if left == I8:  # the unsigned operand comes first
             return b.dot(right, left, cols, rows, acc)
         return b.dot(left, right, rows, cols, acc)
@@ -139,6 +144,14 @@ class GroupedSum:
         slots = tuple(s if s.rank != "column" else replace(s, count=1) for s in space.slots)
         here = replace(space.at(rank, word * size), vector=rank, lanes=size, slots=slots, mask=mask)
         return self.em.raw(self.em.storage[self.rows.tensor], self.rows.index, here)
+
+    def _first(self, space: Space, word: IntExpr) -> str:
+        """Words with one element and zeros: that element alone, widened."""
+        b, rank, size = self.em.b, self.grouping.rank, self.grouping.size
+        slots = tuple(s if s.rank != "column" else replace(s, count=1) for s in space.slots)
+        here = replace(space.at(rank, word * size), vector=None, lanes=1, slots=slots, mask=None)
+        bits = self.em.raw(self.em.storage[self.rows.tensor], self.rows.index, here)
+        return b.cast(b.view(bits, U16 if size == 2 else U8), I32)
 
     def _columns(self, space: Space, word: IntExpr) -> str:
         store, facts = self.em.storage[self.cols.tensor], self.grouping.facts
