@@ -252,13 +252,15 @@ class _ContractionLowering:
         if 1 < tile.rows == row_extent.const and tile.rows <= MOST_ROWS and self.steps[0].reduced:
             cols = _access(_factors(self.steps[0].exprs[0])[self.rows_first])
             self.ahead = find_stream(self.em, cols, next(reversed(self.steps[0].reduced)), self.target)
-        # Tasks that follow each other share a panel of columns as long as the columns' operand does not move.
+        # Tasks that follow each other share a panel of columns as long as the columns' operand does not move; where all panels
+        # are near they share the rows, whose lines are then read and written as wholes.
         moves = _access(self.roles.cols).variables
         tasks = {n: e for n, e in batch.items() if n in moves}
-        tasks |= {"panel": self.panels}
-        tasks |= {n: e for n, e in batch.items() if n not in moves}
-        tasks |= {"block": blocks}
-        base = self.low.task_base(tasks)
+        still = {n: e for n, e in batch.items() if n not in moves} | {"block": blocks}
+        panel = {"panel": self.panels}
+        tasks |= still | panel if self._columns_are_near() else panel | still
+        base = {"panel": int_expr(0), "block": int_expr(0)}
+        base |= self.low.task_base({n: e for n, e in tasks.items() if e.const != 1})
         first = base.pop("block") * block
         last = minimum(first + block, row_extent)
         mask = self._column_mask(base["panel"])
@@ -273,6 +275,16 @@ class _ContractionLowering:
         work = int_expr(2 * tile.columns)
         work = work * (minimum(row_extent, block) if row_extent.const is None else min(row_extent.const, block))
         return self.low.finish(product(tasks.values()), work * product(self.steps[0].reduced.values()))
+
+    def _columns_are_near(self) -> bool:
+        """Whether all that tasks with the same rows read of the columns' operand stays in a quarter of the second cache."""
+        cols = _access(self.roles.cols)
+        bytes_ = self.em.dtype(cols.tensor).bytes
+        for extent in (self.columns, *(e for n, e in self.steps[0].reduced.items() if n in cols.variables)):
+            if extent.const is None:
+                return False
+            bytes_ *= extent.const
+        return bytes_ <= self.target.l2_bytes // 4
 
     def _column_mask(self, panel: IntExpr) -> str | None:
         """Mask of the columns that exist; None when every panel is full."""

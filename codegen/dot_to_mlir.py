@@ -17,17 +17,13 @@ _MADD = {4: ("sse2", "sse2.pmadd.wd"), 8: ("avx2", "avx2.pmadd.wd"), 16: ("avx51
 def emit_dot(e: Emitter, left: DType, lanes: int, a: str, b: str, acc: str) -> str:
     """`acc` plus the products of the elements of each i32 lane of `a` and `b`; `left` is the element type of `a`."""
     if left == BF16:
-        return _dpbf16(e, lanes, a, b, acc) if flushes(e, left, lanes) else _widened_halves(e, lanes, a, b, acc)
+        native = e.target.has("avx512_bf16") and lanes in (4, 8, 16)
+        return _dpbf16(e, lanes, a, b, acc) if native else _widened_halves(e, lanes, a, b, acc)
     assert left == U8, left
     if e.target.has("avx512_vnni") and lanes in (4, 8, 16):
         return _vpdpbusd(e, lanes, a, b, acc)
     feature, name = _MADD.get(lanes, ("", ""))
     return _multiply_pairs(e, name, lanes, a, b, acc) if e.target.has(feature) else _bytewise(e, lanes, a, b, acc)
-
-
-def flushes(e: Emitter, left: DType, lanes: int) -> bool:
-    """Whether the sums are vdpbf16ps's, none of which is a subnormal number."""
-    return left == BF16 and e.target.has("avx512_bf16") and lanes in (4, 8, 16)
 
 
 def _as(e: Emitter, value: str, old: str, new: str) -> tuple[str, str]:

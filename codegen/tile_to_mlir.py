@@ -13,9 +13,10 @@ from collections.abc import Sequence
 
 from dlc.codegen import bf16_to_mlir, tile
 from dlc.codegen.codes_to_mlir import emit_lookup, emit_unpack, emit_zip
-from dlc.codegen.dot_to_mlir import emit_dot, flushes
+from dlc.codegen.dot_to_mlir import emit_dot
 from dlc.codegen.mlir_text import vector_type
 from dlc.codegen.native import LOOP_ANNOTATION
+from dlc.codegen.normal_sums import normal_sums
 from dlc.codegen.scalar_to_mlir import Scalars
 from dlc.codegen.target import Target
 from dlc.codegen.tile import TileProgram, TileType
@@ -43,6 +44,7 @@ class TileLowering(Memory):
 
     def run(self) -> str:
         program, e = self.program, self.e
+        self.normal = normal_sums(program)
         self._arguments()
         one = e.const(1, "i64")
         e.do(f"scf.for %task = %lo to %hi step {one} : i64 {{")
@@ -146,7 +148,7 @@ class TileLowering(Memory):
         value = self.tiles[s.src]
         scalars = Scalars(self.e, value.type.lanes)
         if (value.type.dtype, s.dtype) == (F32, BF16) and bf16_to_mlir.native(self.e, value.type.lanes):
-            normal = all(map(self._is_normal, value.registers))
+            normal = s.src in self.normal
             registers, halves = bf16_to_mlir.emit_rounded(self.e, value.type.lanes, value.registers, normal=normal)
             self.halves |= halves
         elif (value.type.dtype, s.dtype) == (BF16, F32):
@@ -158,11 +160,6 @@ class TileLowering(Memory):
     def _widened(self, scalars: Scalars, register: str) -> str:
         place = self.halves.get(register)
         return bf16_to_mlir.emit_widened(self.e, place) if place is not None else scalars.cast(register, BF16, F32, "sat")
-
-    def _is_normal(self, register: str) -> bool:
-        """Whether it is known that no element of a register is a subnormal number."""
-        value = self.e.literals.get(register)
-        return register in self.normal or (value is not None and not 0 < abs(value) < bf16_to_mlir.LEAST_NORMAL)
 
     def _bitcast(self, s: tile.Bitcast) -> None:
         value = self.tiles[s.src]
@@ -202,8 +199,6 @@ class TileLowering(Memory):
         for slot in slots(result):
             a, b, acc = (self._register(x, slot, result.lanes) for x in (s.a, s.b, s.acc))
             registers.append(emit_dot(self.e, s.left, result.lanes, a, b, acc))
-        if flushes(self.e, s.left, result.lanes):
-            self.normal |= set(registers)
         self._define(s.dst, result, registers)
 
     def _broadcast(self, s: tile.Broadcast) -> None:
@@ -359,9 +354,7 @@ class TileLowering(Memory):
             if values:
                 e.do(f"scf.yield {', '.join(yields)} : {', '.join(texts)}")
         e.do("}" + (f" {_ROLLED}" if len(values) >= self.target.vector_registers // 2 else ""))
-        results = [f"{result}#{i}" for i in range(len(values))]
-        self.normal |= {r for r, *both in zip(results, values, yields, strict=True) if all(map(self._is_normal, both))}
-        return results
+        return [f"{result}#{i}" for i in range(len(values))]
 
     def _if(self, s: tile.If) -> None:
         e = self.e

@@ -41,7 +41,7 @@ class Values:
         self.aliases: dict[str, IntExpr] = {}  # variable -> expression of others (unrolled copies)
         self.depths: dict[str, int] = {}  # variable -> loop depth at which it changes
         self.nonneg: set[str] = set()
-        self.normal: set[str] = set()  # registers of f32 without subnormal numbers
+        self.normal: frozenset[str] = frozenset()  # tiles of f32 without subnormal numbers
         self.halves: dict[str, Half] = {}  # registers of bf16 that were rounded in pairs
         self.depth = 0
         self.checks: dict[str, str] = {}

@@ -158,6 +158,25 @@ def test_tiles_fit_the_registers(target: Target) -> None:
     assert choose_tile(16, 8, sym("m"), AVX2) == TileShape(6, 2, 8)
 
 
+@pytest.mark.parametrize(("rows", "heights"), [(14, [5, 4]), (16, [6, 4]), (18, [6]), (131, [6, 5])])
+def test_a_known_rest_is_one_tile(rows: int, heights: list[int]) -> None:
+    """Rows 0..9 of 14 by fives and then four: not three, and one that waits for its own sums."""
+    b = Builder("f")
+    x, w = b.input("x", F32, (rows, 64)), b.constant(sample(np.random.default_rng(0), F32, (128, 64)), "w")
+    ran = check(b.finish([b.contract("y", "mk,nk->mn", x, w)]), {}, target=AVX512)
+    assert [int(n) for n in re.findall(r"const f32\[(\d+), 4 x 16\] 0.0", ran.tiles[0])] == heights
+
+
+@pytest.mark.parametrize(("terms", "inner"), [(64, "panel"), (4096, "block")])
+def test_tasks_that_follow_each_other_share_what_is_large(terms: int, inner: str) -> None:
+    """Rows where the columns' operand is small enough to be near as a whole, else a panel of columns."""
+    b = Builder("f")
+    x, w = b.input("x", F32, (400, terms)), b.constant(sample(np.random.default_rng(0), F32, (512, terms)), "w")
+    ran = check(b.finish([b.contract("y", "mk,nk->mn", x, w)]), {}, target=AVX512, interpret=False)
+    panels, blocks = 8, 4
+    assert f"(task % {panels if inner == 'panel' else blocks})" in ran.tiles[0]
+
+
 def test_contraction_as_a_tile_program(golden) -> None:  # type: ignore[no-untyped-def]
     """The text of a small one: a packed constant, bias, a masked last panel, and rows that one tile covers."""
     b = Builder("f")
