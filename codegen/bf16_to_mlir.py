@@ -44,7 +44,7 @@ def emit_rounded(e: Emitter, lanes: int, registers: Sequence[str], *, normal: bo
         normal: whether no element is a subnormal number.
     """
     paired = len(registers) // 2 * 2 if lanes == _PAIR else 0
-    parts = [*([r for r in registers[i : i + 2]] for i in range(0, paired, 2)), *([r] for r in registers[paired:])]
+    parts = [*(list(registers[i : i + 2]) for i in range(0, paired, 2)), *([r] for r in registers[paired:])]
     if normal:
         found = [_by_instruction(e, lanes, part) for part in parts]
     else:

@@ -72,9 +72,12 @@ def find_grouping(em: Emitter, rows: Access, cols: Access, column: str, lanes: i
 
 
 def rows_of_tile(vectors: int, row_extent: IntExpr | None, target: Target, *, floats: bool) -> int:
-    """The tallest tile whose sums, words and temporaries fit the registers, in the fewest equal parts of the rows."""
+    """The tallest tile whose sums, words and temporaries fit the registers, in the fewest equal parts of the rows.
+
+    Two registers are left for the broadcasts: with one LLVM moves sums about in the loop, or spills them.
+    """
     fused = target.has("avx512_bf16" if floats else "avx512_vnni")
-    spare = vectors + 1 if fused else 2 * vectors + 3
+    spare = vectors + (3 if target.vector_registers >= 32 else 1) if fused else 2 * vectors + 3
     most = max(1, min(14, (target.vector_registers - spare) // vectors))
     if vectors >= 3 and target.vector_registers >= 32:
         most = min(most, 8)
@@ -115,8 +118,8 @@ class GroupedSum:
 
     def _words(self, space: Space, terms: IntExpr, acc: str) -> str:
         b, size = self.em.b, self.grouping.size
-        whole = terms // size
-        with b.loop("word", 0, whole, carries=(acc,)) as loop:
+        whole = terms // size  # two rounds are written out: LLVM makes a loop with a truth value as its counter of them
+        with b.loop("word", 0, whole, carries=(acc,), unroll=2 if whole.const == 2 else 1) as loop:
             loop.yields(self._dot(space, loop.index, None, loop.carries[0]))
         (acc,) = loop.results
         left = (terms % size).const
