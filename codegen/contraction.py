@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _LONG = 7  # rows that make a tile worth having; among ranks this long the stride decides
 ROW_BLOCK = 128  # rows of one task: the operand's rows stay in L2 while the columns' panel stays in L1
 
+MANY_BLOCKS = 6  # of rows: the last one, which is smaller, then matters little for the threads' shares
+
 
 @dataclass(frozen=True)
 class Roles:
@@ -253,12 +255,13 @@ class _ContractionLowering:
             cols = _access(_factors(self.steps[0].exprs[0])[self.rows_first])
             self.ahead = find_stream(self.em, cols, next(reversed(self.steps[0].reduced)), self.target)
         # Tasks that follow each other share a panel of columns as long as the columns' operand does not move; where all panels
-        # are near they share the rows, whose lines are then read and written as wholes.
+        # are near they share the rows, whose lines are then read and written as wholes. (Of few blocks threads get unequal parts.)
         moves = _access(self.roles.cols).variables
         tasks = {n: e for n, e in batch.items() if n in moves}
         still = {n: e for n, e in batch.items() if n not in moves} | {"block": blocks}
         panel = {"panel": self.panels}
-        tasks |= still | panel if self._columns_are_near() else panel | still
+        many = self.em.facts.nonneg(product(still.values()) - MANY_BLOCKS)
+        tasks |= still | panel if many and self._columns_are_near() else panel | still
         base = {"panel": int_expr(0), "block": int_expr(0)}
         base |= self.low.task_base({n: e for n, e in tasks.items() if e.const != 1})
         first = base.pop("block") * block

@@ -167,14 +167,20 @@ def test_a_known_rest_is_one_tile(rows: int, heights: list[int]) -> None:
     assert [int(n) for n in re.findall(r"const f32\[(\d+), 4 x 16\] 0.0", ran.tiles[0])] == heights
 
 
-@pytest.mark.parametrize(("terms", "inner"), [(64, "panel"), (4096, "block")])
-def test_tasks_that_follow_each_other_share_what_is_large(terms: int, inner: str) -> None:
-    """Rows where the columns' operand is small enough to be near as a whole, else a panel of columns."""
+@pytest.mark.parametrize(
+    ("rows", "terms", "inner"),
+    [(800, 64, "panel"), (800, 4096, "block"), (400, 64, "block"), (None, 64, "block")],
+    ids=["near", "large", "few blocks", "perhaps few"],
+)
+def test_tasks_that_follow_each_other_share_what_is_large(rows: int | None, terms: int, inner: str) -> None:
+    """Rows where there are many and the columns' operand is near as a whole, else a panel of columns."""
     b = Builder("f")
-    x, w = b.input("x", F32, (400, terms)), b.constant(sample(np.random.default_rng(0), F32, (512, terms)), "w")
-    ran = check(b.finish([b.contract("y", "mk,nk->mn", x, w)]), {}, target=AVX512, interpret=False)
-    panels, blocks = 8, 4
-    assert f"(task % {panels if inner == 'panel' else blocks})" in ran.tiles[0]
+    x = b.input("x", F32, (rows or b.symbol("m", 1), terms))
+    w = b.constant(sample(np.random.default_rng(0), F32, (512, terms)), "w")
+    sizes = {} if rows else {"m": 800}
+    ran = check(b.finish([b.contract("y", "mk,nk->mn", x, w)]), sizes, target=AVX512, interpret=False)
+    panels = 8
+    assert (f"(task % {panels})" in ran.tiles[0]) == (inner == "panel")
 
 
 def test_contraction_as_a_tile_program(golden) -> None:  # type: ignore[no-untyped-def]
