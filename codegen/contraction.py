@@ -19,7 +19,7 @@ from dlc.codegen.grouped_dot import GroupedSum, find_grouping, rows_of_tile
 from dlc.codegen.merge import merge_ranks
 from dlc.codegen.nest import PointStep, in_tiles
 from dlc.codegen.point import Emitter, Slot, Space, compute_type
-from dlc.codegen.prefetch import MOST_ROWS, PanelAhead, Stream, find_panel_ahead, find_stream, streamed_vectors
+from dlc.codegen.prefetch import MOST_ROWS, Stream, find_stream, streamed_vectors
 from dlc.codegen.sweep import keep
 from dlc.codegen.target import Target
 from dlc.costmodel.tiles import panel_columns
@@ -195,14 +195,6 @@ class _ContractionLowering:
         self.rest = {n: e for n, e in {**rest, roles.col: ranks[roles.col]}.items() if n != again.col}
         self.steps = self._in_panels(steps)
         self.ahead: Stream | None = None
-        self.panel_ahead: PanelAhead | None = None
-
-    def _panel_ahead(self, tasks: IntExpr, each: int, first: IntExpr) -> PanelAhead | None:
-        """How to ask for the next panel of columns while `tasks` tasks of `each` tiles go through this one."""
-        cols = _access(_factors(self.steps[0].exprs[0])[self.rows_first])
-        if any(n in cols.variables for n in self.rest):
-            return None
-        return find_panel_ahead(self.em, cols, self.tile.vectors, self.panels, tasks, each, first, self.target)
 
     def _in_panels(self, steps: list[PointStep]) -> list[PointStep]:
         """Split the column rank into panel `panel` and column `column` of it, everywhere."""
@@ -269,17 +261,11 @@ class _ContractionLowering:
         still = {n: e for n, e in batch.items() if n not in moves} | {"block": blocks}
         panel = {"panel": self.panels}
         many = self.em.facts.nonneg(product(still.values()) - MANY_BLOCKS)
-        near = many and self._columns_are_near()
-        tasks |= still | panel if near else panel | still
+        tasks |= still | panel if many and self._columns_are_near() else panel | still
         base = {"panel": int_expr(0), "block": int_expr(0)}
         base |= self.low.task_base({n: e for n, e in tasks.items() if e.const != 1})
         first = base.pop("block") * block
         last = minimum(first + block, row_extent)
-        if self.roles.words and not near and row is not None:
-            each = -(-min(row_extent.const or block, block) // tile.rows)  # tiles of a task
-            rows = product(e for n, e in still.items() if n != "block") * row_extent
-            if self.em.facts.nonneg(rows - tile.rows * tile.vectors):  # tiles enough to ask for all of a panel
-                self.panel_ahead = self._panel_ahead(product(still.values()), each, first)
         mask = self._column_mask(base["panel"])
         if row is None:
             self._tile(self.em.scoped(), base, tile.rows, mask)
@@ -349,10 +335,7 @@ class _ContractionLowering:
         rows, cols = factors if self.rows_first else reversed(factors)
         grouping = find_grouping(em, rows, cols, "column", self.tile.lanes)
         assert grouping is not None
-        share = None
-        if self.panel_ahead is not None and self.roles.row is not None:
-            share = self.panel_ahead.share(em, space.base["panel"], space.base[self.roles.row], self.tile.rows)
-        return GroupedSum(em, rows, cols, grouping, share).run(space, step.reduced, acc)
+        return GroupedSum(em, rows, cols, grouping).run(space, step.reduced, acc)
 
     def _reduce(
         self, em: Emitter, step: PointStep, space: Space, kind: DType, loops: dict[str, IntExpr], acc: str

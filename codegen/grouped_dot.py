@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from dlc.codegen.point import Emitter, Space
-from dlc.codegen.prefetch import L2
 from dlc.codegen.target import Target
 from dlc.codegen.tile import TileType
 from dlc.costmodel.tiles import word_group
@@ -94,14 +93,12 @@ class GroupedSum:
 
     Attributes:
         rows, cols: the operands, the columns split into `panel` and `column`.
-        share: where a part of the columns' operand begins that is asked for meanwhile, a line for each step; None for nothing.
     """
 
     em: Emitter
     rows: Access
     cols: Access
     grouping: Grouping
-    share: IntExpr | None = None
 
     def run(self, space: Space, loops: Mapping[str, IntExpr], acc: str) -> str:
         """`acc` plus the sum over `loops`, the grouped rank innermost."""
@@ -162,11 +159,7 @@ class GroupedSum:
     def _columns(self, space: Space, word: IntExpr) -> str:
         store, facts = self.em.storage[self.cols.tensor], self.grouping.facts
         offset = facts.simplify(store.offset(self.grouping.columns(self.cols)))
-        env = {**space.base, _WORD: word, _PART: int_expr(0)}
-        start = substitute(offset, env)
+        start = substitute(offset, {**space.base, _WORD: word, _PART: int_expr(0)})
         vectors, step = space.slots[-1].count, space.lanes * self.grouping.size
-        if self.share is not None:
-            inside = substitute(offset, {**env, "panel": int_expr(0)})
-            self.em.b.prefetch(store.buffer, self.share + inside // vectors, L2)
         type_ = TileType(store.type.dtype, (1, vectors), step)
         return self.em.b.load(type_, store.buffer, start, (0, step))

@@ -14,15 +14,14 @@ from dataclasses import dataclass, replace
 from dlc.codegen.point import Emitter, Space, affine_parts
 from dlc.codegen.target import Target
 from dlc.ir.expr import Access
-from dlc.ir.extent import IntExpr, minimum, split_linear, var
+from dlc.ir.extent import split_linear
 from dlc.ir.interval import interval
 
 AHEAD_BYTES = 16384
 """How far ahead of the loads."""
 MOST_ROWS = 8
 """Rows with which the arithmetic on a line takes no longer than its way from memory."""
-L2 = 2
-"""Locality of a prefetch into the second cache."""
+_L2 = 2
 _LEAST_TASKS = 8
 
 
@@ -47,7 +46,7 @@ class Stream:
             offset = start
             for k, slope in zip(slot, slopes, strict=True):
                 offset = offset + slope * k
-            em.b.prefetch(store.buffer, offset, L2)
+            em.b.prefetch(store.buffer, offset, _L2)
 
 
 def find_stream(em: Emitter, access: Access, rank: str, target: Target) -> Stream | None:
@@ -67,51 +66,6 @@ def find_stream(em: Emitter, access: Access, rank: str, target: Target) -> Strea
     return Stream(access, rank, distance)
 
 
-@dataclass(frozen=True)
-class PanelAhead:
-    """A panel of columns that is asked for in shares, a line for each step of a tile's sum, while tiles use the panel before it.
-
-    Read for the first time, a panel comes at the pace of memory; its other readers find it in L2. The first tiles of a panel ask for
-    as many parts of the next one as a row of their vectors has registers.
-
-    Attributes:
-        panels, parts: how many there are; size: elements of a panel.
-        tasks, each: tasks that follow each other with the same panel, and tiles of one.
-        first: the first row of the task.
-    """
-
-    panels: IntExpr
-    parts: int
-    size: int
-    tasks: IntExpr
-    each: int
-    first: IntExpr
-
-    def share(self, em: Emitter, panel: IntExpr, row: IntExpr, height: int) -> IntExpr:
-        """Where, in elements, the share of the tile of `height` rows at `row` begins."""
-        number = (var("task") % self.tasks) * self.each + (row - self.first) // height
-        part = minimum(number, self.parts - 1)
-        return em.b.named(minimum(panel + 1, self.panels - 1) * self.size + part * (self.size // self.parts))
-
-
-def find_panel_ahead(
-    em: Emitter, access: Access, vectors: int, panels: IntExpr, tasks: IntExpr, each: int, first: IntExpr, target: Target
-) -> PanelAhead | None:
-    """How to ask for panels of `access` ahead of time; None where two are too much for L2, or one is so short that the processor's own
-    prefetches do as well.
-    """
-    store = em.storage[access.tensor]
-    along = split_linear(em.flat(store, access.index), "panel")
-    size = along[0].const if along is not None else None
-    if not size or size % vectors:
-        return None
-    if not target.l2_bytes // 8 <= size * store.type.dtype.bytes <= target.l2_bytes // 2:
-        return None
-    if panels.const is None or panels.const < 2:
-        return None
-    return PanelAhead(panels, vectors, size, tasks, each, first)
-
-
 def streamed_vectors(columns: int, rows: int, lanes: int, target: Target, groups: int) -> int:
     """Vectors of a panel that is read where it lies, for all rows in one tile: as much of a line of memory as the registers hold.
 
@@ -127,4 +81,4 @@ def streamed_vectors(columns: int, rows: int, lanes: int, target: Target, groups
     return -(-vectors // panels)
 
 
-__all__ = ["L2", "MOST_ROWS", "PanelAhead", "Stream", "find_panel_ahead", "find_stream", "streamed_vectors"]
+__all__ = ["MOST_ROWS", "Stream", "find_stream", "streamed_vectors"]

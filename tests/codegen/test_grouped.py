@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 
 from dlc.codegen.native import compile_mlir
-from dlc.codegen.prefetch import PanelAhead
 from dlc.codegen.target import AVX2, AVX512, BASELINE, Target, parse_target
 from dlc.codegen.tile_to_mlir import lower
 from dlc.ir.builder import Builder
 from dlc.ir.dtype import BF16, F32, I8, I32, U8, DType
 from dlc.ir.expr import Cast, Expr, apply, const
-from dlc.ir.extent import IntExpr, int_expr, substitute, var
+from dlc.ir.extent import IntExpr
 from dlc.ir.program import Program
 from dlc.passes.default import default_pipeline
 
@@ -164,39 +160,6 @@ def test_full_tiles_stay_rolled() -> None:
     lines = [line.split()[0] for line in asm.splitlines() if line.split()]
     first = lines.index("vdpbf16ps")
     assert lines[first:].index("jne") < 40 and "vmovaps" not in lines[first : first + lines[first:].index("jne")]
-
-
-@pytest.mark.parametrize(
-    ("rows", "terms", "columns", "asked"),
-    [(50, 1024, 128, True), (50, 128, 128, False), (50, 8192, 128, False), (50, 1024, 64, False), (18, 1024, 128, False), (0, 1024, 128, False)],
-    ids=["asked", "short", "long", "alone", "few tiles", "perhaps few"],
-)
-def test_the_next_panel_is_asked_for(rows: int, terms: int, columns: int, asked: bool) -> None:
-    """By the tiles of this one, where it is long, two of them fit the second cache and there are tiles enough."""
-    b = Builder("f")
-    x = b.input("x", BF16, (rows or b.symbol("m", 1), terms))
-    w = b.constant(values(np.random.default_rng(1), BF16, columns, terms), "w")
-    program = b.finish([b.contract("y", "mk,nk->mn", b.cast(x, F32), b.cast(w, F32))])
-    target = replace(DOT, l2_bytes=1 << 20)
-    ran = check(program, {} if rows else {"m": 50}, target=target, interpret=False)
-    assert ("prefetch" in ran.tiles[0]) == asked
-
-
-def test_shares_are_the_next_panel() -> None:
-    """Tiles 0 to 3 ask for all of its lines, the others for the last ones again; the last panel for itself."""
-    em: Any = SimpleNamespace(b=SimpleNamespace(named=lambda e: e))
-    steps, parts, height = 8, 4, 6
-    size = steps * parts * 32  # elements of a panel: of each step a line of 32 for each part
-    ahead = PanelAhead(int_expr(3), parts, size, int_expr(2), 3, var("task") % 2 * 18)
-    for panel in range(3):
-        lines = []
-        for task in range(2):
-            for row in range(18 * task, 18 * task + 18, height):
-                start = substitute(ahead.share(em, int_expr(panel), int_expr(row), height), {"task": int_expr(2 * panel + task)})
-                lines.append({(start.const or 0) // 32 + step for step in range(steps)})
-        following = min(panel + 1, 2)
-        assert set().union(*lines[:4]) == set(range(following * size // 32, (following + 1) * size // 32))
-        assert lines[4] == lines[5] == lines[3]
 
 
 def test_bf16_rows_are_finished_one_by_one() -> None:
