@@ -49,6 +49,8 @@ _LONG = 7  # rows that make a tile worth having; among ranks this long the strid
 MOST_EDGES = 4  # tiles that are written out one by one because a border cuts them
 ROW_BLOCK = 128  # rows of one task: the operand's rows stay in L2 while the columns' panel stays in L1
 
+MANY_BLOCKS = 6  # of rows: the last one, which is smaller, then matters little for the threads' shares
+
 
 @dataclass(frozen=True)
 class Roles:
@@ -268,13 +270,16 @@ class _ContractionLowering:
         if 1 < tile.rows == row_extent.const and tile.rows <= MOST_ROWS and self.steps[0].reduced:
             cols = _access(_factors(self.steps[0].exprs[0])[self.rows_first])
             self.ahead = find_stream(self.em, cols, next(reversed(self.steps[0].reduced)), self.target)
-        # Tasks that follow each other share a panel of columns as long as the columns' operand does not move.
+        # Tasks that follow each other share a panel of columns as long as the columns' operand does not move; where all panels
+        # are near they share the rows, whose lines are then read and written as wholes. (Of few blocks threads get unequal parts.)
         moves = _access(self.roles.cols).variables
         tasks = {n: e for n, e in batch.items() if n in moves}
-        tasks |= {"panel": self.panels}
-        tasks |= {n: e for n, e in batch.items() if n not in moves}
-        tasks |= {"block": blocks}
-        base = self.low.task_base(tasks)
+        still = {n: e for n, e in batch.items() if n not in moves} | {"block": blocks}
+        panel = {"panel": self.panels}
+        many = self.em.facts.nonneg(product(still.values()) - MANY_BLOCKS)
+        tasks |= still | panel if many and self._columns_are_near() else panel | still
+        base = {"panel": int_expr(0), "block": int_expr(0)}
+        base |= self.low.task_base({n: e for n, e in tasks.items() if e.const != 1})
         first = base.pop("block") * block
         last = minimum(first + block, row_extent)
         mask = self._column_mask(base["panel"])
@@ -291,7 +296,8 @@ class _ContractionLowering:
         extent, most = self.rest[row], self.tile.rows
         pairs = [p for p in unproven(self.em, self._guarded(self.steps[0])) if row in variables(p[0])]
         if not pairs:
-            in_tiles(self.b, row, first, last, extent.const, most, lambda rows, at: tile(self.em, rows, at))
+            rest = (extent % most).const
+            in_tiles(self.b, row, first, last, extent.const, most, lambda rows, at: tile(self.em, rows, at), rest=rest)
             return
         inner = self.em.assuming(pairs)
         lo, hi = safe_range(pairs, row, extent, self.steps[0].reduced)
@@ -324,6 +330,16 @@ class _ContractionLowering:
     def _guarded(self, step: PointStep) -> list[Access]:
         return [a for a in accesses(step.exprs[0]) if a.default is not None]
 
+    def _columns_are_near(self) -> bool:
+        """Whether all that tasks with the same rows read of the columns' operand stays in a quarter of the second cache."""
+        cols = _access(self.roles.cols)
+        bytes_ = self.em.dtype(cols.tensor).bytes
+        for extent in (self.columns, *(e for n, e in self.steps[0].reduced.items() if n in cols.variables)):
+            if extent.const is None:
+                return False
+            bytes_ *= extent.const
+        return bytes_ <= self.target.l2_bytes // 4
+
     def _column_mask(self, panel: IntExpr) -> str | None:
         """Mask of the columns that exist; None when every panel is full."""
         width = self.tile.columns
@@ -349,7 +365,18 @@ class _ContractionLowering:
             acc = self._grouped(em, step, space, acc)
         else:
             acc = self._reduce(em, step, space, kind, dict(step.reduced), acc)
-        keep(em, step, [acc], space)
+        row_by_row = self.roles.words and kind.is_float  # rounded to bf16 many times, each with its look: short chains mix better
+        if not row_by_row or rows == 1 or self.roles.row is None:
+            self._finish(em, space, acc)
+            return
+        for r in range(rows):
+            one = self._space({**base, self.roles.row: base[self.roles.row] + r}, 1, mask)
+            row = em.b.stack(em.b.stack(*(em.b.slice(acc, r, q) for q in range(self.tile.vectors))))
+            self._finish(em.scoped(), one, row)
+
+    def _finish(self, em: Emitter, space: Space, sums: str) -> None:
+        """What follows the contraction, for the points of `space`."""
+        keep(em, self.steps[0], [sums], space)
         for later in self.steps[1:]:
             where = em.value(later.where, space) if later.where is not None else None
             keep(em, later, [em.value(e, space, where) for e in later.exprs], space)

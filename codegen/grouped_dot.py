@@ -16,7 +16,7 @@ from dlc.codegen.point import Emitter, Space
 from dlc.codegen.target import Target
 from dlc.codegen.tile import TileType
 from dlc.costmodel.tiles import word_group
-from dlc.ir.dtype import I8, I32
+from dlc.ir.dtype import I8, I32, U8, U16
 from dlc.ir.expr import Access
 from dlc.ir.extent import IntExpr, int_expr, split_linear, substitute, var, variables
 from dlc.ir.facts import Facts
@@ -72,9 +72,12 @@ def find_grouping(em: Emitter, rows: Access, cols: Access, column: str, lanes: i
 
 
 def rows_of_tile(vectors: int, row_extent: IntExpr | None, target: Target, *, floats: bool) -> int:
-    """The tallest tile whose sums, words and temporaries fit the registers, in the fewest equal parts of the rows."""
+    """The tallest tile whose sums, words and temporaries fit the registers, in the fewest equal parts of the rows.
+
+    Two registers are left for the broadcasts: with one LLVM moves sums about in the loop, or spills them.
+    """
     fused = target.has("avx512_bf16" if floats else "avx512_vnni")
-    spare = vectors + 1 if fused else 2 * vectors + 3
+    spare = vectors + (3 if target.vector_registers >= 32 else 1) if fused else 2 * vectors + 3
     most = max(1, min(14, (target.vector_registers - spare) // vectors))
     if vectors >= 3 and target.vector_registers >= 32:
         most = min(most, 8)
@@ -115,21 +118,26 @@ class GroupedSum:
 
     def _words(self, space: Space, terms: IntExpr, acc: str) -> str:
         b, size = self.em.b, self.grouping.size
-        whole = terms // size
-        with b.loop("word", 0, whole, carries=(acc,)) as loop:
+        whole = terms // size  # two rounds are written out: LLVM makes a loop with a truth value as its counter of them
+        with b.loop("word", 0, whole, carries=(acc,), unroll=2 if whole.const == 2 else 1) as loop:
             loop.yields(self._dot(space, loop.index, None, loop.carries[0]))
         (acc,) = loop.results
-        if (terms % size).const == 0:
+        left = (terms % size).const
+        if left == 0:
             return acc
+        if left == 1:
+            return self._dot(space, whole, None, acc, first=True)
         with b.loop("word", whole, (terms + (size - 1)) // size, carries=(acc,)) as loop:
             mask = b.mask(size, terms - loop.index * size)
             loop.yields(self._dot(space, loop.index, mask, loop.carries[0]))
         return loop.results[0]
 
-    def _dot(self, space: Space, word: IntExpr, mask: str | None, acc: str) -> str:
+    def _dot(self, space: Space, word: IntExpr, mask: str | None, acc: str, *, first: bool = False) -> str:
+        """`acc` plus the products of one word, of which the mask's terms exist or the `first` alone."""
         em, b = self.em, self.em.b
         left, right = em.dtype(self.rows.tensor), em.dtype(self.cols.tensor)
-        rows, cols = b.view(self._rows(space, word, mask), I32), b.view(self._columns(space, word), I32)
+        rows = self._first(space, word) if first else b.view(self._rows(space, word, mask), I32)
+        cols = b.view(self._columns(space, word), I32)
         if left == I8:  # the unsigned operand comes first
             return b.dot(right, left, cols, rows, acc)
         return b.dot(left, right, rows, cols, acc)
@@ -139,6 +147,14 @@ class GroupedSum:
         slots = tuple(s if s.rank != "column" else replace(s, count=1) for s in space.slots)
         here = replace(space.at(rank, word * size), vector=rank, lanes=size, slots=slots, mask=mask)
         return self.em.raw(self.em.storage[self.rows.tensor], self.rows.index, here)
+
+    def _first(self, space: Space, word: IntExpr) -> str:
+        """Words with one element and zeros: that element alone, widened."""
+        b, rank, size = self.em.b, self.grouping.rank, self.grouping.size
+        slots = tuple(s if s.rank != "column" else replace(s, count=1) for s in space.slots)
+        here = replace(space.at(rank, word * size), vector=None, lanes=1, slots=slots, mask=None)
+        bits = self.em.raw(self.em.storage[self.rows.tensor], self.rows.index, here)
+        return b.cast(b.view(bits, U16 if size == 2 else U8), I32)
 
     def _columns(self, space: Space, word: IntExpr) -> str:
         store, facts = self.em.storage[self.cols.tensor], self.grouping.facts

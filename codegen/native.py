@@ -32,6 +32,9 @@ PASSES = (
     "convert-index-to-llvm,convert-cf-to-llvm,convert-func-to-llvm,reconcile-unrealized-casts)"
 )
 
+LOOP_ANNOTATION = "llvm.loop_annotation"
+"""Attribute of an `scf.for` whose value goes to LLVM with the loop."""
+
 
 class InvalidMlir(Internal):
     """Generated MLIR does not parse, verify or lower: a fault of the compiler, not of the model."""
@@ -122,6 +125,7 @@ def _to_llvm_ir(text: str, times: dict[str, float]) -> str:
             times["parse"] = clock() - start
             stage, start = "lowering", clock()
             pass_manager.parse(PASSES).run(module.operation)
+            _annotate_loops(module)
             times["mlir"] = clock() - start
             stage, start = "translating", clock()
             result: str = translate(module.operation)
@@ -129,6 +133,15 @@ def _to_llvm_ir(text: str, times: dict[str, float]) -> str:
         except (ir.MLIRError, RuntimeError) as error:
             raise InvalidMlir(stage=stage, reason=_reason(error, text)) from None
     return result
+
+
+def _annotate_loops(module: Any) -> None:
+    """What a loop says about itself, where LLVM's translation looks for it: scf's lowering passes it on under another name."""
+    for function in module.body:
+        for block in (b for region in function.regions for b in region):
+            attributes = block.operations[len(block.operations) - 1].attributes
+            if LOOP_ANNOTATION in attributes:
+                attributes["loop_annotation"] = attributes[LOOP_ANNOTATION]
 
 
 def ptx_of(text: str) -> str:

@@ -200,12 +200,21 @@ def for_vectors(
 
 
 def in_tiles(
-    b: Builder, name: str, lo: IntExpr, hi: IntExpr, size: int | None, count: int, body: Callable[[int, IntExpr], None]
+    b: Builder,
+    name: str,
+    lo: IntExpr,
+    hi: IntExpr,
+    size: int | None,
+    count: int,
+    body: Callable[[int, IntExpr], None],
+    *,
+    rest: int | None = None,
 ) -> None:
     """Run `body(tile, index)` over `lo <= name < hi`: tiles of `count` indices, then the rest in halves down to one.
 
     Args:
         size: extent of the whole rank where it is known; `lo` is a multiple of `count`.
+        rest: what tiles of `count` leave of the whole rank, where that is known and may be one tile.
     """
     whole = (hi - lo) // count * count
     position = lo
@@ -213,7 +222,11 @@ def in_tiles(
         with b.loop(name, lo, lo + whole, count) as loop:
             body(count, loop.index)
         position = b.named(lo + whole)
-    if size is not None and size % count == 0:
+    if size is not None and size % count == 0 or rest == 0:
+        return
+    if rest is not None:  # not in every part of the rank
+        with b.branch(IndexCond(hi - position, "ge", int_expr(rest))) as branch, branch.then():
+            body(rest, position)
         return
     while count > 1:
         count = (count + 1) // 2

@@ -15,6 +15,8 @@ from dlc.codegen import bf16_to_mlir, tile
 from dlc.codegen.codes_to_mlir import emit_lookup, emit_unpack, emit_zip
 from dlc.codegen.dot_to_mlir import emit_dot
 from dlc.codegen.mlir_text import vector_type
+from dlc.codegen.native import LOOP_ANNOTATION
+from dlc.codegen.normal_sums import normal_sums
 from dlc.codegen.scalar_to_mlir import Scalars
 from dlc.codegen.target import Target
 from dlc.codegen.tile import TileProgram, TileType
@@ -23,6 +25,10 @@ from dlc.codegen.tile_values import slots, tree
 from dlc.codegen.tile_verify import verify
 from dlc.ir.dtype import BF16, BOOL, F32, I64, DType
 from dlc.ir.extent import IntExpr, int_expr, var
+
+_ROLLED = f"{{{LOOP_ANNOTATION} = #llvm.loop_annotation<unroll = <disable = true>>}}"
+"""On a loop whose carries fill the registers: copies of its body gain nothing, for there are enough independent operations, and what
+they share (an element that neighbouring steps of a window read) is kept in registers that are not there."""
 
 
 def lower(program: TileProgram, target: Target) -> str:
@@ -38,6 +44,7 @@ class TileLowering(Memory):
 
     def run(self) -> str:
         program, e = self.program, self.e
+        self.normal = normal_sums(program)
         self._arguments()
         one = e.const(1, "i64")
         e.do(f"scf.for %task = %lo to %hi step {one} : i64 {{")
@@ -141,10 +148,18 @@ class TileLowering(Memory):
         value = self.tiles[s.src]
         scalars = Scalars(self.e, value.type.lanes)
         if (value.type.dtype, s.dtype) == (F32, BF16) and bf16_to_mlir.native(self.e, value.type.lanes):
-            registers = bf16_to_mlir.emit_rounded(self.e, value.type.lanes, value.registers)
+            normal = s.src in self.normal
+            registers, halves = bf16_to_mlir.emit_rounded(self.e, value.type.lanes, value.registers, normal=normal)
+            self.halves |= halves
+        elif (value.type.dtype, s.dtype) == (BF16, F32):
+            registers = [self._widened(scalars, r) for r in value.registers]
         else:
             registers = [scalars.cast(r, value.type.dtype, s.dtype, s.mode) for r in value.registers]
         self._define(s.dst, value.type.with_dtype(s.dtype), registers)
+
+    def _widened(self, scalars: Scalars, register: str) -> str:
+        place = self.halves.get(register)
+        return bf16_to_mlir.emit_widened(self.e, place) if place is not None else scalars.cast(register, BF16, F32, "sat")
 
     def _bitcast(self, s: tile.Bitcast) -> None:
         value = self.tiles[s.src]
@@ -338,7 +353,7 @@ class TileLowering(Memory):
             yields = self._copies(s, types, inner, var(base), step, unroll)
             if values:
                 e.do(f"scf.yield {', '.join(yields)} : {', '.join(texts)}")
-        e.do("}")
+        e.do("}" + (f" {_ROLLED}" if len(values) >= self.target.vector_registers // 2 else ""))
         return [f"{result}#{i}" for i in range(len(values))]
 
     def _if(self, s: tile.If) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dlc.codegen import tile
+from dlc.codegen.bf16_to_mlir import Half
 from dlc.codegen.mlir_text import Emitter, vector_type
 from dlc.codegen.scalar_to_mlir import Scalars
 from dlc.codegen.target import Target
@@ -40,6 +41,8 @@ class Values:
         self.aliases: dict[str, IntExpr] = {}  # variable -> expression of others (unrolled copies)
         self.depths: dict[str, int] = {}  # variable -> loop depth at which it changes
         self.nonneg: set[str] = set()
+        self.normal: frozenset[str] = frozenset()  # tiles of f32 without subnormal numbers
+        self.halves: dict[str, Half] = {}  # registers of bf16 that were rounded in pairs
         self.depth = 0
         self.checks: dict[str, str] = {}
         self.error = ""

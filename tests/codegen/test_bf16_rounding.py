@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from dlc.codegen.native import compile_mlir
+from dlc.codegen.normal_sums import normal_sums
 from dlc.codegen.target import AVX2, AVX512, Target, parse_target
 from dlc.codegen.tile import Buffer, TileProgram, TileType
 from dlc.codegen.tile_build import Builder
+from dlc.codegen.tile_parse import parse
 from dlc.codegen.tile_to_mlir import lower
 from dlc.ir.dtype import BF16, F32
 from dlc.ir.extent import int_expr
@@ -72,12 +74,86 @@ def asm(target: Target, lanes: int) -> str:
     return compile_mlir(lower(rounding(lanes, 96), target), target, want_asm=True).asm or ""
 
 
-@pytest.mark.parametrize("lanes", [8, 16])
-def test_instructions(lanes: int) -> None:
-    text = asm(ROUNDS, lanes)
+def test_instructions() -> None:
+    """Registers of 16 numbers are rounded in pairs."""
+    text = asm(ROUNDS, 8)
     assert text.count("vcvtneps2bf16") == text.count("vfpclassps") >= SLOTS
-    assert "vcvtneps2bf16" not in asm(AVX512, lanes)
-    assert "vcvtneps2bf16" not in asm(ROUNDS, 4)  # no such register is looked at
+    text = asm(ROUNDS, 16)
+    assert text.count("vcvtne2ps2bf16") == text.count("vcvtneps2bf16") == text.count("vfpclassps") // SLOTS >= 1
+    assert "vcvtne" not in asm(AVX512, 8) + asm(AVX512, 16)
+    assert "vcvtne" not in asm(ROUNDS, 4)  # no such register is looked at
+
+
+def rounded_twice(slots: int, count: int) -> TileProgram:
+    """Numbers rounded to bf16, as f32, doubled and rounded again."""
+    types = {"X": F32, "Y": BF16, "Z": F32}
+    b = Builder(types)
+    with b.loop("i", 0, count, slots * 16) as each:
+        x = b.load(TileType(F32, (slots,), 16), "X", each.index, (16,))
+        z = b.cast(b.cast(x, BF16), F32)
+        b.store("Z", each.index, z, (16,))
+        b.store("Y", each.index, b.cast(b.op("add", z, z), BF16), (16,))
+    buffers = tuple(Buffer(n, types[n], role, int_expr(count)) for n, role in (("X", "in"), ("Y", "out"), ("Z", "out")))
+    return TileProgram("twice", buffers, (), int_expr(1), "task", b.body())
+
+
+@pytest.mark.parametrize("slots", [1, 2, 5])
+@pytest.mark.parametrize("mixed", [False, True], ids=["in order", "mixed"])
+def test_a_rounded_number_goes_on_as_f32(slots: int, mixed: bool) -> None:
+    """From whichever half of a pair it is in, or from a register of its own."""
+    x = borders()
+    if mixed:
+        x = np.random.default_rng(slots).permutation(x)
+    x = x[: x.size - x.size % (slots * 16)]
+    data = {"X": x, "Y": np.zeros(x.size, BF16.numpy), "Z": np.zeros(x.size, np.float32)}
+    result = compare(rounded_twice(slots, x.size), data, targets=[ROUNDS])
+    with np.errstate(invalid="ignore", over="ignore"):
+        once = x.astype(BF16.numpy).astype(np.float32)
+        twice = (once + once).astype(BF16.numpy).astype(np.float32)
+    for got, want in ((result["Z"], once), (result["Y"].astype(np.float32), twice)):
+        assert np.array_equal(got, want, equal_nan=True) and np.array_equal(np.signbit(got), np.signbit(want))
+
+
+SUMS = """
+tile k(in A: bf16[4], in B: bf16[64], in C: f32[32], out Y: bf16[32]) task t in 1 {
+  c = const f32[2 x 16] BEGIN
+  e = load f32[2 x 16] C[0; 16 | 1]
+  (s) = for j in 0 .. 2 step 1 carry (outer = INIT) {
+    (r) = for i in 0 .. 2 step 1 carry (inner = outer) {
+      a = load bf16[1 x 2] A[0; 0 | 1]
+      b = load bf16[2 x 32] B[0; 32 | 1]
+      v = view<i32>(a)
+      w = view<i32>(b)
+      d = dot<bf16, bf16>(v, w, inner)
+      yield (d)
+    }
+    z = add(r, r)
+    yield (YIELD)
+  }
+  y = cast<bf16, sat>(s)
+  store Y[0; 16 | 1] = y
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("begin", "init", "end", "sure"),
+    [
+        ("0.0", "c", "r", True),
+        ("-2.0", "c", "r", True),
+        ("1.0e-40", "c", "r", False),  # a loop may have no rounds
+        ("0.0", "e", "r", False),
+        ("0.0", "c", "z", False),
+        ("0.0", "c", "e", False),
+    ],
+)
+def test_sums_of_the_instruction_are_known_to_be_normal(begin: str, init: str, end: str, sure: bool) -> None:
+    text = SUMS.replace("BEGIN", begin).replace("INIT", init).replace("YIELD", end)
+    program = parse(text)
+    assert ("s" in normal_sums(program)) == ("outer" in normal_sums(program)) == sure
+    assert "d" in normal_sums(program) and "z" not in normal_sums(program) and "e" not in normal_sums(program)
+    asm = compile_mlir(lower(program, ROUNDS), ROUNDS, want_asm=True).asm or ""
+    assert ("vfpclassps" in asm) != sure and "vcvtne2ps2bf16" in asm
 
 
 def test_a_widened_number_is_not_rounded_again() -> None:

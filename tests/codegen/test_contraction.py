@@ -158,6 +158,31 @@ def test_tiles_fit_the_registers(target: Target) -> None:
     assert choose_tile(16, 8, sym("m"), AVX2) == TileShape(6, 2, 8)
 
 
+@pytest.mark.parametrize(("rows", "heights"), [(14, [5, 4]), (16, [6, 4]), (18, [6]), (131, [6, 5])])
+def test_a_known_rest_is_one_tile(rows: int, heights: list[int]) -> None:
+    """Rows 0..9 of 14 by fives and then four: not three, and one that waits for its own sums."""
+    b = Builder("f")
+    x, w = b.input("x", F32, (rows, 64)), b.constant(sample(np.random.default_rng(0), F32, (128, 64)), "w")
+    ran = check(b.finish([b.contract("y", "mk,nk->mn", x, w)]), {}, target=AVX512)
+    assert [int(n) for n in re.findall(r"const f32\[(\d+), 4 x 16\] 0.0", ran.tiles[0])] == heights
+
+
+@pytest.mark.parametrize(
+    ("rows", "terms", "inner"),
+    [(800, 64, "panel"), (800, 4096, "block"), (400, 64, "block"), (None, 64, "block")],
+    ids=["near", "large", "few blocks", "perhaps few"],
+)
+def test_tasks_that_follow_each_other_share_what_is_large(rows: int | None, terms: int, inner: str) -> None:
+    """Rows where there are many and the columns' operand is near as a whole, else a panel of columns."""
+    b = Builder("f")
+    x = b.input("x", F32, (rows or b.symbol("m", 1), terms))
+    w = b.constant(sample(np.random.default_rng(0), F32, (512, terms)), "w")
+    sizes = {} if rows else {"m": 800}
+    ran = check(b.finish([b.contract("y", "mk,nk->mn", x, w)]), sizes, target=AVX512, interpret=False)
+    panels = 8
+    assert (f"(task % {panels})" in ran.tiles[0]) == (inner == "panel")
+
+
 def test_contraction_as_a_tile_program(golden) -> None:  # type: ignore[no-untyped-def]
     """The text of a small one: a packed constant, bias, a masked last panel, and rows that one tile covers."""
     b = Builder("f")

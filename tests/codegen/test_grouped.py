@@ -96,7 +96,7 @@ def convolution(types: Types, channels: int, features: int, size: int, kernel: i
     return b.finish([b.map("z", lambda u: apply("max", u, const(0.0 if total.is_float else 0, total)), y)])
 
 
-CONVOLUTIONS = [(3, 20, 11, 7, 2, 3), (16, 24, 9, 3, 1, 1), (17, 5, 8, 3, 2, 1), (32, 48, 7, 1, 1, 0), (6, 7, 6, 2, 1, 0)]
+CONVOLUTIONS = [(3, 20, 11, 7, 2, 3), (2, 40, 29, 5, 2, 0), (16, 24, 9, 3, 1, 1), (17, 5, 8, 3, 2, 1), (32, 48, 7, 1, 1, 0), (6, 7, 6, 2, 1, 0)]
 
 
 @LEVELS
@@ -141,6 +141,33 @@ def test_instructions() -> None:
         assert (target == DOT) == ("vpdpbusd" in asm)
         if target != DOT:
             assert "zmm" not in asm or target == AVX512
+
+
+def test_an_odd_term_is_read_alone() -> None:
+    """It has no neighbour that counts: what lies there is not read, for an infinity times 0 is none."""
+    program = convolution((BF16, BF16, F32), 3, 64, 30, 7, 2, 3)
+    x = values(np.random.default_rng(1), BF16, 2, 3, 30, 30)
+    ran = check(program, {}, inputs=[x], target=DOT, interpret=False)
+    tiles = "".join(ran.tiles)
+    assert "dot<" in tiles and "view<u16>" in tiles and "mask" not in tiles[tiles.index("dot<") :]
+
+
+def test_full_tiles_stay_rolled() -> None:
+    """Three words of a window are a loop, though LLVM would write them out, and keep in registers what neighbours share."""
+    ran = check(convolution((BF16, BF16, F32), 3, 64, 30, 7, 2, 3), {}, target=DOT, interpret=False)
+    (kernel,) = (k for k in ran.lowered.values() if "dot<" in str(k.tile))
+    asm = compile_mlir(lower(kernel.tile, DOT), DOT, want_asm=True).asm or ""
+    lines = [line.split()[0] for line in asm.splitlines() if line.split()]
+    first = lines.index("vdpbf16ps")
+    assert lines[first:].index("jne") < 40 and "vmovaps" not in lines[first : first + lines[first:].index("jne")]
+
+
+def test_bf16_rows_are_finished_one_by_one() -> None:
+    """Each with its own look for subnormal numbers; bytes, which need none, as a tile."""
+    for types, stores in (((BF16, BF16, F32), 6), ((U8, I8, I32), 1)):
+        ran = run(linear(types, 64, 64), DOT, 6)
+        tile_ = ran.tiles[0][: ran.tiles[0].index("if ")]
+        assert tile_.count("store ") == stores
 
 
 def test_strict_sums_keep_small_numbers() -> None:
