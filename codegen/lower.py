@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from dlc.codegen.bit_sum import find_bits, lower_bits
 from dlc.codegen.coded_sum import find_coded, lower_coded
@@ -26,6 +27,7 @@ from dlc.codegen.nest import (
     emit_sweep,
     split_tasks,
 )
+from dlc.codegen.past_caches import chunk_past_caches, in_either_way, rows_past_caches, worth_in_rows
 from dlc.codegen.pieces import parts_of
 from dlc.codegen.point import Emitter, Space, Storage
 from dlc.codegen.row_blocks import RowBlocks, find_row_blocks
@@ -34,7 +36,7 @@ from dlc.codegen.rows import group_rows, inner_ranks, sweeps
 from dlc.codegen.scatter import lower_scatter
 from dlc.codegen.streamed import lower_streamed
 from dlc.codegen.target import Target
-from dlc.codegen.tile import Buffer, IndexCond, TileProgram
+from dlc.codegen.tile import Buffer, TileProgram
 from dlc.codegen.tile_build import Builder
 from dlc.codegen.unroll import unroll_block
 from dlc.codegen.window import Window, find_window, lower_window
@@ -45,7 +47,7 @@ from dlc.ir.dtype import DType
 from dlc.ir.einsum import Einsum, Scan, Step, TensorType, flat
 from dlc.ir.errors import OuterRank
 from dlc.ir.expr import walk
-from dlc.ir.extent import IntExpr, int_expr, maximum, minimum, product, substitute, var, variables
+from dlc.ir.extent import IntExpr, int_expr, minimum, product, substitute, var, variables
 from dlc.ir.facts import Facts, SymbolFact
 from dlc.ir.program import Kernel, cascade_types
 from dlc.ir.streamed import lane_rank
@@ -193,7 +195,12 @@ class KernelLowering:
             inside = {n: e for n, e in loops.items() if n != cut}
         if free_vector is not None:
             loops[free_vector] = inside[free_vector] = ranks[free_vector]
-        emit_nest(self.em, steps, loops, vector, base, self.target, bounds)
+
+        def plain() -> None:
+            emit_nest(self.em.scoped(), steps, loops, vector, base, self.target, bounds)
+
+        rows = free_vector is not None and cut in (None, free_vector) and worth_in_rows(self, steps, ranks, free_vector)
+        in_either_way(self, rows, partial(rows_past_caches, self, steps, loops, base), plain)
         work = int_expr(per_point)
         for e in inside.values():
             work = work * e
@@ -248,42 +255,9 @@ class KernelLowering:
             bounds = (first, minimum(first + CHUNK, extent))
             emit_nest(self.em.scoped(), steps, {name: extent}, VectorRank(name), base, self.target, {name: bounds})
 
-        large = self._exceeds_caches() if not others and all(s.reduce is None for s in steps) else False
-        if large is False:
-            plain()
-        elif large is True:
-            self._streamed(steps, name, extent, first, base)
-        else:
-            with self.builder.branch(large) as branch:
-                with branch.then():
-                    self._streamed(steps, name, extent, first, base)
-                with branch.orelse():
-                    plain()
+        alone = not others and all(s.reduce is None for s in steps)
+        in_either_way(self, alone, partial(chunk_past_caches, self, steps, name, extent, (first, CHUNK), base), plain)
         return self.finish(product(others.values()) * chunks, int_expr(per_point * CHUNK))
-
-    def _exceeds_caches(self) -> bool | IndexCond:
-        """Whether the results are larger than the last cache, so that their lines need not be fetched to be written."""
-        sizes = [self.types[r].elements * self.types[r].dtype.bytes for r in self.cascade.results]
-        total = int_expr(0)
-        for size in sizes:
-            total = total + size
-        if total.const is not None:
-            return total.const >= self.target.l3_bytes
-        return IndexCond(total, "ge", int_expr(self.target.l3_bytes))
-
-    def _streamed(
-        self, steps: list[PointStep], name: str, extent: IntExpr, first: IntExpr, base: dict[str, IntExpr]
-    ) -> None:
-        """A chunk written past the caches: moved up so that its stores are aligned; the first also does what lies before."""
-        em = self.em.scoped()
-        em.streaming = True
-        lead = self.builder.lead(self.cascade.results[0], self.target.line_bytes)
-        lo = first + lead
-        bounds = (lo, maximum(minimum(lo + CHUNK, extent), lo))
-        emit_nest(em, steps, {name: extent}, VectorRank(name), base, self.target, {name: bounds})
-        with self.builder.branch(IndexCond(first, "eq", int_expr(0))) as branch, branch.then():
-            before = (int_expr(0), minimum(lead, extent))
-            emit_nest(self.em.scoped(), steps, {name: extent}, VectorRank(name), base, self.target, {name: before})
 
     # --- rows ---
 

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import dlc
 from dlc.codegen.target import AVX2, AVX512, Target
 from dlc.ir.builder import Builder
 from dlc.ir.dtype import BF16, BOOL, F16, F32, F64, I8, I16, I32, I64, U8, DType
 from dlc.ir.expr import Cast, apply
+from dlc.ir.parser import parse_program
 
 sys.path.insert(0, str(Path(__file__).parent))
 from kernel_harness import TARGETS, check, sample, targets
@@ -88,6 +90,33 @@ def test_results_larger_than_the_caches_are_written_past_them() -> None:
     for n, streams in ((9_000, False), (12_289, True)):
         (tile,) = check(text.replace("[n]", f"[n:{n}]", 3).replace(f"f32[n:{n}]", f"f32[{n}]"), target=small).tiles
         assert (" nontemporal" in tile, "if 4*" in tile) == (streams, False)
+
+
+def test_rows_of_whole_lines_are_written_past_the_caches() -> None:
+    """Where the results exceed the last cache: several rows of a task too, from the first whole line of each on."""
+    small = replace(AVX512, l3_bytes=40_000)
+    text = "cascade f(X: f32[n, m], S: f32[m]) -> (O) { O[n, m] = max(X[n, m] * S[m], 0.0) }"
+    for width, rows, streams in ((64, 157, True), (1024, 10, True), (128, 78, False), (48, 300, False), (769, 20, False)):
+        known = text.replace("X: f32[n, m]", f"X: f32[n, {width}]").replace("S: f32[m]", f"S: f32[{width}]")
+        (tile,) = check(known.replace("O[n, m]", f"O[n, m:{width}]"), {"n": rows}, target=small, interpret=rows < 20).tiles
+        assert (f"if {4 * width}*#n >= 40000" in tile) == (" nontemporal" in tile) == (width % 16 == 0 and width > 48), tile
+        fixed = known.replace("O[n, m]", f"O[n:{rows}, m:{width}]").replace("[n, ", f"[{rows}, ", 1)
+        (tile,) = check(fixed, target=small, interpret=rows < 20).tiles
+        assert (" nontemporal" in tile, "if 4*" in tile) == (streams, False)
+
+
+def test_rows_past_the_caches_begin_anywhere() -> None:
+    """The result given by the caller may begin within a line: what lies before the first whole one is stored as usual."""
+    small = replace(AVX512, l3_bytes=4_000)
+    text = "cascade f(X: f32[20, 64], S: f32[64]) -> (O) { O[n:20, m:64] = X[n, m] * S[m] }"
+    exe = dlc.compile(parse_program(text), target=small, cache=False)
+    rng = np.random.default_rng(0)
+    x, s = rng.standard_normal((20, 64), dtype=np.float32), rng.standard_normal(64, dtype=np.float32)
+    for start in range(17):
+        memory = np.zeros(20 * 64 + 32, np.float32)
+        exe(x, s, out=memory[start : start + 20 * 64].reshape(20, 64))
+        np.testing.assert_array_equal(memory[start : start + 20 * 64].reshape(20, 64), x * s)
+        assert not memory[:start].any() and not memory[start + 20 * 64 :].any()
 
 
 def test_many_small_ranks_become_one() -> None:
