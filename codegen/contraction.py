@@ -49,7 +49,6 @@ _LONG = 7  # rows that make a tile worth having; among ranks this long the strid
 MOST_EDGES = 4  # tiles that are written out one by one because a border cuts them
 ROW_BLOCK = 128  # rows of one task: the operand's rows stay in L2 while the columns' panel stays in L1
 
-CHAINS = 4  # sums that a tile has at least: as many are added to in the time that one addition takes, where each waits for a load
 MANY_BLOCKS = 6  # of rows: the last one, which is smaller, then matters little for the threads' shares
 
 
@@ -407,32 +406,12 @@ class _ContractionLowering:
             for k in range(loops[name].const or 0):  # which rows are outside is another constant for each tap
                 acc = self._reduce(em.scoped(), step, space.at(name, int_expr(k)), kind, rest, acc)
             return acc
-        chains = CHAINS // (space.slots[0].count * space.slots[1].count)
-        if not rest and self.ahead is None and chains > 1 and (loops[name].const or 0) >= 2 * CHAINS:
-            return self._chained(em, step, space, kind, name, loops[name], acc, chains)
         with em.b.loop(name, 0, loops[name], carries=(acc,), unroll=1) as loop:
             inner = em.scoped()
             if not rest and self.ahead is not None:
                 self.ahead.ask(inner, space.at(name, loop.index))
             loop.yields(self._reduce(inner, step, space.at(name, loop.index), kind, rest, loop.carries[0]))
         return loop.results[0]
-
-    def _chained(
-        self, em: Emitter, step: PointStep, space: Space, kind: DType, name: str, extent: IntExpr, acc: str, chains: int
-    ) -> str:
-        """The last loop of a tile of few sums: every `chains`th term goes to a sum of its own, so that none waits for another."""
-        whole = extent // chains * chains
-        others = (em.b.const(space.tile(kind), 0.0),) * (chains - 1)
-        with em.b.loop(name, 0, whole, chains, carries=(acc, *others), unroll=1) as loop:
-            at = [space.at(name, loop.index + k) for k in range(chains)]
-            loop.yields(*(self._reduce(em.scoped(), step, p, kind, {}, c) for p, c in zip(at, loop.carries, strict=True)))
-        sums = list(loop.results)
-        while len(sums) > 1:
-            sums = [em.b.op("add", *sums[k : k + 2]) if k + 1 < len(sums) else sums[k] for k in range(0, len(sums), 2)]
-        (total,) = sums
-        for k in range((extent - whole).const or 0):
-            total = self._reduce(em.scoped(), step, space.at(name, whole + k), kind, {}, total)
-        return total
 
     def _inside_or_not(
         self,

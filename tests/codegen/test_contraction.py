@@ -183,20 +183,6 @@ def test_tasks_that_follow_each_other_share_what_is_large(rows: int | None, term
     assert (f"(task % {panels})" in ran.tiles[0]) == (inner == "panel")
 
 
-@targets
-@pytest.mark.parametrize("terms", [7, 8, 9, 10, 11, 37])
-def test_a_tile_of_few_sums_has_several_chains(terms: int, target: Target) -> None:
-    """One vector and one or two rows: every fourth, or second, term in a sum of its own, and what is left over after them."""
-    b = Builder("f")
-    x = b.input("x", F32, (b.symbol("m", 0), terms))
-    w = b.constant(sample(np.random.default_rng(terms), F32, (terms, target.lanes)), "w")
-    program = b.finish([b.contract("y", "mk,kn->mn", x, w)])
-    for m in (1, 2, 3, 4, 5):
-        (tile,) = check(program, {"m": m}, target=target, interpret=m == 3, seed=m).tiles
-    carries = [m.count("=") for m in re.findall(r"step (?:4|2|1) carry \((.*?)\)", tile)]
-    assert sorted(set(carries)) == ([1, 2, 4] if terms >= 8 else [1]), tile
-
-
 def test_contraction_as_a_tile_program(golden) -> None:  # type: ignore[no-untyped-def]
     """The text of a small one: a packed constant, bias, a masked last panel, and rows that one tile covers."""
     b = Builder("f")
