@@ -9,8 +9,13 @@ MOST_TAPS = 16
 """Steps of a sliding window that a register tile has unrolled, at most."""
 
 
+PANEL_RATES = {1: 0.95, 2: 0.99, 3: 1.0, 4: 1.0}
+"""Multiply-adds per cycle of panels of so many vectors, of the best. One vector does nearly as well with many rows, but a row by
+itself is then one chain of additions; several chains would not do, for a row's result must not depend on its place among others."""
+
+
 def panel_columns(extent: IntExpr, lanes: int, registers: int) -> int:
-    """Columns of a packed panel: the width of 3, 4, 2 or 1 vectors that wastes the fewest of `extent` columns.
+    """Columns of a packed panel: 3, 4, 2 or 1 vectors, whichever take `extent` columns, the last panel filled up, in the least time.
 
     Args:
         lanes: elements per vector register.
@@ -20,7 +25,7 @@ def panel_columns(extent: IntExpr, lanes: int, registers: int) -> int:
     size = extent.const
     if size is None:
         return widths[0] * lanes
-    best = min(widths, key=lambda v: (-(-size // (v * lanes)) * v * lanes - size, widths.index(v)))
+    best = min(widths, key=lambda v: (-(-size // (v * lanes)) * v * lanes / PANEL_RATES[v], widths.index(v)))
     return best * lanes
 
 

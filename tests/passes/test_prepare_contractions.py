@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tests.passes.samples import assert_same_result, body, rewrite
 
-from dlc.costmodel.tiles import panel_columns
+from dlc.costmodel.tiles import PANEL_RATES, panel_columns
 from dlc.ir.builder import Builder
 from dlc.ir.dtype import BF16, F16, F32, F64, DType
 from dlc.ir.einsum import Einsum
@@ -286,10 +286,13 @@ def test_panels_waste_little() -> None:
         for columns in range(1, 400):
             width = panel_columns(int_expr(columns), lanes, registers)
             waste = -(-columns // width) * width - columns
-            assert waste < lanes and width % lanes == 0
+            rounded = -(-columns // lanes) * lanes
+            assert columns + waste <= rounded / PANEL_RATES[1] and width % lanes == 0
             assert width // lanes <= (4 if registers == 32 else 2)
         assert panel_columns(sym("n"), lanes, registers) == (3 if registers == 32 else 2) * lanes
     assert panel_columns(int_expr(768), 16, 32) == 48 and panel_columns(int_expr(64), 16, 32) == 64
+    assert panel_columns(int_expr(80), 16, 32) == 16, "a fifth more is too much"
+    assert panel_columns(int_expr(769), 16, 32) == 32, "2 % more is worth a second vector, which a row by itself needs"
 
 
 def test_lanes_are_the_long_rank_of_constant_weights() -> None:
