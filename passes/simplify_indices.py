@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from dlc.ir.domain import conjunction, conjuncts
+from dlc.ir.dtype import DType
 from dlc.ir.einsum import Einsum, Rank, Reduce
-from dlc.ir.expr import Access, Apply, Expr, Piecewise, transform
+from dlc.ir.expr import Access, Apply, Cast, Expr, Piecewise, dtype_of, transform
 from dlc.ir.extent import IntExpr, int_expr, substitute
 from dlc.ir.facts import Facts
 from dlc.ir.monoid import MONOIDS
@@ -48,16 +49,22 @@ class SimplifyIndices(Pass):
 
         once = OncePerForm()
 
+        def dtype(tensor: str) -> DType:
+            return types[tensor].dtype
+
         def change(step: Einsum, facts: Facts) -> Einsum:
-            given = (tuple(facts.ranks.items()), tuple(map(shape, step.reads)))
-            return once(step, given, lambda step: simplify_step(step, facts, shape))
+            known = tuple(types[t].dtype for t in step.reads if t in types)
+            given = (tuple(facts.ranks.items()), tuple(map(shape, step.reads)), known)
+            return once(step, given, lambda step: simplify_step(step, facts, shape, dtype))
 
         return map_einsums(program, change)
 
 
-def simplify_step(step: Einsum, facts: Facts, shape: Callable[[str], tuple[IntExpr, ...] | None]) -> Einsum:
-    """One Einsum simplified; `shape` gives the extents of a tensor that exists everywhere, else None."""
-    step = _drop_unit_ranks(step, facts)
+def simplify_step(
+    step: Einsum, facts: Facts, shape: Callable[[str], tuple[IntExpr, ...] | None], dtype: Callable[[str], DType]
+) -> Einsum:
+    """One Einsum simplified; `shape` gives the extents of a tensor that exists everywhere, else None; `dtype` its elements' type."""
+    step = _drop_unit_ranks(step, facts, dtype)
 
     def visit(e: Expr) -> Expr | None:
         match e:
@@ -124,7 +131,7 @@ def _still_over(ranks: set[str], condition: Expr, short: Expr) -> Expr:
     return condition if loses else short
 
 
-def _drop_unit_ranks(step: Einsum, facts: Facts) -> Einsum:
+def _drop_unit_ranks(step: Einsum, facts: Facts, dtype: Callable[[str], DType]) -> Einsum:
     """Ranks of extent 1 stand at 0; a reduction over one is no reduction over it."""
     unit = {r.name for r in step.all_ranks if r.extent.const == 1}
     if not unit:
@@ -139,12 +146,22 @@ def _drop_unit_ranks(step: Einsum, facts: Facts) -> Einsum:
     reduce = step.reduce
     if reduce is not None:
         ranks = tuple(r for r in reduce.ranks if r.name not in env)
+        exprs = exprs if ranks else tuple(_in_type(e, d, dtype) for e, d in zip(exprs, step.dtypes, strict=True))
         reduce = Reduce(reduce.op, ranks, reduce.accumulator) if ranks else None
     write = step.write
     if write is not None:
         write = replace(write, index=tuple(substitute(i, env) for i in write.index))
     new = replace(step, exprs=exprs, where=where, reduce=reduce, write=write)
     return step if new == step else new
+
+
+def _in_type(term: Expr, wanted: DType, dtype: Callable[[str], DType]) -> Expr:
+    """The one term of a fold whose result is wider, its products worked out in that type as its accumulator had them."""
+    if dtype_of(term, dtype) == wanted:
+        return term
+    if isinstance(term, Apply) and term.op == "mul":
+        return Apply("mul", tuple(_in_type(a, wanted, dtype) for a in term.args))
+    return Cast(wanted, term)
 
 
 def _kept_in_reduction(step: Einsum, unit: set[str], facts: Facts) -> tuple[Rank, ...]:

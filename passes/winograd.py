@@ -144,7 +144,8 @@ class _Rewrite:
 
     def run(self) -> Program:
         self.names, self.types = Names(self.program), tensor_types(self.program)
-        self.constants = {c.name for c in self.program.consts if c.name in self.program.data}
+        kept = (c for c in self.program.consts if c.name in self.program.data)
+        self.constants = {c.name for c in kept if c.type.dtype == F32}
         self.counts, self.whole = access_counts(self.program), whole_reads(self.program)
         self.peaks = peaks_of_core(self.options.lanes * 32)
         program = map_regions(self.program, self._region)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -65,3 +66,28 @@ def test_a_large_image_in_bands() -> None:
     assert len(loop.body.body) == 3, "the transforms and the products, with what follows"
     image, transformed = 4 * 64 * 128 * 144, 4 * 64 * 36 * 32 * 36
     assert plan_arena(program, 0.1).height < 2 * image + transformed
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (torch.nn.Conv2d(32, 32, 3), (2, 32, 15, 19)),
+        (torch.nn.Conv2d(32, 32, (3, 1), groups=2), (2, 32, 15, 19)),
+        (torch.nn.Conv2d(4, 4, 1, groups=4), (2, 4, 5, 5)),
+        (torch.nn.Conv2d(4, 48, 1, groups=4), (2, 4, 5, 5)),
+        (torch.nn.ConvTranspose2d(4, 4, 1, groups=4), (2, 4, 5, 5)),
+        (torch.nn.Linear(1, 5), (3, 1)),
+    ],
+    ids=str,
+)
+def test_sums_of_half_types_are_rounded_once(module: torch.nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Winograd is for f32 only, and the one term of a sum over windows of one pixel is no product rounded by itself."""
+    torch.manual_seed(0)
+    x = torch.randn(*shape).to(dtype)
+    half = copy.deepcopy(module).to(dtype).eval()
+    with torch.no_grad():
+        got = dlc.compile(half, (x,), cache=False)(x).float()
+        exact = copy.deepcopy(half).double()(x.double())
+    step = torch.finfo(dtype).eps * exact.abs().clamp(min=2**-10)
+    assert ((got - exact).abs() <= step).all(), "half a step of rounding, and the sum's own error"
