@@ -20,11 +20,13 @@ from dlc.passes.reduce_passes import ReducePasses
 # inline-pointwise runs again after prepare-contractions: the copies that it makes read through what precedes them.
 # reduce-passes and stream-kernels come before prepare-contractions, which would pack what they stream.
 # split-reductions comes when nothing else asks what a step reduces over.
+# share-literals comes last: every other pass, and the choice of kernels, sees the numbers.
 _PIPELINE = (
     "explicit-domains,simplify-indices,coded-products{tiles},decode-codes,integer-products,fold-constants,algebra,common-einsums,"
     "dead-code,hoist-common,host-assignments,hoist-invariants,sink,"
     "inline-pointwise,simplify-indices,algebra,fold-constants,common-einsums,"
-    "carried-layouts,{winograd}reduce-passes{block},stream-kernels,prepare-contractions{options},inline-pointwise,simplify-indices,split-reductions,fuse"
+    "carried-layouts,{winograd}reduce-passes{block},stream-kernels,prepare-contractions{options},inline-pointwise,simplify-indices,split-reductions,fuse,"
+    "share-literals"
 )
 
 

@@ -45,14 +45,8 @@ class Kernels:
         loc = place_of(steps)
         symbols = self._symbols(params, renamed_steps)
         cascade = Cascade("", params, renamed_steps, tuple(tensors[r] for r in results), symbols, loc)
-        digest = hashlib.sha256((show_cascade(cascade) + repr(tasks)).encode()).hexdigest()[:12]
-        name = f"k_{digest}"
-        kernel = Kernel(replace(cascade, name=name), tasks)
-        if self.table.get(name, kernel) != kernel:  # in a dump that was edited
-            name = fresh_name(name, self.table)
-            kernel = replace(kernel, cascade=replace(cascade, name=name))
-        self.table.setdefault(name, kernel)
-        return Launch(name, args, tuple(results), loc)
+        kernel = add_kernel(self.table, cascade, tasks)
+        return Launch(kernel.name, args, tuple(results), loc)
 
     def _symbols(self, params: Sequence[Param], steps: Sequence[Step]) -> tuple[Symbol, ...]:
         """What the kernel may assume of the symbols it uses, and of those that their bounds mention."""
@@ -66,6 +60,17 @@ class Kernels:
             used = more
         facts = {n: self.facts.get(n, SymbolFact()) for n in sorted(used)}
         return tuple(Symbol(n[1:], f.lo, f.hi, f.divisor, f.below) for n, f in facts.items())
+
+
+def add_kernel(table: dict[str, Kernel], cascade: Cascade, outer: tuple[str, ...]) -> Kernel:
+    """The kernel of a cascade without a name, in `table` under the digest of its text: equal ones are one definition."""
+    digest = hashlib.sha256((show_cascade(cascade) + repr(outer)).encode()).hexdigest()[:12]
+    name = f"k_{digest}"
+    kernel = Kernel(replace(cascade, name=name), outer)
+    if table.get(name, kernel) != kernel:  # in a dump that was edited
+        name = fresh_name(name, table)
+        kernel = replace(kernel, cascade=replace(cascade, name=name))
+    return table.setdefault(name, kernel)
 
 
 def place_of(steps: Sequence[Step]) -> Loc:
@@ -99,4 +104,4 @@ def renamed(step: Step, ranks: Mapping[str, str], tensors: Mapping[str, str]) ->
     )
 
 
-__all__ = ["Kernels", "place_of", "renamed"]
+__all__ = ["Kernels", "add_kernel", "place_of", "renamed"]

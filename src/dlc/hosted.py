@@ -37,7 +37,7 @@ Choice: TypeAlias = str | Callable[[Cascade], str]
 
 PIPELINE = (
     "explicit-domains,simplify-indices,fold-constants,algebra,common-einsums,dead-code,hoist-common,host-assignments,"
-    "hoist-invariants,sink,cascades"
+    "hoist-invariants,sink,cascades,share-literals"
 )
 """What says nothing about one back end: the graph is cleaned up and cut at its control."""
 

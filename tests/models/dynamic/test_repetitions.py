@@ -17,20 +17,20 @@ import dlc
 
 
 class Skipping(nn.Module):
-    """SkipNet with feed-forward gates, of any depth: three groups of `count` blocks, all gated but the first of each."""
+    """SkipNet with feed-forward gates, of any depth: three groups of `count` blocks, all gated but the first of each.
+
+    Each gate has its own bias, of one element, and its own threshold, so that both are literals of its kernel.
+    """
 
     def __init__(self, count: int) -> None:
         super().__init__()
         self.count = count
+        self.thresholds = [0.45 + 0.01 * k for k in range(3 * count)]
         self.stem = convolution(3, 8, 3)
         self.blocks = nn.ModuleList(residual_blocks(Residual, (8, 16, 32), count, 8))
         self.gates = nn.ModuleList(FeedForwardGate(8 << (k // count)) if k % count else nn.Identity() for k in range(3 * count))
         self.head = Pooled(32)
         randomise(self, 3)
-        with torch.no_grad():  # a bias of one element is a literal of its kernel
-            for gate in self.gates:
-                if isinstance(gate, FeedForwardGate):
-                    gate.linear.bias.zero_()
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
         x = self.stem(x)
@@ -38,7 +38,7 @@ class Skipping(nn.Module):
         for k, block in enumerate(self.blocks):
             if k % self.count == 0:
                 x = block(x)
-            elif self.gates[k](x).item() > 0.5:
+            elif self.gates[k](x).item() > self.thresholds[k]:
                 x = block(x)
                 taken.append(1)
             else:
@@ -53,6 +53,20 @@ def test_kernels_of_a_skipnet_do_not_grow_with_its_depth() -> None:
     four, eight = (dlc.compile(Skipping(n).eval(), (IMAGE,), cache=False).compile_report for n in (4, 8))
     assert four.distinct == eight.distinct
     assert eight.launches > four.launches + 12
+
+
+@pytest.mark.parametrize("backend", [None, "eager"])
+def test_each_gate_of_a_skipnet_decides_by_its_own_numbers(backend: str | None) -> None:
+    model = Skipping(4).eval()
+    exe = dlc.compile(model, (IMAGE,), **({"backend": backend} if backend else {"cache": False}))
+    decisions = set()
+    for seed in range(6):
+        x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) * (1 + seed)
+        (logits, taken), (expected, chosen) = exe(x), model(x)
+        assert [int(t) for t in taken] == chosen
+        torch.testing.assert_close(torch.as_tensor(logits), expected, rtol=1e-4, atol=1e-4)
+        decisions.add(tuple(chosen))
+    assert len(decisions) > 1
 
 
 def test_a_skipnet_has_no_more_cascades_than_distinct_blocks() -> None:
