@@ -296,7 +296,7 @@ class Body:
             return found
         by, dim = g.growth.by, g.growth.dim
         reason = f"'{self._name(slot)}' grows by {by} along dimension {dim} in every step, and "
-        reason += "nothing says how many there are at most" if steps is None else f"up to {steps} times, which is too large to be set aside"
+        reason += "no bound on their number was found" if steps is None else f"up to {steps} times, which is too large to be set aside"
         raise self.flow.refused_at(self.site, CannotRecordLoop, reason=reason)
 
     def _most_steps(self) -> int | None:

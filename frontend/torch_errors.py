@@ -145,7 +145,10 @@ class CannotRecordLoop(Unsupported):
 
     code: ClassVar[str] = "DLC0223"
     template: ClassVar[str] = "not supported: the length of this loop depends on data, and {reason}"
-    hint: ClassVar[str | None] = "start with values of the structure, shapes and types that the loop's body leaves"
+    hint: ClassVar[str | None] = (
+        "start with values of the structure, shapes and types that the loop's body leaves; a tensor that grows needs a bound in "
+        "the loop's condition: `while n < 200` of a counter that goes up by one number, or `ids.shape[0] < 200`"
+    )
 
 
 class EffectOnData(Unsupported):

@@ -57,7 +57,6 @@ class Positions:
             return self._key(a, depth)
         return f"({', '.join(self._text(v, depth) for v in a)})" if isinstance(a, (tuple, list)) else repr(a)
 
-
     def asked(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What a call of PyTorch gives that asks for positions, in memory of its own; None for any other call."""
         if name not in ("nonzero", "argwhere", "where") or len(args) != 1 or not isinstance(args[0], torch.Tensor):

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from coded_layers import random_codes
+from coded_layers import random_codes, scaled_codes
 
 from dlc.ir.builder import Builder
 from dlc.ir.dtype import DTYPES, F32
-from dlc.ir.expr import Cast, Expr, apply
 from dlc.ir.extent import IntExpr
 from dlc.ir.program import Program
 
@@ -40,13 +39,7 @@ class Layer:
         elif self.zeros is not None:
             zeros = b.constant(random_codes(rng, DTYPES[self.zeros], (self.columns, groups)), "Z")
 
-        def weight(n: IntExpr, k: IntExpr) -> Expr:
-            number: Expr = Cast(F32, codes.at((n, k)))
-            if zeros is not None:
-                number = apply("sub", number, Cast(F32, zeros.at((n, k // self.group))))
-            return apply("mul", number, Cast(F32, scales.at((n, k // self.group))))
-
-        w = b.compute("w", [self.columns, self.terms], weight, F32)
+        w = scaled_codes(b, self.columns, self.terms, self.group, codes, scales, zeros)
         q = b.cast(b.cast(x, DTYPES[self.rows]), F32)
         return b.finish([b.contract("y", "mk,nk->mn", q, w)])
 

@@ -20,6 +20,18 @@ TYPES = (*(t.name for t in CODED if t != F8E8M0), "u8", "i8")
 ACTIVATIONS = ("f32", "i8", "bf16")
 
 
+def scaled_codes(b: Builder, columns: int, terms: int, group: int, codes: Val, scales: Val, zeros: Val | None) -> Val:
+    """`(C - Z) * S`, f32[columns, terms]."""
+
+    def weight(n: IntExpr, k: IntExpr) -> Expr:
+        number: Expr = Cast(F32, codes.at((n, k)))
+        if zeros is not None:
+            number = apply("sub", number, Cast(F32, zeros.at((n, k // group))))
+        return apply("mul", number, Cast(F32, scales.at((n, k // group))))
+
+    return b.compute("w", [columns, terms], weight, F32)
+
+
 @dataclass(frozen=True)
 class Case:
     """`max(x @ ((C - Z) * S).T + bias, 0)`.
@@ -60,13 +72,7 @@ class Case:
         if self.zeros is not None:
             zeros = b.constant(random_codes(rng, DTYPES[self.zeros], (self.columns, groups)), "Z")
 
-        def weight(n: IntExpr, k: IntExpr) -> Expr:
-            number: Expr = Cast(F32, codes.at((n, k)))
-            if zeros is not None:
-                number = apply("sub", number, Cast(F32, zeros.at((n, k // self.group))))
-            return apply("mul", number, Cast(F32, scales.at((n, k // self.group))))
-
-        w = b.compute("w", [self.columns, self.terms], weight, F32)
+        w = scaled_codes(b, self.columns, self.terms, self.group, codes, scales, zeros)
         y = b.contract("y", "mk,nk->mn", self._activations(b, x, m), w)
         bias = b.constant(rng.standard_normal(self.columns).astype(np.float32), "bias")
         z = b.compute("z", [m, self.columns], lambda i, n: apply("max", apply("add", y.at((i, n)), bias.at((n,))), const(0.0)), F32)

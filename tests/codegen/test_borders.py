@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,12 @@ SHAPES = [
 ]
 
 
-def convolution(shape: tuple, *, height: str = "", width: str = "", after: str = "max(T[b, c, y, x] + B[c], -1.0)") -> tuple[str, dict[str, int]]:  # type: ignore[type-arg]
+RELU = "max(T[b, c, y, x] + B[c], -1.0)"
+
+
+def convolution(
+    shape: tuple[Any, ...], *, height: str = "", width: str = "", after: str = RELU
+) -> tuple[str, dict[str, int]]:
     """A convolution of what a point-wise kernel stores channels-last, with an epilogue, as cascade text."""
     k, c, h, w, size, s, d, before, behind = shape
     y, x = (_outputs(n, size, s, d, p + q) for n, p, q in zip((height or h, width or w), before, behind, strict=True))
@@ -60,7 +66,7 @@ def bordered(ran: Ran, count: int = 1) -> list[str]:
 
 @targets
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_every_border(shape: tuple, target: Target) -> None:  # type: ignore[type-arg]
+def test_every_border(shape: tuple[Any, ...], target: Target) -> None:
     text, sizes = convolution(shape)
     bordered(check(text, sizes, target=target))
     check(text, {"b": 0}, target=target, interpret=False)
@@ -68,7 +74,7 @@ def test_every_border(shape: tuple, target: Target) -> None:  # type: ignore[typ
 
 @pytest.mark.parametrize("shape", SHAPES[:7], ids=str)
 @pytest.mark.parametrize("symbolic", ["height", "width"])
-def test_sizes_that_vary(shape: tuple, symbolic: str) -> None:  # type: ignore[type-arg]
+def test_sizes_that_vary(shape: tuple[Any, ...], symbolic: str) -> None:
     text, sizes = convolution(shape, **{symbolic: "n"})
     for n in (9, 10, 31):
         ran = check(text, sizes | {"n": n}, interpret=n == 9)

@@ -365,7 +365,7 @@ def grows(x):
     return x.sum()
 
 
-@refused("DLC0223", "'y' grows by 1 along dimension 0 in every step, and nothing says how many there are at most")
+@refused("DLC0223", "'y' grows by 1 along dimension 0 in every step, and no bound on their number was found")
 def grows_without_bound(x):
     y = x
     while y.sum() < 5:  # here
