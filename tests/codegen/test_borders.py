@@ -81,6 +81,18 @@ def test_sizes_that_vary(shape: tuple[Any, ...], symbolic: str) -> None:
         bordered(ran)
 
 
+@pytest.mark.parametrize(("pixels", "copied"), [(7, True), (60, False)])
+def test_a_small_image_is_copied_beside_large_weights(pixels: int, copied: bool) -> None:
+    """Weights of 2.4 MB come from far for every image; the elements of one image count, however many there are."""
+    text, sizes = convolution((256, 256, pixels, pixels, 3, 2, 1, (1, 1), (1, 1)))
+    ran = check(text, sizes | {"b": 1}, interpret=False)
+    if not copied:
+        bordered(ran)
+        return
+    (found,) = (k for k in ran.program.kernels if ran.kinds[k.name] == "contraction")
+    assert "else" not in str(found.cascade)
+
+
 def test_rows_in_several_blocks() -> None:
     """A line of more than a block of rows: each task has its part of it, and the ends are single rows."""
     for stride in (1, 2):
