@@ -307,6 +307,7 @@ class Branch:
         self.state = state
         self.arms: list[tuple[Region, tuple[Any, ...], dict[Any, Any]]] = []
         self.frame: Frame | None = None
+        self.ended = False
 
     @property
     def data(self) -> bool:
@@ -326,7 +327,8 @@ class Branch:
 
     def close(self, state: tuple[Any, ...]) -> tuple[Any, ...]:
         if not self.data:
-            self.state = state
+            assert not self.ended, "a known condition has one arm"
+            self.ended, self.state = True, state
             return state
         assert self.frame is not None
         frame, self.frame = self.frame, None

@@ -114,7 +114,7 @@ class Loop:
         going = negated(data[0])
         for f in data[1:]:
             going = both(self.flow, going, negated(f))
-        return negated(going)
+        return self.flow.decide(negated(going))  # one of two flags that exclude each other is always set
 
     # --- the plan ---
 

@@ -897,6 +897,32 @@ def while_true_return(x):
 
 
 @case(*XS)
+def no_second_round(x):
+    n = 0
+    while True:
+        n += 1
+        if n > 3 or x.max() > 0.5:
+            break
+        return x * 2.0 + n
+    return x * 3.0
+
+
+@case(*XS)
+def no_second_round_of_a_condition(x):
+    n = 0
+    while n < 4 and x.min() < 0.9:
+        n += 1
+        if x.max() > 0.5:
+            x = x + 1
+            break
+        if x.min() < -0.5:
+            return x * 2.0 + n
+        x = x - 1
+        break
+    return x * 3.0 + n
+
+
+@case(*XS)
 def continue_in_for(x):
     t = torch.zeros(3)
     for i in range(6):
