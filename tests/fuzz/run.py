@@ -14,6 +14,7 @@ import argparse
 import json
 import multiprocessing as mp
 import os
+import signal
 import sys
 import time
 import traceback
@@ -147,12 +148,14 @@ class Family:
         one: runs a seed; tags: the constructs of a seed. Both by reference, for other processes.
         sources: files beside this one that the outcome depends on, and
         stages: those of the compiler.
+        longest: seconds of processor time for a seed: compiled code that does not end cannot be interrupted, so its process is.
     """
 
     one: Callable[[int], Result]
     tags: Callable[[int], tuple[str, ...]]
     sources: tuple[str, ...]
     stages: tuple[str, ...]
+    longest: float = 240.0
 
 
 def one(seed: int) -> Result:
@@ -163,7 +166,7 @@ def tags_of(seed: int) -> tuple[str, ...]:
     return case(seed).tags
 
 
-def _work(tasks: Any, results: Any, one: Callable[[int], Result]) -> None:
+def _work(tasks: Any, results: Any, one: Callable[[int], Result], longest: float) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     import warnings
 
@@ -173,10 +176,12 @@ def _work(tasks: Any, results: Any, one: Callable[[int], Result]) -> None:
         if seed is None:
             return
         results.put(("start", os.getpid(), seed))
+        signal.setitimer(signal.ITIMER_PROF, longest)
         try:
             outcome = one(seed)
         except BaseException as e:  # noqa: BLE001 - the generator's or the reference's fault
             outcome = Result(seed, "error", f"generator: {type(e).__name__}: {first_line(e)}")
+        signal.setitimer(signal.ITIMER_PROF, 0)
         results.put(("done", os.getpid(), outcome))
 
 
@@ -228,7 +233,7 @@ def run(
     pool = {}
 
     def start() -> None:
-        process = context.Process(target=_work, args=(tasks, results, family.one), daemon=True)
+        process = context.Process(target=_work, args=(tasks, results, family.one, family.longest), daemon=True)
         process.start()
         pool[process.pid] = process
 
@@ -244,7 +249,8 @@ def run(
                 for pid in [p for p, process in pool.items() if not process.is_alive()]:
                     code = pool.pop(pid).exitcode
                     if pid in running:
-                        outcome = Result(running.pop(pid), "crash", f"exit code {code}")
+                        told = f"not done after {family.longest:g} s" if code == -signal.SIGPROF else f"exit code {code}"
+                        outcome = Result(running.pop(pid), "crash", told)
                         left -= 1
                         _note(outcome, done, ledger, keys, report)
                     start()

@@ -11,7 +11,7 @@ from tests.fuzz.bounds import _order_bounds, reference
 from tests.fuzz.bounds_scalars import gap
 from tests.fuzz.generate import ALL, Case, case
 from tests.fuzz.pieces import PIECES
-from tests.fuzz.run import Result, run, summary
+from tests.fuzz.run import Family, Result, run, summary
 from tests.fuzz.shrink import shrink
 
 from dlc.ir.library import LIBRARY, order_along
@@ -138,3 +138,20 @@ def test_bounds_are_those_of_the_interpreter(seed: int) -> None:
     for a, b, bound in zip(want, got.results, got.bounds, strict=True):
         assert a.tobytes() == b.tobytes()
         assert bound.shape == a.shape and not np.isnan(bound).any() and (bound >= 0).all()
+
+
+def endless(seed: int) -> Result:
+    while seed == 1:
+        pass
+    return Result(seed, "ok")
+
+
+def no_tags(seed: int) -> tuple[str, ...]:
+    return ()
+
+
+def test_a_program_that_does_not_end_is_a_finding() -> None:
+    """And the seeds after it are run."""
+    found = {r.seed: r for r in run(range(4), 1, family=Family(endless, no_tags, (), (), longest=0.5))}
+    assert found[1].status == "crash" and found[1].detail == "not done after 0.5 s"
+    assert [found[n].status for n in (0, 2, 3)] == ["ok"] * 3
