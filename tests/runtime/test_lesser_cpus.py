@@ -22,6 +22,10 @@ from dlc.runtime import cpu
 from dlc.runtime.cpuid import known_features, reported_features
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "codegen"))
+from bit_layers import Layer  # noqa: E402
+from coded_layers import Case  # noqa: E402
+
 QEMU = shutil.which("qemu-x86_64")
 LESSER = {"baseline": "Nehalem", "avx2": "Haswell"}
 """A processor that has what the level needs and little more."""
@@ -50,6 +54,17 @@ TEXTS = {
   B[k:70, j:33]: bf16 = cast<bf16>(W[k, j])
   O[i:19, j:33]: f32 = sum(k:70) cast<f32>(A[i, k]) * cast<f32>(B[k, j])
 }""",
+    "convolution": """cascade f(X: f32[2, 5, 13, 11], W: f32[18, 5, 3, 3], D: f32[18, 3, 3]) -> (O) {
+  Y[b:2, n:18, y:7, x:6] = sum(c:5, i:3, j:3) (X[b, c, 2*y + i - 1, 2*x + j - 1] else 0.0) * W[n, c, i, j]
+  O[b:2, n:18, y:7, x:6] = sum(i:3, j:3) (Y[b, n, y + i - 1, x + j - 1] else 0.0) * D[n, i, j]
+}""",
+}
+LAYERS = {
+    "codes": Case("i3", "f32", 3, 3, 70, 40, 32, zeros="u4"),
+    "codes-of-bytes": Case("i5", "i8", 3, 3, 70, 40, 32),
+    "codes-of-floats": Case("f6e2m3", "bf16", 5, 5, 70, 40, 32),
+    "bits": Layer("b1", "b1", 2, 256, 40, 128),
+    "few-bits": Layer("u2", "i3", 9, 256, 40, 128),
 }
 
 
@@ -99,6 +114,16 @@ def inputs_of(text: str) -> list[np.ndarray]:
 @pytest.mark.parametrize("name", TEXTS)
 def test_the_same_bits_on_a_lesser_processor(name: str, level: str, tmp_path: Path) -> None:
     same_bits(TEXTS[name], level, inputs_of(TEXTS[name]), tmp_path)
+
+
+@pytest.mark.parametrize("level", LESSER)
+@pytest.mark.parametrize("name", LAYERS)
+def test_codes_on_a_lesser_processor(name: str, level: str, tmp_path: Path) -> None:
+    """Weights of few bits, whose kernels have each level's own ways to take them apart."""
+    layer = LAYERS[name]
+    assert layer.count is not None
+    inputs = layer.inputs() if isinstance(layer, Case) else layer.inputs(layer.count)
+    same_bits(layer.program(), level, [inputs], tmp_path)
 
 
 @pytest.mark.slow
