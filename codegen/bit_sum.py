@@ -13,7 +13,7 @@ import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dlc.codegen.contraction import ROW_BLOCK
+from dlc.codegen.contraction_tiles import ROW_BLOCK
 from dlc.codegen.panel_sum import PanelLowering, even, find_panels
 from dlc.codegen.point import Emitter, Space
 from dlc.ir.bit_sums import BitSum, bit_sum

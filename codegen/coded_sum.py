@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dlc.codegen.contraction import ROW_BLOCK
+from dlc.codegen.contraction_tiles import ROW_BLOCK
 from dlc.codegen.panel_sum import GroupSum, PanelLowering, Rows, even, find_panels
 from dlc.codegen.point import Emitter, Space
 from dlc.codegen.tile import IndexCond, TileType

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dlc.codegen.contraction import ROW_BLOCK
+from dlc.codegen.contraction_tiles import ROW_BLOCK
 from dlc.codegen.merge import merge_ranks
 from dlc.codegen.nest import in_tiles
 from dlc.codegen.point import Emitter, Slot, Space, compute_type

@@ -14,7 +14,8 @@ from functools import partial
 
 from dlc.codegen.bit_sum import find_bits, lower_bits
 from dlc.codegen.coded_sum import find_coded, lower_coded
-from dlc.codegen.contraction import find_contraction, lower_contraction
+from dlc.codegen.contraction import lower_contraction
+from dlc.codegen.contraction_roles import find_contraction
 from dlc.codegen.crossed import find_cross, lower_crossed
 from dlc.codegen.inner_product import find_inner_product, lower_inner_product
 from dlc.codegen.merge import merge_ranks

@@ -20,7 +20,7 @@ import pytest
 from dlc.codegen import tile_interp
 from dlc.codegen.bit_sum import find_bits
 from dlc.codegen.coded_sum import find_coded
-from dlc.codegen.contraction import find_contraction
+from dlc.codegen.contraction_roles import find_contraction
 from dlc.codegen.inner_product import find_inner_product
 from dlc.codegen.lower import KernelLowering, Lowered, lower_kernel
 from dlc.codegen.target import AVX2, AVX512, BASELINE, Target

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlc.codegen.contraction import TileShape, choose_tile
+from dlc.codegen.contraction_tiles import TileShape, choose_tile
 from dlc.codegen.target import AVX2, AVX512, BASELINE, Target
 from dlc.costmodel.tiles import panel_columns
 from dlc.ir.builder import Builder
