@@ -101,6 +101,11 @@ class Body:
         name = self.site.names[slot]
         return value if name in self.site.live else undefined(self.flow, name, place_of_site(self.site))
 
+    @property
+    def once(self) -> bool:
+        """Whether the step recorded last leads to no other: this is no loop."""
+        return self.steps is None and self.again is False
+
     # --- one pass ---
 
     def settled(self) -> Generator[Round, None, bool]:
@@ -122,6 +127,9 @@ class Body:
         self.end = [self._filled(n, v) for n, v in enumerate((*state, *(cell.read() for cell in self.cells)))]
         changed = frame.restore()
         flow.leave(frame)
+        if self.once:
+            del flow.refusals[frame.errors :]  # it is done anew, as no loop
+            return True
         new = [cell for key, (cell, _, _) in changed.items() if key not in {c.key for c in self.cells}]
         if new:
             self.cells += new

@@ -309,11 +309,26 @@ class Loop:
                 break
         else:
             raise self._refused("its state does not settle")
+        if body.once:
+            self.state = yield from self._once(first, state)
+            return
         start = tensor_of(first, bool) if steps is None else None
         if steps is not None and body.again is not None:
             start = tensor_of(True, bool)
         flow.decided += 1
         self.state = body.emit(start, steps)
+
+    def _once(self, first: Any, state: State) -> Generator[Round, None, State]:
+        """The loop as a branch, where no first step leads to a second."""
+        choice = Branch(self.flow, replace(self.site, live=self.site.after), first, state)
+        if choice.then():
+            state = yield from self.do(Round(state, body=True))
+            done = [self.flow.decide(state[n]) for n in self.site.flags if self.site.names[n] == DONE]
+            choice.site = replace(choice.site, returns=(any(d is True for d in done), False))
+            choice.close(state)
+        if choice.orelse():
+            choice.close(choice.state)
+        return choice.result()
 
     def again(self, state: State, steps: Steps | None) -> Generator[Round, None, tuple[Any, State]]:
         """At the end of the body: whether there is another step, None if only the limit says."""

@@ -923,6 +923,17 @@ def no_second_round_of_a_condition(x):
 
 
 @case(*XS)
+def returns_in_every_round(x):
+    while x.min() < 0.0:
+        y = x + 1
+        if x.sum() > 0:
+            x = y * 3
+            return x
+        return y - x.max()
+    return x * 2
+
+
+@case(*XS)
 def continue_in_for(x):
     t = torch.zeros(3)
     for i in range(6):
