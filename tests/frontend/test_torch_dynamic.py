@@ -578,7 +578,7 @@ def test_state_that_outlives_the_call_is_refused():
         def forward(self, x):
             if x.sum() > 0:
                 self.calls += 1
-            return x * 2
+            return x * self.calls
 
     model = Counts().eval()
     with pytest.raises(DlcError, match="Counts.calls") as caught:
