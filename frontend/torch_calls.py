@@ -204,7 +204,13 @@ class Calls(Flow):
         for v in absent((args, kwargs)):
             v.refuse()
         if not any(isinstance(v, Number) for v in leaves((args, kwargs))):
-            made = function(*args, **kwargs)
+            try:
+                made = function(*args, **kwargs)
+            except GuardOnDataDependentSymNode as error:
+                if _of_torch(function):
+                    raise
+                why = f"{getattr(function, '__name__', 'a function')} of the standard library needs it"
+                raise self.refused(UncapturedDecision, what="an extent", why=why) from error
             return self.born(made) if type(made) in (list, dict, set) else made
         if not _of_torch(function):
             return function(*args, **kwargs)
@@ -271,6 +277,12 @@ class Calls(Flow):
                 raise TypeError("'float' object cannot be interpreted as an integer")
             return v.to(int)
         return v.__index__() if v is not None and not isinstance(v, int) else v
+
+    def counted(self, v: Any) -> Any:
+        """An extent, or what PyTorch makes of its arithmetic, as a number; anything else as it is."""
+        if isinstance(v, torch.SymFloat):
+            return Number(float, torch.scalar_tensor(v, dtype=torch.float64), self)
+        return self.integer(v) if isinstance(v, torch.SymInt) else v
 
     def whole(self, value: Any, unless: bool = False) -> None:
         """Refuse a container whose length depends on the path."""
@@ -342,7 +354,8 @@ def _converted(kind: type) -> Callable[..., Any]:
             return v.to(kind)
         if isinstance(v, torch.SymInt) and kind is int:
             return v
-        return kind(v)
+        v = rt.counted(v)
+        return v.to(kind) if isinstance(v, Number) else kind(v)
 
     return convert
 
@@ -495,6 +508,7 @@ def _math(function: Callable[[torch.Tensor], torch.Tensor], plain: Any) -> Calla
     def apply(rt: Calls, *args: Any) -> Any:
         if len(args) == 1 and isinstance(args[0], torch.Tensor):
             args = (rt.item(args[0]),)
+        args = tuple(map(rt.counted, args))
         if len(args) != 1 or not isinstance(args[0], Number):
             return plain(*args)
         return Number(float, function(args[0].as_(float)), rt)
@@ -506,17 +520,34 @@ def _rounded(plain: Any) -> Callable[..., Any]:
     def apply(rt: Calls, v: Any, *more: Any) -> Any:
         if isinstance(v, torch.Tensor) and plain is not round:
             v = rt.item(v)
-        return plain(v, *more)
+        return v if isinstance(v, torch.SymInt) and not more else plain(rt.counted(v), *more)
 
     return apply
 
 
 def _test_of(function: Callable[[torch.Tensor], torch.Tensor], plain: Any) -> Callable[..., Any]:
     def apply(rt: Calls, v: Any) -> Any:
-        v = rt.item(v) if isinstance(v, torch.Tensor) else v
+        v = rt.item(v) if isinstance(v, torch.Tensor) else rt.counted(v)
         return Number(bool, function(v.as_(float)), rt) if isinstance(v, Number) else plain(v)
 
     return apply
+
+
+def _textual(plain: Any) -> Callable[..., Any]:
+    def apply(rt: Calls, *args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(v, (torch.SymInt, torch.SymFloat)) for v in leaves(args)):
+            raise rt.refused(UncapturedDecision, what="an extent", why="it is turned into text")
+        return rt.native(plain, args, kwargs)
+
+    return apply
+
+
+def _divided(rt: Calls, a: Any, b: Any) -> Any:
+    return divmod(rt.counted(a), rt.counted(b))
+
+
+def _magnitude(rt: Calls, v: Any) -> Any:
+    return abs(rt.counted(v))
 
 
 def _cond(rt: Calls, pred: Any, true_fn: Any, false_fn: Any, operands: Any = ()) -> Any:
@@ -602,7 +633,8 @@ _SPECIAL: dict[Any, Callable[..., Any]] = {
     int: _converted(int), float: _converted(float), bool: _converted(bool), range: torch_steps.span, len: _length,
     enumerate: torch_steps.enumerated, zip: torch_steps.zipped, reversed: torch_steps.backwards, max: _max, min: _min,
     isinstance: _isinstance, type: _type, any: _any, all: _all, print: _print, sum: _sum, list: _list, map: _map,
-    sorted: _sorted, round: _rounded(round), math.floor: _rounded(math.floor), math.ceil: _rounded(math.ceil),
+    sorted: _sorted, str: _textual(str), repr: _textual(repr), format: _textual(format), abs: _magnitude, divmod: _divided,
+    round: _rounded(round), math.floor: _rounded(math.floor), math.ceil: _rounded(math.ceil),
     math.trunc: _rounded(math.trunc), math.isnan: _test_of(torch.isnan, math.isnan),
     math.isinf: _test_of(torch.isinf, math.isinf), torch.cond: _cond, torch.tensor: _tensor,
     torch.inference_mode: _no_gradients, torch.stack: _joined(torch.stack), torch.cat: _joined(torch.cat),

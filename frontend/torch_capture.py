@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import linecache
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from torch.utils import _pytree as pytree
 
 from dlc.errors import DlcError
 from dlc.frontend.torch_calls import Guard
-from dlc.frontend.torch_errors import MutatedState, export_failed, model_raised
+from dlc.frontend.torch_errors import MutatedState, UncapturedDecision, export_failed, model_raised
 from dlc.frontend.torch_heap import Cell
 from dlc.frontend.torch_later import Starts
 from dlc.frontend.torch_numbers import Number
@@ -175,7 +176,7 @@ def _running(model: nn.Module, fakes: Mapping[str, torch.Tensor], rt: Runtime, s
         rt.prepare(model)
         try:
             starts.write(rt)
-            with _NonStrictTorchFunctionHandler(), enable_python_dispatcher(), Guard(rt):
+            with _NonStrictTorchFunctionHandler(), enable_python_dispatcher(), Guard(rt), _extents_without_text(rt):
                 yield left
             kept.refuse_ticks(type(model).__name__)
             left.changes = _changes(kept, rt, starts)
@@ -188,6 +189,22 @@ def _running(model: nn.Module, fakes: Mapping[str, torch.Tensor], rt: Runtime, s
         what = ", ".join(f"'{c}'" for c in written[:4])
         place, source = rt.touched.get(written[0].key, (None, None))
         raise MutatedState(place, source=source, op=type(model).__name__, what=what)
+
+
+@contextmanager
+def _extents_without_text(rt: Runtime) -> Iterator[None]:
+    """The model gets no text of an extent that is not known: PyTorch's would be its symbol's name."""
+    from unittest import mock
+
+    plain = torch.SymInt.__repr__
+
+    def text(self: torch.SymInt) -> str:
+        if sys._getframe(1).f_code in rt.own:
+            raise rt.refused(UncapturedDecision, what="an extent", why="it is turned into text")
+        return str(plain(self))
+
+    with mock.patch.object(torch.SymInt, "__repr__", text):
+        yield
 
 
 def _changes(kept: Kept, rt: Runtime, starts: Starts) -> list[Change]:
