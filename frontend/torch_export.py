@@ -32,6 +32,7 @@ from dlc.frontend.torch_errors import (
     BadExample,
     ExportFailed,
     ExtentIsConstant,
+    MutatedInput,
     MutatedState,
     TrainingMode,
     export_failed,
@@ -561,9 +562,11 @@ class ProgramImporter:
         out_tree = tree_of(ep.call_spec.out_spec, trees, "the output")
         mutated: list[tuple[str, int]] = []
         if changed and self.mutations != "return":
-            first = changed[0][0]
-            at = next((self.graph.written[id(n)] for n in places if id(n) in self.graph.written), None)
-            raise MutatedState(at, op=self.b.name, what=", ".join(f"'{n}'" for n, _ in changed[:4]) or first)
+            at = next((n for n in places if id(n) in self.graph.written), None)
+            kinds = {s.kind for n, s in zip(places, specs, strict=True) if id(n) in self.graph.written}
+            error = MutatedInput if kinds == {InputKind.USER_INPUT} else MutatedState
+            place = self.graph.written[id(at)] if at is not None else None
+            raise error(place, op=self.b.name, what=", ".join(f"'{n}'" for n, _ in changed[:4]))
         if changed:
             keys = []
             for key, value in changed:

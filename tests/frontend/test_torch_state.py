@@ -384,3 +384,36 @@ def test_objects_that_are_made_in_the_call_are_nobodys_state():
 
     imported = import_torch(keeper(local), (torch.ones(3),))
     assert imported.forgotten == () and run(imported, (torch.ones(3),))[0].tolist() == [6.0] * 3
+
+
+@pytest.mark.parametrize("decides", [False, True])
+def test_input_that_is_written_is_refused_with_what_to_write_instead(decides):
+    class Plain(nn.Module):
+        def forward(self, x):
+            x[0] = 5.0  # here
+            return x * 2
+
+    class Decides(nn.Module):
+        def forward(self, x):
+            x.add_(1)  # here
+            return x * 2 if x.sum() > 0 else x
+
+    model = Decides() if decides else Plain()
+    with pytest.raises(DlcError, match="DLC0215.*its input 'x' in place") as caught:
+        import_torch(model.eval(), (torch.ones(3),))
+    assert str(caught.value.loc).split(" ")[0] == line(type(model).forward, "here")
+    assert "x = x.clone()" in str(caught.value.help)
+
+
+@pytest.mark.parametrize("decides", [False, True])
+def test_containers_of_the_caller_are_left_alone(decides):
+    def fills(self, batch):
+        batch["y"] = batch["x"] * 2
+        if not decides or batch["y"].sum() > 0:
+            return batch["y"] + 1
+        return batch["x"]
+
+    given = {"x": torch.ones(3)}
+    imported = import_torch(keeper(fills), (given,))
+    assert list(given) == ["x"]
+    assert run(imported, (given,))[0].tolist() == [3.0] * 3
