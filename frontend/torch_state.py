@@ -12,6 +12,7 @@ import functools
 import random
 import sys
 import types
+import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -95,11 +96,13 @@ class Kept:
     Attributes:
         places: by their keys.
         spaces: what has attributes, which may become more: the owner, its attributes, and what it is to the user.
+        following: attributes in which PyTorch's own modules list their weights once more.
         ticking: what cannot be put back, iterators and random numbers of Python: what it is, how to see where it is, where it was.
     """
 
     places: dict[tuple[int, str | None], Place] = field(default_factory=dict)
     spaces: list[tuple[Any, Any, str]] = field(default_factory=list)
+    following: set[tuple[int, str | None]] = field(default_factory=set)
     ticking: list[tuple[str, Callable[[], Any], Any]] = field(default_factory=list)
 
     @staticmethod
@@ -129,9 +132,10 @@ class Kept:
     def changes(self) -> list[Place]:
         """The places that hold something else now."""
         found = [p for p in self.places.values() if not _unchanged(p.before, p.cell.read(), p.cell.name is None)]
+        known = self.places.keys() | self.following
         for owner, names, prefix in self.spaces:
             for name in names:
-                if (id(owner), name) not in self.places and _noted(owner, name, names[name]):
+                if (id(owner), name) not in known and _noted(owner, name, names[name]):
                     found.append(Place(Cell(owner, name), f"{prefix}.{name}", MISSING))
         return found
 
@@ -170,6 +174,15 @@ def _noted(owner: Any, name: str, value: Any) -> bool:
     if isinstance(owner, type):
         return not (name.startswith("__") and name.endswith("__")) and not isinstance(value, _PARTS_OF_CLASSES)
     return True
+
+
+def _follows_weights(owner: Any, value: Any) -> bool:
+    """Whether an attribute of a module of PyTorch's lists its weights, as recurrent layers do: what sets these changes it, too."""
+    if not isinstance(owner, nn.Module) or not _foreign(type(owner)) or not isinstance(value, list) or not value:
+        return False
+    own = {id(t) for t in (*owner._parameters.values(), *owner._buffers.values())}
+    held = (v() if isinstance(v, weakref.ref) else v for v in value)
+    return all(v is None or id(v) in own for v in held)
 
 
 def _numpy_random() -> Any:
@@ -252,7 +265,9 @@ class _Walk:
     def _attributes(self, owner: Any, names: Any, prefix: str) -> None:
         self.kept.spaces.append((owner, names, prefix))
         for name, value in list(names.items()):
-            if _noted(owner, name, value):
+            if _follows_weights(owner, value):
+                self.kept.following.add((id(owner), name))
+            elif _noted(owner, name, value):
                 self._note(Cell(owner, name), f"{prefix}.{name}", value)
                 self.pending.append((value, f"{prefix}.{name}"))
 

@@ -417,3 +417,16 @@ def test_containers_of_the_caller_are_left_alone(decides):
     imported = import_torch(keeper(fills), (given,))
     assert list(given) == ["x"]
     assert run(imported, (given,))[0].tolist() == [3.0] * 3
+
+
+def test_recurrent_layers_list_their_weights():
+    class Tagger(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = nn.LSTM(3, 4, batch_first=True)
+
+        def forward(self, x):
+            return self.rnn(x)[0]
+
+    for model in (Tagger().eval(), nn.Sequential(nn.GRU(3, 4)).eval()):
+        assert import_torch(model, (torch.ones(2, 5, 3),)).forgotten == ()
