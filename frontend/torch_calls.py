@@ -29,6 +29,7 @@ from dlc.frontend.torch_collect import Collected
 from dlc.frontend.torch_errors import EffectOnData, UncapturedDecision
 from dlc.frontend.torch_flow import Branch, Flow, both
 from dlc.frontend.torch_numbers import MATH, Number, is_number, kind_of, negated, tensor_of
+from dlc.frontend.torch_scalars import divided, function_of_math, magnitude, rounded, test_of, textual
 from dlc.frontend.torch_sorting import in_order
 from dlc.frontend.torch_subscripts import look_up
 from dlc.frontend.torch_values import DEAD, Absent, Either, Elided, Sometimes, absent, joined_kind, leaves, mapped
@@ -504,52 +505,6 @@ def _sorted(rt: Calls, over: Any, *, key: Any = None, reverse: bool = False) -> 
     return rt.born(sorted(items, key=key, reverse=reverse) if found is None else found)
 
 
-def _math(function: Callable[[torch.Tensor], torch.Tensor], plain: Any) -> Callable[..., Any]:
-    def apply(rt: Calls, *args: Any) -> Any:
-        if len(args) == 1 and isinstance(args[0], torch.Tensor):
-            args = (rt.item(args[0]),)
-        args = tuple(map(rt.counted, args))
-        if len(args) != 1 or not isinstance(args[0], Number):
-            return plain(*args)
-        return Number(float, function(args[0].as_(float)), rt)
-
-    return apply
-
-
-def _rounded(plain: Any) -> Callable[..., Any]:
-    def apply(rt: Calls, v: Any, *more: Any) -> Any:
-        if isinstance(v, torch.Tensor) and plain is not round:
-            v = rt.item(v)
-        return v if isinstance(v, torch.SymInt) and not more else plain(rt.counted(v), *more)
-
-    return apply
-
-
-def _test_of(function: Callable[[torch.Tensor], torch.Tensor], plain: Any) -> Callable[..., Any]:
-    def apply(rt: Calls, v: Any) -> Any:
-        v = rt.item(v) if isinstance(v, torch.Tensor) else rt.counted(v)
-        return Number(bool, function(v.as_(float)), rt) if isinstance(v, Number) else plain(v)
-
-    return apply
-
-
-def _textual(plain: Any) -> Callable[..., Any]:
-    def apply(rt: Calls, *args: Any, **kwargs: Any) -> Any:
-        if any(isinstance(v, (torch.SymInt, torch.SymFloat)) for v in leaves(args)):
-            raise rt.refused(UncapturedDecision, what="an extent", why="it is turned into text")
-        return rt.native(plain, args, kwargs)
-
-    return apply
-
-
-def _divided(rt: Calls, a: Any, b: Any) -> Any:
-    return divmod(rt.counted(a), rt.counted(b))
-
-
-def _magnitude(rt: Calls, v: Any) -> Any:
-    return abs(rt.counted(v))
-
-
 def _cond(rt: Calls, pred: Any, true_fn: Any, false_fn: Any, operands: Any = ()) -> Any:
     return rt.choose(pred, lambda: rt.call(true_fn, *operands), lambda: rt.call(false_fn, *operands))
 
@@ -633,14 +588,14 @@ _SPECIAL: dict[Any, Callable[..., Any]] = {
     int: _converted(int), float: _converted(float), bool: _converted(bool), range: torch_steps.span, len: _length,
     enumerate: torch_steps.enumerated, zip: torch_steps.zipped, reversed: torch_steps.backwards, max: _max, min: _min,
     isinstance: _isinstance, type: _type, any: _any, all: _all, print: _print, sum: _sum, list: _list, map: _map,
-    sorted: _sorted, str: _textual(str), repr: _textual(repr), format: _textual(format), abs: _magnitude, divmod: _divided,
-    round: _rounded(round), math.floor: _rounded(math.floor), math.ceil: _rounded(math.ceil),
-    math.trunc: _rounded(math.trunc), math.isnan: _test_of(torch.isnan, math.isnan),
-    math.isinf: _test_of(torch.isinf, math.isinf), torch.cond: _cond, torch.tensor: _tensor,
+    sorted: _sorted, str: textual(str), repr: textual(repr), format: textual(format), abs: magnitude, divmod: divided,
+    round: rounded(round), math.floor: rounded(math.floor), math.ceil: rounded(math.ceil),
+    math.trunc: rounded(math.trunc), math.isnan: test_of(torch.isnan, math.isnan),
+    math.isinf: test_of(torch.isinf, math.isinf), torch.cond: _cond, torch.tensor: _tensor,
     torch.inference_mode: _no_gradients, torch.stack: _joined(torch.stack), torch.cat: _joined(torch.cat),
     torch.ops.higher_order.cond: _cond, torch.ops.higher_order.while_loop: _while_loop, torch._check: _no_effect,
     torch._check_is_size: _no_effect,
-    **{plain: _math(function, plain) for plain, function in MATH.items()},
+    **{plain: function_of_math(function, plain) for plain, function in MATH.items()},
 }  # fmt: skip
 """Functions that mean something else where numbers are data."""
 _SPECIAL[torch._higher_order_ops.while_loop] = _while_loop
