@@ -22,6 +22,7 @@ class Imported:
         specialised: inputs whose values were needed at import: the program holds only for these values.
         mutated: (name of a buffer or input that the model changes in place, index of the output that is its new value).
         decomposed: operators without a definition of their own, which were decomposed first.
+        forgotten: attributes and variables that the model's calls change, without a part in any result; a program leaves them alone.
         arg_names: names of the positional arguments, so that they can be passed by keyword.
         seconds: how long the parts took (`export`, `import`).
     """
@@ -34,6 +35,7 @@ class Imported:
     specialised: Mapping[str, Any] = field(default_factory=dict)
     mutated: tuple[tuple[str, int], ...] = ()
     decomposed: tuple[str, ...] = ()
+    forgotten: tuple[str, ...] = ()
     arg_names: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 

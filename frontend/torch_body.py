@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dlc.frontend.torch_collect import Collected, Growing
-from dlc.frontend.torch_errors import CannotRecordLoop
+from dlc.frontend.torch_errors import ArmsDiffer, CannotRecordLoop
 from dlc.frontend.torch_flow import Flow, as_tensor, most_of, place_of_site, tensor_like
 from dlc.frontend.torch_grown import Uneven, each, filled, growing, opened, packed, shown, sized
 from dlc.frontend.torch_heap import Cell, Frame
@@ -27,6 +27,7 @@ from dlc.frontend.torch_values import (
     Dead,
     Either,
     Grown,
+    Growth,
     Maybe,
     Partial,
     Sometimes,
@@ -84,6 +85,7 @@ class Body:
         self.carried: dict[int, _Carry] = {}
         self.seen: list[Any] = []  # the values at the start of the body as the model has them
         self.end: list[Any] = []
+        self.left: dict[int, Any] = {}  # the same as the model has left it
         self.frame: Frame | None = None
         self.again: Any = None
         self.growing: dict[tuple[int, str | None], Growing] = {}
@@ -115,16 +117,30 @@ class Body:
         index = fresh_like_scalar()
         flow.recorder.placeholder(index, "step")
         values = self._inside()
-        self.seen = [shown(v, 1) for v in values]
+        self.seen = [shown(flow, v, 1) for v in values]
         count = len(self.site.names)
         for cell, v in zip(self.cells, self.seen[count:], strict=True):
             frame.touch(cell)
             grown = self.growing.get(cell.key)
             cell.write(v if grown is None else [grown])
         item = self.steps.item(Number(int, index, flow)) if self.steps is not None else None
-        state = yield from self.loop.do(Round(tuple(self.seen[:count]), body=True, item=item))
-        self.again, state = yield from self.loop.again(state, self.steps)
-        self.end = [self._filled(n, v) for n, v in enumerate((*state, *(cell.read() for cell in self.cells)))]
+        since = len(flow.lengths)
+        catching, self.loop.catching = self.loop.catching, True
+        try:
+            state = yield from self.loop.do(Round(tuple(self.seen[:count]), body=True, item=item))
+            self.again, state = yield from self.loop.again(state, self.steps)
+        except ArmsDiffer:
+            if not self._opened(since):
+                raise
+            flow.abandon(frame)
+            return False
+        finally:
+            self.loop.catching = catching
+        left = [*state, *(cell.read() for cell in self.cells)]
+        if self._grows_otherwise(left):
+            flow.abandon(frame)
+            return False
+        self.end = [self._filled(n, v) for n, v in enumerate(left)]
         changed = frame.restore()
         flow.leave(frame)
         if self.once:
@@ -274,40 +290,73 @@ class Body:
         if not _same_shape(start, end):
             return start
         after = leaves(end)
+        return mapped(start, lambda v: self._room_for(next(after), v))
 
-        def leaf(v: Any) -> Any:
-            grows = growing(v, next(after))
-            found = opened(v, *grows) if grows is not None else None
-            return v if found is None else found
+    def _opened(self, since: int) -> bool:
+        """Give room to grow to what a step makes longer on some paths, and uses then; whether there is such."""
+        found = False
+        for slot, start in enumerate(self.start):
+            for v in [v for v in self.flow.lengths[since:] if v.name == self._name(slot)]:
+                made = mapped(start, partial(self._room_for, v))
+                if made is not start:
+                    found = self._restarted(slot, made)
+                    break
+        return found
 
-        return mapped(start, leaf)
+    def _room_for(self, end: Any, start: Any) -> Any:
+        grows = growing(self.flow, start, end)
+        found = opened(start, *grows) if grows is not None else None
+        return start if found is None else found
+
+    def _grows_otherwise(self, left: list[Any]) -> bool:
+        """Note that a tensor grows by more than had been found, or not always by as much; whether one does."""
+        found = False
+        for slot, end in enumerate(left):
+            try:
+                filled(self.flow, self.start[slot], self.seen[slot], end)
+            except Uneven as error:
+                (grows,) = error.args
+                if grows is None:
+                    reason = f"'{self._name(slot)}' does not grow by as much in every step"
+                    raise self.flow.refused_at(self.site, CannotRecordLoop, reason=reason) from None
+                found = self._restarted(slot, each(self.start[slot], partial(_widened, grows)))
+        return found
 
     def _filled(self, slot: int, end: Any) -> Any:
         """What a step leaves in a variable, growing tensors with room for those of the last one."""
-        try:
-            return filled(self.flow, self.start[slot], self.seen[slot], end)
-        except Uneven:
-            reason = f"'{self._name(slot)}' does not grow by as much in every step"
-            raise self.flow.refused_at(self.site, CannotRecordLoop, reason=reason) from None
+        self.left[slot] = end
+        return filled(self.flow, self.start[slot], self.seen[slot], end)
 
     def _sized(self) -> bool:
         """Give growing states their greatest size, once it can be known; whether there were any without."""
         pending = [slot for slot, v in enumerate(self.start) if any(_unsized(g) for g in _tensors(v))]
-        steps = self._most_steps() if pending else None
+        sizes = self._sizes() if pending else {}
         for slot in pending:
-            self._restarted(slot, each(self.start[slot], partial(self._roomy, slot, steps)))
+            self._restarted(slot, each(self.start[slot], partial(self._roomy, slot, sizes)))
         return bool(pending)
 
-    def _roomy(self, slot: int, steps: int | None, g: Grown) -> Grown:
+    def _sizes(self) -> dict[int, tuple[Growth, Size]]:
+        """The extents of growing states, by the addresses of these."""
+        found = {}
+        for slot, (start, now) in enumerate(zip(self.start, self.seen, strict=True)):
+            for g, seen, left in zip(_tensors(start), _tensors(now), _tensors(self.left[slot]), strict=True):
+                if isinstance(g, Grown):
+                    extents = [v.shape[g.growth.dim] for v in (left, seen)]
+                    found[id(g)] = g.growth, Size(g.growth.least, g.growth.by, extents if g.growth.even else extents[:1])
+        return found
+
+    def _roomy(self, slot: int, sizes: dict[int, tuple[Growth, Size]], g: Grown) -> Grown:
+        # What does not grow in every step says nothing of the number of steps, but of its own growth.
+        steps = self._most_steps([size for growth, size in sizes.values() if growth.even or growth is g.growth])
         found = sized(g, steps) if steps is not None else None
         if found is not None:
             return found
         by, dim = g.growth.by, g.growth.dim
-        reason = f"'{self._name(slot)}' grows by {by} along dimension {dim} in every step, and "
+        reason = f"'{self._name(slot)}' grows by {by} along dimension {dim} in {'every step' if g.growth.even else 'some steps'}, and "
         reason += "no bound on their number was found" if steps is None else f"up to {steps} times, which is too large to be set aside"
         raise self.flow.refused_at(self.site, CannotRecordLoop, reason=reason)
 
-    def _most_steps(self) -> int | None:
+    def _most_steps(self, sizes: list[Size]) -> int | None:
         """How many steps there are at most, if that is known."""
         recorder = self.flow.recorder
         flat = _aligned(self.start, [list(leaves(v)) for v in self.end])
@@ -317,12 +366,6 @@ class Body:
             if (carry := self.carried.get(at)) is not None and type(start) is int
             and isinstance(carry.inside, Number) and isinstance(flat[at], Number)
         ]  # fmt: skip
-        sizes = [
-            Size(g.growth.least, g.growth.by, seen.shape[g.growth.dim])
-            for start, now in zip(self.start, self.seen, strict=True)
-            for g, seen in zip(_tensors(start), _tensors(now), strict=True)
-            if isinstance(g, Grown)
-        ]
         count = self.steps.count if self.steps is not None else None
         known = [most_of(count)] if isinstance(count, (int, torch.SymInt)) else []
         return min((n for n in (*known, most_steps(self.again, counters, sizes, recorder)) if n is not None), default=None)
@@ -390,7 +433,7 @@ class Body:
             return False
         if isinstance(start, Absent):
             return True
-        if isinstance(end, Absent) and not isinstance(end, Either):
+        if isinstance(end, Absent) and not isinstance(end, Either) and growing(self.flow, start, end) is None:
             name = self._name(slot)
             if name in self.site.live or slot >= len(self.site.names):
                 self.start[slot] = end
@@ -511,7 +554,7 @@ class Body:
             count += 1
             return finals.get(count, v)
 
-        after = [shown(mapped(v, leaf), 0) for v in self.start]
+        after = [shown(flow, mapped(v, leaf), 0) for v in self.start]
         for before, v, end in zip(self.start, after, self.end, strict=True):
             for other in (before, end):
                 flow.kinship.relate(v, other)
@@ -554,6 +597,12 @@ class Body:
                 kinds.append(kind)
             found.append((cell.key, values, kinds))
         return found
+
+
+def _widened(grows: tuple[int, int, bool], g: Grown) -> Grown:
+    """A growing tensor that grows by more in some steps than was known."""
+    dim, by, _ = grows
+    return opened(g.origin, dim, max(by, g.growth.by), even=False) or g
 
 
 def _first(rows: torch.Tensor, count: Number) -> torch.Tensor:

@@ -29,6 +29,7 @@ from dlc.frontend.torch_collect import Collected
 from dlc.frontend.torch_errors import EffectOnData, UncapturedDecision
 from dlc.frontend.torch_flow import Branch, Flow, both
 from dlc.frontend.torch_numbers import MATH, Number, is_number, kind_of, negated, tensor_of
+from dlc.frontend.torch_scalars import divided, function_of_math, magnitude, rounded, test_of, textual
 from dlc.frontend.torch_sorting import in_order
 from dlc.frontend.torch_subscripts import look_up
 from dlc.frontend.torch_values import DEAD, Absent, Either, Elided, Sometimes, absent, joined_kind, leaves, mapped
@@ -204,7 +205,13 @@ class Calls(Flow):
         for v in absent((args, kwargs)):
             v.refuse()
         if not any(isinstance(v, Number) for v in leaves((args, kwargs))):
-            made = function(*args, **kwargs)
+            try:
+                made = function(*args, **kwargs)
+            except GuardOnDataDependentSymNode as error:
+                if _of_torch(function):
+                    raise
+                why = f"{getattr(function, '__name__', 'a function')} of the standard library needs it"
+                raise self.refused(UncapturedDecision, what="an extent", why=why) from error
             return self.born(made) if type(made) in (list, dict, set) else made
         if not _of_torch(function):
             return function(*args, **kwargs)
@@ -271,6 +278,12 @@ class Calls(Flow):
                 raise TypeError("'float' object cannot be interpreted as an integer")
             return v.to(int)
         return v.__index__() if v is not None and not isinstance(v, int) else v
+
+    def counted(self, v: Any) -> Any:
+        """An extent, or what PyTorch makes of its arithmetic, as a number; anything else as it is."""
+        if isinstance(v, torch.SymFloat):
+            return Number(float, torch.scalar_tensor(v, dtype=torch.float64), self)
+        return self.integer(v) if isinstance(v, torch.SymInt) else v
 
     def whole(self, value: Any, unless: bool = False) -> None:
         """Refuse a container whose length depends on the path."""
@@ -342,7 +355,8 @@ def _converted(kind: type) -> Callable[..., Any]:
             return v.to(kind)
         if isinstance(v, torch.SymInt) and kind is int:
             return v
-        return kind(v)
+        v = rt.counted(v)
+        return v.to(kind) if isinstance(v, Number) else kind(v)
 
     return convert
 
@@ -491,34 +505,6 @@ def _sorted(rt: Calls, over: Any, *, key: Any = None, reverse: bool = False) -> 
     return rt.born(sorted(items, key=key, reverse=reverse) if found is None else found)
 
 
-def _math(function: Callable[[torch.Tensor], torch.Tensor], plain: Any) -> Callable[..., Any]:
-    def apply(rt: Calls, *args: Any) -> Any:
-        if len(args) == 1 and isinstance(args[0], torch.Tensor):
-            args = (rt.item(args[0]),)
-        if len(args) != 1 or not isinstance(args[0], Number):
-            return plain(*args)
-        return Number(float, function(args[0].as_(float)), rt)
-
-    return apply
-
-
-def _rounded(plain: Any) -> Callable[..., Any]:
-    def apply(rt: Calls, v: Any, *more: Any) -> Any:
-        if isinstance(v, torch.Tensor) and plain is not round:
-            v = rt.item(v)
-        return plain(v, *more)
-
-    return apply
-
-
-def _test_of(function: Callable[[torch.Tensor], torch.Tensor], plain: Any) -> Callable[..., Any]:
-    def apply(rt: Calls, v: Any) -> Any:
-        v = rt.item(v) if isinstance(v, torch.Tensor) else v
-        return Number(bool, function(v.as_(float)), rt) if isinstance(v, Number) else plain(v)
-
-    return apply
-
-
 def _cond(rt: Calls, pred: Any, true_fn: Any, false_fn: Any, operands: Any = ()) -> Any:
     return rt.choose(pred, lambda: rt.call(true_fn, *operands), lambda: rt.call(false_fn, *operands))
 
@@ -602,13 +588,14 @@ _SPECIAL: dict[Any, Callable[..., Any]] = {
     int: _converted(int), float: _converted(float), bool: _converted(bool), range: torch_steps.span, len: _length,
     enumerate: torch_steps.enumerated, zip: torch_steps.zipped, reversed: torch_steps.backwards, max: _max, min: _min,
     isinstance: _isinstance, type: _type, any: _any, all: _all, print: _print, sum: _sum, list: _list, map: _map,
-    sorted: _sorted, round: _rounded(round), math.floor: _rounded(math.floor), math.ceil: _rounded(math.ceil),
-    math.trunc: _rounded(math.trunc), math.isnan: _test_of(torch.isnan, math.isnan),
-    math.isinf: _test_of(torch.isinf, math.isinf), torch.cond: _cond, torch.tensor: _tensor,
+    sorted: _sorted, str: textual(str), repr: textual(repr), format: textual(format), abs: magnitude, divmod: divided,
+    round: rounded(round), math.floor: rounded(math.floor), math.ceil: rounded(math.ceil),
+    math.trunc: rounded(math.trunc), math.isnan: test_of(torch.isnan, math.isnan),
+    math.isinf: test_of(torch.isinf, math.isinf), torch.cond: _cond, torch.tensor: _tensor,
     torch.inference_mode: _no_gradients, torch.stack: _joined(torch.stack), torch.cat: _joined(torch.cat),
     torch.ops.higher_order.cond: _cond, torch.ops.higher_order.while_loop: _while_loop, torch._check: _no_effect,
     torch._check_is_size: _no_effect,
-    **{plain: _math(function, plain) for plain, function in MATH.items()},
+    **{plain: function_of_math(function, plain) for plain, function in MATH.items()},
 }  # fmt: skip
 """Functions that mean something else where numbers are data."""
 _SPECIAL[torch._higher_order_ops.while_loop] = _while_loop

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import inspect
 import linecache
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,10 +23,13 @@ from torch.utils import _pytree as pytree
 
 from dlc.errors import DlcError
 from dlc.frontend.torch_calls import Guard
-from dlc.frontend.torch_errors import MutatedState, export_failed, model_raised
+from dlc.frontend.torch_errors import MutatedState, UncapturedDecision, export_failed, model_raised
+from dlc.frontend.torch_heap import Cell
+from dlc.frontend.torch_later import Starts
 from dlc.frontend.torch_numbers import Number
 from dlc.frontend.torch_recorder import Recorder, Region
 from dlc.frontend.torch_runtime import Runtime
+from dlc.frontend.torch_state import Change, Kept, Place
 from dlc.frontend.torch_values import Absent, Dead
 from dlc.ir.loc import Loc
 
@@ -43,6 +47,9 @@ class Captured:
         in_spec, out_spec: nesting of inputs and outputs.
         ranges: what is known of the symbols.
         decided: how many decisions on data were recorded.
+        recorder: the recording itself.
+        changes: what the call leaves behind.
+        known: addresses of the objects that there were before the call.
         decomposed: operators without a definition of their own.
     """
 
@@ -55,13 +62,21 @@ class Captured:
     out_spec: Any
     ranges: Mapping[Any, Any]
     decided: int
+    recorder: Recorder
+    changes: tuple[Change, ...]
+    known: set[int]
     decomposed: tuple[str, ...] = field(default=())
 
 
 def capture(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None,
+    starts: Starts | None = None,
 ) -> Captured:
     """Record the model on example inputs (`torch.export.export`'s arguments).
+
+    Args:
+        model, args, kwargs, dynamic_shapes: as there.
+        starts: what the model finds of earlier calls.
 
     Raises:
         UncapturedDecision, ArmsDiffer, ...: what cannot be recorded, at the user's line.
@@ -88,7 +103,7 @@ def capture(
         names = input_names(model, args, kwargs)
         for n, (value, name) in enumerate(zip(flat, names, strict=True)):
             recorder.placeholder(value, name or f"arg{n}")
-        with _running(model, fakes, rt):
+        with _running(model, fakes, rt, starts or Starts({})) as left:
             result = _run(model, rt, fake_args, fake_kwargs)
             flat_out, out_spec = pytree.tree_flatten(result)
             outputs = tuple(_output(rt, v) for v in flat_out)
@@ -109,6 +124,9 @@ def capture(
         out_spec,
         dict(fake_mode.shape_env.var_to_range),
         rt.decided,
+        recorder,
+        tuple(left.changes),
+        left.known,
         tuple(dict.fromkeys(mode.decomposition_table.used)),
     )
 
@@ -136,8 +154,16 @@ def _raised_at(error: Exception, rt: Runtime) -> tuple[Loc | None, str | None]:
     return Loc(f"{Path(found[0]).name}:{found[1]}"), linecache.getline(*found).rstrip() or None
 
 
+@dataclass
+class _Left:
+    """What a call has left behind."""
+
+    changes: list[Change] = field(default_factory=list)
+    known: set[int] = field(default_factory=set)
+
+
 @contextmanager
-def _running(model: nn.Module, fakes: Mapping[str, torch.Tensor], rt: Runtime) -> Iterator[None]:
+def _running(model: nn.Module, fakes: Mapping[str, torch.Tensor], rt: Runtime, starts: Starts) -> Iterator[_Left]:
     """Fake weights in the model, rewritten methods, no gradients; all as it was afterwards."""
     from torch._dispatch.python import enable_python_dispatcher
     from torch._export.non_strict_utils import _NonStrictTorchFunctionHandler
@@ -145,31 +171,61 @@ def _running(model: nn.Module, fakes: Mapping[str, torch.Tensor], rt: Runtime) -
 
     root = rt.frames[0]
     with _reparametrize_module(model, dict(fakes), tie_weights=True, strict=True, stack_weights=True):
+        kept = Kept.of(model)
+        left = _Left(known=kept.known)
         rt.prepare(model)
         try:
-            with _NonStrictTorchFunctionHandler(), enable_python_dispatcher(), Guard(rt):
-                yield
-            changed = [c for c, before, after in root.restore().values() if before is not after and _kept(model, c)]
+            starts.write(rt)
+            with _NonStrictTorchFunctionHandler(), enable_python_dispatcher(), Guard(rt), _extents_without_text(rt):
+                yield left
+            kept.refuse_ticks(type(model).__name__)
+            left.changes = _changes(kept, rt, starts)
+            written = [c for c, before, after in root.restore().values() if before is not after and _registered(c)]
         finally:
             root.restore()
+            kept.restore()
             rt.restore_modules()
-    if changed:
-        what = ", ".join(f"'{_named(model, c)}'" for c in changed[:4])
-        place, source = rt.touched.get(changed[0].key, (None, None))
+    if written:
+        what = ", ".join(f"'{c}'" for c in written[:4])
+        place, source = rt.touched.get(written[0].key, (None, None))
         raise MutatedState(place, source=source, op=type(model).__name__, what=what)
 
 
-def _kept(model: nn.Module, cell: Any) -> bool:
-    """Whether a changed place outlives the call: an attribute of a module, or a container that one holds."""
-    if isinstance(cell.owner, nn.Module):
-        return not isinstance(getattr(cell.owner, cell.name or "", None), nn.Module)
-    return any(cell.owner is v for m in model.modules() for v in m.__dict__.values())
+@contextmanager
+def _extents_without_text(rt: Runtime) -> Iterator[None]:
+    """The model gets no text of an extent that is not known: PyTorch's would be its symbol's name."""
+    from unittest import mock
+
+    plain = torch.SymInt.__repr__
+
+    def text(self: torch.SymInt) -> str:
+        if sys._getframe(1).f_code in rt.own:
+            raise rt.refused(UncapturedDecision, what="an extent", why="it is turned into text")
+        return str(plain(self))
+
+    with mock.patch.object(torch.SymInt, "__repr__", text):
+        yield
 
 
-def _named(model: nn.Module, cell: Any) -> str:
-    """A changed place, a container by the attribute that holds it."""
-    held = [f"{type(m).__name__}.{name}" for m in model.modules() for name, v in m.__dict__.items() if v is cell.owner]
-    return held[0] if held and cell.name is None else str(cell)
+def _changes(kept: Kept, rt: Runtime, starts: Starts) -> list[Change]:
+    """The places that hold something else now, and those that the call did not find as they were."""
+    found = [Change(p.cell, p.name, p.before, p.cell.read(), *_changed_at(p, rt)) for p in kept.changes()]
+    keys = {c.cell.key for c in found}
+    more = [start.change for key, start in starts.found.items() if key not in keys]
+    return [*found, *(replace(c, after=c.cell.read()) for c in more)]
+
+
+def _changed_at(place: Place, rt: Runtime) -> tuple[Loc | None, str | None]:
+    """Where a place was changed, and that line."""
+    if place.line is None:
+        return rt.touched.get(place.cell.key, (None, None))
+    file, line = place.line
+    return Loc(f"{Path(file).name}:{line}"), linecache.getline(file, line).rstrip() or None
+
+
+def _registered(cell: Cell) -> bool:
+    """Whether a changed place is a weight or a buffer of a module."""
+    return isinstance(cell.owner, nn.Module) and (cell.name in cell.owner._buffers or cell.name in cell.owner._parameters)
 
 
 def _output(rt: Runtime, v: Any) -> Any:
@@ -210,6 +266,8 @@ class AsExported:
 
     def __init__(self, captured: Captured) -> None:
         region = captured.region
+        self.captured = captured
+        self.changed = bool(captured.changes)
         count = len(captured.weights)
         output = fx.Node(fx.Graph(), "dlc_output", "output", "output", (captured.outputs,), {})
         self.graph = SimpleNamespace(nodes=[*region.nodes, output])

@@ -90,6 +90,18 @@ class MutatedState(Unsupported):
     )
 
 
+class MutatedInput(MutatedState):
+    """The model writes to a tensor that the caller holds."""
+
+    template: ClassVar[str] = (
+        "not supported: {op} because the model writes to its input {what} in place, and a compiled call leaves the caller's tensor alone"
+    )
+    hint: ClassVar[str | None] = (
+        "begin with a copy, `x = x.clone()`, or write `x = x + 1` for `x.add_(1)` and `torch.where(mask, v, x)` for `x[mask] = v`;"
+        " return the new value as well if the caller needs it"
+    )
+
+
 class RandomOperator(Unsupported):
     """Random numbers."""
 

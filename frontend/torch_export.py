@@ -15,7 +15,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, suppress
 from types import FunctionType
 from typing import Any
 
@@ -32,14 +32,15 @@ from dlc.frontend.torch_errors import (
     BadExample,
     ExportFailed,
     ExtentIsConstant,
+    MutatedInput,
     MutatedState,
     TrainingMode,
     export_failed,
 )
 from dlc.frontend.torch_graph import GraphImporter, bounds, known, place_of
-from dlc.frontend.torch_heap import Cell
 from dlc.frontend.torch_recurrent_shapes import symbolic_recurrence
 from dlc.frontend.torch_regions import nested_nodes, regions_of
+from dlc.frontend.torch_state import Kept
 from dlc.frontend.torch_trees import leaf, literal, tree_of
 from dlc.frontend.torch_types import Extents, ir_dtype, numpy_view
 from dlc.ir.builder import Builder
@@ -88,19 +89,25 @@ def import_torch(
             symbol_names=dim_names(model, args, kwargs, dynamic_shapes, source),
             arg_names=argument_names(model, len(args)),
             export_seconds=seconds,
+            forgotten=getattr(exported, "forgotten", ()),
         )
 
     return imported(exported)
 
 
 def export(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None,
+    changed: list[str] | None = None,
 ) -> Any:
-    """`torch.export.export` as the importer likes it: no gradients, recurrent layers whole, guards deferred if need be."""
+    """`torch.export.export` as the importer likes it: no gradients, recurrent layers whole, guards deferred if need be.
+
+    What the model changes of its attributes is as it was afterwards, and named in `changed`.
+    """
     _refuse(model, args, kwargs)
+    changed = [] if changed is None else changed
     options: dict[str, Any] = {"dynamic_shapes": dynamic_shapes, "strict": False}
     try:
-        with recurrence_for_export(), _attributes_kept(model):
+        with recurrence_for_export(), _state_kept(model, changed):
             try:
                 return torch.export.export(model, tuple(args), dict(kwargs or {}), **options)
             except Exception as first:
@@ -118,19 +125,19 @@ def export(
 
 
 @contextmanager
-def _attributes_kept(model: nn.Module) -> Iterator[None]:
-    """What the model sets of its own while it is traced are traced values, which nobody else should meet."""
-    before = [(m, dict(m.__dict__)) for m in model.modules()]
-    contents = [(v, v.copy()) for _, attributes in before for v in attributes.values() if type(v) in (list, dict, set)]
-    try:
-        yield
-    finally:
-        for m, attributes in before:
-            for name in m.__dict__.keys() - attributes.keys():
-                del m.__dict__[name]
-            m.__dict__.update(attributes)
-        for container, kept in contents:
-            Cell(container, None).write(kept)
+def _state_kept(model: nn.Module, changed: list[str]) -> Iterator[None]:
+    """What the model leaves behind is taken back; `changed` is told of it."""
+    from unittest import mock
+
+    kept = Kept.of(model)
+    # torch.export would hide changes of attributes, by putting copies of their old values there.
+    with mock.patch("torch.export._trace._detect_attribute_assignment", nullcontext):
+        try:
+            yield
+            kept.refuse_ticks(type(model).__name__)
+        finally:
+            changed += (place.name for place in kept.changes())
+            kept.restore()
 
 
 def _refuse(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None) -> None:
@@ -159,6 +166,29 @@ def export_or_capture(
     recording is one that `torch.export` cannot take; a recording without any is kept for the case that it fails nevertheless.
     """
     _refuse(model, args, kwargs)
+    changed: list[str] = []
+    found = _exported_or_recorded(model, args, kwargs, dynamic_shapes, changed)
+    if changed or getattr(found, "changed", False):
+        found.forgotten = _forgotten(model, args, kwargs, dynamic_shapes, found)
+    return found
+
+
+def _forgotten(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, dynamic_shapes: Any, found: Any
+) -> tuple[str, ...]:
+    """What calls leave behind without a part in any result; a part is refused."""
+    from dlc.frontend.torch_later import forgotten
+
+    def again(starts: Any = None) -> Any:
+        return recorded(model, args, kwargs, dynamic_shapes, starts).captured
+
+    first = found.captured if hasattr(found, "captured") else again()
+    return forgotten(first, again, type(model).__name__) if first.changes else ()
+
+
+def _exported_or_recorded(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, dynamic_shapes: Any, changed: list[str]
+) -> Any:
     early: Any = None
     if dynamic_shapes is None and _seems_to_decide(model):
         with suppress(DlcError):  # whatever it is, it is found again below, unless `torch.export` can do with it
@@ -168,7 +198,7 @@ def export_or_capture(
     failed: ExportFailed | None = None
     with _data_decisions() as met:
         try:
-            exported = export(model, args, kwargs, dynamic_shapes)
+            exported = export(model, args, kwargs, dynamic_shapes, changed)
         except ExportFailed as error:
             failed = error
     if failed is None and not met:
@@ -193,13 +223,14 @@ def _seems_to_decide(model: nn.Module) -> bool:
 
 
 def recorded(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None,
+    starts: Any = None,
 ) -> Any:
     """The model as the recorder sees it, where an ExportedProgram is expected."""
     from dlc.frontend.torch_capture import AsExported, capture
 
     with recurrence_for_export():
-        return AsExported(capture(model, args, kwargs, dynamic_shapes))
+        return AsExported(capture(model, args, kwargs, dynamic_shapes, starts))
 
 
 @contextmanager
@@ -352,6 +383,7 @@ def import_exported(
     symbol_names: Mapping[Any, str] | None = None,
     arg_names: tuple[str, ...] = (),
     export_seconds: float = 0.0,
+    forgotten: tuple[str, ...] = (),
 ) -> Imported:
     """Import an ExportedProgram; see `import_torch`."""
     start = time.perf_counter()
@@ -368,6 +400,7 @@ def import_exported(
         tuple(outputs),
         mutated=tuple(mutated),
         decomposed=decomposed,
+        forgotten=forgotten,
         arg_names=arg_names,
         seconds={"export": export_seconds, "import": time.perf_counter() - start},
     )
@@ -529,9 +562,11 @@ class ProgramImporter:
         out_tree = tree_of(ep.call_spec.out_spec, trees, "the output")
         mutated: list[tuple[str, int]] = []
         if changed and self.mutations != "return":
-            first = changed[0][0]
-            at = next((self.graph.written[id(n)] for n in places if id(n) in self.graph.written), None)
-            raise MutatedState(at, op=self.b.name, what=", ".join(f"'{n}'" for n, _ in changed[:4]) or first)
+            at = next((n for n in places if id(n) in self.graph.written), None)
+            kinds = {s.kind for n, s in zip(places, specs, strict=True) if id(n) in self.graph.written}
+            error = MutatedInput if kinds == {InputKind.USER_INPUT} else MutatedState
+            place = self.graph.written[id(at)] if at is not None else None
+            raise error(place, op=self.b.name, what=", ".join(f"'{n}'" for n, _ in changed[:4]))
         if changed:
             keys = []
             for key, value in changed:

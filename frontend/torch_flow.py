@@ -10,7 +10,7 @@ from __future__ import annotations
 import linecache
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from dlc.frontend.torch_values import (
     Dead,
     Either,
     Elided,
+    Lengths,
     Maybe,
     Partial,
     Sometimes,
@@ -40,6 +41,7 @@ from dlc.frontend.torch_values import (
     alike,
     described,
     differing,
+    differing_dim,
     joined_kind,
     lasting,
     parts,
@@ -68,6 +70,8 @@ class Flow:
         self.kinship = Kinship()
         self.touched: dict[tuple[int, str | None], tuple[Loc, str | None]] = {}  # changed places: where first, and that line
         self.fronts: dict[tuple[int, str], tuple[torch.Tensor, Number]] = {}  # bounds of slices, from the front
+        self.lengths: list[Lengths] = []  # values of known sizes that depend on the path
+        self.sizes: dict[Any, tuple[Any, Any]] = {}  # extents that are one of two, by data
         self.truths: dict[int, tuple[torch.Tensor, int, Number]] = {}  # of tensors that were asked for it, as they were then
 
     # --- frames ---
@@ -436,16 +440,11 @@ class Union:
             return self._maybe(name, a, b)
         if any(isinstance(v, (Partial, Unbound)) for v in (a, b)):
             return self._partial(name, a, b)
-        for v in (a, b):
+        for v, other in ((a, b), (b, a)):
             if isinstance(v, Absent) and not isinstance(v, Either):
-                return v
+                return self._noted(v.joined(other) or v) if isinstance(v, Lengths) else v
         if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-            reason = alike(a, b)
-            if reason is None:
-                return self._tensor(a, b)
-            with disable_proxy_modes_tracing():
-                cut = common_cut(a, b)
-            return differing(self.flow, name, self.place, reason) if cut is None else self._cut(a, b, cut)
+            return self._tensors(name, a, b)
         if self._numeric(a) and self._numeric(b):
             return self._number(a, b)
         for t, v in ((a, b), (b, a)):
@@ -455,6 +454,23 @@ class Union:
             return Either(self.flow, name, self.place, self.condition, self._one(a, DEAD), self._one(DEAD, b))
         reason = f"{described(a)} on one path and {described(b)} on the other"
         return differing(self.flow, name, self.place, reason)
+
+    def _tensors(self, name: str, a: torch.Tensor, b: torch.Tensor) -> Any:
+        reason = alike(a, b)
+        if reason is None:
+            return self._tensor(a, b)
+        with disable_proxy_modes_tracing():
+            cut = common_cut(a, b)
+        if cut is not None:
+            return self._cut(a, b, cut)
+        dim = differing_dim(a, b)
+        if dim is None:
+            return differing(self.flow, name, self.place, reason)
+        return self._noted(Lengths(self.flow, name, self.place, a, dim, (int(a.shape[dim]), int(b.shape[dim]))))
+
+    def _noted(self, v: Lengths) -> Lengths:
+        self.flow.lengths.append(v)
+        return v
 
     def _one(self, a: Any, b: Any) -> Any:
         """What is on one path only, the other one being `DEAD`, as it is after the branch."""
@@ -517,7 +533,7 @@ class Union:
                 size = torch.scalar_tensor(v.shape[cut.dim], dtype=torch.int64)
                 region.outputs += [recorder.node_of(whole), recorder.node_of(size)]
         self.fakes += [fresh_like(whole), fresh_like(size)]
-        return _Pending(len(self.fakes) - 2, None, False, None, cut)
+        return _Pending(len(self.fakes) - 2, None, False, None, replace(cut, sizes=(a.shape[cut.dim], b.shape[cut.dim])))
 
     def _number(self, a: Any, b: Any) -> Any:
         a, b = (
@@ -561,7 +577,9 @@ class Union:
                 return v
             made = self.fakes[v.at]
             if v.cut is not None:
-                return made.narrow(v.cut.dim, 0, size_at_run_time(self.fakes[v.at + 1], v.cut.most))
+                size = size_at_run_time(self.fakes[v.at + 1], v.cut.most)
+                self.flow.sizes[size.node.expr] = v.cut.sizes
+                return made.narrow(v.cut.dim, 0, size)
             return made if v.kind is None else Number(v.kind, made, self.flow, v.origin, v.mixed)
 
         def whole(v: Any) -> Any:
@@ -585,14 +603,18 @@ class Union:
 
 @dataclass(frozen=True)
 class Cut:
-    """Two tensors differ in their size along `dim`, which is `most` at most."""
+    """Two tensors differ in their size along `dim`, which is `most` at most: one of `sizes`."""
 
     dim: int
     most: int
+    sizes: tuple[Any, ...] = ()
 
 
 MOST_CUT = 1 << 20
 """Elements of a tensor that is kept for the greatest of several sizes."""
+
+UNKNOWN_SIZE = 3 << 30
+"""Stands for a greatest size that is not known yet; the recording is repeated when it is."""
 
 
 def common_cut(a: torch.Tensor, b: torch.Tensor) -> Cut | None:
@@ -609,7 +631,7 @@ def common_cut(a: torch.Tensor, b: torch.Tensor) -> Cut | None:
     if None in tops or not all(isinstance(e, int) for e in rest):
         return None
     most = max(t for t in tops if t is not None)
-    return Cut(dims[0], most) if most * math.prod(rest) <= MOST_CUT else None
+    return Cut(dims[0], most) if most * math.prod(rest) <= MOST_CUT or abs(most - UNKNOWN_SIZE) < MOST_CUT else None
 
 
 def most_of(e: Any) -> int | None:

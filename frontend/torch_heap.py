@@ -7,6 +7,7 @@ whoever unites the arms. Objects made inside a frame are nobody else's and are l
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,7 +51,7 @@ class Cell:
             self.owner[:] = value
             return
         self.owner.clear()
-        self.owner.update(value)
+        self.owner.extend(value) if isinstance(self.owner, deque) else self.owner.update(value)
 
     def __str__(self) -> str:
         kind = type(self.owner).__name__

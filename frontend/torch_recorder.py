@@ -210,14 +210,25 @@ class Recorder(PythonKeyTracer):
             if n in found:
                 continue
             found.add(n)
-            of = n.args[0] if n.target is operator.getitem else None
-            at = n.args[1] if of is not None else 0
-            if isinstance(of, fx.Node) and isinstance(at, int):
-                pending += [region.outputs[at] for region in of.meta.get("regions", ())]
-                record: LoopRecord | None = of.meta.get("loop")
-                if record is not None and at < len(record.starts):
-                    pending += [record.starts[at], record.body.outputs[at + (record.first is not None)]]
+            pending += self._left(n) or ()
         return found
+
+    def taken_from(self, node: fx.Node) -> Sequence[fx.Node]:
+        """The operands of a node; of a result of a branch or loop, what its arms or steps leave."""
+        left = self._left(node)
+        return node.all_input_nodes if left is None else left
+
+    def _left(self, n: fx.Node) -> list[fx.Node] | None:
+        """What a branch or loop may have left as this result of it; None for anything else."""
+        of = n.args[0] if n.target is operator.getitem else None
+        at = n.args[1] if of is not None else 0
+        if not isinstance(of, fx.Node) or not isinstance(at, int):
+            return None
+        record: LoopRecord | None = of.meta.get("loop")
+        if record is not None and at < len(record.starts):
+            return [record.starts[at], record.body.outputs[at + (record.first is not None)]]
+        regions = of.meta.get("regions")
+        return [region.outputs[at] for region in regions] if regions else None
 
     def emit(self, target: Any, args: Sequence[fx.Node], fakes: Sequence[torch.Tensor], name: str) -> fx.Node:
         """A node with several results, `fakes`; the tensors then stand for them."""

@@ -30,6 +30,13 @@ def _from_data(key: Any) -> bool:
     return _position(key)
 
 
+def _counted(flow: Any, key: Any) -> Any:
+    """A key of a list or dict, with extents as numbers."""
+    if isinstance(key, slice):
+        return slice(*(_counted(flow, b) for b in (key.start, key.stop, key.step)))
+    return flow.integer(key) if isinstance(key, torch.SymInt) else key
+
+
 def _bounds(flow: Any, key: Any, size: Any) -> Any:
     """A slice, of a dimension of that size, whose bounds from data are extents."""
     if not isinstance(key, slice):
@@ -74,6 +81,7 @@ def read_item(flow: Any, value: Any, key: Any, shared: bool = True) -> Any:
         steps = (value[-1].count - 1).tensor  # not the place alone, which nobody could prove to be inside
         return value[-1].item(Number(int, torch.clamp(steps, max=key - len(value) + 1), flow))
     flow.whole(value)
+    key = _counted(flow, key)
     if not _from_data(key):
         return value[key]
     if isinstance(key, slice) and isinstance(value, (list, tuple, nn.ModuleList, nn.Sequential)):

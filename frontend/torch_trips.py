@@ -51,11 +51,11 @@ def implied(flag: Any, value: bool) -> Iterator[Fact]:
 
 @dataclass(frozen=True, eq=False)
 class Size:
-    """An extent that each step makes larger by `by`: at least `least` before the loop, `inside` at the start of a step."""
+    """An extent that steps make larger by up to `by`: at least `least` before the loop, `seen` at the end of a step, or the start."""
 
     least: int
     by: int
-    inside: Any
+    seen: Sequence[Any]
 
 
 def most_steps(again: Any, counters: Sequence[Counter], sizes: Sequence[Size], recorder: Any) -> int | None:
@@ -70,9 +70,8 @@ def most_steps(again: Any, counters: Sequence[Counter], sizes: Sequence[Size], r
                 # At the end of step k the counter is start + k * step, at its start a step less.
                 found.append(_count(limit - c.start, step) + (node_ is c.inside))
         for s in sizes:
-            below = _below(node, value, s.inside)
-            if below is not None:
-                found.append(_count(below - s.least, s.by) + 1)
+            limits = [b for e in s.seen if (b := _below(node, value, e)) is not None]
+            found += [_count(below - s.least, s.by) + 1 for below in limits]
     return min(found, default=None)
 
 

@@ -198,7 +198,9 @@ class Extents:
         names = {sympy.Eq: "eq", sympy.Ne: "ne", sympy.Lt: "lt", sympy.Le: "le", sympy.Gt: "gt", sympy.Ge: "ge"}
         for kind, name in names.items():
             if isinstance(e, kind):
-                return apply(name, Index(self.of(e.args[0])), Index(self.of(e.args[1])))
+                if all(a.is_integer and not isinstance(a, sympy.Float) for a in e.args):
+                    return apply(name, Index(self.of(e.args[0])), Index(self.of(e.args[1])))
+                return apply(name, self.float_value(e.args[0]), self.float_value(e.args[1]))
         if isinstance(e, (sympy.And, sympy.Or)):
             name = "and" if isinstance(e, sympy.And) else "or"
             total = self.truth(e.args[0])

@@ -165,9 +165,10 @@ class Growth:
 
     Attributes:
         dim: along which dimension.
-        by: by how much in every step.
+        by: by how much in every step, at most.
         least, first: its size before the loop, at least and at most.
         most: its greatest size; None as long as it is not known.
+        even: whether it grows by that much in every step.
     """
 
     dim: int
@@ -175,10 +176,11 @@ class Growth:
     least: int
     first: int
     most: int | None = None
+    even: bool = True
 
 
 class Grown:
-    """A tensor of a loop's state that grows in every step: rows up to its greatest size, and how many there are.
+    """A tensor of a loop's state that steps make longer: rows up to its greatest size, and how many there are.
 
     Attributes:
         whole: the rows.
@@ -195,6 +197,47 @@ class Grown:
 
     def again(self, whole: Any, size: Any) -> Grown:
         return Grown(whole, size, self.growth)
+
+
+class Lengths(Absent):
+    """Tensors that are as long as one another in all dimensions but one, where the path decides among known sizes.
+
+    Attributes:
+        name: the variable.
+        like: one of them.
+        dim: the dimension.
+        sizes: of all of them.
+    """
+
+    __slots__ = ("_made", "dim", "like", "name", "sizes")
+    _made: tuple[Any, str, str]
+    name: str
+    dim: int
+    like: torch.Tensor
+    sizes: tuple[int, ...]
+
+    def __init__(self, owner: Any, name: str, place: str, like: torch.Tensor, dim: int, sizes: tuple[int, ...]) -> None:
+        pair = [described_as(like, dim, n) for n in (sizes[0], sizes[-1])]
+        reason = f"{pair[0]} on one path and {pair[1]} on the other"
+        super().__init__(owner, lambda: (ArmsDiffer, {"name": name, "place": place, "reason": reason}))
+        for field, v in (("_made", (owner, name, place)), ("name", name), ("like", like), ("dim", dim), ("sizes", sizes)):
+            object.__setattr__(self, field, v)
+
+    def joined(self, other: Any) -> Lengths | None:
+        """This, or a tensor, or another of this kind; None where they differ in anything else."""
+        like, sizes = (other.like, other.sizes) if isinstance(other, Lengths) else (other, None)
+        dim = differing_dim(self.like, like) if isinstance(like, torch.Tensor) else None
+        if not isinstance(like, torch.Tensor) or dim not in (None, self.dim) or (dim is None and self.like.shape != like.shape):
+            return None
+        return Lengths(*self._made, self.like, self.dim, (*self.sizes, *(sizes or (int(like.shape[self.dim]),))))
+
+
+def differing_dim(a: torch.Tensor, b: torch.Tensor) -> int | None:
+    """The only dimension in which two tensors of known sizes differ."""
+    if a.dtype != b.dtype or a.dim() != b.dim() or a.device != b.device or not all(isinstance(e, int) for e in (*a.shape, *b.shape)):
+        return None
+    dims = [d for d, (p, q) in enumerate(zip(a.shape, b.shape, strict=True)) if p != q]
+    return dims[0] if len(dims) == 1 else None
 
 
 class Choice:
@@ -274,6 +317,12 @@ class Sometimes(Elided):
 
 def differing(owner: Any, name: str, place: str, reason: str) -> Absent:
     return Absent(owner, lambda: (ArmsDiffer, {"name": name, "place": place, "reason": reason}))
+
+
+def described_as(v: torch.Tensor, dim: int, size: int) -> str:
+    """What a tensor is, of another size in one dimension."""
+    shape = [size if d == dim else e for d, e in enumerate(v.shape)]
+    return f"a tensor {str(v.dtype).removeprefix('torch.')}{shape}"
 
 
 def described(v: Any) -> str:
@@ -471,7 +520,7 @@ def alike(a: Any, b: Any) -> str | None:
 
 
 __all__ = [
-    "DEAD", "Absent", "Choice", "Dead", "Either", "Elided", "Grown", "Growth", "Maybe", "Partial", "Sometimes", "Unbound", "absent",
-    "alike", "described", "differing", "is_number", "joined_kind", "lasting", "leaves", "mapped", "parts", "same", "same_tree",
-    "selectable", "structure", "undefined", "unite",
+    "DEAD", "Absent", "Choice", "Dead", "Either", "Elided", "Grown", "Growth", "Lengths", "Maybe", "Partial", "Sometimes",
+    "Unbound", "absent", "alike", "described", "differing", "differing_dim", "is_number", "joined_kind", "lasting", "leaves",
+    "mapped", "parts", "same", "same_tree", "selectable", "structure", "undefined", "unite",
 ]  # fmt: skip

@@ -69,6 +69,9 @@ class Assumptions:
         return known
 
     def _proves(self, e: IntExpr) -> bool:
+        # As a guard says it, before extremes in `e` are opened: `max(0, i - 1) - 1 >= 0` says nothing of `0 - 1` and `i - 2`.
+        if any(self.facts.nonneg(e - g) for g in self.guards):
+            return True
         if _prove(e, self.guards, self.facts, _DEPTH):
             return True
         if not self.guards:

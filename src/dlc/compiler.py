@@ -108,6 +108,7 @@ class CompileReport:
         constants_bytes, object_bytes: sizes in the artifact.
         target: what the code is for.
         decomposed: operators that torch decomposed, for lack of a definition of their own.
+        forgotten: attributes and variables that the model's own calls change, without a part in any result: the program leaves them alone.
         specialised: inputs whose values are compiled in.
         from_cache: the whole program was found compiled; the counts are then 0.
         quantised: the matrices that `quantize=` made of few bits, with their errors; empty when from the cache.
@@ -123,6 +124,7 @@ class CompileReport:
     object_bytes: int = 0
     target: str = ""
     decomposed: tuple[str, ...] = ()
+    forgotten: tuple[str, ...] = ()
     specialised: tuple[str, ...] = ()
     from_cache: bool = False
     quantised: tuple[QuantisedLayer, ...] = ()
@@ -145,6 +147,7 @@ class CompileReport:
             "object_bytes": self.object_bytes,
             "target": self.target,
             "decomposed": list(self.decomposed),
+            "forgotten": list(self.forgotten),
             "specialised": list(self.specialised),
             "from_cache": self.from_cache,
             "quantised": [layer.to_json() for layer in self.quantised],
@@ -251,6 +254,9 @@ def compile(
         report.seconds["export"] = export
         report.seconds["import"] = time.perf_counter() - start - export
         report.decomposed = tuple(imported.decomposed)
+        report.forgotten = tuple(imported.forgotten)
+        if report.forgotten:
+            LOG.warning("%s: calls of the model change %s; calls of the program do not", imported.program.name, ", ".join(report.forgotten))
         report.specialised = tuple(imported.specialised)
         if dump is not None:
             dump.stage("import", report.seconds["import"], export_seconds=export)

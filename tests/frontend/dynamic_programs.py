@@ -1823,6 +1823,91 @@ def appends_a_token_per_step(x):
     return ids
 
 
+@case(*XS, (Z * 0.5,))
+def break_before_it_grows(x):
+    y = x * 0.5
+    for _ in range(6):
+        t = y[-1:] * 1.5 + 0.1
+        if t.sum() > 1 or y.sum() < -4:
+            break
+        y = torch.cat([y, t])
+    return y, y.shape[0]
+
+
+@case(*XS, (Z * 0.5,))
+def stop_token_is_not_kept(x):
+    w = torch.tensor([[0.5, -1.0, 2.0], [1.0, 0.3, -0.2], [-0.3, 0.2, 0.9]])
+    ids = torch.tensor([[0, 1]])
+    h = x
+    while ids.shape[1] < 9:
+        h = torch.tanh(h @ w)
+        t = h.argmax()
+        if t == 2:
+            break
+        ids = torch.cat([ids, t[None, None]], dim=1)
+    return ids
+
+
+@case(*XS, (Z * 0.5,))
+def grows_in_some_steps(x):
+    kept = x[:1]
+    for k in range(20):
+        t = torch.cos(x.sum() * 3 + kept.mean() + k)
+        if t > 0.2:
+            kept = torch.cat([kept, t[None]])
+        if t < -0.95:
+            kept = torch.cat([kept, t[None], -t[None]])
+    return kept
+
+
+@case(*XS, (Z * 0.5,))
+def grows_in_some_steps_up_to_a_size(x):
+    kept = x[x > 0][:1]
+    kept = torch.cat([x[:1], kept])
+    k = 0
+    while kept.shape[0] < 5 and k < 30:
+        k += 1
+        t = torch.sin(x.sum() * k)
+        if t > 0.2:
+            kept = torch.cat([kept, t[None], t[None] * 2])
+    return kept, k
+
+
+@case(*XS, (Z * 0.5,))
+def one_grows_always_and_one_sometimes(x):
+    every, some = x[:1], x[:2]
+    for k in range(9):
+        t = every[-1:] * 0.7 + 0.3
+        every = torch.cat([every, t])
+        if some.sum() > 2:
+            break
+        if t > 0.5:
+            some = torch.cat([some, t])
+    return every, some
+
+
+@case(*XS, (Z * 0.5,))
+def size_of_what_grows_as_a_float(x):
+    y = x[:1]
+    for _ in range(7):
+        if y.sum() > 6:
+            break
+        n = float(y.size(0))
+        y = torch.cat([y, x[:1].abs() + y.sum() / n + 1 / n])
+    return y, float(y.shape[0]) * 0.5, int(y.shape[0] / 2)
+
+
+@case(*XS, (Z * 0.5,))
+def arithmetic_of_a_size(x):
+    y = x[x > 0]
+    n = len(y)
+    q, r = divmod(n, 2)
+    z = y * math.sqrt(n + 1) + n**0.5 + q - r + abs(n - 3) + round(n / 2) + math.exp(-n) + [5, 6, 7, 8][n]
+    if n / 2 > 0.75:
+        z = z + max(n, 2) + min(n, 1)
+    return z * (n + 1) ** -1
+
+
 PAIRS = tuple(
     (torch.tensor(a), torch.tensor(b))
     for a, b in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import math
 import textwrap
 from dataclasses import dataclass
 from typing import Any
@@ -56,7 +57,8 @@ COMPILED = (
     " number_arith Experts EarlyExit collect Cap dict_loop range_step while_and_index row_is_written NamedParts none_at_some_steps"
     " appended_in_some_arms appended_after_the_exit nonlocal_and_early_returns"
     " merged_written chosen_element_written grows_up_to_a_size appends_a_token_per_step two_grow_together mask_of_rows_and_a_product mask_of_each_expert"
-    " mask_computed_twice mask_before_and_in_a_loop mask_and_its_complement"
+    " break_before_it_grows stop_token_is_not_kept grows_in_some_steps grows_in_some_steps_up_to_a_size size_of_what_grows_as_a_float"
+    " arithmetic_of_a_size mask_computed_twice mask_before_and_in_a_loop mask_and_its_complement"
 ).split()
 
 
@@ -382,6 +384,47 @@ def grows_too_large(x):
     return y
 
 
+@refused("DLC0223", "'y' grows by 2 along dimension 0 in some steps, and no bound on their number was found")
+def grows_sometimes_without_bound(x):
+    y = x
+    while y.sum() < 5:  # here
+        if y[0] > 0:
+            y = torch.cat([y, y[:2] + 1])
+    return y
+
+
+@refused("DLC0221", "a tensor float32[2] on one path and a tensor float32[3] on the other")
+def shrinks_sometimes(x):
+    y = x
+    while y.sum() < 5:  # here
+        y = y[:2] if y[0] > 0 else y + 1
+    return y
+
+
+@refused("DLC0221", "a tensor float32[3] on one path and a tensor float32[2] on the other")
+def sizes_differ(x):
+    y = x if x.sum() > 9 else x[:2]
+    return y * 2  # here
+
+
+@refused("DLC0220", "the value of an extent decides here, and cannot be recorded: it is turned into text")
+def text_of_a_size(x):
+    y = x[x > 0]
+    return y * len(str(y.shape[0]))  # here
+
+
+@refused("DLC0220", "the value of an extent decides here, and cannot be recorded: it is turned into text")
+def formatted_size(x):
+    y = x[x > 0]
+    return y * len(f"{y.shape[0]}")  # here
+
+
+@refused("DLC0220", "an extent decides here, and cannot be recorded: gcd of the standard library needs it")
+def size_for_the_standard_library(x):
+    y = x[x > 0]
+    return y * math.gcd(len(y), 6)  # here
+
+
 @refused("DLC0223", "before it and")
 def changes_its_rank(x):
     while x.sum() < 5:  # here
@@ -578,7 +621,7 @@ def test_state_that_outlives_the_call_is_refused():
         def forward(self, x):
             if x.sum() > 0:
                 self.calls += 1
-            return x * 2
+            return x * self.calls
 
     model = Counts().eval()
     with pytest.raises(DlcError, match="Counts.calls") as caught:

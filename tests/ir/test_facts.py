@@ -197,6 +197,15 @@ def test_a_guard_on_a_remainder_bounds_the_whole_rank():
     assert not Assumptions(Facts({"r": int_expr(30)}), (3 - r % 8,)).within(r + 4, int_expr(30))
 
 
+def test_guard_that_is_the_bound_itself_with_an_extreme_in_it():
+    i = var("i")
+    clamped = maximum(int_expr(0), minimum(int_expr(23), i - 1)) - 1
+    facts = Facts({"i": int_expr(26)})
+    assert Assumptions(facts, (clamped,)).within(clamped, int_expr(23))
+    assert Assumptions(facts, (clamped,)).nonneg(clamped + 2)
+    assert not Assumptions(facts, (clamped + 1,)).nonneg(clamped)
+
+
 def test_a_common_factor_of_a_bound_is_divided_out():
     heads = Facts({"h": int_expr(9), "e": int_expr(8)})
     assert heads.nonneg(23 - var("e") - 8 * (var("h") // 3))

@@ -1,0 +1,312 @@
+"""What outlives a call of a model: attributes, containers, class and global variables that its code can reach.
+
+A compiled call leaves nothing behind, so whatever tracing has changed of these matters: the next eager call would begin with it.
+`Kept.of(model)` notes them, `changes` says which are no longer as they were, `restore` puts them back. Weights, buffers and
+child modules are not among them: PyTorch and the importer follow these.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import random
+import sys
+import types
+import weakref
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dlc.frontend.torch_callers import LEFT_ALONE, left_alone
+from dlc.frontend.torch_errors import MutatedState, RandomOperator
+from dlc.frontend.torch_heap import MISSING, Cell
+from dlc.ir.loc import Loc
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
+_STORE_GLOBAL = dis.opmap["STORE_GLOBAL"]
+_CONTAINERS = (list, dict, set, deque)
+_PLAIN = (bool, int, float, complex, str, bytes)
+_PARTS_OF_CLASSES = (types.FunctionType, classmethod, staticmethod, property, type, functools.cached_property)
+
+
+class Globals:
+    """The variables of a source file as attributes."""
+
+    def __init__(self, names: dict[str, Any]) -> None:
+        object.__setattr__(self, "_names", names)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self._names[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._names[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        del self._names[name]
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A place that outlives a call, as it was.
+
+    Attributes:
+        cell: the place.
+        name: what it is to the user.
+        before: what it held.
+        line: of the code that changes it, where that is known: file and number.
+    """
+
+    cell: Cell
+    name: str
+    before: Any
+    line: tuple[str, int] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """A place that a call has changed, or may have.
+
+    Attributes:
+        cell, name: the place, and what it is to the user.
+        before, after: what it held and what it holds.
+        place, source: the line that changed it, and its text.
+    """
+
+    cell: Cell
+    name: str
+    before: Any
+    after: Any
+    place: Loc | None = None
+    source: str | None = None
+
+
+@dataclass(eq=False)
+class Kept:
+    """What a model's code can reach and change.
+
+    Attributes:
+        places: by their keys.
+        spaces: what has attributes, which may become more: the owner, its attributes, and what it is to the user.
+        following: attributes in which PyTorch's own modules list their weights once more.
+        ticking: what cannot be put back, iterators and random numbers of Python: what it is, how to see where it is, where it was.
+    """
+
+    places: dict[tuple[int, str | None], Place] = field(default_factory=dict)
+    spaces: list[tuple[Any, Any, str]] = field(default_factory=list)
+    following: set[tuple[int, str | None]] = field(default_factory=set)
+    ticking: list[tuple[str, Callable[[], Any], Any]] = field(default_factory=list)
+
+    @staticmethod
+    def of(model: nn.Module) -> Kept:
+        """All that the model can reach, as it is now."""
+        walk = _Walk(Kept())
+        for m in model.modules():
+            walk.pending.append((m, type(m).__name__))
+        walk.run()
+        for name, seen in (("random", random.getstate), ("np.random", _numpy_random)):
+            walk.kept.ticking.append((name, seen, seen()))
+        return walk.kept
+
+    def refuse_ticks(self, op: str) -> None:
+        """Refuse a model whose call has drawn from what goes on from call to call.
+
+        Raises:
+            MutatedState: from an iterator.
+            RandomOperator: from random numbers of Python or NumPy.
+        """
+        for name, seen, before in self.ticking:
+            if seen() != before and seen in (random.getstate, _numpy_random):
+                raise RandomOperator(None, op=f"{name} in {op}")
+            if seen() != before:
+                raise MutatedState(None, op=op, what=f"'{name}' (an iterator)")
+
+    def changes(self) -> list[Place]:
+        """The places that hold something else now."""
+        found = [p for p in self.places.values() if not _unchanged(p.before, p.cell.read(), p.cell.name is None)]
+        known = self.places.keys() | self.following
+        for owner, names, prefix in self.spaces:
+            for name in names:
+                if (id(owner), name) not in known and _noted(owner, name, names[name]):
+                    found.append(Place(Cell(owner, name), f"{prefix}.{name}", MISSING))
+        return found
+
+    @property
+    def known(self) -> set[int]:
+        """The addresses of the objects and containers."""
+        return {id(owner) for owner, _, _ in self.spaces} | {key for key, name in self.places if name is None}
+
+    def restore(self) -> None:
+        for place in self.changes():
+            place.cell.write(place.before)
+
+
+def _unchanged(a: Any, b: Any, inside: bool = False) -> bool:
+    """Whether a place holds what it held; of a container, `inside`, its elements."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, _PLAIN):
+        return repr(a) == repr(b)
+    if isinstance(a, dict) and inside:
+        return list(a) == list(b) and all(map(_unchanged, a.values(), b.values()))
+    if isinstance(a, set) and inside:
+        return a == b
+    if isinstance(a, tuple) or inside:
+        return len(a) == len(b) and all(map(_unchanged, a, b))
+    # An attribute of a class gives a new method object each time.
+    return isinstance(a, types.MethodType) and a == b
+
+
+def _noted(owner: Any, name: str, value: Any) -> bool:
+    """Whether an attribute is one that may change, not part of what the owner is."""
+    if isinstance(owner, nn.Module):
+        return name not in _OF_EVERY_MODULE and name != "forward"
+    if isinstance(owner, type):
+        return not (name.startswith("__") and name.endswith("__")) and not isinstance(value, _PARTS_OF_CLASSES)
+    return True
+
+
+def _follows_weights(owner: Any, value: Any) -> bool:
+    """Whether an attribute of a module of PyTorch's lists its weights, as recurrent layers do: what sets these changes it, too."""
+    if not isinstance(owner, nn.Module) or not _foreign(type(owner)) or not isinstance(value, list) or not value:
+        return False
+    own = {id(t) for t in (*owner._parameters.values(), *owner._buffers.values())}
+    held = (v() if isinstance(v, weakref.ref) else v for v in value)
+    return all(v is None or id(v) in own for v in held)
+
+
+def _numpy_random() -> Any:
+    state = np.random.get_state(legacy=False)  # noqa: NPY002  # what models without a Generator draw from
+    return repr(state["state"]["pos"]), state["state"]["key"].tobytes(), state["has_gauss"]
+
+
+def _position(it: Any) -> Any:
+    """Where an iterator is; None where that cannot be seen."""
+    if isinstance(it, types.GeneratorType):
+        return it.gi_frame and it.gi_frame.f_lasti
+    try:
+        return repr(it.__reduce__())
+    except Exception:
+        return None
+
+
+def _foreign(kind: type) -> bool:
+    """Whether a class is PyTorch's, NumPy's, or the standard library's."""
+    root = (kind.__module__ or "").partition(".")[0]
+    return root in LEFT_ALONE or root in sys.stdlib_module_names
+
+
+class _Walk:
+    """Goes through all that can be reached, once."""
+
+    def __init__(self, kept: Kept) -> None:
+        self.kept = kept
+        self.pending: list[tuple[Any, str]] = []
+        self.seen: dict[int, Any] = {}
+        self.files: dict[int, Globals] = {}
+        self.called = {"forward"}
+        self.waiting: defaultdict[str, list[Any]] = defaultdict(list)  # methods that no code met so far names
+
+    def run(self) -> None:
+        while self.pending:
+            value, name = self.pending.pop()
+            if value is None or isinstance(value, (*_PLAIN, torch.Tensor)) or id(value) in self.seen:
+                continue
+            self.seen[id(value)] = value
+            self._visit(value, name)
+
+    def _note(self, cell: Cell, name: str, value: Any) -> None:
+        self.kept.places[cell.key] = Place(cell, name, value)
+
+    def _visit(self, v: Any, name: str) -> None:
+        if isinstance(v, nn.Module):
+            self._attributes(v, vars(v), type(v).__name__)
+            self._go_on((type(v), *v._forward_hooks.values(), *v._forward_pre_hooks.values()), type(v).__name__)
+        elif isinstance(v, type):
+            if not _foreign(v):
+                self._attributes(v, vars(v), v.__name__)
+                self._go_on(v.__bases__, v.__name__)
+                for method, f in vars(v).items():
+                    if method in self.called or method.startswith("__"):
+                        self.pending.append((_function(f), method))
+                    else:
+                        self.waiting[method].append(_function(f))
+        elif isinstance(v, types.FunctionType):
+            if not left_alone(v):
+                self._function(v)
+        elif isinstance(v, types.MethodType):
+            self._go_on((v.__func__, v.__self__), name)
+        elif isinstance(v, functools.partial):
+            self._go_on((v.func, *v.args, *v.keywords.values()), name)
+        elif isinstance(v, (*_CONTAINERS, tuple)):
+            if not isinstance(v, tuple):
+                self._note(Cell(v, None), name, Cell(v, None).read())
+            self._go_on(v.values() if isinstance(v, dict) else v, name)
+        elif isinstance(v, Iterator):
+            seen = partial(_position, v)
+            self.kept.ticking.append((name, seen, seen()))
+        elif not _foreign(type(v)) and not isinstance(v, types.ModuleType):
+            self._attributes(v, getattr(v, "__dict__", {}), type(v).__name__)
+            self._go_on((type(v),), name)
+
+    def _go_on(self, values: Any, name: str) -> None:
+        self.pending.extend((v, name) for v in values)
+
+    def _attributes(self, owner: Any, names: Any, prefix: str) -> None:
+        self.kept.spaces.append((owner, names, prefix))
+        for name, value in list(names.items()):
+            if _follows_weights(owner, value):
+                self.kept.following.add((id(owner), name))
+            elif _noted(owner, name, value):
+                self._note(Cell(owner, name), f"{prefix}.{name}", value)
+                self.pending.append((value, f"{prefix}.{name}"))
+
+    def _function(self, f: types.FunctionType) -> None:
+        self._go_on((*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()), f"a default of {f.__name__}")
+        for name, cell in zip(f.__code__.co_freevars, f.__closure__ or (), strict=True):
+            place = Cell(cell, "cell_contents")
+            self._note(place, name, place.read())
+            self.pending.append((place.read(), name))
+        for code in _codes(f.__code__):
+            self._go_on_globals(f, code)
+
+    def _go_on_globals(self, f: types.FunctionType, code: types.CodeType) -> None:
+        names = f.__globals__
+        for name in {*code.co_names, *(c for c in code.co_consts if type(c) is str)} - self.called:  # `getattr(x, "name")`, too
+            self.called.add(name)
+            self._go_on(self.waiting.pop(name, ()), name)
+        self.pending.extend((names[name], name) for name in code.co_names if name in names)
+        if _STORE_GLOBAL not in code.co_code[::2]:
+            return
+        owner = self.files.setdefault(id(names), Globals(names))
+        for i in dis.get_instructions(code):
+            if i.opcode == _STORE_GLOBAL:
+                line = code.co_filename, (i.positions and i.positions.lineno) or code.co_firstlineno
+                cell = Cell(owner, i.argval)
+                self.kept.places.setdefault(cell.key, Place(cell, i.argval, names.get(i.argval, MISSING), line))
+
+
+def _function(v: Any) -> Any:
+    """The function of a method or property; None for anything else that a class holds."""
+    v = getattr(v, "fget", None) or getattr(v, "__func__", None) or v
+    return v if isinstance(v, types.FunctionType) else None
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for const in code.co_consts:
+        if isinstance(const, types.CodeType):
+            yield from _codes(const)
+
+
+__all__ = ["Change", "Kept", "Place"]
