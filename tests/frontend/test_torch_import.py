@@ -221,6 +221,12 @@ class Doubled(nn.Module):
         return x * 2 if x.sum() > 0 else x
 
 
+@pytest.mark.parametrize("shapes", [({0: torch.export.Dim("n")}, None), {"wrong": None}], ids=["too many", "another name"])
+@pytest.mark.parametrize("model", [nn.Linear(3, 2), Doubled()], ids=["exported", "recorded"])
+def test_shapes_that_are_not_of_the_inputs(model: nn.Module, shapes: Any) -> None:
+    refuses(ExportFailed, model.eval(), data(2, 3), match="`dynamic_shapes`", dynamic_shapes=shapes)
+
+
 @pytest.mark.parametrize("model", [nn.Linear(3, 2), Doubled()], ids=["exported", "recorded"])
 def test_an_extent_of_one_in_the_example(model: nn.Module) -> None:
     """torch takes it for a constant: the error names the extent and says what to do."""
