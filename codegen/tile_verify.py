@@ -39,10 +39,10 @@ def verify(program: TileProgram) -> TileProgram:
 
 
 def tile_types(program: TileProgram) -> dict[str, TileType]:
-    """Types of a program's tiles of several lanes, after its verification; of a name that several regions define, the narrowest."""
-    verifier = _Verifier(program)
+    """Types of a program's tiles of several lanes, after its verification; a name that several regions define has one type in all."""
+    verifier = _Verifier(program, one_type=True)
     verifier.run()
-    return verifier.narrowest
+    return {name: type_ for name, type_ in verifier.defined.items() if type_.lanes > 1}
 
 
 def stored_types(program: TileProgram) -> list[TileType]:
@@ -53,10 +53,10 @@ def stored_types(program: TileProgram) -> list[TileType]:
 
 
 class _Verifier:
-    def __init__(self, program: TileProgram) -> None:
-        self.program = program
+    def __init__(self, program: TileProgram, *, one_type: bool = False) -> None:
+        self.program, self.one_type = program, one_type
         self.stored: list[TileType] = []
-        self.narrowest: dict[str, TileType] = {}
+        self.defined: dict[str, TileType] = {}
         self.buffers: dict[str, Buffer] = {}
         self.tiles: dict[str, TileType] = {}
         self.indices: set[str] = set()
@@ -125,8 +125,8 @@ class _Verifier:
         )
         self.need(type_.dtype.native, f"'{name}' has type {type_.dtype}, for which there is no native code")
         self.tiles[name] = type_
-        if type_.lanes > 1:
-            self.narrowest[name] = min(self.narrowest.get(name, type_), type_, key=lambda t: t.lanes)
+        other = self.defined.setdefault(name, type_)
+        self.need(not self.one_type or other == type_, f"'{name}' is {other} in another region and {type_} here: layouts go by names")
 
     def buffer(self, name: str, *, write: bool = False) -> Buffer:
         if name not in self.buffers:

@@ -87,9 +87,12 @@ def capture(
     from torch.export._trace import _fakify_params_buffers
 
     kwargs = dict(kwargs or {})
-    fake_mode, fake_args, fake_kwargs, equalities, signature, shapes = make_fake_inputs(
-        model, tuple(args), kwargs, dynamic_shapes
-    )
+    try:
+        fake_mode, fake_args, fake_kwargs, equalities, signature, shapes = make_fake_inputs(
+            model, tuple(args), kwargs, dynamic_shapes
+        )
+    except Exception as error:
+        raise export_failed(error) from error
     fakes = _fakify_params_buffers(fake_mode, model)
     real = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
     recorder = Recorder()

@@ -8,7 +8,7 @@ from it.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ from dlc.frontend import (
     torch_views,
 )
 from dlc.frontend.torch_alias import Aliases, aliases
+from dlc.frontend.torch_assertions import settled
 from dlc.frontend.torch_context import TABLE, Ctx, select
 from dlc.frontend.torch_errors import EscapedValue, MutatedState, SharedMemory
 from dlc.frontend.torch_identity import Identities
@@ -43,7 +44,7 @@ from dlc.frontend.torch_types import Extents
 from dlc.ir.builder import Builder
 from dlc.ir.dtype import BOOL, F64
 from dlc.ir.expr import Access
-from dlc.ir.extent import IntExpr, var
+from dlc.ir.extent import IntExpr, Var, var
 from dlc.ir.loc import Loc
 from dlc.ir.view import Val
 
@@ -59,7 +60,7 @@ IGNORED = frozenset(
     " aten._functional_assert_scalar.default aten._functional_sym_constrain_range.default"
     " aten._functional_sym_constrain_range_for_size.default aten._print.default".split()
 )
-"""Checks of what the traced shapes already say."""
+"""Checks of what the traced shapes already say; of an extent alone they are facts (`torch_assertions`)."""
 
 _AUTOCAST = frozenset(
     "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution _convolution mm bmm matmul linear addmm"
@@ -223,6 +224,8 @@ class GraphImporter:
         c.target = (
             str(target) if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
         )
+        if c.target == "aten._assert_scalar.default":
+            self._assertion(node)
         if c.target in IGNORED or target is torch._C._set_grad_enabled:
             return
         self.b.loc = c.loc
@@ -240,6 +243,23 @@ class GraphImporter:
             at, items = node.meta["chosen"]
             self.identities.chosen(storage_of(node), self.env[at], [storage_of(n) for n in items])
         self._note(node)
+
+    def _assertion(self, node: fx.Node) -> None:
+        """What an assertion says of an extent becomes a fact of it, which calls are checked against."""
+        named = {s: self.b.symbols[e.name[1:]] for s, e in self._input_symbols() if e.name[1:] in self.b.symbols}
+        try:
+            symbol = settled(node, named)
+        except ValueError as error:
+            reason = f"the example decided '{error}', which other sizes of dynamic_shapes decide otherwise"
+            raise self.ctx.unsupported(reason) from None
+        if symbol is not None:
+            self.b.symbols[symbol.name] = symbol
+
+    def _input_symbols(self) -> Iterator[tuple[Any, Var]]:
+        """Symbols of the inputs' shapes."""
+        for s, e in self.ctx.extents.symbols.items():
+            if isinstance(e.atom, Var):
+                yield s, e.atom
 
     def _execute(self, node: fx.Node) -> Any:
         """The value of a call; emits its statements."""

@@ -7,13 +7,18 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
+
 from dlc.frontend.torch_context import Ctx, add, both, div, extent_scalar, index_cmp, mul, op, sub, wide_type
 from dlc.ir.dtype import I64, DType
 from dlc.ir.expr import Cast, Expr, Index, apply, const
-from dlc.ir.extent import IntExpr, int_expr, maximum, minimum, variables
+from dlc.ir.extent import IntExpr, evaluate, int_expr, maximum, minimum, variables
 from dlc.ir.limits import at_most
 from dlc.ir.monoid import MONOIDS
-from dlc.ir.view import Val
+from dlc.ir.view import Shape, Val
+
+_TRIED = 256
+"""Values of a symbol for which two extents are compared."""
 
 
 def _spatial(c: Ctx, n: int, kernel: Any, stride: Any, padding: Any, dilation: Any) -> list[list[int]]:
@@ -40,6 +45,31 @@ def _overhang(x: Val, n: int, out: Sequence[IntExpr], k: Any, s: Any, p: Any, d:
     return reach
 
 
+def _pooled(c: Ctx, x: Val, n: int, k: Any, s: Any, p: Any, d: Any, *, ceil_mode: bool) -> Shape:
+    """The result's shape, which torch knows; but in ceil mode a last window that begins past the end is left out, and torch
+    decides by the example whether there is one. Where it depends on the size of the input no other size may be given.
+    """
+    if ceil_mode:
+        for out, e, kk, ss, pp, dd in zip(c.shape[-n:], x.shape[-n:], k, s, p, d, strict=True):
+            right = minimum((e + 2 * pp - dd * (kk - 1) - 2 + ss) // ss + 1, (e + pp - 1) // ss + 1)
+            if not _same_in_range(c, out, right):
+                raise c.unsupported(f"'{e}' decides whether a last window begins past the end; fix that size, or take ceil_mode=False")
+    return c.shape
+
+
+def _same_in_range(c: Ctx, a: IntExpr, b: IntExpr) -> bool:
+    """Whether two extents agree for the first values of each symbol: they differ again and again or never, with the strides."""
+    symbols = {name: c.b.symbols.get(name[1:]) for name in variables(a) | variables(b)}
+    least: dict[str, int] = {name: known.lo if known is not None else 1 for name, known in symbols.items()}
+    for name, known in symbols.items():
+        highest = least[name] + _TRIED if known is None or known.hi is None else min(known.hi, least[name] + _TRIED)
+        env: dict[str, Any] = {**least, name: np.arange(least[name], highest + 1)}
+        first, second = evaluate(a, env), evaluate(b, env)
+        if bool(np.any((first != second) & (second > 0))):
+            return False
+    return True
+
+
 def _reach(x: Val, n: int, k: Sequence[int], p: Sequence[int], d: Sequence[int]) -> list[int]:
     """The window's extents less what lies beyond the input for every output: padding there adds nothing to a fold."""
     extents = [e.const for e in x.shape[-n:]]
@@ -59,7 +89,7 @@ def max_pool(
 ) -> Val:
     n = int(c.target[c.target.index("pool") + 4])
     k, s, p, d = _spatial(c, n, kernel_size, stride, padding, dilation)
-    shape = c.shape
+    shape = _pooled(c, x, n, k, s, p, d, ceil_mode=ceil_mode)
     past = _overhang(x, n, shape[-n:], k, s, p, d)
     fill = MONOIDS["max"].identity((x.dtype,))[0]
     y = _padded(c, x, n, p, past, fill)
@@ -80,7 +110,7 @@ def max_pool_indices(c: Ctx, x: Val, kernel_size: Any, stride: Any = None, paddi
     k, s, p, d = _spatial(c, n, kernel_size, stride, padding, dilation)
     extents = x.shape[x.rank - n :]
     fill = MONOIDS["max"].identity((x.dtype,))[0]
-    past = _overhang(x, n, c.shape[-n:], k, s, p, d)
+    past = _overhang(x, n, _pooled(c, x, n, k, s, p, d, ceil_mode=ceil_mode)[-n:], k, s, p, d)
     y = _padded(c, x, n, p, past, fill)
     end = const(I64.highest, I64)
 
@@ -107,7 +137,7 @@ def avg_pool(c: Ctx, x: Val, kernel_size: Any, stride: Any = None, padding: Any 
     k, s, p, d = _spatial(c, n, kernel_size, stride, padding, 1)
     t = c.dtype
     w = wide_type(t)
-    shape = c.shape
+    shape = _pooled(c, x, n, k, s, p, d, ceil_mode=ceil_mode)
     past = _overhang(x, n, shape[-n:], k, s, p, d)
     y = c.cast(_padded(c, x, n, p, past, const(0, x.dtype)), w)
 

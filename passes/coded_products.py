@@ -529,7 +529,7 @@ class CodedProduct:
             value = Cast(I32, scaled) if least == 0 else apply("sub", Cast(I32, scaled), const(least, I32))
         total: Expr = self.partial_sum(apply("mul", Cast(I32, rows), value), I32)
         zero = None if self.weights.zero is None else self.in_panels(self.moved(self.weights.zero))
-        whole = _whole(zero, line, self.pass_.types)
+        whole = self.whole(zero, line)
         if whole is not None:
             subtrahend, factor = whole
             if factor != 1:
@@ -551,7 +551,7 @@ class CodedProduct:
             self.rows = Cast(F32, self.emit("codes", (*self.row_ranks(), self.term), self.rows.arg, dtype))
         bits = BitProduct(self, dtype, factors)
         zero = None if self.weights.zero is None else self.in_panels(self.moved(self.weights.zero))
-        whole = _whole(zero, self.line, self.pass_.types)
+        whole = self.whole(zero, self.line)
         if whole is not None:
             subtrahend, factor = whole
             return Cast(F32, bits.total(subtrahend, factor)), self.line.slope / factor
@@ -563,6 +563,32 @@ class CodedProduct:
     def partial_sum(self, product: Expr, dtype: DType) -> Access:
         ranks = (*self.step.ranks, *((self.group,) if self.groups > 1 else ()))
         return self.emit("part", ranks, product, dtype, Reduce("sum", (self.inner,)))
+
+    def whole(self, zero: Expr | None, line: Affine) -> tuple[Expr | None, int] | None:
+        """`_whole`, where what it makes of the sums of a group fits i32."""
+        found = _whole(zero, line, self.pass_.types)
+        if found is None:
+            return None
+        assert isinstance(self.rows, Cast)
+        subtrahend, factor = found
+        rows, codes = self.dtype(self.rows.arg), 255 if self.line is None else (1 << self.code_type().bits) - 1
+        most = self.size * max(-rows.lowest, rows.highest) * (codes * factor + self.greatest(subtrahend))
+        return found if most <= I32.highest else None
+
+    def greatest(self, zero: Expr | None) -> int:
+        """A bound of the magnitude of what `_whole` subtracts."""
+        match zero:
+            case None:
+                return 0
+            case Const(value):
+                return abs(int(value))
+            case Cast(_, Access(tensor)) if tensor in self.pass_.data:
+                return int(np.abs(self.pass_.data[tensor].astype(np.int64)).max(initial=0))
+            case Cast(_, Access(tensor)):
+                dtype = self.pass_.types[tensor].dtype
+                return max(-dtype.lowest, dtype.highest)
+            case _:
+                return sum(map(self.greatest, zero.children))
 
     def zero_part(self, zero: Expr, rows: Expr, dtype: DType) -> Expr:
         """The zero point times the sum of a group's activations; an integer for all columns is multiplied into each, exactly."""

@@ -27,6 +27,7 @@ from dlc.passes.default import default_pipeline
 
 sys.path.insert(0, str(Path(__file__).parent))
 from bit_layers import Layer
+from coded_layers import random_codes
 from kernel_harness import Ran, check
 
 FULL = parse_target("avx512+avx512_vnni+avx512_bf16+avx512vbmi+avx512_vpopcntdq")
@@ -98,6 +99,28 @@ def test_every_code_beside_every_other(rows: str, weights: str) -> None:
     ran = check(program, {}, inputs=[x], target=target, passes=pipeline(target))
     assert "bits" in ran.strategies
     np.testing.assert_array_equal(ran.values["y"], x @ values(right)[codes].T)
+
+
+@pytest.mark.parametrize("zero", ["30000.0", "-40000.0", "1e12", "u16", "u8"])
+@pytest.mark.parametrize(("rows", "weights", "terms"), [("u4", "u1", 4096), ("b4", "b1", 4096), ("i8", "u4", 512)])
+def test_zero_points_times_sums_that_do_not_fit(rows: str, weights: str, terms: int, zero: str) -> None:
+    """Whole numbers as long as i32 holds the sum of a group, whatever the activations; floats beyond."""
+    stored = f"const z: {zero}[16]" if zero in ("u8", "u16") else ""
+    subtracted = "cast<f32>(z[n])" if stored else zero
+    program = parse_program(f"""
+    program f(x: f32[1, {terms}]) -> (y) {{
+      const c: {weights}[16, {terms}]
+      {stored}
+      q[m:1, k:{terms}]: {rows} = cast<{rows}>(x[m, k])
+      y[m:1, n:16]: f32 = sum(k:{terms}) cast<f32>(q[m, k]) * (cast<f32>(c[n, k]) - {subtracted})
+    }}""")
+    rng = np.random.default_rng(0)
+    program.data["c"] = random_codes(rng, DTYPES[weights], (16, terms))
+    if stored:
+        program.data["z"] = np.full(16, 60000 if zero == "u16" else 200, DTYPES[zero].numpy)
+    x = (rng.random((1, terms)) * 200).astype(np.float32)
+    ran = check(program, {}, inputs=[x], passes=pipeline(AVX512), interpret=False)
+    assert {"coded", "bits"} & {*ran.strategies}
 
 
 def test_one_tile_program(golden: Callable[..., None]) -> None:

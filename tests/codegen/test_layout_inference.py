@@ -13,7 +13,7 @@ from dlc.codegen import tile
 from dlc.codegen.layout_inference import Demand, LayoutConflict, SplitElement, infer
 from dlc.codegen.tile import TileProgram
 from dlc.codegen.tile_parse import parse
-from dlc.codegen.tile_verify import tile_types
+from dlc.codegen.tile_verify import InvalidTile, tile_types
 from dlc.ir.layout import Layout, LayoutMismatch, local, replicated, spatial
 
 WAYS = {  # layouts of n lanes for 4 threads
@@ -230,6 +230,16 @@ def test_an_element_is_not_split_between_threads() -> None:
         "[64]/[8, 4, 2]/[1]/[0, 2], as 'pairs' has it ('x')"
     )
     assert str(caught.value.loc) == "k.tile:8:3"
+
+
+@pytest.mark.parametrize(("first", "second"), [("f32[x 16]", "f32[x 64]"), ("f32", "f32[x 64]"), ("f32[x 64]", "f32[2 x 64]")])
+def test_a_name_has_one_type_in_all_regions(first: str, second: str) -> None:
+    """What follows for the one `x` says nothing of the other, and went by its width."""
+    regions = (f" x = load {of} a[0{'; 64' * of.count('2 ')} | 1]\n y = neg(x)\n store z[0 | 1] = x\n" for of in (first, second))
+    body = "if t < 1 {\n" + "} else {\n".join(regions) + "}"
+    with pytest.raises(InvalidTile, match="'x' is .* in another region and .* here") as caught:
+        infer(program(body), [])
+    assert caught.value.source is not None and caught.value.source.lstrip().startswith(f"x = load {second} ")
 
 
 @pytest.mark.parametrize(("name", "lanes", "said"), [("x", 32, r"none of tile 'x', f32\[x 16\]"), ("s", 16, "none of tile 's'"), ("q", 16, "none of tile 'q'")])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
+import re
 import sys
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from dlc.codegen import tile, tile_interp
 from dlc.codegen.native import compile_mlir
-from dlc.codegen.target import AVX512, BASELINE
+from dlc.codegen.target import AVX512, BASELINE, Target
 from dlc.codegen.tile import Buffer, IndexCond, TileProgram, TileType
 from dlc.codegen.tile_build import Builder
 from dlc.codegen.tile_parse import TileSyntax, parse
@@ -25,7 +27,7 @@ from dlc.ir.loc import Loc
 
 sys.path.insert(0, str(Path(__file__).parent))
 from native_loader import load
-from tile_harness import compare
+from tile_harness import TARGETS, compare
 
 T = var("t")
 V16 = TileType(F32, (), 16)
@@ -316,6 +318,21 @@ def test_nontemporal_stores_need_no_alignment() -> None:
     p = program(b, {"A": ("in", 100), "R": ("out", 100)}, 3, ("#n",))
     compare(p, {"A": data(F32, 100), "R": np.zeros(100, np.float32)}, {"n": 90})
     assert "movnt" in (compile_mlir(lower(p, AVX512), AVX512, want_asm=True).asm or "")
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_a_fence_follows_the_stores_past_the_caches(target: Target) -> None:
+    """One, behind the loop over the tasks, before the function returns; none where every store is an ordinary one."""
+    for nontemporal in (True, False):
+        b = Builder({"A": F32, "R": F32})
+        with b.loop("i", 0, sym("n"), 16) as loop, b.branch(IndexCond(loop.index, "lt", T)) as branch, branch.then():
+            b.store("R", loop.index, b.load(TileType(F32, (), target.lanes), "A", loop.index), nontemporal=nontemporal)
+        p = program(b, {"A": ("in", 100), "R": ("out", 100)}, 3, ("#n",))
+        asm = compile_mlir(lower(p, target), target, want_asm=True).asm or ""
+        words = [w for w in re.findall(r"^\s+([a-z]\w*)", asm, re.M) if w == "sfence" or "movnt" in w or w.startswith("ret")]
+        assert words.count("sfence") == ("movnt" in asm) == nontemporal
+        ends = [before for before, w in itertools.pairwise(words) if w.startswith("ret")]
+        assert not nontemporal or ends == ["sfence"], words
 
 
 def test_lead_is_the_way_to_the_next_line() -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.frontend.torch_case import check, data
+from tests.frontend.torch_case import Fn, check, data
 from torch import nn
 from torch.export import Dim
 
 import dlc
 from dlc.errors import DlcError
+from dlc.frontend.errors import UnsupportedOperator
+from dlc.frontend.torch_export import import_torch
 
 A, B, V, W = data(3, 4, 5), data(3, 5, 2), data(5), data(5, 2, seed=3)
 PRODUCTS: dict[str, Callable[..., Any]] = {
@@ -126,6 +129,18 @@ def test_convolution_with_symbolic_extents() -> None:
     check(layers, data(2, 3, 16, 12), dynamic=({0: n, 2: h},), others=[[data(1, 3, 21, 12)], [data(3, 3, 30, 12)]])
     up = nn.Sequential(nn.ConvTranspose2d(3, 2, 2, stride=2), nn.Upsample(scale_factor=2), nn.AdaptiveAvgPool2d(1))
     check(up, data(2, 3, 8, 4), dynamic=({0: n, 2: h},), others=[[data(1, 3, 11, 4)]])
+
+
+@pytest.mark.parametrize("width", [11, 12])
+@pytest.mark.parametrize("pool", [F.max_pool2d, partial(F.max_pool2d, return_indices=True), F.avg_pool2d], ids=["max", "indices", "avg"])
+def test_a_last_window_past_the_end_for_some_sizes_is_refused(pool: Callable[..., Any], width: int) -> None:
+    """torch takes the example's decision for all sizes; where it is one for all the result has the size of torch's."""
+    w = Dim("w", min=5, max=64)
+    with pytest.raises(UnsupportedOperator, match="decides whether a last window begins past the end"):
+        import_torch(Fn(lambda x: pool(x, 2, 2, 1, ceil_mode=True)), (data(1, 2, 9, width),), dynamic_shapes=(({3: w},),))
+    others = [[data(1, 2, 9, m)] for m in (5, 16, 17, 18)]
+    check(Fn(lambda x: pool(x, 3, 2, 0, ceil_mode=True)), data(1, 2, 9, width), dynamic=({3: w},), others=others)
+    check(Fn(lambda x: pool(x, 2, 2, 1, ceil_mode=True)), data(1, 2, 9, width))
 
 
 POOLS: dict[str, Callable[[torch.Tensor], Any]] = {
