@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
+import io
 import itertools
 import random
 from dataclasses import dataclass
@@ -249,6 +251,19 @@ def test_iterators_and_random_numbers_of_python():
     for draws in (lambda self, x: x * random.random(), lambda self, x: x * float(np.random.rand())):  # noqa: NPY002
         with pytest.raises(DlcError, match="DLC0216.*random"):
             import_torch(keeper(draws), (torch.ones(3),))
+
+
+def test_files_that_a_model_holds_stay_open(tmp_path):
+    """Python's way to pickle an object would wrap a subclass of a file, and close it with the wrapper."""
+
+    class Log(io.TextIOWrapper):
+        pass
+
+    with Log(open(tmp_path / "log", "wb")) as log:
+        import_torch(keeper(lambda self, x: x * 2 if self.log else x, log=log), (torch.ones(3),))
+        gc.collect()
+        log.write("still open")
+    assert (tmp_path / "log").read_text() == "still open"
 
 
 # --- what is compiled ------------------------------------------------------------------------------------------------
