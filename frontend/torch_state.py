@@ -194,7 +194,8 @@ def _position(it: Any) -> Any:
     """Where an iterator is; None where that cannot be seen."""
     if isinstance(it, types.GeneratorType):
         return it.gi_frame and it.gi_frame.f_lasti
-    if type(it).__reduce__ is object.__reduce__:  # that of a subclass of a file would wrap it, and close it with the wrapper
+    own: Any = type(it).__reduce__
+    if own is object.__reduce__:  # that of a subclass of a file would wrap it, and close it with the wrapper
         return None
     try:
         return repr(it.__reduce__())
