@@ -255,17 +255,19 @@ class Scalars:
             q = op("divsi", a, safe if plain else self._select(negate, one, safe, t))
             if not plain:
                 q = self._select(negate, op("subi", zero, a), q, t)
-            if rounding != "trunc":
-                r = op("subi", a, op("muli", q, safe))
-                less, more = op("subi", q, one), op("addi", q, one)
-                if rounding == "floor":
-                    signs = cmp("slt", op("xori", r, safe), zero)
-                    ragged = e.v(f"arith.andi {cmp('ne', r, zero)}, {signs} : {self.type(BOOL)}")
-                    q = self._select(ragged, less, q, t)
-                else:
-                    fixed = self._select(cmp("sgt", safe, zero), less, more, t)
-                    q = self._select(cmp("slt", r, zero), fixed, q, t)
         result = q if kind == "div" else op("subi", a, op("muli", q, safe))
+        if signed and rounding != "trunc":
+            r = result if kind == "rem" else op("subi", a, op("muli", q, safe))
+            # A remainder is mended by itself, not made of the mended quotient: chains of those take LLVM for ever.
+            x, y, less, more = (r, safe, "addi", "subi") if kind == "rem" else (q, one, "subi", "addi")
+            if rounding == "floor":
+                signs = cmp("slt", op("xori", r, safe), zero)
+                off = e.v(f"arith.andi {cmp('ne', r, zero)}, {signs} : {self.type(BOOL)}")
+                mended = op(less, x, y)
+            else:
+                off = cmp("slt", r, zero)
+                mended = self._select(cmp("sgt", safe, zero), op(less, x, y), op(more, x, y), t)
+            result = self._select(off, mended, result, t)
         return result if nonzero else self._select(by_zero, zero, result, t)
 
     def _int_pow(self, dtype: DType, a: str, b: str) -> str:

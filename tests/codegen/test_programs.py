@@ -155,6 +155,19 @@ def whole_numbers(b: Builder) -> tuple[Sequence[Val], Sequence[Array]]:
 
 
 @case
+def chains_of_remainders(b: Builder) -> tuple[Sequence[Val], Sequence[Array]]:
+    """Remainders of remainders, which LLVM would not come to an end with."""
+    x = b.input("x", I64, (9,))
+    total = []
+    for name in ("rem_floor", "rem_euclid", "div_floor", "div_euclid"):
+        y = x
+        for n in range(24):
+            y = b.map(name, lambda v, name=name, n=n: apply(name, apply("add", v, const(2, I64)), const((5, -7)[n % 2], I64)), y)
+        total.append(y)
+    return total, [integers(9, dtype=np.int64) * 1000]
+
+
+@case
 def functions(b: Builder) -> tuple[Sequence[Val], Sequence[Array]]:
     x = b.input("x", F32, (3, b.symbol("n", 0)))
     names = "exp log sqrt rsqrt tanh erf sigmoid sin cos floor ceil round trunc sign abs neg expm1 log1p atan exp2"
