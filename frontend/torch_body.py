@@ -34,14 +34,14 @@ from dlc.frontend.torch_values import (
     Unbound,
     alike,
     described,
+    difference,
     joined_kind,
     lasting,
     leaves,
     mapped,
     parts,
     same,
-    same_tree,
-    structure,
+    same_shape,
     undefined,
 )
 
@@ -253,7 +253,7 @@ class Body:
                 if now_ is not start:
                     return self._restarted(slot, now_)
             try:
-                if not _same_shape(start, end):
+                if not same_shape(start, end):
                     raise self._refused(slot, start, end)
                 if slot in self.site.flags and self.site.names[slot] not in self.site.after:
                     at += size
@@ -273,7 +273,7 @@ class Body:
 
     def _as_tensors(self, start: Any, end: Any) -> Any:
         """`start` with tensors of rank 0 where a step leaves them in the place of numbers."""
-        if not _same_shape(start, end):
+        if not same_shape(start, end):
             return start
         after = leaves(end)
 
@@ -287,7 +287,7 @@ class Body:
 
     def _as_grown(self, start: Any, end: Any) -> Any:
         """`start` with room to grow for the tensors that a step makes longer."""
-        if not _same_shape(start, end):
+        if not same_shape(start, end):
             return start
         after = leaves(end)
         return mapped(start, lambda v: self._room_for(next(after), v))
@@ -486,7 +486,7 @@ class Body:
         return self.flow.recorder.node_of(_tensor_inside(carry))
 
     def _refused(self, slot: int, start: Any, end: Any) -> Exception:
-        was, is_ = _difference(start, end)
+        was, is_ = difference(start, end)
         reason = f"'{self._name(slot)}' is {described(was)} before it and {described(is_)} after a step"
         return self.flow.refused_at(self.site, CannotRecordLoop, reason=reason)
 
@@ -653,28 +653,6 @@ def _typed(carry: _Carry) -> Any:
 def _tensor_inside(carry: _Carry) -> torch.Tensor:
     found: torch.Tensor = carry.inside.tensor if isinstance(carry.inside, Number) else carry.inside
     return found
-
-
-def _same_shape(a: Any, b: Any) -> bool:
-    """Whether two values have the same containers."""
-    x, y = parts(a), parts(b)
-    if x is None or y is None:
-        return x is None and y is None
-    return structure(a) == structure(b) and all(map(_same_shape, x[0], y[0]))
-
-
-def _difference(a: Any, b: Any) -> tuple[Any, Any]:
-    """The innermost parts in which two values differ in structure or type."""
-    x, y = parts(a), parts(b)
-    if x is None or y is None or structure(a) != structure(b):
-        return a, b
-    for p, q in zip(x[0], y[0], strict=True):
-        if not same_tree(p, q) and (not _same_shape(p, q) or type(p) is not type(q)):
-            return _difference(p, q)
-    for p, q in zip(x[0], y[0], strict=True):
-        if not same_tree(p, q):
-            return _difference(p, q)
-    return a, b
 
 
 def _tensors(v: Any) -> list[Any]:

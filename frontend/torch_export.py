@@ -40,7 +40,7 @@ from dlc.frontend.torch_errors import (
 from dlc.frontend.torch_graph import GraphImporter, bounds, known, place_of
 from dlc.frontend.torch_recurrent_shapes import symbolic_recurrence
 from dlc.frontend.torch_regions import nested_nodes, regions_of
-from dlc.frontend.torch_state import Kept
+from dlc.frontend.torch_state import Kept, weight_lists_kept
 from dlc.frontend.torch_trees import leaf, literal, tree_of
 from dlc.frontend.torch_types import Extents, ir_dtype, numpy_view
 from dlc.ir.builder import Builder
@@ -107,7 +107,7 @@ def export(
     changed = [] if changed is None else changed
     options: dict[str, Any] = {"dynamic_shapes": dynamic_shapes, "strict": False}
     try:
-        with recurrence_for_export(), _state_kept(model, changed):
+        with recurrence_for_export(), weight_lists_kept(model), _state_kept(model, changed):
             try:
                 return torch.export.export(model, tuple(args), dict(kwargs or {}), **options)
             except Exception as first:
@@ -229,7 +229,7 @@ def recorded(
     """The model as the recorder sees it, where an ExportedProgram is expected."""
     from dlc.frontend.torch_capture import AsExported, capture
 
-    with recurrence_for_export():
+    with recurrence_for_export(), weight_lists_kept(model):
         return AsExported(capture(model, args, kwargs, dynamic_shapes, starts))
 
 

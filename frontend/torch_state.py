@@ -15,6 +15,7 @@ import types
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -185,6 +186,19 @@ def _follows_weights(owner: Any, value: Any) -> bool:
     return all(v is None or id(v) in own for v in held)
 
 
+@contextmanager
+def weight_lists_kept(model: nn.Module) -> Iterator[None]:
+    """What recurrent layers list of their weights is as it was afterwards: tracing puts its own tensors there."""
+    layers = [(vars(m), name, v) for m in model.modules() for name, v in vars(m).items() if _follows_weights(m, v)]
+    held = [(names, name, v, list(v)) for names, name, v in layers]
+    try:
+        yield
+    finally:
+        for names, name, v, items in held:
+            v[:] = items
+            names[name] = v
+
+
 def _numpy_random() -> Any:
     state = np.random.get_state(legacy=False)  # noqa: NPY002  # what models without a Generator draw from
     return repr(state["state"]["pos"]), state["state"]["key"].tobytes(), state["has_gauss"]
@@ -312,4 +326,4 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from _codes(const)
 
 
-__all__ = ["Change", "Kept", "Place"]
+__all__ = ["Change", "Kept", "Place", "weight_lists_kept"]

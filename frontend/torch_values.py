@@ -519,6 +519,28 @@ def alike(a: Any, b: Any) -> str | None:
     return None
 
 
+def same_shape(a: Any, b: Any) -> bool:
+    """Whether two values have the same containers."""
+    x, y = parts(a), parts(b)
+    if x is None or y is None:
+        return x is None and y is None
+    return structure(a) == structure(b) and all(map(same_shape, x[0], y[0]))
+
+
+def difference(a: Any, b: Any) -> tuple[Any, Any]:
+    """The innermost parts in which two values differ in structure or type."""
+    x, y = parts(a), parts(b)
+    if x is None or y is None or structure(a) != structure(b):
+        return a, b
+    for p, q in zip(x[0], y[0], strict=True):
+        if not same_tree(p, q) and (not same_shape(p, q) or type(p) is not type(q)):
+            return difference(p, q)
+    for p, q in zip(x[0], y[0], strict=True):
+        if not same_tree(p, q):
+            return difference(p, q)
+    return a, b
+
+
 __all__ = [
     "DEAD", "Absent", "Choice", "Dead", "Either", "Elided", "Grown", "Growth", "Lengths", "Maybe", "Partial", "Sometimes",
     "Unbound", "absent", "alike", "described", "differing", "differing_dim", "is_number", "joined_kind", "lasting", "leaves",

@@ -443,5 +443,8 @@ def test_recurrent_layers_list_their_weights():
         def forward(self, x):
             return self.rnn(x)[0]
 
-    for model in (Tagger().eval(), nn.Sequential(nn.GRU(3, 4)).eval()):
-        assert import_torch(model, (torch.ones(2, 5, 3),)).forgotten == ()
+    for model in (Tagger().eval(), nn.Sequential(nn.GRU(3, 4)).eval(), nn.LSTM(3, 4).eval()):
+        before = model(torch.ones(2, 5, 3))
+        for _ in range(2):  # tracing leaves none of its own tensors in the lists
+            assert import_torch(model, (torch.ones(2, 5, 3),)).forgotten == ()
+        torch.testing.assert_close(model(torch.ones(2, 5, 3)), before)
