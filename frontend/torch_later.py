@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -88,7 +89,7 @@ class Starts:
     def write(self, rt: Any) -> None:
         """Have the model begin with it."""
         for start in self.found.values():
-            made = _copied(start.value, lambda v, s=start: self._made(rt, s, v), _known_nothing)  # type: ignore[misc]
+            made = _copied(start.value, partial(self._made, rt, start))
             start.change.cell.write(_contents(start.change.cell, made))
 
     def _made(self, rt: Any, start: Start, v: Any) -> Any:
@@ -116,14 +117,10 @@ def _contents(cell: Cell, value: Any) -> Any:
     return {value: value} if isinstance(cell.owner, dict) else {value} if isinstance(cell.owner, set) else [value]
 
 
-def _copied(v: Any, leaf: Callable[[Any], Any], known: Callable[[Any], bool]) -> Any:
-    """New containers with `leaf` of each leaf; what is known counts as one."""
-    found = None if known(v) or isinstance(v, (Absent, Grown, Choice, AnyNumber, SomeTensor)) else parts(v)
+def _copied(v: Any, leaf: Callable[[Any], Any], known: Container[int] = ()) -> Any:
+    """New containers with `leaf` of each leaf; what is at a known address counts as one."""
+    found = None if id(v) in known or isinstance(v, (Absent, Grown, Choice, AnyNumber, SomeTensor)) else parts(v)
     return leaf(v) if found is None else found[1]([_copied(item, leaf, known) for item in found[0]])
-
-
-def _known_nothing(_: Any) -> bool:
-    return False
 
 
 def forgotten(first: Any, recorded: Callable[[Starts], Any], op: str) -> tuple[str, ...]:
@@ -219,7 +216,7 @@ def _left(captured: Any, numbering: Numbering, starts: Starts, change: Change) -
             return starts.fakes[id(v)][1] if id(v) in starts.fakes else _tensor(captured, numbering, v)
         return v
 
-    return _copied(change.after, leaf, lambda v: id(v) in captured.known)
+    return _copied(change.after, leaf, captured.known)
 
 
 def _tensor(captured: Any, numbering: Numbering, v: torch.Tensor) -> Any:
