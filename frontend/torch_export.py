@@ -229,8 +229,16 @@ def recorded(
     """The model as the recorder sees it, where an ExportedProgram is expected."""
     from dlc.frontend.torch_capture import AsExported, capture
 
-    with recurrence_for_export(), weight_lists_kept(model):
+    with recurrence_for_export(), _without_libraries(), weight_lists_kept(model):
         return AsExported(capture(model, args, kwargs, dynamic_shapes, starts))
+
+
+@contextmanager
+def _without_libraries() -> Iterator[None]:
+    """PyTorch does not weigh which library would run a convolution: it asks for sizes (a batch of 16), as if the model did."""
+    mkldnn = torch.backends.mkldnn.flags(enabled=False, deterministic=None, allow_tf32=None)
+    with mkldnn, torch.backends.nnpack.flags(enabled=False):
+        yield
 
 
 @contextmanager

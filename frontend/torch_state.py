@@ -11,6 +11,7 @@ import dis
 import functools
 import random
 import sys
+import threading
 import types
 import weakref
 from collections import defaultdict, deque
@@ -272,7 +273,7 @@ class _Walk:
         elif isinstance(v, Iterator):
             seen = partial(_position, v)
             self.kept.ticking.append((name, seen, seen()))
-        elif not _foreign(type(v)) and not isinstance(v, types.ModuleType):
+        elif not _foreign(type(v)) and not isinstance(v, (types.ModuleType, threading.Thread)):  # a thread changes by itself
             self._attributes(v, getattr(v, "__dict__", {}), type(v).__name__)
             self._go_on((type(v),), name)
 

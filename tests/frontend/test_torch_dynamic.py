@@ -229,6 +229,25 @@ def test_branch_on_symbolic_size_is_a_branch():
         close(run(imported, (x,))[0], Sized()(x))
 
 
+def test_convolutions_beside_a_branch_take_any_batch():
+    """PyTorch picks a library for a convolution by its batch (16), which is no condition of the model's."""
+
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Conv2d(8, 8, 1))
+
+        def forward(self, x):
+            y = self.layers(x)
+            return y.relu() if y.sum() > 0 else y
+
+    model, batch = Gated().eval(), torch.export.Dim("batch", min=2, max=64)
+    imported = import_torch(model, (torch.randn(3, 3, 8, 8),), dynamic_shapes=({0: batch},))
+    for samples in (2, 15, 16, 17):
+        x = torch.randn(samples, 3, 8, 8)
+        close(run(imported, (x,))[0], model(x))
+
+
 def test_model_is_left_as_it_was():
     class Keeps(nn.Module):
         def __init__(self):

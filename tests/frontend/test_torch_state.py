@@ -8,6 +8,7 @@ import inspect
 import io
 import itertools
 import random
+import threading
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from torch import nn
 
 from dlc.errors import DlcError
 from dlc.frontend.torch_export import import_torch
+from dlc.frontend.torch_state import Kept
 from tests.frontend.torch_case import run
 
 TOTAL = 0
@@ -448,3 +450,25 @@ def test_recurrent_layers_list_their_weights():
         for _ in range(2):  # tracing leaves none of its own tensors in the lists
             assert import_torch(model, (torch.ones(2, 5, 3),)).forgotten == ()
         torch.testing.assert_close(model(torch.ones(2, 5, 3)), before)
+
+
+class Watcher(threading.Thread):
+    """What progress bars keep: a thread that counts by itself."""
+
+    beats = 0
+
+
+WATCHERS = [Watcher()]
+
+
+def test_what_a_thread_changes_is_not_the_models():
+    def forward(self, x):
+        return x * len(WATCHERS)
+
+    model = keeper(forward)
+    kept = Kept.of(model)
+    WATCHERS[0].beats += 1
+    assert not kept.changes()
+    WATCHERS.append(WATCHERS[0])
+    assert [c.name for c in kept.changes()] == ["WATCHERS"]
+    WATCHERS.pop()
