@@ -60,7 +60,7 @@ class Captured:
     outputs: tuple[Any, ...]
     in_spec: Any
     out_spec: Any
-    ranges: Mapping[Any, Any]
+    ranges: dict[Any, Any]
     decided: int
     recorder: Recorder
     changes: tuple[Change, ...]

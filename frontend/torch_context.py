@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
@@ -18,7 +19,7 @@ from dlc.frontend.torch_types import Extents, ir_dtype, promote
 from dlc.ir.builder import Builder
 from dlc.ir.dtype import BF16, BOOL, F16, F32, F64, I64, DType
 from dlc.ir.expr import Access, Apply, Cast, Expr, Index, Piecewise, apply, const, walk
-from dlc.ir.extent import IntExpr, IntLike, int_expr, var
+from dlc.ir.extent import IntExpr, IntLike, Var, int_expr, var
 from dlc.ir.facts import Facts
 from dlc.ir.loc import Loc
 from dlc.ir.view import Shape, Val, as_shape
@@ -87,6 +88,17 @@ class Ctx:
 
     def malformed(self, message: str) -> MalformedGraph:
         return MalformedGraph(self.loc, op=self.target, message=message)
+
+    # --- extents ---
+
+    def not_one(self, extent: IntExpr) -> None:
+        """An extent that was traced as if it were never 1: a fact of an input's symbol, else checked where it is computed."""
+        atom = extent.atom
+        if isinstance(atom, Var) and atom.name[1:] in self.b.symbols:
+            known = self.b.symbols[atom.name[1:]]
+            self.b.symbols[known.name] = replace(known, lo=max(known.lo, 2))
+        elif extent.const is None and not self.proven(extent - 2):
+            self.b.bind(self.b.extent_value((extent - 1) * (extent - 1)), f"{self.hint}_of_an_extent_of_1", lo=1)
 
     # --- operands ---
 

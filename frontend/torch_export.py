@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.utils import _pytree as pytree
 
 from dlc.errors import DlcError, Internal
 from dlc.frontend.errors import UnsupportedOperator
 from dlc.frontend.imported import Imported
 from dlc.frontend.python_guess import seems_to_test_data
+from dlc.frontend.torch_dims import dims_of
 from dlc.frontend.torch_errors import (
     BadExample,
     ExportFailed,
@@ -40,6 +40,7 @@ from dlc.frontend.torch_errors import (
 from dlc.frontend.torch_graph import GraphImporter, bounds, known, place_of
 from dlc.frontend.torch_recurrent_shapes import symbolic_recurrence
 from dlc.frontend.torch_regions import nested_nodes, regions_of
+from dlc.frontend.torch_small_sizes import allow_small, asked_of_sizes, refuse_small
 from dlc.frontend.torch_state import Kept, weight_lists_kept
 from dlc.frontend.torch_trees import leaf, literal, tree_of
 from dlc.frontend.torch_types import Extents, ir_dtype, numpy_view
@@ -86,7 +87,7 @@ def import_torch(
             source,
             name=name or type(model).__name__,
             mutations=mutations,
-            symbol_names=dim_names(model, args, kwargs, dynamic_shapes, source),
+            symbol_names={s: d.__name__ for s, d in dims_of(model, args, kwargs, dynamic_shapes, source).items()},
             arg_names=argument_names(model, len(args)),
             export_seconds=seconds,
             forgotten=getattr(exported, "forgotten", ()),
@@ -105,23 +106,30 @@ def export(
     """
     _refuse(model, args, kwargs)
     changed = [] if changed is None else changed
-    options: dict[str, Any] = {"dynamic_shapes": dynamic_shapes, "strict": False}
     try:
         with recurrence_for_export(), weight_lists_kept(model), _state_kept(model, changed):
-            try:
-                return torch.export.export(model, tuple(args), dict(kwargs or {}), **options)
-            except Exception as first:
-                if dynamic_shapes is None:
-                    raise
-                try:
-                    options["prefer_deferred_runtime_asserts_over_guards"] = True
-                    return torch.export.export(model, tuple(args), dict(kwargs or {}), **options)
-                except Exception:
-                    raise first from None
+            with asked_of_sizes() as asked:
+                exported = _exported(model, args, kwargs, dynamic_shapes)
+            refuse_small(exported, model, args, kwargs or {}, asked)
+            return exported
     except DlcError:
         raise
     except Exception as error:
         raise export_failed(error) from error
+
+
+def _exported(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None, dynamic_shapes: Any) -> Any:
+    options: dict[str, Any] = {"dynamic_shapes": dynamic_shapes, "strict": False}
+    try:
+        return torch.export.export(model, tuple(args), dict(kwargs or {}), **options)
+    except Exception as first:
+        if dynamic_shapes is None:
+            raise
+        try:
+            options["prefer_deferred_runtime_asserts_over_guards"] = True
+            return torch.export.export(model, tuple(args), dict(kwargs or {}), **options)
+        except Exception:
+            raise first from None
 
 
 @contextmanager
@@ -229,8 +237,10 @@ def recorded(
     """The model as the recorder sees it, where an ExportedProgram is expected."""
     from dlc.frontend.torch_capture import AsExported, capture
 
-    with recurrence_for_export(), _without_libraries(), weight_lists_kept(model):
-        return AsExported(capture(model, args, kwargs, dynamic_shapes, starts))
+    with recurrence_for_export(), _without_libraries(), weight_lists_kept(model), asked_of_sizes() as asked:
+        exported = AsExported(capture(model, args, kwargs, dynamic_shapes, starts))
+    allow_small(exported.captured.ranges, dims_of(model, args, kwargs, dynamic_shapes, exported), asked)
+    return exported
 
 
 @contextmanager
@@ -323,61 +333,6 @@ def argument_names(model: nn.Module, count: int) -> tuple[str, ...]:
             break
         names.append(p.name)
     return tuple(names)
-
-
-def dim_names(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, dynamic_shapes: Any,
-              exported: Any) -> dict[Any, str]:  # fmt: skip
-    """The user's names of the traced symbols: those of the Dims at the inputs' dimensions."""
-    if dynamic_shapes is None:
-        return {}
-    try:
-        bound = inspect.signature(model.forward).bind(*args, **(kwargs or {})).arguments
-    except TypeError:
-        return {}
-    specs: dict[int, Any] = {}
-    tops = dynamic_shapes if isinstance(dynamic_shapes, dict) else dict(zip(bound, dynamic_shapes, strict=False))
-    for key, value in bound.items():
-        for part, spec in _paired(value, tops.get(key)):
-            specs[id(part)] = spec
-    flat = pytree.tree_leaves((tuple(args), dict(kwargs or {})))
-    fakes = [n.meta.get("val") for n in _user_nodes(exported)]
-    names: dict[Any, str] = {}
-    for original, fake in zip(flat, fakes, strict=False):
-        spec = specs.get(id(original))
-        if not isinstance(fake, torch.Tensor) or spec is None:
-            continue
-        items = spec.items() if isinstance(spec, dict) else enumerate(spec)
-        for d, dim in items:
-            root = getattr(dim, "root", dim)
-            label = getattr(root, "__name__", None)
-            extent = fake.shape[d]
-            if (
-                isinstance(label, str)
-                and isinstance(root, type(torch.export.Dim("x")))
-                and isinstance(extent, torch.SymInt)
-            ):
-                free = extent.node.expr.free_symbols
-                if len(free) == 1:
-                    names.setdefault(next(iter(free)), label)
-    return names
-
-
-def _paired(value: Any, spec: Any) -> Iterator[tuple[Any, Any]]:
-    if isinstance(value, torch.Tensor):
-        yield value, spec
-    elif isinstance(value, (list, tuple)) and isinstance(spec, (list, tuple)):
-        for v, s in zip(value, spec, strict=False):
-            yield from _paired(v, s)
-    elif isinstance(value, dict) and isinstance(spec, dict):
-        for k, v in value.items():
-            yield from _paired(v, spec.get(k))
-
-
-def _user_nodes(exported: Any) -> list[Any]:
-    """Placeholders of the user's inputs, in order."""
-    kinds = [s.kind for s in exported.graph_signature.input_specs]
-    places = [n for n in exported.graph.nodes if n.op == "placeholder"]
-    return [n for n, k in zip(places, kinds, strict=True) if k == InputKind.USER_INPUT]
 
 
 # --- the program -----------------------------------------------------------------------------------------------------

@@ -56,6 +56,8 @@ def squeeze(c: Ctx, x: Val, dim: Any = None) -> Val:
         return x
     dims = c.dims(dim, x.rank)
     gone = [d for d in dims if x.shape[d].const == 1]
+    for d in dims:
+        c.not_one(x.shape[d])
     return x.squeeze(*gone) if gone else x
 
 

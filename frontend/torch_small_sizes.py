@@ -1,0 +1,178 @@
+"""Extents of 0 and 1: torch.export traces as if there were none, and lets its program be called with them nevertheless.
+
+    if x.shape[0] == 1:     # traced as False, for every batch
+
+What Python code asks of sizes while a model is traced is noted where 0 or 1 would have another answer (`asked_of_sizes`). Where
+dynamic_shapes allows that extent, eager and the exported program are run with it (`refuse_small`): where they part, calls
+with it are refused.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import sympy
+import torch
+from torch import fx, nn
+from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
+from torch.utils._sympy.value_ranges import ValueRanges
+
+from dlc.frontend.torch_dims import user_nodes
+
+Asked = defaultdict[Any, set[int]]
+"""By symbol: of 0 and 1, those for which a question has another answer than it had in the trace."""
+
+_TORCH = str(Path(torch.__file__).parent)
+_MODULES = str(Path(torch.__file__).parent / "nn")
+_COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
+    f"__{name}__": getattr(operator, name) for name in ("lt", "le", "gt", "ge")
+} | {"__eq__": sympy.Eq, "__ne__": sympy.Ne}
+_SMALL = (0, 1)
+
+
+@contextmanager
+def asked_of_sizes() -> Iterator[Asked]:
+    """Collects what is asked of sizes outside PyTorch's own operators, whose results do not depend on the answer."""
+    asked: Asked = defaultdict(set)
+
+    def noting(kind: type, name: str, compare: Callable[[Any, Any], Any]) -> Any:
+        plain = getattr(kind, name)
+
+        def noted(self: Any, *other: Any) -> Any:
+            if _of_the_model(sys._getframe(1).f_code.co_filename):
+                _note(asked, self, other[0] if other else 0, compare)
+            return plain(self, *other)
+
+        return mock.patch.object(kind, name, noted)
+
+    with ExitStack() as stack:
+        for kind in (torch.SymInt, torch.SymFloat):
+            for name, compare in _COMPARISONS.items():
+                stack.enter_context(noting(kind, name, compare))
+        stack.enter_context(noting(torch.SymInt, "__bool__", sympy.Ne))
+        yield asked
+
+
+def _of_the_model(file: str) -> bool:
+    return not file.startswith(_TORCH) or file.startswith(_MODULES)
+
+
+def _note(asked: Asked, a: Any, b: Any, compare: Callable[[Any, Any], Any]) -> None:
+    sides = [getattr(v, "node", None) and v.node.expr or v for v in (a, b)]
+    free = set().union(*(v.free_symbols for v in sides if isinstance(v, sympy.Basic)))
+    held = a.node.shape_env.backed_var_to_val
+    if not free or not free <= held.keys():
+        return
+
+    def answer(sizes: Mapping[Any, int]) -> bool | None:
+        with suppress(TypeError, ValueError, ZeroDivisionError):
+            return bool(compare(*(v.subs({**held, **sizes}) if isinstance(v, sympy.Basic) else v for v in sides)))
+        return None
+
+    traced = answer({})
+    for small in _SMALL:
+        for some in ({s} for s in free) if len(free) == 1 else (*({s} for s in free), free):
+            if answer(dict.fromkeys(some, small)) != traced:
+                for s in some:
+                    asked[s].add(small)
+
+
+def allow_small(ranges: dict[Any, Any], dims: Mapping[Any, Any], asked: Asked) -> None:
+    """An extent of 1 in a recorded program, which begins with 2: where its Dim allows it, and nothing asked for it."""
+    for s, dim in dims.items():
+        if s in ranges and 1 not in asked[s] and dim.min < ranges[s].lower == 2:
+            ranges[s] = ValueRanges(1, ranges[s].upper)
+
+
+def refuse_small(
+    exported: torch.export.ExportedProgram, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], asked: Asked
+) -> None:
+    """No extents of 0 or 1 where something `asked` for them and an exported program does not do what the model does.
+
+    The program's operators are fixed, as are the model's for given sizes, so that the examples, cut to a size, tell them apart.
+    """
+    ranges = exported.range_constraints
+    allowed = {s: sorted(n for n in small if s in ranges and ranges[s].lower <= n) for s, small in asked.items()}
+    still = []
+    for s, n in [(s, n) for s, small in allowed.items() for n in small]:
+        if not _same(exported, model, args, kwargs, {s: n}):
+            _begin(ranges, s, n + 1)
+        elif n == 1:
+            still.append(s)
+    for pair in itertools.combinations(still, 2):
+        if not _same(exported, model, args, kwargs, dict.fromkeys(pair, 1)):
+            for s in pair:
+                _begin(ranges, s, 2)
+
+
+def _begin(ranges: dict[Any, Any], symbol: Any, least: int) -> None:
+    upper = ranges[symbol].upper
+    ranges[symbol] = ValueRanges(least, max(upper, sympy.Integer(least)))
+
+
+def _same(
+    exported: torch.export.ExportedProgram, model: nn.Module, args: Any, kwargs: Mapping[str, Any], sizes: Mapping[Any, int]
+) -> bool:
+    """Whether program and model give the same results for the examples, cut to sizes."""
+    flat, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
+    signature = exported.graph_signature.input_specs
+    cut = [_cut(value, node.meta.get("val"), sizes) for value, node in zip(flat, user_nodes(exported), strict=True)]
+    given = iter(cut)
+    try:
+        call_args, call_kwargs = pytree.tree_unflatten([_copy(v) for v in cut], spec)
+        want = pytree.tree_leaves(model(*call_args, **call_kwargs))
+        inputs = [
+            _copy(next(given)) if s.kind == InputKind.USER_INPUT else _held(exported, s) for s in signature
+        ]
+        got = fx.Interpreter(exported.graph_module).run(*inputs)
+    except Exception:
+        return False
+    return all(itertools.starmap(_close, zip(got[len(got) - len(want) :], want, strict=True)))
+
+
+def _held(exported: torch.export.ExportedProgram, spec: Any) -> Any:
+    held = exported.state_dict if spec.target in exported.state_dict else exported.constants
+    return held.get(spec.target)
+
+
+def _copy(v: Any) -> Any:
+    return v.clone() if isinstance(v, torch.Tensor) else v
+
+
+def _cut(value: Any, traced: Any, sizes: Mapping[Any, int]) -> Any:
+    if isinstance(traced, torch.SymInt):
+        return _size(traced, sizes)
+    if not isinstance(value, torch.Tensor) or not isinstance(traced, torch.Tensor):
+        return value
+    for d, extent in enumerate(traced.shape):
+        value = value.narrow(d, 0, _size(extent, sizes))
+    return value
+
+
+def _size(extent: Any, sizes: Mapping[Any, int]) -> int:
+    if not isinstance(extent, torch.SymInt):
+        return int(extent)
+    return int(extent.node.expr.subs({**extent.node.shape_env.backed_var_to_val, **sizes}))
+
+
+def _close(got: Any, want: Any) -> bool:
+    if not isinstance(got, torch.Tensor) or not isinstance(want, torch.Tensor):
+        return bool(got == want)
+    if got.shape != want.shape or got.dtype != want.dtype:
+        return False
+    if not got.dtype.is_floating_point:
+        return torch.equal(got, want)
+    scale = float(want.abs().nan_to_num(posinf=0.0).max()) if want.numel() else 0.0
+    return torch.allclose(got, want, rtol=0.0, atol=torch.finfo(got.dtype).eps ** 0.5 * scale, equal_nan=True)
+
+
+__all__ = ["Asked", "allow_small", "asked_of_sizes", "refuse_small"]
