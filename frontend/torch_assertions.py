@@ -1,49 +1,153 @@
-"""Assertions about one size: what torch.export decided by the example and left for the program to check.
+"""Assertions about sizes: what torch.export decided by the example and left for the program to check.
 
-With extents that vary, `if x.shape[0] % 2 == 0` is decided for all sizes as it is for the example, and the program asserts the condition.
+With extents that vary, `if x.shape[0] % 2 == 0` is decided for all sizes as it is for the example, and the program asserts the condition;
+one of several extents (`x.shape[0] > y.shape[0]`) it does not even assert. PyTorch's operators make conditions, too, on which nothing
+but their speed depends, and take an extent of 1 for a case of its own. `by_example` tells them apart by running model and program where a
+condition fails; `fact_of` and `least_values` are how an importer has calls checked.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import sympy
 import torch
-from torch import fx
+from torch import fx, nn
 
+from dlc.frontend.torch_compared import same_results
 from dlc.ir.program import Symbol
 
 _TRIED = 256
-"""Sizes for which an assertion is tried."""
+"""Sizes of one extent for which an assertion is tried."""
+
+_NEAR = 4
+"""Sizes of each of several extents: as many from the least on, and around the example's."""
+
+_LONGEST = 64
+"""The greatest size that a model is run with, beyond the examples' own."""
+
+_HARMLESS = "dlc_harmless"
 
 
-def settled(node: fx.Node, symbols: dict[Any, Symbol]) -> Symbol | None:
-    """The symbol of which `node`, an assertion, says that it is a multiple, with that as a fact which calls are checked against.
+def by_example(
+    exported: torch.export.ExportedProgram, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[bool, tuple[Any, ...]]:
+    """Whether the model does something else than the program for some sizes, and which conditions of several extents calls must meet.
 
-    None where it holds for all sizes, or for all but one run of them (torch takes an extent of 1 for a case of its own, where nothing
-    else is computed), and where it is about several symbols, or data.
-
-    Raises:
-        ValueError: it holds for some sizes again and again, no multiples; the condition, in torch's words.
+    Assertions that fail only for sizes with which both do the same are marked, and no longer count.
     """
+    ran: dict[frozenset[Any], bool | None] = {}
+
+    def same(sizes: Mapping[Any, int]) -> bool | None:
+        key = frozenset(sizes.items())
+        if key not in ran:
+            ran[key] = same_results(exported, model, args, kwargs, sizes)
+        return ran[key]
+
+    def holds(condition: Any, examples: Mapping[Any, Any]) -> bool:
+        failing = _failing(condition, exported.range_constraints, examples)
+        tried = [failing[0], failing[len(failing) // 2], failing[-1]] if failing else []
+        return all(same(sizes) for sizes in tried)
+
+    for node in exported.graph.nodes:
+        condition = asserted(node)
+        if condition is not None and holds(condition.node.expr, condition.node.shape_env.backed_var_to_val):
+            node.meta[_HARMLESS] = True
+    env = shapes_of(exported)
+    left = tuple(g for g in guards(env) if not holds(g, env.backed_var_to_val))
+    return False in ran.values(), left
+
+
+def asserted(node: fx.Node) -> torch.SymBool | None:
+    """The condition that a node asserts of sizes, if it does and it counts."""
+    if node.target is not torch.ops.aten._assert_scalar.default or _HARMLESS in node.meta:
+        return None
     condition = node.args[0].meta.get("val") if node.args and isinstance(node.args[0], fx.Node) else None
-    if not isinstance(condition, torch.SymBool):
-        return None
-    expr = condition.node.expr
-    free = list(expr.free_symbols)
-    if len(free) != 1 or free[0] not in symbols:
-        return None
-    known = symbols[free[0]]
+    return condition if isinstance(condition, torch.SymBool) else None
+
+
+def shapes_of(exported: torch.export.ExportedProgram) -> Any:
+    """The ShapeEnv of a program's symbols; None if it has none."""
+    for node in exported.graph.nodes:
+        fake = node.meta.get("val")
+        for extent in fake.shape if isinstance(fake, torch.Tensor) else ():
+            if isinstance(extent, torch.SymInt):
+                return extent.node.shape_env
+    return None
+
+
+def guards(env: Any) -> tuple[Any, ...]:
+    """What was taken for given of several extents, which torch.export lets pass without a check."""
+    return tuple(dict.fromkeys(g.expr for g in env.guards if len(g.expr.free_symbols) > 1)) if env is not None else ()
+
+
+def _failing(condition: Any, ranges: Mapping[Any, Any], examples: Mapping[Any, Any]) -> list[dict[Any, int]]:
+    """Sizes, small ones first, for which a condition does not hold."""
+    free = sorted(condition.free_symbols, key=str)
+    if not all(s in ranges and s in examples for s in free):
+        return []
+    sizes = [_sizes(ranges[s], int(examples[s]), len(free) == 1) for s in free]
+    tried = (dict(zip(free, some, strict=True)) for some in sorted(itertools.product(*sizes), key=sum))
+    return [some for some in tried if condition.subs(some) != True]  # noqa: E712 (SymPy's truth)
+
+
+def _sizes(allowed: Any, example: int, alone: bool) -> list[int]:
+    least = int(allowed.lower)
+    most = max(_LONGEST, example)
+    last = int(min(allowed.upper, most))
+    if alone:
+        return [*range(least, last + 1)]
+    near = {*range(least, least + _NEAR), *range(example - 1, example + 2), last}
+    return sorted(n for n in near if least <= n <= last)
+
+
+def fact_of(condition: Any, symbols: Mapping[Any, Symbol]) -> Symbol | None:
+    """A condition on one extent as a fact of its symbol, if it is one: it is a multiple, or in a range. As it was, if it always holds."""
+    (free,) = condition.free_symbols
+    known = symbols[free]
     last = known.lo + _TRIED if known.hi is None else min(known.hi, known.lo + _TRIED)
     tried = range(known.lo, last + 1)
-    failing = [n for n in tried if expr.subs(free[0], n) != True]  # noqa: E712 (SymPy's truth)
-    if not failing or failing == [*range(failing[0], failing[-1] + 1)]:
+    holding = [n for n in tried if condition.subs(free, n) == True]  # noqa: E712
+    if not holding:
         return None
-    holding = [n for n in tried if n not in failing]
-    step = holding[1] - holding[0] if len(holding) > 1 else 0
-    if step > 1 and holding == [n for n in tried if n % step == 0]:
+    if holding == [*range(holding[0], holding[-1] + 1)]:
+        hi = known.hi if holding[-1] == last else holding[-1]
+        return Symbol(known.name, holding[0], hi, known.divisor, known.below)
+    step = holding[1] - holding[0]
+    if holding == [n for n in tried if n % step == 0]:
         return Symbol(known.name, known.lo, known.hi, math.lcm(known.divisor, step), known.below)
-    raise ValueError(str(expr))
+    return None
 
 
-__all__ = ["settled"]
+def least_values(condition: Any) -> Iterator[tuple[Any, int]]:
+    """Expressions, each with the least value that it has where a condition holds.
+
+    Raises:
+        ValueError: the condition is none that this can say.
+    """
+    if isinstance(condition, sympy.And):
+        for part in condition.args:
+            yield from least_values(part)
+        return
+    if not isinstance(condition, sympy.core.relational.Relational):
+        raise ValueError(str(condition))
+    apart = condition.lhs - condition.rhs
+    match condition:
+        case sympy.Eq():
+            yield from ((apart, 0), (-apart, 0))
+        case sympy.Ne():
+            yield apart * apart, 1
+        case sympy.Ge():
+            yield apart, 0
+        case sympy.Le():
+            yield -apart, 0
+        case sympy.Gt():
+            yield apart, 1
+        case _:
+            yield -apart, 1
+
+
+__all__ = ["asserted", "by_example", "fact_of", "guards", "least_values", "shapes_of"]

@@ -27,6 +27,7 @@ from dlc.errors import DlcError, Internal
 from dlc.frontend.errors import UnsupportedOperator
 from dlc.frontend.imported import Imported
 from dlc.frontend.python_guess import seems_to_test_data
+from dlc.frontend.torch_assertions import by_example, guards, shapes_of
 from dlc.frontend.torch_dims import dims_of
 from dlc.frontend.torch_errors import (
     BadExample,
@@ -111,6 +112,7 @@ def export(
             with asked_of_sizes() as asked:
                 exported = _exported(model, args, kwargs, dynamic_shapes)
             refuse_small(exported, model, args, kwargs or {}, asked)
+            exported.by_example, exported.given = by_example(exported, model, args, kwargs or {})
             return exported
     except DlcError:
         raise
@@ -210,6 +212,9 @@ def _exported_or_recorded(
         except ExportFailed as error:
             failed = error
     if failed is None and not met:
+        if exported.by_example:  # the recording has the branch, if it succeeds
+            with suppress(DlcError):
+                return recorded(model, args, kwargs, dynamic_shapes)
         return exported
     try:
         found = early or recorded(model, args, kwargs, dynamic_shapes)
@@ -350,9 +355,10 @@ def import_exported(
 ) -> Imported:
     """Import an ExportedProgram; see `import_torch`."""
     start = time.perf_counter()
+    given = exported.given if hasattr(exported, "given") else guards(shapes_of(exported))
     recorded = getattr(exported, "decomposed", None)
     exported, decomposed = with_definitions(exported) if recorded is None else (exported, recorded)
-    importer = ProgramImporter(exported, name or _class_name(exported), mutations, dict(symbol_names or {}))
+    importer = ProgramImporter(exported, name or _class_name(exported), mutations, dict(symbol_names or {}), given)
     with _no_raw_errors(importer):
         program, in_tree, out_tree, outputs, mutated = importer.run()
     return Imported(
@@ -394,8 +400,9 @@ def _no_raw_errors(importer: ProgramImporter) -> Iterator[None]:
 class ProgramImporter:
     """Binds the inputs and outputs of one ExportedProgram around its graph."""
 
-    def __init__(self, exported: Any, name: str, mutations: str, symbol_names: dict[Any, str]) -> None:
+    def __init__(self, exported: Any, name: str, mutations: str, symbol_names: dict[Any, str], given: Sequence[Any]) -> None:
         self.exported = exported
+        self.given = given
         self.mutations = mutations
         self.b = Builder("".join(ch if ch.isalnum() else "_" for ch in name) or "model")
         self.extents = Extents()
@@ -412,6 +419,8 @@ class ProgramImporter:
         for node, spec in zip(places, specs, strict=True):
             if spec.kind == InputKind.USER_INPUT:
                 self._declare(node)
+        for condition in self.given:
+            self.graph.take_for_given(condition)
         values, leaves = [], []
         yielded = {o for n in nested_nodes(ep.graph.nodes) for region in regions_of(n) for o in region.outputs}
         for node, spec in zip(places, specs, strict=True):

@@ -509,7 +509,7 @@ class Union:
         return (DEAD, False) if isinstance(v, Unbound) else (v, True)
 
     def _numeric(self, v: Any) -> bool:
-        return is_number(v) or isinstance(v, torch.SymInt)
+        return is_number(v) or isinstance(v, (torch.SymInt, torch.SymBool))
 
     def _one_sided(self, a: Any, b: Any) -> Any:
         live = b if isinstance(a, Dead) else a
@@ -536,14 +536,16 @@ class Union:
         return _Pending(len(self.fakes) - 2, None, False, None, replace(cut, sizes=(a.shape[cut.dim], b.shape[cut.dim])))
 
     def _number(self, a: Any, b: Any) -> Any:
-        a, b = (
-            Number(int, torch.scalar_tensor(v, dtype=torch.int64), self.flow) if isinstance(v, torch.SymInt) else v
-            for v in (a, b)
-        )
+        a, b = (self._of_extents(v) for v in (a, b))
         if isinstance(a, bool) and isinstance(b, bool):
             return self.condition if a else negated(self.condition)
         kind, mixed = joined_kind(a, b)
         return self._add(a, b, kind, mixed, None)
+
+    def _of_extents(self, v: Any) -> Any:
+        if isinstance(v, torch.SymInt):
+            return Number(int, torch.scalar_tensor(v, dtype=torch.int64), self.flow)
+        return self.flow.extent_truth(v) if isinstance(v, torch.SymBool) else v
 
     def _add(self, a: Any, b: Any, kind: type | None, mixed: bool, like: torch.Tensor | None) -> _Pending:
         recorder = self.flow.recorder

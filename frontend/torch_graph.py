@@ -34,7 +34,7 @@ from dlc.frontend import (
     torch_views,
 )
 from dlc.frontend.torch_alias import Aliases, aliases
-from dlc.frontend.torch_assertions import settled
+from dlc.frontend.torch_assertions import asserted, fact_of, least_values
 from dlc.frontend.torch_context import TABLE, Ctx, select
 from dlc.frontend.torch_errors import EscapedValue, MutatedState, SharedMemory
 from dlc.frontend.torch_identity import Identities
@@ -245,15 +245,27 @@ class GraphImporter:
         self._note(node)
 
     def _assertion(self, node: fx.Node) -> None:
-        """What an assertion says of an extent becomes a fact of it, which calls are checked against."""
+        condition = asserted(node)
+        if condition is not None:
+            self.take_for_given(condition.node.expr)
+
+    def take_for_given(self, condition: Any) -> None:
+        """What holds of the inputs' extents becomes a fact of a symbol, or is checked in each call."""
         named = {s: self.b.symbols[e.name[1:]] for s, e in self._input_symbols() if e.name[1:] in self.b.symbols}
+        if not condition.free_symbols <= named.keys():
+            return
+        fact = fact_of(condition, named) if len(condition.free_symbols) == 1 else None
+        if fact is not None:
+            self.b.symbols[fact.name] = fact
+            return
         try:
-            symbol = settled(node, named)
+            for expr, least in least_values(condition):
+                value = self.ctx.extents.of(expr, self.ctx.target, self.ctx.loc)
+                if not self.ctx.proven(value - least):
+                    self.b.bind(self.b.extent_value(value), "what_the_example_decided", lo=least)
         except ValueError as error:
             reason = f"the example decided '{error}', which other sizes of dynamic_shapes decide otherwise"
             raise self.ctx.unsupported(reason) from None
-        if symbol is not None:
-            self.b.symbols[symbol.name] = symbol
 
     def _input_symbols(self) -> Iterator[tuple[Any, Var]]:
         """Symbols of the inputs' shapes."""

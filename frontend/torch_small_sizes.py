@@ -21,12 +21,10 @@ from unittest import mock
 
 import sympy
 import torch
-from torch import fx, nn
-from torch.export.graph_signature import InputKind
-from torch.utils import _pytree as pytree
+from torch import nn
 from torch.utils._sympy.value_ranges import ValueRanges
 
-from dlc.frontend.torch_dims import user_nodes
+from dlc.frontend.torch_compared import same_results
 
 Asked = defaultdict[Any, set[int]]
 """By symbol: of 0 and 1, those for which a question has another answer than it had in the trace."""
@@ -104,12 +102,12 @@ def refuse_small(
     allowed = {s: sorted(n for n in small if s in ranges and ranges[s].lower <= n) for s, small in asked.items()}
     still = []
     for s, n in [(s, n) for s, small in allowed.items() for n in small]:
-        if not _same(exported, model, args, kwargs, {s: n}):
+        if not same_results(exported, model, args, kwargs, {s: n}):
             _begin(ranges, s, n + 1)
         elif n == 1:
             still.append(s)
     for pair in itertools.combinations(still, 2):
-        if not _same(exported, model, args, kwargs, dict.fromkeys(pair, 1)):
+        if not same_results(exported, model, args, kwargs, dict.fromkeys(pair, 1)):
             for s in pair:
                 _begin(ranges, s, 2)
 
@@ -117,62 +115,6 @@ def refuse_small(
 def _begin(ranges: dict[Any, Any], symbol: Any, least: int) -> None:
     upper = ranges[symbol].upper
     ranges[symbol] = ValueRanges(least, max(upper, sympy.Integer(least)))
-
-
-def _same(
-    exported: torch.export.ExportedProgram, model: nn.Module, args: Any, kwargs: Mapping[str, Any], sizes: Mapping[Any, int]
-) -> bool:
-    """Whether program and model give the same results for the examples, cut to sizes."""
-    flat, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
-    signature = exported.graph_signature.input_specs
-    cut = [_cut(value, node.meta.get("val"), sizes) for value, node in zip(flat, user_nodes(exported), strict=True)]
-    given = iter(cut)
-    try:
-        call_args, call_kwargs = pytree.tree_unflatten([_copy(v) for v in cut], spec)
-        want = pytree.tree_leaves(model(*call_args, **call_kwargs))
-        inputs = [
-            _copy(next(given)) if s.kind == InputKind.USER_INPUT else _held(exported, s) for s in signature
-        ]
-        got = fx.Interpreter(exported.graph_module).run(*inputs)
-    except Exception:
-        return False
-    return all(itertools.starmap(_close, zip(got[len(got) - len(want) :], want, strict=True)))
-
-
-def _held(exported: torch.export.ExportedProgram, spec: Any) -> Any:
-    held = exported.state_dict if spec.target in exported.state_dict else exported.constants
-    return held.get(spec.target)
-
-
-def _copy(v: Any) -> Any:
-    return v.clone() if isinstance(v, torch.Tensor) else v
-
-
-def _cut(value: Any, traced: Any, sizes: Mapping[Any, int]) -> Any:
-    if isinstance(traced, torch.SymInt):
-        return _size(traced, sizes)
-    if not isinstance(value, torch.Tensor) or not isinstance(traced, torch.Tensor):
-        return value
-    for d, extent in enumerate(traced.shape):
-        value = value.narrow(d, 0, _size(extent, sizes))
-    return value
-
-
-def _size(extent: Any, sizes: Mapping[Any, int]) -> int:
-    if not isinstance(extent, torch.SymInt):
-        return int(extent)
-    return int(extent.node.expr.subs({**extent.node.shape_env.backed_var_to_val, **sizes}))
-
-
-def _close(got: Any, want: Any) -> bool:
-    if not isinstance(got, torch.Tensor) or not isinstance(want, torch.Tensor):
-        return bool(got == want)
-    if got.shape != want.shape or got.dtype != want.dtype:
-        return False
-    if not got.dtype.is_floating_point:
-        return torch.equal(got, want)
-    scale = float(want.abs().nan_to_num(posinf=0.0).max()) if want.numel() else 0.0
-    return torch.allclose(got, want, rtol=0.0, atol=torch.finfo(got.dtype).eps ** 0.5 * scale, equal_nan=True)
 
 
 __all__ = ["Asked", "allow_small", "asked_of_sizes", "refuse_small"]

@@ -451,7 +451,7 @@ def same(a: Any, b: Any) -> bool:
         return isinstance(a, Number) and isinstance(b, Number) and a.tensor is b.tensor and a.kind is b.kind
     if type(a) is not type(b):
         return False
-    if isinstance(a, torch.SymInt):
+    if isinstance(a, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         return bool(a.node.expr == b.node.expr)
     if isinstance(a, (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, range, slice)):
         return repr(a) == repr(b)

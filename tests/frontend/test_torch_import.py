@@ -14,7 +14,6 @@ from tests.frontend.torch_case import Fn, check, compare, data, module, run
 from torch import nn
 from torch.export import Dim
 
-import dlc
 from dlc.errors import DlcError
 from dlc.frontend.errors import UnsupportedOperator
 from dlc.frontend.torch_errors import (
@@ -28,7 +27,6 @@ from dlc.frontend.torch_errors import (
     UnsupportedType,
 )
 from dlc.frontend.torch_export import coverage, import_torch, weights_fingerprint
-from dlc.runtime.errors import SymbolOutOfRange
 
 Pair = namedtuple("Pair", "left right")
 
@@ -222,25 +220,6 @@ class Doubled(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * 2 if x.sum() > 0 else x
-
-
-class OnEven(nn.Module):
-    """A decision on a size, which torch.export takes once for all."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * 2 if x.shape[0] % 2 == 0 else x - 1
-
-
-def test_a_size_decides() -> None:
-    """The example's decision holds for the sizes that share it: a fact where they are multiples, else an error."""
-    shapes = ({0: Dim("n", min=2, max=64)},)
-    program = check(OnEven(), data(8, 3), dynamic=shapes, others=[[data(4, 3)], [data(30, 3)]]).program
-    (symbol,) = program.symbols
-    assert symbol.divisor == 2
-    with pytest.raises(SymbolOutOfRange, match="5"):
-        dlc.compile(OnEven(), (data(8, 3),), dynamic_shapes=shapes)(data(5, 3))
-    with pytest.raises(UnsupportedOperator, match=r"the example decided 'Ne\(Mod\(s\w*, 2\), 0\)', which other sizes"):
-        import_torch(OnEven(), (data(9, 3),), dynamic_shapes=shapes)
 
 
 @pytest.mark.parametrize("shapes", [({0: torch.export.Dim("n")}, None), {"wrong": None}], ids=["too many", "another name"])
