@@ -29,6 +29,7 @@ from dlc.frontend.python_notes import Notes
 from dlc.frontend.python_source import NotRewritable, find_definition, is_generator
 
 RUNTIME, SITES, DEAD_NAME = "dlc__rt", "dlc__sites", "dlc__dead"
+_MADE = "dlc__made"
 _FOLDS = frozenset("sum any all list tuple max min sorted".split())
 """Functions that need all items of a generator at once."""
 _NATIVE = frozenset("super locals globals vars eval exec dir".split())
@@ -93,6 +94,7 @@ def rewrite(function: types.FunctionType, runtime: Any, dead: Any) -> tuple[type
 
 def _compile(made: ast.FunctionDef, original: types.CodeType, file: str) -> types.CodeType:
     """The code of `made`, with the original's free variables (and ours) free."""
+    made.name = _MADE  # no other name: what the function calls by its own may be a global, itself or not
     outer = [RUNTIME, SITES, DEAD_NAME, *original.co_freevars]
     inner = ast.arguments([], [ast.arg(n) for n in outer], None, [], [], None, [])
     factory = ast.FunctionDef("dlc__factory", inner, [made], [], None)
@@ -101,7 +103,8 @@ def _compile(made: ast.FunctionDef, original: types.CodeType, file: str) -> type
         node.__dict__.pop("type_params", None)
     whole = compile(module, file, "exec", dont_inherit=True, flags=_future(original))
     maker = next(c for c in whole.co_consts if isinstance(c, types.CodeType))
-    return next(c for c in maker.co_consts if isinstance(c, types.CodeType) and c.co_name == made.name)
+    code = next(c for c in maker.co_consts if isinstance(c, types.CodeType) and c.co_name == _MADE)
+    return code.replace(co_name=original.co_name)
 
 
 def _future(code: types.CodeType) -> int:
@@ -578,7 +581,7 @@ class _Function(ast.NodeTransformer):
         for part in ("elt", "key", "value"):
             if hasattr(node, part):
                 setattr(node, part, self.visit(getattr(node, part)))
-        return node if isinstance(node, ast.GeneratorExp) else _rt("born", node)
+        return _rt("born", node)
 
     visit_SetComp = visit_DictComp = visit_GeneratorExp = comprehension
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import linecache
 import math
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,7 @@ from dlc.frontend.torch_values import (
     Partial,
     Sometimes,
     Unbound,
+    Unset,
     alike,
     described,
     differing,
@@ -142,6 +144,12 @@ class Flow:
         self.frame.born[id(value)] = value
         return value
 
+    def advance(self, iterator: Any) -> None:
+        """An iterator is about to be stepped: where that is not done on every path, it must have been made there."""
+        if len(self.frames) > 1 and id(iterator) not in self.frame.born:
+            why = "it is stepped on one path only, and was made before; make it there, or count an index"
+            raise self.refused(UncapturedDecision, what="how far an iterator has come", why=why)
+
     # --- refusals ---
 
     def refused(self, kind: type[DlcError], **fields: Any) -> DlcError:
@@ -193,7 +201,7 @@ class Flow:
             value = self.truth_of(value)
         if isinstance(value, _SYMBOLS):
             value = self.extent_truth(value)
-        if type(value) in (list, tuple, dict, set):
+        if isinstance(value, (list, tuple, dict, set, deque)):
             return self.nonempty(value)
         if not isinstance(value, Number):
             return bool(value)
@@ -370,6 +378,13 @@ class Branch:
         return tuple(map(filled, made))
 
 
+def _same_keys(a: Any, b: Any) -> bool:
+    """Whether two dicts have their keys in the same order, two sets the same elements; lists have positions, which are always the same."""
+    if isinstance(a, dict):
+        return all(same(p, q) for p, q in zip(a, b, strict=True))
+    return not isinstance(a, set) or all(any(same(p, q) for q in b) for p in a)
+
+
 class _Pending:
     """A result of the branch that is being made: its number, and the kind if it is a Python number."""
 
@@ -408,14 +423,14 @@ class Union:
 
     def contents(self, cell: Cell, a: Any, b: Any) -> Any:
         """A changed place's two values as one."""
-        if cell.name is None and type(a) is type(b) and len(a) != len(b):
+        if cell.name is None and type(a) is type(b) and (len(a) != len(b) or not _same_keys(a, b)):
             reason = f"{described(a)} on one path and {described(b)} on the other"
             if type(a) is list and (longer := self._longer(str(cell), reason, a, b)) is not None:
                 return longer
             poison = Elided(self.flow, str(cell), self.place, reason)
             return [poison] if isinstance(a, list) else {poison: poison} if isinstance(a, dict) else {poison}
         if a is MISSING or b is MISSING:
-            return undefined(self.flow, str(cell), self.place)
+            return Unset(self.flow, str(cell), self.place)
         return self.of(str(cell), a, b)
 
     def _longer(self, name: str, reason: str, a: list[Any], b: list[Any]) -> list[Any] | None:

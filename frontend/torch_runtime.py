@@ -202,10 +202,10 @@ class Runtime(Calls):
 
     def equal(self, site: Site, a: Any, b: Any) -> Any:
         """`a == b`; of lists and tuples element by element, as data may be among them."""
-        if not (_sequence(a) and _sequence(b)) or not any(map(_undecided, (*leaves(a), *leaves(b)))):
-            return a == b
         self.whole(a)
         self.whole(b)
+        if not (_sequence(a) and _sequence(b)) or not any(map(_undecided, (*leaves(a), *leaves(b)))):
+            return a == b
         if isinstance(a, list) is not isinstance(b, list) or len(a) != len(b):
             return False
         return self.all_of(site, True, *(partial(self.equal, site, p, q) for p, q in zip(a, b, strict=True)))

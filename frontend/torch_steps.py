@@ -91,6 +91,8 @@ def steps_of(flow: Any, over: Any) -> Steps | Items:
         return rule
     if isinstance(over, nn.Module) and not hasattr(over, "__iter__"):
         raise TypeError(f"'{type(over).__name__}' object is not iterable")
+    if isinstance(over, Iterator):
+        flow.advance(over)
     return Items(iter(over))
 
 

@@ -83,6 +83,8 @@ def read_item(flow: Any, value: Any, key: Any, shared: bool = True) -> Any:
     flow.whole(value)
     key = _counted(flow, key)
     if not _from_data(key):
+        if isinstance(value, dict) and hasattr(type(value), "__missing__") and key not in value:
+            flow.touch(value)  # reading may make the entry
         return value[key]
     if isinstance(key, slice) and isinstance(value, (list, tuple, nn.ModuleList, nn.Sequential)):
         stop = None if key.stop is None else flow.integer(key.stop)

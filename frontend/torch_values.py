@@ -64,6 +64,15 @@ def undefined(owner: Any, name: str, place: str | None = None) -> Absent:
     return Absent(owner, lambda: (NotAlwaysDefined, {"name": name, "place": place}))
 
 
+class Unset(Absent):
+    """An attribute that some paths since `place` have set: whether an object has it is a decision, too."""
+
+    __slots__ = ()
+
+    def __init__(self, owner: Any, name: str, place: str) -> None:
+        super().__init__(owner, lambda: (NotAlwaysDefined, {"name": name, "place": place}))
+
+
 class Unbound(Absent):
     """A local variable that nothing has set yet: using it is Python's own error."""
 
@@ -543,6 +552,6 @@ def difference(a: Any, b: Any) -> tuple[Any, Any]:
 
 __all__ = [
     "DEAD", "Absent", "Choice", "Dead", "Either", "Elided", "Grown", "Growth", "Lengths", "Maybe", "Partial", "Sometimes",
-    "Unbound", "absent", "alike", "described", "differing", "differing_dim", "is_number", "joined_kind", "lasting", "leaves",
+    "Unbound", "Unset", "absent", "alike", "described", "differing", "differing_dim", "is_number", "joined_kind", "lasting", "leaves",
     "mapped", "parts", "same", "same_tree", "selectable", "structure", "undefined", "unite",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import heapq
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -2114,3 +2115,58 @@ def sorted_positions(x):
 def sorted_of_two_types(x):
     middle = sorted([(x * 2).sum().item(), 1, x[0].item()])[1]
     return x + 1 if middle > 1 else x
+
+
+class Box:
+    def __init__(self, v: torch.Tensor) -> None:
+        self.v = v
+
+
+class Table(dict[str, int]):
+    pass
+
+
+def _halved_while_large(v: torch.Tensor, steps: int) -> torch.Tensor:
+    if steps == 0 or v.abs().sum() < 1:
+        return v
+    return _halved_while_large(v * 0.5, steps - 1)
+
+
+@case(*XS)
+def recursion_of_a_global_function(x):
+    return _halved_while_large(x, 4)
+
+
+@case(*XS)
+def attributes_by_name(x):
+    box = Box(x)
+    if x.sum() > 0:
+        setattr(box, "v", x * 3)  # noqa: B010
+    if x.max() > 2:
+        object.__setattr__(box, "v", x + 1)
+    return box.v
+
+
+@case(*XS)
+def heap_in_an_arm(x):
+    items = [3, 1, 2]
+    if x.sum() > 0:
+        heapq.heapify(items)
+    return x * items[0]
+
+
+@case(*XS)
+def iterator_of_an_arm(x):
+    for row in x:
+        if row > 0:
+            numbers = iter([2, 3])
+            x = x * next(numbers) + next(numbers)
+    return x
+
+
+@case(*XS)
+def dict_with_equal_keys(x):
+    table = Table(a=1)
+    if x.sum() > 0:
+        table["a"] = 3
+    return x * table["a"] if table and table != {} else x

@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import math
 import textwrap
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -613,6 +614,95 @@ def swallows(x):
     except Exception:
         return x
     return x * len(name)
+
+
+class Holder:
+    pass
+
+
+class Table(dict[str, int]):
+    pass
+
+
+@refused("DLC0222", "'Holder.y' is used here")
+def has_an_attribute_of_one_path(x):
+    held = Holder()
+    if x.sum() > 0:
+        held.y = x
+    return x if hasattr(held, "y") else x * 2  # here
+
+
+@refused("DLC0222", "'Holder.y' is used here")
+def lists_an_attribute_of_one_path(x):
+    held = Holder()
+    if x.sum() > 0:
+        held.y = x
+    return x * len(vars(held))  # here
+
+
+@refused("DLC0222", "'Holder.y' is used here")
+def attribute_taken_away_by_name(x):
+    held = Holder()
+    held.y = x
+    if x.sum() > 0:
+        delattr(held, "y")  # noqa: B043
+    return x if hasattr(held, "y") else x * 2  # here
+
+
+@refused("DLC0221", "a Table of 1 on one path and a Table of 0")
+def key_of_one_path_in_a_kind_of_dict(x):
+    table = Table()
+    if x.sum() > 0:
+        table["a"] = 1
+    return x if "a" in table else x * 2  # here
+
+
+@refused("DLC0221", "a Table of 1 on one path and a Table of 0")
+def truth_of_a_kind_of_dict(x):
+    table = Table()
+    if x.sum() > 0:
+        table["a"] = 1
+    return x if table else x * 2  # here
+
+
+@refused("DLC0221", "a defaultdict of 1 on one path and a defaultdict of 0")
+def entry_that_reading_makes(x):
+    table = defaultdict(int)
+    y = x + table["a"] if x.sum() > 0 else x
+    return y * len(table)  # here
+
+
+@refused("DLC0221", "a dict of 2 on one path and a dict of 2")
+def order_of_keys(x):
+    table = {"a": 1, "b": 2}
+    if x.sum() > 0:
+        table["a"] = table.pop("a")
+    return x * next(iter(table.values()))  # here
+
+
+@refused("DLC0221", "a set on one path and a set")
+def set_compared(x):
+    found = {1}
+    if x.sum() > 0:
+        found.add(2)
+    return x * (found == {1})  # here
+
+
+@refused("DLC0220", "how far an iterator has come")
+def iterator_stepped_on_one_path(x):
+    numbers = iter([1, 2])
+    if x.sum() > 0:
+        next(numbers)  # here
+    return x * next(numbers)
+
+
+@refused("DLC0220", "how far an iterator has come")
+def iterator_looped_over_on_one_path(x):
+    numbers = iter([1, 2])
+    if x.sum() > 0:
+        for n in numbers:  # here
+            x = x + n
+    return x * next(numbers, 7)
 
 
 REFUSED["swallows"] = swallows, "DLC0220", "text"
