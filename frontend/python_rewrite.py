@@ -17,6 +17,7 @@ Source: Moldovan et al., AutoGraph (SysML 2019, arXiv 1810.08061); Chen et al., 
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -352,6 +353,10 @@ class _Function(ast.NodeTransformer):
         node.body = self.block(node.body)
         node.orelse = self.block(node.orelse)
         node.finalbody = self.block(node.finalbody)
+        if node.handlers:
+            kinds = [h.type or _load("BaseException") for h in node.handlers]
+            caught = _rt("catching", _later(ast.Tuple(copy.deepcopy(kinds), ast.Load())))
+            node.body = [ast.With([ast.withitem(caught)], node.body)]
         for h in node.handlers:
             h.body = self.block(h.body)
         return node

@@ -499,6 +499,14 @@ def _next(rt: Calls, iterator: Any, *default: Any) -> Any:
     return next(iterator, *default)
 
 
+def _full(rt: Calls, size: Any, value: Any, **kwargs: Any) -> torch.Tensor:
+    if not isinstance(value, Number):
+        return torch.full(rt.lowered(size), value, **kwargs)
+    value.settled("the type of this tensor")
+    kwargs.setdefault("dtype", _default(value.kind))
+    return torch.zeros(rt.lowered(size), **kwargs).fill_(value.tensor)
+
+
 def _any(rt: Calls, over: Any) -> Any:
     return _until(rt, over, True, rt.either_holds)
 
@@ -649,7 +657,7 @@ _SPECIAL: dict[Any, Callable[..., Any]] = {
     sorted: _sorted, str: textual(str), repr: textual(repr), format: textual(format), abs: magnitude, divmod: divided,
     round: rounded(round), math.floor: rounded(math.floor), math.ceil: rounded(math.ceil),
     math.trunc: rounded(math.trunc), math.isnan: test_of(torch.isnan, math.isnan),
-    math.isinf: test_of(torch.isinf, math.isinf), torch.cond: _cond, torch.tensor: _tensor,
+    math.isinf: test_of(torch.isinf, math.isinf), torch.cond: _cond, torch.tensor: _tensor, torch.full: _full,
     torch.inference_mode: _no_gradients, torch.stack: _joined(torch.stack), torch.cat: _joined(torch.cat),
     torch.ops.higher_order.cond: _cond, torch.ops.higher_order.while_loop: _while_loop, torch._check: _no_effect,
     torch._check_is_size: _no_effect,

@@ -10,7 +10,8 @@ from __future__ import annotations
 import linecache
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from dlc.errors import DlcError
+from dlc.frontend.python_exits import RETURN
 from dlc.frontend.python_rewrite import Site
 from dlc.frontend.torch_collect import Collected
 from dlc.frontend.torch_constant import constant_item
@@ -69,6 +71,7 @@ class Flow:
         self.frames: list[Frame] = [Frame(recorder.region)]
         self.refusals: list[DlcError] = []
         self.decided = 0
+        self.caught: list[Callable[[], Any]] = []  # of the open `try`s, what their handlers catch
         self.kinship = Kinship()
         self.touched: dict[tuple[int, str | None], tuple[Loc, str | None]] = {}  # changed places: where first, and that line
         self.fronts: dict[tuple[int, str], tuple[torch.Tensor, Number]] = {}  # bounds of slices, from the front
@@ -308,6 +311,20 @@ class Flow:
         if self.on_one_path:
             raise self.refused_at(site, EffectOnData, what="whether an exception is raised here")
 
+    @contextmanager
+    def catching(self, kinds: Callable[[], Any]) -> Iterator[None]:
+        """The body of a `try` whose handlers catch these."""
+        self.caught.append(kinds)
+        try:
+            yield
+        finally:
+            self.caught.pop()
+
+    def may_raise(self, kind: type[Exception]) -> None:
+        """What is done now raises `kind` in eager Python for some data: the program does not, so nobody may be there to catch it."""
+        if any(issubclass(kind, kinds()) for kinds in self.caught):
+            raise self.refused(EffectOnData, what=f"whether {kind.__name__} is raised here and caught")
+
 
 class Branch:
     """One `if` being executed: `then`, `orelse`, each ended by `close`; `result` is the state after it."""
@@ -365,7 +382,7 @@ class Branch:
                 DEAD if gone and not name.startswith("dlc__") else v
                 for v, gone in zip((a[n], b[n]), site.returns, strict=True)
             ]
-            made.append(union.of(name, *sides))
+            made.append(union.of("the result" if name == RETURN else name, *sides))
         cells = {key: entry[0] for key, entry in (*changed_then.items(), *changed_else.items())}
         writes: list[tuple[Cell, Any]] = []
         for key, cell in cells.items():

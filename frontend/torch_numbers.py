@@ -315,6 +315,8 @@ def arithmetic(name: str, a: Any, b: Any) -> Any:
     settled = name == "truediv" or any(kind_of(v) is float and not (isinstance(v, Number) and v.mixed) for v in pair)
     mixed = not settled and any(isinstance(v, Number) and v.mixed for v in pair)
     x, y = tensor_of(a, kind), tensor_of(b, kind)
+    if name in ("truediv", "floordiv", "mod") and isinstance(b, Number):
+        owner.may_raise(ZeroDivisionError)
     if name == "floordiv":
         return Number(kind, torch.div(x, y, rounding_mode="floor"), owner, mixed=mixed)
     if name == "mod":

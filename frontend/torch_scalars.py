@@ -22,6 +22,8 @@ def function_of_math(function: Callable[[torch.Tensor], torch.Tensor], plain: An
         args = tuple(map(rt.counted, args))
         if len(args) != 1 or not isinstance(args[0], Number):
             return plain(*args)
+        for kind in (ValueError, OverflowError):
+            rt.may_raise(kind)
         return Number(float, function(args[0].as_(float)), rt)
 
     return apply

@@ -98,6 +98,7 @@ def read_item(flow: Any, value: Any, key: Any, shared: bool = True) -> Any:
     known = flow.integer(key)
     if isinstance(known, int):
         return value[known]
+    flow.may_raise(KeyError if isinstance(value, dict) else IndexError)
     if isinstance(value, range):
         return value.start + value.step * known
     if isinstance(value, (list, tuple, nn.ModuleList)) and len(value):

@@ -2170,3 +2170,22 @@ def dict_with_equal_keys(x):
     if x.sum() > 0:
         table["a"] = 3
     return x * table["a"] if table and table != {} else x
+
+
+@case(*XS)
+def division_beside_another_handler(x):
+    try:
+        y = x * (1 / x.sum().item())
+    except KeyError:
+        y = x
+    try:
+        share = 4 / int(x.abs().sum() + 1)
+    finally:
+        y = y + 1
+    return y * share
+
+
+@case(*XS)
+def full_of_any_sign(x):
+    n = int(x.sum())
+    return torch.full((2,), n), torch.full((n * n % 3, 2), -n, dtype=torch.float64), torch.full((2,), x.sum().item()), torch.full((1,), n > 0)

@@ -93,7 +93,8 @@ STRAIGHT = set(
     " swapped_rows_are_views chosen_element_written chosen_before_the_elements_are_written mask_used_twice mask_reads_and_writes"
     " mask_of_rows_and_a_product mask_computed_twice positions_found_twice mask_and_its_complement mask_of_attention mask_written_between constant_written_on_one_path"
     " mask_before_and_after_such_a_write mask_of_what_is_written_by_another_name mask_written_by_another_name sorted_by_a_key"
-    " sorted_positions sorted_ends sorted_down sorted_of_two_types bounds_from_the_end comprehensions_over_data".split()
+    " sorted_positions sorted_ends sorted_down sorted_of_two_types bounds_from_the_end comprehensions_over_data"
+    " division_beside_another_handler full_of_any_sign".split()
 )
 """Programs whose arms are on one line, or that decide by an index."""
 
@@ -703,6 +704,50 @@ def iterator_looped_over_on_one_path(x):
         for n in numbers:  # here
             x = x + n
     return x * next(numbers, 7)
+
+
+@refused("DLC0224", "whether ZeroDivisionError is raised here and caught depends on data")
+def division_whose_failure_is_caught(x):
+    try:
+        share = 1 / x.sum().item()  # here
+    except ArithmeticError:
+        return x
+    return x * share
+
+
+@refused("DLC0224", "whether ValueError is raised here and caught")
+def root_whose_failure_is_caught(x):
+    try:
+        root = math.sqrt(x.sum().item())  # here
+    except (TypeError, ValueError):
+        return x
+    return x * root
+
+
+@refused("DLC0224", "whether KeyError is raised here and caught")
+def entry_whose_absence_is_caught(x):
+    def entry(table, key):
+        return table[key]  # here
+
+    try:
+        return entry({1: x, 2: -x}, int(x.sum()))
+    except:  # noqa: E722
+        return x * 3
+
+
+@refused("DLC0224", "whether IndexError is raised here and caught")
+def position_whose_absence_is_caught(x):
+    try:
+        return x * [1, 2][int(x.sum())]  # here
+    except LookupError:
+        return x
+
+
+@refused("DLC0221", "'the result' is used here")
+def results_of_two_kinds(x):
+    if x.sum() > 0:
+        return x
+    return x, x  # here
 
 
 REFUSED["swallows"] = swallows, "DLC0220", "text"
