@@ -23,13 +23,12 @@ from torch import nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
 
-from dlc.frontend import torch_steps
+from dlc.frontend import torch_effects, torch_steps
 from dlc.frontend.python_rewrite import NotRewritable, Site, rewrite
 from dlc.frontend.torch_callers import LEFT_ALONE, asking, left_alone
 from dlc.frontend.torch_collect import Collected
 from dlc.frontend.torch_errors import EffectOnData, UncapturedDecision
 from dlc.frontend.torch_flow import Branch, Flow, both
-from dlc.frontend.torch_heap import Cell
 from dlc.frontend.torch_numbers import MATH, Number, is_number, kind_of, negated, tensor_of
 from dlc.frontend.torch_scalars import divided, function_of_math, magnitude, rounded, test_of, textual
 from dlc.frontend.torch_sorting import in_order
@@ -55,9 +54,6 @@ _CHANGING = frozenset(
 
 _LOOKING = (isinstance, len, getattr, hasattr, callable, type, bool)
 """Functions that look at a value, and do nothing else."""
-
-_WRITING = (setattr, delattr, object.__setattr__, object.__delattr__)
-"""Functions that change an attribute, and store whatever they are given."""
 
 _MEASURING = (len, bool, isinstance, type, sum, any, all, torch.tensor, torch.stack, torch.cat)
 """Functions that take lists whose length is data."""
@@ -163,7 +159,7 @@ class Calls(Flow):
                 args = tuple(torch_steps.collected(v) for v in args)
                 if (part := torch_steps.of_parts(function, args)) is not None:
                     return part
-            for v in args if function not in _WRITING else ():
+            for v in args if function not in torch_effects.WRITING else ():
                 if isinstance(v, Absent):
                     v.refuse()
                 if function not in _MEASURING:
@@ -222,7 +218,7 @@ class Calls(Flow):
             v.refuse()
         if not any(isinstance(v, Number) for v in leaves((args, kwargs))):
             try:
-                made = function(*args, **kwargs) if _of_torch(function) else self.followed(function, args, kwargs)
+                made = function(*args, **kwargs) if _of_torch(function) else torch_effects.followed(self, function, args, kwargs)
             except GuardOnDataDependentSymNode as error:
                 if _of_torch(function):
                     raise
@@ -235,20 +231,6 @@ class Calls(Flow):
         if name in _TENSOR_OPERANDS:
             return self.with_operands(function, args, kwargs)
         return function(*self.lowered(args), **self.lowered(kwargs))
-
-    def followed(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A function of the standard library, whose changes to the containers that it is given are journalled."""
-        if not self.on_one_path:
-            return function(*args, **kwargs)
-        cells = [Cell(v, None) for v in args if isinstance(v, (list, dict, set, deque))]
-        before = [cell.read() for cell in cells]
-        for cell in cells:
-            self.frame.touch(cell)
-        made = function(*args, **kwargs)
-        for cell, old in zip(cells, before, strict=True):
-            if len(old) != len(cell.owner) or any(p is not q for p, q in zip(old, cell.owner, strict=True)):
-                self.touch(cell.owner)
-        return made
 
     def made(self, value: Any) -> Any:
         """What a call gives: a new object if it can only be that."""
@@ -478,27 +460,6 @@ def _type(rt: Calls, *args: Any) -> Any:
     return kind
 
 
-def _has(rt: Calls, owner: Any, name: str) -> bool:
-    held = getattr(owner, name, DEAD)
-    if isinstance(held, Unset):
-        held.refuse()
-    return held is not DEAD
-
-
-def _attribute(write: Callable[..., None]) -> Callable[..., None]:
-    def written(rt: Calls, owner: Any, name: str, *value: Any) -> None:
-        if not isinstance(owner, torch.Tensor):
-            rt.touch(owner, name)
-        write(owner, name, *value)
-
-    return written
-
-
-def _next(rt: Calls, iterator: Any, *default: Any) -> Any:
-    rt.advance(iterator)
-    return next(iterator, *default)
-
-
 def _full(rt: Calls, size: Any, value: Any, **kwargs: Any) -> torch.Tensor:
     if not isinstance(value, Number):
         return torch.full(rt.lowered(size), value, **kwargs)
@@ -652,8 +613,7 @@ def _no_effect(rt: Calls, *_: Any, **__: Any) -> None:
 _SPECIAL: dict[Any, Callable[..., Any]] = {
     int: _converted(int), float: _converted(float), bool: _converted(bool), range: torch_steps.span, len: _length,
     enumerate: torch_steps.enumerated, zip: torch_steps.zipped, reversed: torch_steps.backwards, max: _max, min: _min,
-    isinstance: _isinstance, hasattr: _has, next: _next, type: _type, any: _any, all: _all, print: _print, sum: _sum,
-    list: _list, map: _map,
+    isinstance: _isinstance, type: _type, any: _any, all: _all, print: _print, sum: _sum, list: _list, map: _map,
     sorted: _sorted, str: textual(str), repr: textual(repr), format: textual(format), abs: magnitude, divmod: divided,
     round: rounded(round), math.floor: rounded(math.floor), math.ceil: rounded(math.ceil),
     math.trunc: rounded(math.trunc), math.isnan: test_of(torch.isnan, math.isnan),
@@ -661,7 +621,7 @@ _SPECIAL: dict[Any, Callable[..., Any]] = {
     torch.inference_mode: _no_gradients, torch.stack: _joined(torch.stack), torch.cat: _joined(torch.cat),
     torch.ops.higher_order.cond: _cond, torch.ops.higher_order.while_loop: _while_loop, torch._check: _no_effect,
     torch._check_is_size: _no_effect,
-    **{write: _attribute(write) for write in _WRITING},
+    hasattr: torch_effects.has, next: torch_effects.step, **{f: torch_effects.writing(f) for f in torch_effects.WRITING},
     **{plain: function_of_math(function, plain) for plain, function in MATH.items()},
 }  # fmt: skip
 """Functions that mean something else where numbers are data."""

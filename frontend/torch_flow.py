@@ -10,8 +10,7 @@ from __future__ import annotations
 import linecache
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from dlc.frontend.torch_constant import constant_item
 from dlc.frontend.torch_errors import EffectOnData, SharedObject, UncapturedDecision
 from dlc.frontend.torch_heap import MISSING, Cell, Frame
 from dlc.frontend.torch_numbers import DTYPES, Number, is_number, negated, tensor_of
-from dlc.frontend.torch_objects import AtTheEnd, Kinship, cells_of, changeable
+from dlc.frontend.torch_objects import AtTheEnd, Kinship, cells_of, changeable, same_keys
 from dlc.frontend.torch_recorder import Recorder, Region, branch, fresh_like, truth
 from dlc.frontend.torch_truth import follows
 from dlc.frontend.torch_values import (
@@ -146,12 +145,6 @@ class Flow:
         """`value` is a new object."""
         self.frame.born[id(value)] = value
         return value
-
-    def advance(self, iterator: Any) -> None:
-        """An iterator is about to be stepped: where that is not done on every path, it must have been made there."""
-        if len(self.frames) > 1 and id(iterator) not in self.frame.born:
-            why = "it is stepped on one path only, and was made before; make it there, or count an index"
-            raise self.refused(UncapturedDecision, what="how far an iterator has come", why=why)
 
     # --- refusals ---
 
@@ -311,15 +304,6 @@ class Flow:
         if self.on_one_path:
             raise self.refused_at(site, EffectOnData, what="whether an exception is raised here")
 
-    @contextmanager
-    def catching(self, kinds: Callable[[], Any]) -> Iterator[None]:
-        """The body of a `try` whose handlers catch these."""
-        self.caught.append(kinds)
-        try:
-            yield
-        finally:
-            self.caught.pop()
-
     def may_raise(self, kind: type[Exception]) -> None:
         """What is done now raises `kind` in eager Python for some data: the program does not, so nobody may be there to catch it."""
         if any(issubclass(kind, kinds()) for kinds in self.caught):
@@ -395,13 +379,6 @@ class Branch:
         return tuple(map(filled, made))
 
 
-def _same_keys(a: Any, b: Any) -> bool:
-    """Whether two dicts have their keys in the same order, two sets the same elements; lists have positions, which are always the same."""
-    if isinstance(a, dict):
-        return all(same(p, q) for p, q in zip(a, b, strict=True))
-    return not isinstance(a, set) or all(any(same(p, q) for q in b) for p in a)
-
-
 class _Pending:
     """A result of the branch that is being made: its number, and the kind if it is a Python number."""
 
@@ -440,7 +417,7 @@ class Union:
 
     def contents(self, cell: Cell, a: Any, b: Any) -> Any:
         """A changed place's two values as one."""
-        if cell.name is None and type(a) is type(b) and (len(a) != len(b) or not _same_keys(a, b)):
+        if cell.name is None and type(a) is type(b) and (len(a) != len(b) or not same_keys(a, b)):
             reason = f"{described(a)} on one path and {described(b)} on the other"
             if type(a) is list and (longer := self._longer(str(cell), reason, a, b)) is not None:
                 return longer

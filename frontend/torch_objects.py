@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dlc.frontend.torch_heap import Cell
-from dlc.frontend.torch_values import parts
+from dlc.frontend.torch_values import parts, same
 
 
 def changeable(v: Any) -> bool:
@@ -31,6 +31,13 @@ def cells_of(v: Any) -> Iterable[Cell]:
     if dataclasses.is_dataclass(v):
         return [Cell(v, f.name) for f in dataclasses.fields(v)]
     return [Cell(v, None)]
+
+
+def same_keys(a: Any, b: Any) -> bool:
+    """Whether two dicts have their keys in the same order, two sets the same elements; lists have positions, which are always the same."""
+    if isinstance(a, dict):
+        return all(same(p, q) for p, q in zip(a, b, strict=True))
+    return not isinstance(a, set) or all(any(same(p, q) for q in b) for p in a)
 
 
 @dataclass(eq=False)
@@ -85,4 +92,4 @@ class AtTheEnd:
 
 Shown = Callable[[Any], Any]
 
-__all__ = ["AtTheEnd", "Kinship", "Shown", "cells_of", "changeable"]
+__all__ = ["AtTheEnd", "Kinship", "Shown", "cells_of", "changeable", "same_keys"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -70,6 +71,15 @@ class Runtime(Calls):
         if isinstance(value, (Number, torch.Tensor)):
             raise self.refused_at(site, UncapturedDecision, what="the subject of `match`", why="use if and elif")
         return value
+
+    @contextmanager
+    def catching(self, kinds: Callable[[], Any]) -> Iterator[None]:
+        """The body of a `try` whose handlers catch these."""
+        self.caught.append(kinds)
+        try:
+            yield
+        finally:
+            self.caught.pop()
 
     def iterate(self, site: Site, over: Any) -> Any:
         """The iterable of a comprehension."""

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from dlc.frontend.torch_collect import Collected
+from dlc.frontend.torch_effects import advance
 from dlc.frontend.torch_errors import UncapturedDecision
 from dlc.frontend.torch_numbers import Number
 from dlc.frontend.torch_values import Absent, Elided, Sometimes
@@ -92,7 +93,7 @@ def steps_of(flow: Any, over: Any) -> Steps | Items:
     if isinstance(over, nn.Module) and not hasattr(over, "__iter__"):
         raise TypeError(f"'{type(over).__name__}' object is not iterable")
     if isinstance(over, Iterator):
-        flow.advance(over)
+        advance(flow, over)
     return Items(iter(over))
 
 
