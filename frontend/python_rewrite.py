@@ -95,13 +95,15 @@ def _compile(made: ast.FunctionDef, original: types.CodeType, file: str) -> type
     """The code of `made`, with the original's free variables (and ours) free."""
     outer = [RUNTIME, SITES, DEAD_NAME, *original.co_freevars]
     inner = ast.arguments([], [ast.arg(n) for n in outer], None, [], [], None, [])
+    name, made.name = made.name, "dlc__function"  # by its own name the function sees itself as the original does
     factory = ast.FunctionDef("dlc__factory", inner, [made], [], None)
     module = ast.fix_missing_locations(ast.Module([factory], []))
     for node in ast.walk(module):
         node.__dict__.pop("type_params", None)
     whole = compile(module, file, "exec", dont_inherit=True, flags=_future(original))
     maker = next(c for c in whole.co_consts if isinstance(c, types.CodeType))
-    return next(c for c in maker.co_consts if isinstance(c, types.CodeType) and c.co_name == made.name)
+    code = next(c for c in maker.co_consts if isinstance(c, types.CodeType) and c.co_name == made.name)
+    return code.replace(co_name=name)
 
 
 def _future(code: types.CodeType) -> int:

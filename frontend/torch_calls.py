@@ -13,6 +13,7 @@ import math
 import operator
 import sys
 import types
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -287,7 +288,7 @@ class Calls(Flow):
 
     def whole(self, value: Any, unless: bool = False) -> None:
         """Refuse a container whose length depends on the path."""
-        if unless or type(value) not in (list, tuple, dict, set):
+        if unless or not isinstance(value, (list, tuple, dict, set, deque)):
             return
         for v in value:
             if isinstance(v, Elided):

@@ -25,7 +25,7 @@ from dlc.errors import DlcError
 from dlc.frontend.torch_calls import Guard
 from dlc.frontend.torch_errors import MutatedState, UncapturedDecision, export_failed, model_raised
 from dlc.frontend.torch_heap import Cell
-from dlc.frontend.torch_later import Starts
+from dlc.frontend.torch_later import Starts, unchanging
 from dlc.frontend.torch_numbers import Number
 from dlc.frontend.torch_recorder import Recorder, Region
 from dlc.frontend.torch_runtime import Runtime
@@ -177,6 +177,8 @@ def _running(model: nn.Module, fakes: Mapping[str, torch.Tensor], rt: Runtime, s
         kept = Kept.of(model)
         left = _Left(known=kept.known)
         rt.prepare(model)
+        for m in rt.modules:
+            kept.expect(Cell(m, "forward"), f"{type(m).__name__}.forward")
         try:
             starts.write(rt)
             with _NonStrictTorchFunctionHandler(), enable_python_dispatcher(), Guard(rt), _extents_without_text(rt):
@@ -212,10 +214,11 @@ def _extents_without_text(rt: Runtime) -> Iterator[None]:
 
 def _changes(kept: Kept, rt: Runtime, starts: Starts) -> list[Change]:
     """The places that hold something else now, and those that the call did not find as they were."""
-    found = [Change(p.cell, p.name, p.before, p.cell.read(), *_changed_at(p, rt)) for p in kept.changes()]
+    found = [Change(p.cell, p.name, p.before, None, *_changed_at(p, rt)) for p in kept.changes()]
     keys = {c.cell.key for c in found}
-    more = [start.change for key, start in starts.found.items() if key not in keys]
-    return [*found, *(replace(c, after=c.cell.read()) for c in more)]
+    found += [start.change for key, start in starts.found.items() if key not in keys]
+    made: dict[int, Any] = {}
+    return [replace(c, after=unchanging(c.cell.read(), kept.known, made)) for c in found]
 
 
 def _changed_at(place: Place, rt: Runtime) -> tuple[Loc | None, str | None]:

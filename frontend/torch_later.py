@@ -12,6 +12,7 @@ Source: Cousot and Cousot, POPL 1977 (a fixpoint, with numbers that change widen
 from __future__ import annotations
 
 import dataclasses
+import enum
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from dlc.frontend.torch_heap import MISSING, Cell
 from dlc.frontend.torch_numbering import Numbering, Numbers, Value, cone
 from dlc.frontend.torch_numbers import DTYPES, Number
 from dlc.frontend.torch_regions import nested_nodes, regions_of
-from dlc.frontend.torch_state import Change
+from dlc.frontend.torch_state import Change, foreign
 from dlc.frontend.torch_storage import storage_of, writes
 from dlc.frontend.torch_values import Absent, Choice, Elided, Grown, parts, same, structure
 
@@ -121,6 +122,17 @@ def _copied(v: Any, leaf: Callable[[Any], Any], known: Container[int] = ()) -> A
     """New containers with `leaf` of each leaf; what is at a known address counts as one."""
     found = None if id(v) in known or isinstance(v, (Absent, Grown, Choice, AnyNumber, SomeTensor)) else parts(v)
     return leaf(v) if found is None else found[1]([_copied(item, leaf, known) for item in found[0]])
+
+
+def unchanging(v: Any, known: Container[int], made: dict[int, Any]) -> Any:
+    """A value whose containers stay as they are now; `made` has those met so far, what is at a known address counts as one."""
+    if id(v) in made:
+        return made[id(v)][1]
+    found = None if id(v) in known or isinstance(v, (Absent, Grown, Choice)) else parts(v)
+    if found is None:
+        return v
+    made[id(v)] = v, found[1]([unchanging(item, known, made) for item in found[0]])
+    return made[id(v)][1]
 
 
 def forgotten(first: Any, recorded: Callable[[Starts], Any], op: str) -> tuple[str, ...]:
@@ -272,8 +284,13 @@ def _equal(a: Any, b: Any) -> bool:
         return False
     x, y = parts(a), parts(b)
     if x is None or y is None:
-        return x is None and y is None and same(a, b)
+        return x is None and y is None and not _has_class_of_its_own(a) and same(a, b)
     return structure(a) == structure(b) and all(map(_equal, x[0], y[0]))
+
+
+def _has_class_of_its_own(v: Any) -> bool:
+    """Whether the model's code says what is equal to a value: that may hold something else."""
+    return not foreign(type(v)) and not isinstance(v, enum.Enum)
 
 
 def _results(captured: Any, numbering: Numbering) -> Any:
@@ -318,4 +335,4 @@ def _unknown(first: Any, found: Mapping[Any, Start], error: DlcError, op: str) -
     return made
 
 
-__all__ = ["Starts", "forgotten"]
+__all__ = ["Starts", "forgotten", "unchanging"]

@@ -1,0 +1,127 @@
+"""What goes on from call to call and is no place that holds a value: iterators, arrays, random numbers of Python and NumPy."""
+
+from __future__ import annotations
+
+import array
+import pickle
+import random
+import types
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+_SHOWN = (bool, int, float, complex, str, bytes, range)
+
+
+@dataclass(frozen=True, eq=False)
+class Tick:
+    """Something whose state can be seen, but not recorded.
+
+    Attributes:
+        name, kind: what it is to the user.
+        seen: gives its state.
+        before: what its state was.
+        put: sets its state; None where that cannot be done.
+        random: whether it gives random numbers.
+        holds: what its code can reach.
+    """
+
+    name: str
+    kind: str
+    seen: Callable[[], Any]
+    before: Any
+    put: Callable[[Any], Any] | None = None
+    random: bool = False
+    holds: tuple[Any, ...] = ()
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.seen() != self.before)
+
+    def restore(self) -> None:
+        if self.put is not None and self.changed:
+            self.put(self.before)
+
+
+def ticks_of_all() -> list[Tick]:
+    """The random numbers that every model can draw."""
+    found: list[tuple[str, Callable[[], Any], Callable[[Any], Any]]]
+    found = [("random", random.getstate, random.setstate), ("np.random", _numpy_random, _set_numpy_random)]
+    return [Tick(name, "random numbers", seen, seen(), put, random=True) for name, seen, put in found]
+
+
+def tick_of(v: Any, name: str) -> Tick | None:
+    """The state of an object that goes on from call to call; None for other objects."""
+    if isinstance(v, Iterator):
+        seen: Callable[[], Any] = partial(_position, v)
+        frame = v.gi_frame if isinstance(v, types.GeneratorType) else None
+        return Tick(name, "an iterator", seen, seen(), holds=tuple(frame.f_locals.values()) if frame is not None else ())
+    if isinstance(v, random.Random):
+        return Tick(name, "random numbers", v.getstate, v.getstate(), v.setstate, random=True)
+    if isinstance(v, (np.random.Generator, np.random.RandomState)):
+        source: Any = v.bit_generator if isinstance(v, np.random.Generator) else v._bit_generator
+        seen = partial(_state_of, source)
+        return Tick(name, "random numbers", seen, seen(), partial(_set_state_of, source), random=True)
+    if isinstance(v, np.ndarray):
+        seen = v.tolist if v.dtype.hasobject else v.tobytes
+        return Tick(name, "an array of NumPy", seen, seen(), None if v.dtype.hasobject else partial(_set_array, v))
+    if isinstance(v, (bytearray, array.array)):
+        return Tick(name, "a bytearray" if isinstance(v, bytearray) else "an array", partial(bytes, v), bytes(v), partial(_set_bytes, v))
+    return None
+
+
+def _set_array(a: np.ndarray[Any, Any], data: bytes) -> None:
+    a[...] = np.frombuffer(data, a.dtype).reshape(a.shape)
+
+
+def _set_bytes(a: Any, data: bytes) -> None:
+    a[:] = type(a)(a.typecode, data) if isinstance(a, array.array) else data
+
+
+def _numpy_random() -> Any:
+    return pickle.dumps(np.random.get_state())  # noqa: NPY002  # what models without a Generator draw from
+
+
+def _set_numpy_random(state: bytes) -> None:
+    np.random.set_state(pickle.loads(state))  # noqa: NPY002, S301  # `_numpy_random` made it
+
+
+def _state_of(source: Any) -> Any:
+    return pickle.dumps(source.state)
+
+
+def _set_state_of(source: Any, state: bytes) -> None:
+    source.state = pickle.loads(state)  # noqa: S301  # `_state_of` made it
+
+
+def _position(it: Any) -> Any:
+    """Where an iterator is; None where that cannot be seen."""
+    if isinstance(it, types.GeneratorType):
+        frame = it.gi_frame
+        return frame and (frame.f_lasti, _shown(frame.f_locals.values()))
+    own: Any = type(it).__reduce__
+    if own is object.__reduce__:  # that of a subclass of a file would wrap it, and close it with the wrapper
+        return None
+    try:
+        return _shown(it.__reduce__())
+    except Exception:
+        return None
+
+
+def _shown(values: Iterable[Any]) -> tuple[Any, ...]:
+    """Equal for values that are the same, or iterators that are where they were."""
+    return tuple(_show(v) for v in values)
+
+
+def _show(v: Any) -> Any:
+    if isinstance(v, Iterator):
+        return _position(v)
+    if isinstance(v, (tuple, list)):
+        return _shown(v)
+    return repr(v) if isinstance(v, _SHOWN) else id(v)
+
+
+__all__ = ["Tick", "tick_of", "ticks_of_all"]
