@@ -64,7 +64,7 @@ class Calls(Flow):
         self.rewritten: dict[types.FunctionType, types.FunctionType] = {}
         self.own: set[types.CodeType] = set()
         self.why: dict[types.CodeType, str] = {}
-        self.modules: list[nn.Module] = []
+        self.modules: list[tuple[nn.Module, Any]] = []
 
     # --- what is rewritten ---
 
@@ -102,11 +102,13 @@ class Calls(Flow):
             made = self.rewriting(method)
             if made is not method:
                 m.__dict__["forward"] = types.MethodType(made, m)
-                self.modules.append(m)
+                self.modules.append((m, m.__dict__["forward"]))
 
     def restore_modules(self) -> None:
-        for m in self.modules:
-            m.__dict__.pop("forward", None)
+        """Take back what `prepare` has set, where the model has not set anything else since."""
+        for m, made in self.modules:
+            if m.__dict__.get("forward") is made:
+                del m.__dict__["forward"]
         self.modules.clear()
 
     def unwritten(self) -> str:
@@ -192,7 +194,7 @@ class Calls(Flow):
                 if name == "sort" and isinstance(owner, list):
                     owner[:] = _sorted(self, owner, *args, **kwargs)
                     return None
-            elif name in ("index", "count", "__contains__"):
+            elif name in ("index", "count") or name.startswith("__"):
                 self.whole(owner)
             elif name == "get" and isinstance(owner, dict) and args and isinstance(args[0], Number):
                 return look_up(self, owner, *args)

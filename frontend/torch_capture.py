@@ -31,6 +31,7 @@ from dlc.frontend.torch_recorder import Recorder, Region
 from dlc.frontend.torch_runtime import Runtime
 from dlc.frontend.torch_state import Change, Kept, Place
 from dlc.frontend.torch_values import Absent, Dead
+from dlc.frontend.torch_watch import watched
 from dlc.ir.loc import Loc
 
 
@@ -177,12 +178,12 @@ def _running(model: nn.Module, fakes: Mapping[str, torch.Tensor], rt: Runtime, s
         kept = Kept.of(model)
         left = _Left(known=kept.known)
         rt.prepare(model)
-        for m in rt.modules:
-            kept.expect(Cell(m, "forward"), f"{type(m).__name__}.forward")
         try:
             starts.write(rt)
             with _NonStrictTorchFunctionHandler(), enable_python_dispatcher(), Guard(rt), _extents_without_text(rt):
-                yield left
+                with watched(rt, starts.unknown):
+                    yield left
+            rt.restore_modules()
             kept.refuse_ticks(type(model).__name__)
             left.changes = _changes(kept, rt, starts)
             written = [c for c, before, after in root.restore().values() if before is not after and _registered(c)]

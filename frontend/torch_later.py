@@ -30,7 +30,7 @@ from dlc.frontend.torch_heap import MISSING, Cell
 from dlc.frontend.torch_numbering import Numbering, Numbers, Value, cone
 from dlc.frontend.torch_numbers import DTYPES, Number
 from dlc.frontend.torch_regions import nested_nodes, regions_of
-from dlc.frontend.torch_state import Change, foreign
+from dlc.frontend.torch_state import LISTS_OF_MODULES, Change, foreign
 from dlc.frontend.torch_storage import storage_of, writes
 from dlc.frontend.torch_values import Absent, Choice, Elided, Grown, parts, same, structure
 
@@ -80,17 +80,23 @@ class Starts:
     Attributes:
         found: by the keys of their places.
         nodes: the inputs of the recording that stand for numbers and tensors, with what they stand for.
+        unknown: containers of which nothing is known, by their addresses: what they are to the user.
     """
 
     def __init__(self, found: Mapping[tuple[int, str | None], Start]) -> None:
         self.found = found
         self.nodes: dict[fx.Node, AnyNumber | SomeTensor] = {}
         self.fakes: dict[int, tuple[torch.Tensor, SomeTensor]] = {}
+        self.unknown: dict[int, str] = {}
 
     def write(self, rt: Any) -> None:
         """Have the model begin with it."""
         for start in self.found.values():
             made = _copied(start.value, partial(self._made, rt, start))
+            if start.change.cell.name is None and isinstance(made, Elided):
+                if start.change.name.rpartition(".")[2] in LISTS_OF_MODULES:
+                    made.refuse()
+                self.unknown[id(start.change.cell.owner)] = start.change.name
             start.change.cell.write(_contents(start.change.cell, made))
 
     def _made(self, rt: Any, start: Start, v: Any) -> Any:

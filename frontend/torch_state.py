@@ -26,7 +26,7 @@ from torch import nn
 from dlc.frontend.torch_callers import LEFT_ALONE, left_alone
 from dlc.frontend.torch_errors import MutatedState, RandomOperator
 from dlc.frontend.torch_heap import MISSING, Cell
-from dlc.frontend.torch_ticks import Tick, tick_of, ticks_of_all
+from dlc.frontend.torch_ticks import Tick, reads_otherwise, tick_of, ticks_of_all
 from dlc.ir.loc import Loc
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
@@ -35,7 +35,7 @@ _STORE_ATTR = dis.opmap["STORE_ATTR"]
 _IMPORT_NAME = dis.opmap["IMPORT_NAME"]
 _CONTAINERS = (list, dict, set, deque)
 _PLAIN = (bool, int, float, complex, str, bytes)
-_LISTS_OF_MODULES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
+LISTS_OF_MODULES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
 _HOLDERS = frozenset("types argparse _thread collections queue".split())
 """Modules of the standard library with classes for what users keep."""
 
@@ -147,10 +147,6 @@ class Kept:
         walk.run()
         walk.kept.ticking += ticks_of_all()
         return walk.kept
-
-    def expect(self, cell: Cell, name: str) -> None:
-        """Count what a place holds now as what it has held."""
-        self.places[cell.key] = Place(cell, name, cell.read())
 
     def refuse_ticks(self, op: str) -> None:
         """Refuse a model whose call has drawn from what goes on from call to call.
@@ -297,7 +293,7 @@ class _Walk:
     def _module(self, v: nn.Module) -> None:
         kind = type(v).__name__
         self._attributes(v, vars(v), kind)
-        for name in _LISTS_OF_MODULES:
+        for name in LISTS_OF_MODULES:
             held = vars(v)[name]
             self._note(Cell(held, None), f"{kind}.{name}", Cell(held, None).read())
         self._go_on((type(v), *v._modules.values(), *v._forward_hooks.values(), *v._forward_pre_hooks.values()), kind)
@@ -313,7 +309,7 @@ class _Walk:
                 self.waiting[method] += (f for f, _ in functions)
 
     def _object(self, v: Any, name: str) -> None:
-        if isinstance(v, (*_CONTAINERS, tuple)):
+        if isinstance(v, (*_CONTAINERS, tuple)) and not reads_otherwise(v):
             if not isinstance(v, tuple):
                 self._note(Cell(v, None), name, Cell(v, None).read())
             self._go_on(v.values() if isinstance(v, dict) else v, name)
@@ -385,7 +381,7 @@ class _Walk:
             for name in code.co_names:
                 if isinstance(names.get(name), types.ModuleType):
                     pending.append(names[name])
-                elif name in names or name in lines:
+                elif not name.startswith("__") and (name in names or name in lines):
                     cell = Cell(owner, name)
                     self.kept.places.setdefault(cell.key, Place(cell, name, names.get(name, MISSING), lines.get(name)))
                     self.pending.append((names.get(name), name))
@@ -424,4 +420,4 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from _codes(const)
 
 
-__all__ = ["Change", "Kept", "Place", "foreign", "weight_lists_kept"]
+__all__ = ["LISTS_OF_MODULES", "Change", "Kept", "Place", "foreign", "weight_lists_kept"]

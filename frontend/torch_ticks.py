@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+_STANDARD = ("builtins", "collections", "typing")
+_READING = ("__iter__", "__len__", "__copy__", "__reduce__", "__reduce_ex__", "items", "keys", "values")
 _SHOWN = (bool, int, float, complex, str, bytes, range)
 
 
@@ -59,6 +61,9 @@ def tick_of(v: Any, name: str) -> Tick | None:
         seen: Callable[[], Any] = partial(_position, v)
         frame = v.gi_frame if isinstance(v, types.GeneratorType) else None
         return Tick(name, "an iterator", seen, seen(), holds=tuple(frame.f_locals.values()) if frame is not None else ())
+    if reads_otherwise(v):
+        elements = partial(_elements, v)
+        return Tick(name, f"a {type(v).__name__}", elements, elements(), holds=tuple(elements()))
     if isinstance(v, random.Random):
         return Tick(name, "random numbers", v.getstate, v.getstate(), v.setstate, random=True)
     if isinstance(v, (np.random.Generator, np.random.RandomState)):
@@ -71,6 +76,22 @@ def tick_of(v: Any, name: str) -> Tick | None:
     if isinstance(v, (bytearray, array.array)):
         return Tick(name, "a bytearray" if isinstance(v, bytearray) else "an array", partial(bytes, v), bytes(v), partial(_set_bytes, v))
     return None
+
+
+def reads_otherwise(v: Any) -> bool:
+    """Whether a container's class says itself what is read of it: that may load, or count, what is not there yet."""
+    own = next((kind for kind in (list, dict, set, tuple) if isinstance(v, kind)), None)
+    return own is not None and any(
+        name in vars(kind) for kind in type(v).__mro__[:-1] if kind.__module__ not in _STANDARD for name in _READING
+    )
+
+
+def _elements(v: Any) -> list[Any]:
+    """What a container itself holds."""
+    if isinstance(v, dict):
+        return [x for pair in dict.items(v) for x in pair]
+    own = next(kind for kind in (list, set, tuple) if isinstance(v, kind))
+    return list(own.__iter__(v))
 
 
 def _set_array(a: np.ndarray[Any, Any], data: bytes) -> None:

@@ -11,11 +11,13 @@ import gc
 import inspect
 import io
 import itertools
+
 import random
 import threading
 import weakref
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass
+from queue import Queue
 from types import SimpleNamespace
 
 import numpy as np
@@ -493,6 +495,99 @@ def test_what_goes_on_from_call_to_call(what, held, used, shown, decides):
     with pytest.raises(DlcError, match=f"DLC021[56].*{what}"):
         import_torch(model, (torch.ones(3),))
     assert shown is None or shown(model.held) == before
+
+
+class Bag:
+    """A container of the user's own, whose methods Python calls: they are not rewritten."""
+
+    def __init__(self):
+        self.items = []
+
+    @property
+    def size(self):
+        return len(self.items)
+
+    def __len__(self):
+        return len(self.items)
+
+    def __bool__(self):
+        return len(self.items) > 3
+
+    def __contains__(self, item):
+        return len(self.items) > 3
+
+    def __add__(self, other):
+        return other * (2 if len(self.items) > 3 else 1)
+
+    def __getattr__(self, name):
+        return len(self.__dict__["items"])
+
+    def __enter__(self):
+        return len(self.items)
+
+    def __exit__(self, *raised):
+        return None
+
+    def steps(self):
+        yield len(self.items) > 3
+
+
+def entered(held):
+    with held as n:
+        return n > 3
+
+
+LOOKED_AT = [
+    lambda held: held.size > 3, lambda held: len(held) > 3, bool, lambda held: 1 in held, lambda held: (held + 1) > 1,
+    lambda held: held.length > 3, entered, lambda held: next(held.steps()), lambda held: held.items.__len__() > 3,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("looked", LOOKED_AT)
+def test_code_that_is_not_rewritten_takes_no_length_of_a_list_that_grows(looked):
+    def forward(self, x):
+        self.bag.items.append(1)  # here
+        return x * 2 if looked(self.bag) else x
+
+    with pytest.raises(DlcError, match="DLC0215.*'Bag.items'") as caught:
+        import_torch(keeper(forward, bag=Bag()), (torch.ones(3),))
+    assert str(caught.value.loc) == line(forward, "here")
+
+
+def test_size_of_a_queue_of_the_standard_library():
+    def forward(self, x):
+        self.jobs.put(1)
+        return x * 2 if self.jobs.qsize() > 3 else x
+
+    with pytest.raises(DlcError, match="DLC0215.*'Queue.queue'"):
+        import_torch(keeper(forward, jobs=Queue()), (torch.ones(3),))
+
+
+@pytest.mark.parametrize("seen", [[], deque(maxlen=2)])
+def test_hook_adds_to_a_list(seen):
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU()).eval()
+    model[0].register_forward_hook(lambda module, args, y: seen.append(y))
+    imported = import_torch(model, (torch.ones(3),))
+    assert imported.forgotten == ("seen",) and len(seen) == 0
+
+
+def test_containers_that_load_what_is_read_of_them_are_not_read():
+    class Lazy(dict):
+        def items(self):
+            raise ValueError("not to be loaded")
+
+        values = keys = items
+
+    held = Lazy(n=2)
+    imported = import_torch(keeper(lambda self, x: x * self.held["n"], held=held), (torch.ones(3),))
+    assert run(imported, (torch.ones(3),))[0].tolist() == [2.0] * 3
+
+    def forward(self, x):
+        self.held["n"] = self.held["n"] + 1
+        return x * self.held["n"]
+
+    with pytest.raises(DlcError, match="DLC0215.*'Forward.held' .a Lazy"):
+        import_torch(keeper(forward, held=held), (torch.ones(3),))
 
 
 def begun():
