@@ -24,8 +24,8 @@ from torch.utils import _pytree as pytree
 from dlc.errors import DlcError
 from dlc.frontend.torch_calls import Guard
 from dlc.frontend.torch_errors import MutatedState, UncapturedDecision, export_failed, model_raised
-from dlc.frontend.torch_heap import Cell
-from dlc.frontend.torch_later import Starts, unchanging
+from dlc.frontend.torch_heap import MISSING, Cell
+from dlc.frontend.torch_later import Starts, objects_in, unchanging
 from dlc.frontend.torch_numbers import Number
 from dlc.frontend.torch_recorder import Recorder, Region
 from dlc.frontend.torch_runtime import Runtime
@@ -180,12 +180,15 @@ def _running(model: nn.Module, fakes: Mapping[str, torch.Tensor], rt: Runtime, s
         rt.prepare(model)
         try:
             starts.write(rt)
+            for start in starts.found.values():
+                kept.follow(objects_in(start.value), start.change.name)
             with _NonStrictTorchFunctionHandler(), enable_python_dispatcher(), Guard(rt), _extents_without_text(rt):
                 with watched(rt, starts.unknown):
                     yield left
             rt.restore_modules()
             kept.refuse_ticks(type(model).__name__)
             left.changes = _changes(kept, rt, starts)
+            left.known = kept.known
             written = [c for c, before, after in root.restore().values() if before is not after and _registered(c)]
         finally:
             root.restore()
@@ -218,6 +221,9 @@ def _changes(kept: Kept, rt: Runtime, starts: Starts) -> list[Change]:
     found = [Change(p.cell, p.name, p.before, None, *_changed_at(p, rt)) for p in kept.changes()]
     keys = {c.cell.key for c in found}
     found += [start.change for key, start in starts.found.items() if key not in keys]
+    if not starts.found:  # objects that the call has made and left somewhere
+        made_here = [p for c in found for p in kept.follow(objects_in(c.cell.read()), c.name)]
+        found += [Change(p.cell, p.name, MISSING, None) for p in made_here]
     made: dict[int, Any] = {}
     return [replace(c, after=unchanging(c.cell.read(), kept.known, made)) for c in found]
 

@@ -145,6 +145,8 @@ def _state_kept(model: nn.Module, changed: list[str]) -> Iterator[None]:
         try:
             yield
             kept.refuse_ticks(type(model).__name__)
+            if kept.registers:  # it is in torch.export's graph, but not in its signature
+                raise ExportFailed(None, message="the model registers buffers or parameters in its forward")
         finally:
             changed += (place.name for place in kept.changes())
             kept.restore()

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -130,6 +130,18 @@ def _copied(v: Any, leaf: Callable[[Any], Any], known: Container[int] = ()) -> A
     return leaf(v) if found is None else found[1]([_copied(item, leaf, known) for item in found[0]])
 
 
+def objects_in(v: Any) -> Iterator[Any]:
+    """What a value holds but numbers, tensors and containers: its objects, which may hold more."""
+    if v is LOST or isinstance(v, (Absent, Grown, Choice, AnyNumber, SomeTensor, Number, torch.Tensor)):
+        return
+    found = parts(v)
+    if found is None:
+        yield v
+        return
+    for item in found[0]:
+        yield from objects_in(item)
+
+
 def unchanging(v: Any, known: Container[int], made: dict[int, Any]) -> Any:
     """A value whose containers stay as they are now; `made` has those met so far, what is at a known address counts as one."""
     if id(v) in made:
@@ -154,7 +166,7 @@ def forgotten(first: Any, recorded: Callable[[Starts], Any], op: str) -> tuple[s
     """
     numbers = Numbers()
     before = _numbered(numbers, first, Starts({}))
-    found = {c.cell.key: Start(c, _left(first, before, Starts({}), c)) for c in _unshared(first.changes)}
+    found = {c.cell.key: Start(c, _left(first, before, Starts({}), c)) for c in _unshared(first.changes, first.known)}
     for _ in range(_MOST_ROUNDS):
         starts = Starts(found)
         try:
@@ -171,7 +183,7 @@ def forgotten(first: Any, recorded: Callable[[Starts], Any], op: str) -> tuple[s
         if all(_equal(merged[key].value, found[key].value) for key in found) and len(merged) == len(found):
             if _results(first, before) != _results(later, after):
                 raise _refused(first, later, starts, op)
-            return tuple(start.change.name for start in found.values() if _varies(start.value))
+            return tuple(dict.fromkeys(start.change.name for start in found.values() if _varies(start.value)))
         found = merged
     raise _refused(first, later, starts, op)
 
@@ -184,12 +196,12 @@ def _varies(v: Any) -> bool:
     return found is not None and any(map(_varies, found[0]))
 
 
-def _unshared(changes: Iterable[Change]) -> list[Change]:
-    """The changes, without what two of them hold: a write to it by one name is one by the other."""
+def _unshared(changes: Iterable[Change], known: Container[int]) -> list[Change]:
+    """The changes, without what two of them hold and no place of its own has: a write to it by one name is one by the other."""
     count: Counter[int] = Counter()
 
-    def counted(v: Any) -> Any:
-        found = parts(v)
+    def counted(v: Any) -> None:
+        found = None if id(v) in known else parts(v)
         count[id(v)] += found is not None and not isinstance(v, (tuple, torch.Size))
         for item in found[0] if found is not None else ():
             counted(item)
@@ -197,15 +209,15 @@ def _unshared(changes: Iterable[Change]) -> list[Change]:
     kept = list(changes)
     for c in kept:
         counted(c.after)
-    return [dataclasses.replace(c, after=LOST) if any(count[id(v)] > 1 for v in _containers(c.after)) else c for c in kept]
+    return [dataclasses.replace(c, after=LOST) if any(count[id(v)] > 1 for v in _containers(c.after, known)) else c for c in kept]
 
 
-def _containers(v: Any) -> Iterable[Any]:
-    found = parts(v)
+def _containers(v: Any, known: Container[int]) -> Iterable[Any]:
+    found = None if id(v) in known else parts(v)
     if found is not None:
         yield v
         for item in found[0]:
-            yield from _containers(item)
+            yield from _containers(item, known)
 
 
 def _numbered(numbers: Numbers, captured: Any, starts: Starts) -> Numbering:
@@ -252,7 +264,7 @@ def _tensor(captured: Any, numbering: Numbering, v: torch.Tensor) -> Any:
 def _merged(found: Mapping[Any, Start], later: Any, after: Numbering, starts: Starts) -> dict[Any, Start]:
     """What a call finds if it comes after the one that found `found`, or before."""
     merged = {}
-    changes = {c.cell.key: c for c in _unshared(later.changes)}
+    changes = {c.cell.key: c for c in _unshared(later.changes, later.known)}
     for key in (*found, *(k for k in changes if k not in found)):
         c = changes[key]
         left = _left(later, after, starts, c)
@@ -341,4 +353,4 @@ def _unknown(first: Any, found: Mapping[Any, Start], error: DlcError, op: str) -
     return made
 
 
-__all__ = ["Starts", "forgotten", "unchanging"]
+__all__ = ["Starts", "forgotten", "objects_in", "unchanging"]

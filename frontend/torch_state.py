@@ -15,14 +15,15 @@ import threading
 import types
 import weakref
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from dlc.frontend.python_rewrite import DEAD_NAME, RUNTIME, SITES
 from dlc.frontend.torch_callers import LEFT_ALONE, left_alone
 from dlc.frontend.torch_errors import MutatedState, RandomOperator
 from dlc.frontend.torch_heap import MISSING, Cell
@@ -36,8 +37,8 @@ _IMPORT_NAME = dis.opmap["IMPORT_NAME"]
 _CONTAINERS = (list, dict, set, deque)
 _PLAIN = (bool, int, float, complex, str, bytes)
 LISTS_OF_MODULES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
-_HOLDERS = frozenset("types argparse _thread collections queue".split())
-"""Modules of the standard library with classes for what users keep."""
+_HOLDERS = frozenset("types.SimpleNamespace argparse.Namespace _thread._local collections queue".split())
+"""Classes of the standard library for what users keep, or modules with such classes."""
 
 _PARTS_OF_CLASSES = (types.FunctionType, classmethod, staticmethod, property, type, functools.cached_property)
 
@@ -129,6 +130,7 @@ class Kept:
         ticking: what has no places: iterators, arrays, random numbers of Python.
         caches: of functions that keep their results, with how often they had been computed.
         seen: all that has been met, by its address.
+        files: the variables of source files, by the address of the dict that holds them.
     """
 
     places: dict[tuple[int, str | None], Place] = field(default_factory=dict)
@@ -137,6 +139,7 @@ class Kept:
     ticking: list[Tick] = field(default_factory=list)
     caches: list[tuple[Any, int]] = field(default_factory=list)
     seen: dict[int, Any] = field(default_factory=dict)
+    files: dict[int, Globals] = field(default_factory=dict)
 
     @staticmethod
     def of(model: nn.Module) -> Kept:
@@ -147,6 +150,14 @@ class Kept:
         walk.run()
         walk.kept.ticking += ticks_of_all()
         return walk.kept
+
+    def follow(self, values: Iterable[Any], name: str) -> list[Place]:
+        """Note what other objects hold now, too; the places that are new."""
+        count = len(self.places)
+        walk = _Walk(self)
+        walk.pending = [(v, name) for v in values]
+        walk.run()
+        return list(self.places.values())[count:]
 
     def refuse_ticks(self, op: str) -> None:
         """Refuse a model whose call has drawn from what goes on from call to call.
@@ -172,13 +183,20 @@ class Kept:
         return found
 
     @property
+    def registers(self) -> bool:
+        """Whether a module has other buffers or parameters now."""
+        return any(p.name.endswith(("._buffers", "._parameters")) for p in self.changes())
+
+    @property
     def known(self) -> set[int]:
         """The addresses of the objects and containers."""
         return {id(owner) for owner, _, _ in self.spaces} | {key for key, name in self.places if name is None}
 
     def restore(self) -> None:
-        for place in self.changes():
-            place.cell.write(place.before)
+        for inside in (True, False):  # an attribute can be set where no child has its name any more
+            for place in self.changes():
+                if (place.cell.name is None) is inside:
+                    place.cell.write(place.before)
         for tick in self.ticking:
             tick.restore()
         for cache, computed in self.caches:
@@ -208,6 +226,8 @@ def _noted(owner: Any, name: str, value: Any) -> bool:
     """Whether an attribute is one that may change, not part of what the owner is."""
     if isinstance(owner, nn.Module):
         return name not in _OF_EVERY_MODULE
+    if isinstance(owner, Globals):
+        return not name.startswith("__")
     if isinstance(owner, type):
         return not (name.startswith("__") and name.endswith("__")) and not isinstance(value, _PARTS_OF_CLASSES)
     return True
@@ -247,7 +267,7 @@ class _Walk:
     def __init__(self, kept: Kept) -> None:
         self.kept = kept
         self.pending: list[tuple[Any, str]] = []
-        self.files: dict[int, Globals] = {}
+        self.whole_files: list[Globals] = []
         self.called = {"forward"}
         self.waiting: defaultdict[str, list[Any]] = defaultdict(list)  # methods that no code met so far names
 
@@ -317,7 +337,7 @@ class _Walk:
         if tick is not None:
             self.kept.ticking.append(tick)
             self._go_on(tick.holds, name)
-        if not foreign(type(v)) or (type(v).__module__ or "") in _HOLDERS:
+        if not foreign(type(v)) or not _HOLDERS.isdisjoint((type(v).__module__, f"{type(v).__module__}.{type(v).__name__}")):
             self._attributes(v, getattr(v, "__dict__", {}), type(v).__name__)
             self._slots(v)
             self._go_on((type(v),), name)
@@ -347,6 +367,8 @@ class _Walk:
         self._attributes(f, vars(f), f.__name__)
         self._go_on((*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()), f"a default of {f.__name__}")
         for name, cell in zip(f.__code__.co_freevars, f.__closure__ or (), strict=True):
+            if name in (RUNTIME, SITES, DEAD_NAME):
+                continue
             place = Cell(cell, "cell_contents")
             self._note(place, name, place.read())
             self.pending.append((place.read(), name))
@@ -360,12 +382,14 @@ class _Walk:
             self._go_on(self.waiting.pop(name, ()), name)
         self.pending.extend((names[name], name) for name in code.co_names if name in names)
         self._of_files([v for n in code.co_names if isinstance(v := names.get(n), types.ModuleType)] + _imported(f, code), code)
-        if _STORE_GLOBAL not in code.co_code[::2]:
-            return
-        owner = self.files.setdefault(id(names), Globals(names))
+        owner = self.kept.files.setdefault(id(names), Globals(names))
+        if "globals" in code.co_names and owner not in self.whole_files:
+            self.whole_files.append(owner)
+            self._attributes(owner, names, str(names.get("__name__")))
         for name, line in _stored(code, _STORE_GLOBAL).items():
             cell = Cell(owner, name)
-            self.kept.places[cell.key] = Place(cell, name, names.get(name, MISSING), line)
+            noted = self.kept.places.get(cell.key, Place(cell, name, names.get(name, MISSING)))
+            self.kept.places[cell.key] = replace(noted, line=line)
 
     def _of_files(self, files: list[types.ModuleType], code: types.CodeType) -> None:
         """What the code names of other source files."""
@@ -377,7 +401,7 @@ class _Walk:
                 continue
             met.add(file)
             names = vars(file)
-            owner = self.files.setdefault(id(names), Globals(names))
+            owner = self.kept.files.setdefault(id(names), Globals(names))
             for name in code.co_names:
                 if isinstance(names.get(name), types.ModuleType):
                     pending.append(names[name])

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 _STANDARD = ("builtins", "collections", "typing")
 _READING = ("__iter__", "__len__", "__copy__", "__reduce__", "__reduce_ex__", "items", "keys", "values")
@@ -49,10 +50,12 @@ class Tick:
 
 
 def ticks_of_all() -> list[Tick]:
-    """The random numbers that every model can draw."""
+    """What every model can change: settings of PyTorch, random numbers."""
     found: list[tuple[str, Callable[[], Any], Callable[[Any], Any]]]
     found = [("random", random.getstate, random.setstate), ("np.random", _numpy_random, _set_numpy_random)]
-    return [Tick(name, "random numbers", seen, seen(), put, random=True) for name, seen, put in found]
+    drawn = [Tick(name, "random numbers", seen, seen(), put, random=True) for name, seen, put in found]
+    dtype = torch.get_default_dtype
+    return [*drawn, Tick("torch.get_default_dtype()", "a setting", dtype, dtype(), torch.set_default_dtype)]
 
 
 def tick_of(v: Any, name: str) -> Tick | None:

@@ -371,6 +371,17 @@ def context_manager_of_a_function(self, x):
         return x * n
 
 
+def variable_by_its_name(self, x):
+    globals()["TOTAL"] += 1
+    return x * TOTAL
+
+
+def default_type(self, x):
+    y = x * 2 if torch.ones(1).dtype == torch.float32 else x
+    torch.set_default_dtype(torch.float64)
+    return y
+
+
 def forward_is_replaced(self, x):
     self.forward = self.helped  # here
     return x
@@ -427,7 +438,7 @@ KEPT_ELSEWHERE = [
     (attribute_of_an_object, {"held": SimpleNamespace(n=0)}), (attribute_of_an_object, {"held": Named()}),
     (attribute_of_an_object, {"held": threading.local()}), (attribute_behind_a_weak_reference, {"held": weakref.ref(RECORD)}),
     (function_of_another_file, {}), (function_of_a_file_imported_here, {}), (attribute_of_a_function, {}),
-    (context_manager_of_a_function, {}), (variable_of_another_file, {}), (forward_is_replaced, {}),
+    (context_manager_of_a_function, {}), (variable_of_another_file, {}), (variable_by_its_name, {}), (default_type, {}), (forward_is_replaced, {}),
     (children_swap, {"a": nn.ReLU(), "b": nn.Tanh()}), (child_is_removed, {"a": nn.ReLU()}),
     (buffer_of_the_first_input, {}), (hook_for_later_calls, {"a": nn.ReLU()}),
     (deque_grows, {"items": deque()}), (counts_by_key, {"items": Counter()}),
@@ -453,7 +464,7 @@ def kept_anywhere(model):
     record = held() if isinstance(held, weakref.ref) else held
     names = [list(m._modules.items()) + list(m._buffers) + list(m._forward_hooks) for m in model.modules()]
     seen = getattr(record, "n", None), str(getattr(model, "items", None)), "forward" in vars(model), names
-    return *seen, TOTAL, torch_counts.COUNT, function_with_an_attribute.n
+    return *seen, torch.get_default_dtype(), TOTAL, torch_counts.COUNT, function_with_an_attribute.n
 
 
 def longer(v):
@@ -535,6 +546,77 @@ class Bag:
 def entered(held):
     with held as n:
         return n > 3
+
+
+class Made:
+    """What a model makes in its first call."""
+
+    def __init__(self, **attributes):
+        self.__dict__.update(attributes)
+
+
+def counts_in_it(made, x):
+    made.n += 1
+    return x * 2 if made.n > 3 else x
+
+
+def adds_to_its_list(made, x):
+    made.items["a"].append(1)
+    return x * 2 if len(made.items["a"]) > 3 else x
+
+
+def sets_once_more(made, x):
+    made.n = getattr(made, "n", 0) + 1
+    return x * 2 if made.n > 3 else x
+
+
+FIRST_MADE = [
+    (lambda x: Made(n=0), counts_in_it), (lambda x: Made(inner=Made(n=0)), lambda made, x: counts_in_it(made.inner, x)),
+    (lambda x: [Made(n=0)], lambda made, x: counts_in_it(made[0], x)), (lambda x: Made(items={"a": []}), adds_to_its_list),
+    (lambda x: Made(), sets_once_more), (lambda x: Made(t=x * 1), lambda made, x: x - made.t),
+    (lambda x: Made(inner=Record()), lambda made, x: counts_in_it(made.inner, x)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "use"), FIRST_MADE)
+def test_objects_that_the_first_call_makes_are_followed(make, use):
+    def forward(self, x):
+        if self.made is None:
+            self.made = make(x)  # here
+        return use(self.made, x)
+
+    model = keeper(forward, made=None)
+    with pytest.raises(DlcError, match="DLC0215.*'Forward.made'") as caught:
+        import_torch(model, (torch.ones(3),))
+    assert str(caught.value.loc) == line(forward, "here") and model.made is None
+
+
+@pytest.mark.parametrize("decides", [False, True])
+def test_buffer_that_the_first_call_registers(decides):
+    def forward(self, x):
+        if not hasattr(self, "mask"):
+            self.register_buffer("mask", torch.triu(torch.ones(3, 3)), persistent=False)
+        y = x @ self.mask
+        return -y if decides and y.sum() > 0 else y
+
+    model = keeper(forward)
+    imported = import_torch(model, (torch.ones(3),))
+    assert not hasattr(model, "mask")
+    np.testing.assert_allclose(run(imported, (torch.ones(3),))[0], model(torch.ones(3)).numpy())
+
+
+@pytest.mark.parametrize("make", [lambda: Made(t=torch.arange(3.0)), lambda: nn.Threshold(0.5, 0.0)])
+def test_objects_that_stay_as_the_first_call_makes_them(make):
+    def forward(self, x):
+        if self.made is None:
+            self.made = make()
+        return self.made(x) if isinstance(self.made, nn.Module) else x * self.made.t
+
+    model = keeper(forward, made=None)
+    imported = import_torch(model, (torch.ones(3),))
+    assert model.made is None and "made" in vars(model)
+    for x in (torch.ones(3), -torch.ones(3)):
+        np.testing.assert_allclose(run(imported, (x,))[0], model(x).numpy())
 
 
 LOOKED_AT = [
