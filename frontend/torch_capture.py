@@ -29,7 +29,7 @@ from dlc.frontend.torch_later import Starts, objects_in, unchanging
 from dlc.frontend.torch_numbers import Number
 from dlc.frontend.torch_recorder import Recorder, Region
 from dlc.frontend.torch_runtime import Runtime
-from dlc.frontend.torch_state import Change, Kept, Place
+from dlc.frontend.torch_state import Change, Kept, Place, data_kept
 from dlc.frontend.torch_values import Absent, Dead
 from dlc.frontend.torch_watch import watched
 from dlc.ir.loc import Loc
@@ -183,7 +183,7 @@ def _running(model: nn.Module, fakes: Mapping[str, torch.Tensor], rt: Runtime, s
             for start in starts.found.values():
                 kept.follow(objects_in(start.value), start.change.name)
             with _NonStrictTorchFunctionHandler(), enable_python_dispatcher(), Guard(rt), _extents_without_text(rt):
-                with watched(rt, starts.unknown):
+                with watched(rt, starts.unknown), data_kept():
                     yield left
             rt.restore_modules()
             kept.refuse_ticks(type(model).__name__)

@@ -19,12 +19,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
 
 from dlc.frontend.python_rewrite import DEAD_NAME, RUNTIME, SITES
-from dlc.frontend.torch_callers import LEFT_ALONE, left_alone
+from dlc.frontend.torch_callers import LEFT_ALONE, asking, left_alone
 from dlc.frontend.torch_errors import MutatedState, RandomOperator
 from dlc.frontend.torch_heap import MISSING, Cell
 from dlc.frontend.torch_ticks import Tick, reads_otherwise, tick_of, ticks_of_all
@@ -40,7 +41,6 @@ LISTS_OF_MODULES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_f
 _HOLDERS = frozenset("types.SimpleNamespace argparse.Namespace _thread._local collections queue".split())
 """Classes of the standard library for what users keep, or modules with such classes."""
 
-_PARTS_OF_CLASSES = (types.FunctionType, classmethod, staticmethod, property, type, functools.cached_property)
 
 
 class Globals:
@@ -229,8 +229,22 @@ def _noted(owner: Any, name: str, value: Any) -> bool:
     if isinstance(owner, Globals):
         return not name.startswith("__")
     if isinstance(owner, type):
-        return not (name.startswith("__") and name.endswith("__")) and not isinstance(value, _PARTS_OF_CLASSES)
+        # Of what has `__get__`, reading the attribute gives something else, or another each time.
+        return not (name.startswith("__") and name.endswith("__") or isinstance(value, type) or hasattr(type(value), "__get__"))
     return True
+
+
+@contextmanager
+def data_kept() -> Iterator[None]:
+    """Refuse that the model's code gives a tensor other data by `t.data = ...`: nothing that records PyTorch sees that."""
+
+    def given(tensor: torch.Tensor, data: torch.Tensor) -> None:
+        if asking() is not None:
+            raise MutatedState(None, op="`t.data = ...`", what="the data of a tensor")
+        torch._C.TensorBase.data.__set__(tensor, data)
+
+    with mock.patch.object(torch.Tensor, "data", property(lambda t: torch._C.TensorBase.data.__get__(t), given), create=True):
+        yield
 
 
 def _follows_weights(owner: Any, value: Any) -> bool:
@@ -323,16 +337,18 @@ class _Walk:
         self._go_on(v.__bases__, v.__name__)
         for method, held in vars(v).items():
             functions = [(f, method) for f in _functions(held)]
+            if hasattr(type(held), "__get__") and not foreign(type(held)):
+                self.pending.append((held, f"{v.__name__}.{method}"))
             if method in self.called or method.startswith("__"):
                 self.pending += functions
             else:
                 self.waiting[method] += (f for f, _ in functions)
 
     def _object(self, v: Any, name: str) -> None:
-        if isinstance(v, (*_CONTAINERS, tuple)) and not reads_otherwise(v):
-            if not isinstance(v, tuple):
+        if isinstance(v, (*_CONTAINERS, tuple, frozenset)) and not reads_otherwise(v):
+            if not isinstance(v, (tuple, frozenset)):
                 self._note(Cell(v, None), name, Cell(v, None).read())
-            self._go_on(v.values() if isinstance(v, dict) else v, name)
+            self._go_on((*v, *v.values()) if isinstance(v, dict) else v, name)
         tick = tick_of(v, name)
         if tick is not None:
             self.kept.ticking.append(tick)
@@ -423,7 +439,7 @@ def _functions(v: Any) -> list[Any]:
     """The functions of a method or property; none for anything else that a class holds."""
     if isinstance(v, property):
         return [v.fget, v.fset, v.fdel]
-    v = getattr(v, "func", None) if isinstance(v, functools.cached_property) else getattr(v, "__func__", v)
+    v = v.func if isinstance(v, (functools.cached_property, functools.partialmethod)) else getattr(v, "__func__", v)
     return [v] if isinstance(v, types.FunctionType) else []
 
 
@@ -444,4 +460,4 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from _codes(const)
 
 
-__all__ = ["LISTS_OF_MODULES", "Change", "Kept", "Place", "foreign", "weight_lists_kept"]
+__all__ = ["LISTS_OF_MODULES", "Change", "Kept", "Place", "data_kept", "foreign", "weight_lists_kept"]

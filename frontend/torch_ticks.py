@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import io
 import pickle
 import random
 import types
@@ -126,8 +127,10 @@ def _position(it: Any) -> Any:
     if isinstance(it, types.GeneratorType):
         frame = it.gi_frame
         return frame and (frame.f_lasti, _shown(frame.f_locals.values()))
+    if isinstance(it, io.IOBase):
+        return None if it.closed or not it.seekable() else it.tell()
     own: Any = type(it).__reduce__
-    if own is object.__reduce__:  # that of a subclass of a file would wrap it, and close it with the wrapper
+    if own is object.__reduce__:
         return None
     try:
         return _shown(it.__reduce__())

@@ -619,6 +619,77 @@ def test_objects_that_stay_as_the_first_call_makes_them(make):
         np.testing.assert_allclose(run(imported, (x,))[0], model(x).numpy())
 
 
+class Reads:
+    """A descriptor that counts how often it is read."""
+
+    n = 0
+
+    def __get__(self, owner, kind):
+        self.n += 1
+        return self.n
+
+
+def times(self, x, by):
+    return x * by
+
+
+class Described(nn.Module):
+    reads = Reads()
+    doubled = functools.partialmethod(times, by=2)
+
+    def forward(self, x):
+        return self.doubled(x)
+
+
+class Counted(Described):
+    def forward(self, x):
+        return x * self.reads
+
+
+def test_what_a_class_gives_when_it_is_asked_is_no_state_but_what_it_counts_is():
+    imported = import_torch(Described().eval(), (torch.ones(3),))
+    assert imported.forgotten == () and run(imported, (torch.ones(3),))[0].tolist() == [2.0] * 3
+    with pytest.raises(DlcError, match="DLC0215.*'Reads.n'"):
+        import_torch(Counted().eval(), (torch.ones(3),))
+    assert Reads.n == vars(Described)["reads"].n == 0
+
+
+@pytest.mark.parametrize("decides", [False, True])
+def test_tensors_get_no_other_data(decides):
+    def forward(self, x):
+        self.layer.weight.data = self.layer.weight.data + 1
+        y = self.layer(x)
+        return -y if decides and y.sum() > 0 else y
+
+    model = keeper(forward, layer=nn.Linear(3, 3))
+    before = model.layer.weight.clone()
+    with pytest.raises(DlcError, match="DLC0215.*the data of a tensor"):
+        import_torch(model, (torch.ones(3),))
+    torch.testing.assert_close(model.layer.weight, before)
+
+
+def test_lines_of_a_file_that_the_model_holds(tmp_path):
+    def forward(self, x):
+        return x * int(self.held.readline())
+
+    (tmp_path / "numbers").write_text("1\n2\n3\n")
+    with open(tmp_path / "numbers") as held:
+        with pytest.raises(DlcError, match="DLC0215.*'Forward.held' .an iterator"):
+            import_torch(keeper(forward, held=held), (torch.ones(3),))
+
+
+@pytest.mark.parametrize("holder", [frozenset, lambda items: dict.fromkeys(items, 1)])
+def test_objects_in_frozen_sets_and_keys(holder):
+    def forward(self, x):
+        found = next(iter(self.held))
+        found.n += 1  # here
+        return x * 2 if found.n > 3 else x
+
+    with pytest.raises(DlcError, match="DLC0215.*'Made.n'") as caught:
+        import_torch(keeper(forward, held=holder([Made(n=0)])), (torch.ones(3),))
+    assert str(caught.value.loc) == line(forward, "here")
+
+
 LOOKED_AT = [
     lambda held: held.size > 3, lambda held: len(held) > 3, bool, lambda held: 1 in held, lambda held: (held + 1) > 1,
     lambda held: held.length > 3, entered, lambda held: next(held.steps()), lambda held: held.items.__len__() > 3,
