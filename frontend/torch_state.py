@@ -237,14 +237,23 @@ def _noted(owner: Any, name: str, value: Any) -> bool:
 @contextmanager
 def data_kept() -> Iterator[None]:
     """Refuse that the model's code gives a tensor other data by `t.data = ...`: nothing that records PyTorch sees that."""
+    with mock.patch.object(torch.Tensor, "data", _Data()):
+        yield
 
-    def given(tensor: torch.Tensor, data: torch.Tensor) -> None:
+
+class _Data:
+    """`torch.Tensor.data`, which only PyTorch may set. Asked of the class it is PyTorch's own: modes compare functions with that."""
+
+    def __init__(self) -> None:
+        self.plain: Any = vars(torch._C.TensorBase)["data"]
+
+    def __get__(self, tensor: torch.Tensor | None, kind: type) -> Any:
+        return self.plain.__get__(tensor, kind)
+
+    def __set__(self, tensor: torch.Tensor, data: torch.Tensor) -> None:
         if asking() is not None:
             raise MutatedState(None, op="`t.data = ...`", what="the data of a tensor")
-        torch._C.TensorBase.data.__set__(tensor, data)
-
-    with mock.patch.object(torch.Tensor, "data", property(lambda t: torch._C.TensorBase.data.__get__(t), given), create=True):
-        yield
+        self.plain.__set__(tensor, data)
 
 
 def _follows_weights(owner: Any, value: Any) -> bool:
@@ -337,8 +346,9 @@ class _Walk:
         self._go_on(v.__bases__, v.__name__)
         for method, held in vars(v).items():
             functions = [(f, method) for f in _functions(held)]
-            if hasattr(type(held), "__get__") and not foreign(type(held)):
-                self.pending.append((held, f"{v.__name__}.{method}"))
+            inner = getattr(held, "__func__", held)
+            if isinstance(inner, functools._lru_cache_wrapper) or (hasattr(type(held), "__get__") and not foreign(type(held))):
+                self.pending.append((inner, f"{v.__name__}.{method}"))
             if method in self.called or method.startswith("__"):
                 self.pending += functions
             else:

@@ -774,6 +774,26 @@ def test_caches_of_functions_keep_none_of_the_tensors_of_tracing(decides):
     np.testing.assert_allclose(run(imported, (torch.ones(3),))[0], model(torch.ones(3)).numpy())
 
 
+class Remembers(nn.Module):
+    @functools.lru_cache  # noqa: B019
+    def of_method(self, n):
+        return torch.triu(torch.ones(n, n))
+
+    @staticmethod
+    @functools.lru_cache
+    def of_class(n):
+        return torch.ones(n)
+
+    def forward(self, x):
+        return x @ self.of_method(x.shape[0]) + self.of_class(x.shape[0])
+
+
+def test_caches_of_methods_keep_none_of_the_tensors_of_tracing():
+    model = Remembers().eval()
+    imported = import_torch(model, (torch.ones(3),))
+    np.testing.assert_allclose(run(imported, (torch.ones(3),))[0], model(torch.ones(3)).numpy())
+
+
 def repeated(x, n):
     return x if n == 0 or x.sum() > 100 else repeated(x + 1, n - 1)
 
