@@ -7,7 +7,8 @@ import sysconfig
 import types
 from typing import Any
 
-LEFT_ALONE = frozenset("torch numpy dlc builtins functorch sympy onnx".split())
+LEFT_ALONE = frozenset("torch numpy dlc builtins functorch sympy onnx filelock fsspec jinja2 mpmath networkx triton".split())
+"""Packages that are no model's: those that compile one, and what PyTorch itself requires."""
 _STANDARD = sysconfig.get_paths()["stdlib"]
 
 _ON_THE_WAY = frozenset(

@@ -22,15 +22,16 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from dlc.errors import DlcError
-from dlc.frontend.torch_calls import Guard
 from dlc.frontend.torch_errors import MutatedState, UncapturedDecision, export_failed, model_raised
-from dlc.frontend.torch_heap import Cell
-from dlc.frontend.torch_later import Starts
+from dlc.frontend.torch_guard import Guard
+from dlc.frontend.torch_heap import MISSING, Cell
+from dlc.frontend.torch_later import Starts, objects_in, unchanging
 from dlc.frontend.torch_numbers import Number
 from dlc.frontend.torch_recorder import Recorder, Region
 from dlc.frontend.torch_runtime import Runtime
-from dlc.frontend.torch_state import Change, Kept, Place
+from dlc.frontend.torch_state import Change, Kept, Place, data_kept
 from dlc.frontend.torch_values import Absent, Dead
+from dlc.frontend.torch_watch import watched
 from dlc.ir.loc import Loc
 
 
@@ -179,10 +180,15 @@ def _running(model: nn.Module, fakes: Mapping[str, torch.Tensor], rt: Runtime, s
         rt.prepare(model)
         try:
             starts.write(rt)
+            for start in starts.found.values():
+                kept.follow(objects_in(start.value), start.change.name)
             with _NonStrictTorchFunctionHandler(), enable_python_dispatcher(), Guard(rt), _extents_without_text(rt):
-                yield left
+                with watched(rt, starts.unknown), data_kept():
+                    yield left
+            rt.restore_modules()
             kept.refuse_ticks(type(model).__name__)
             left.changes = _changes(kept, rt, starts)
+            left.known = kept.known
             written = [c for c, before, after in root.restore().values() if before is not after and _registered(c)]
         finally:
             root.restore()
@@ -212,10 +218,14 @@ def _extents_without_text(rt: Runtime) -> Iterator[None]:
 
 def _changes(kept: Kept, rt: Runtime, starts: Starts) -> list[Change]:
     """The places that hold something else now, and those that the call did not find as they were."""
-    found = [Change(p.cell, p.name, p.before, p.cell.read(), *_changed_at(p, rt)) for p in kept.changes()]
+    found = [Change(p.cell, p.name, p.before, None, *_changed_at(p, rt)) for p in kept.changes()]
     keys = {c.cell.key for c in found}
-    more = [start.change for key, start in starts.found.items() if key not in keys]
-    return [*found, *(replace(c, after=c.cell.read()) for c in more)]
+    found += [start.change for key, start in starts.found.items() if key not in keys]
+    if not starts.found:  # objects that the call has made and left somewhere
+        made_here = [p for c in found for p in kept.follow(objects_in(c.cell.read()), c.name)]
+        found += [Change(p.cell, p.name, MISSING, None) for p in made_here]
+    made: dict[int, Any] = {}
+    return [replace(c, after=unchanging(c.cell.read(), kept.known, made)) for c in found]
 
 
 def _changed_at(place: Place, rt: Runtime) -> tuple[Loc | None, str | None]:

@@ -42,7 +42,7 @@ from dlc.frontend.torch_graph import GraphImporter, bounds, known, place_of
 from dlc.frontend.torch_recurrent_shapes import symbolic_recurrence
 from dlc.frontend.torch_regions import nested_nodes, regions_of
 from dlc.frontend.torch_small_sizes import allow_small, asked_of_sizes, refuse_small
-from dlc.frontend.torch_state import Kept, weight_lists_kept
+from dlc.frontend.torch_state import Kept, data_kept, weight_lists_kept
 from dlc.frontend.torch_trees import leaf, literal, tree_of
 from dlc.frontend.torch_types import Extents, ir_dtype, numpy_view
 from dlc.ir.builder import Builder
@@ -141,10 +141,12 @@ def _state_kept(model: nn.Module, changed: list[str]) -> Iterator[None]:
 
     kept = Kept.of(model)
     # torch.export would hide changes of attributes, by putting copies of their old values there.
-    with mock.patch("torch.export._trace._detect_attribute_assignment", nullcontext):
+    with mock.patch("torch.export._trace._detect_attribute_assignment", nullcontext), data_kept():
         try:
             yield
             kept.refuse_ticks(type(model).__name__)
+            if kept.registers:  # it is in torch.export's graph, but not in its signature
+                raise ExportFailed(None, message="the model registers buffers or parameters in its forward")
         finally:
             changed += (place.name for place in kept.changes())
             kept.restore()

@@ -12,8 +12,9 @@ Source: Cousot and Cousot, POPL 1977 (a fixpoint, with numbers that change widen
 from __future__ import annotations
 
 import dataclasses
+import enum
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,7 +30,7 @@ from dlc.frontend.torch_heap import MISSING, Cell
 from dlc.frontend.torch_numbering import Numbering, Numbers, Value, cone
 from dlc.frontend.torch_numbers import DTYPES, Number
 from dlc.frontend.torch_regions import nested_nodes, regions_of
-from dlc.frontend.torch_state import Change
+from dlc.frontend.torch_state import LISTS_OF_MODULES, Change, foreign
 from dlc.frontend.torch_storage import storage_of, writes
 from dlc.frontend.torch_values import Absent, Choice, Elided, Grown, parts, same, structure
 
@@ -79,17 +80,23 @@ class Starts:
     Attributes:
         found: by the keys of their places.
         nodes: the inputs of the recording that stand for numbers and tensors, with what they stand for.
+        unknown: containers of which nothing is known, by their addresses: what they are to the user.
     """
 
     def __init__(self, found: Mapping[tuple[int, str | None], Start]) -> None:
         self.found = found
         self.nodes: dict[fx.Node, AnyNumber | SomeTensor] = {}
         self.fakes: dict[int, tuple[torch.Tensor, SomeTensor]] = {}
+        self.unknown: dict[int, str] = {}
 
     def write(self, rt: Any) -> None:
         """Have the model begin with it."""
         for start in self.found.values():
             made = _copied(start.value, partial(self._made, rt, start))
+            if start.change.cell.name is None and isinstance(made, Elided):
+                if start.change.name.rpartition(".")[2] in LISTS_OF_MODULES:
+                    made.refuse()
+                self.unknown[id(start.change.cell.owner)] = start.change.name
             start.change.cell.write(_contents(start.change.cell, made))
 
     def _made(self, rt: Any, start: Start, v: Any) -> Any:
@@ -123,6 +130,29 @@ def _copied(v: Any, leaf: Callable[[Any], Any], known: Container[int] = ()) -> A
     return leaf(v) if found is None else found[1]([_copied(item, leaf, known) for item in found[0]])
 
 
+def objects_in(v: Any) -> Iterator[Any]:
+    """What a value holds but numbers, tensors and containers: its objects, which may hold more."""
+    if v is LOST or isinstance(v, (Absent, Grown, Choice, AnyNumber, SomeTensor, Number, torch.Tensor)):
+        return
+    found = parts(v)
+    if found is None:
+        yield v
+        return
+    for item in found[0]:
+        yield from objects_in(item)
+
+
+def unchanging(v: Any, known: Container[int], made: dict[int, Any]) -> Any:
+    """A value whose containers stay as they are now; `made` has those met so far, what is at a known address counts as one."""
+    if id(v) in made:
+        return made[id(v)][1]
+    found = None if id(v) in known or isinstance(v, (Absent, Grown, Choice)) else parts(v)
+    if found is None:
+        return v
+    made[id(v)] = v, found[1]([unchanging(item, known, made) for item in found[0]])
+    return made[id(v)][1]
+
+
 def forgotten(first: Any, recorded: Callable[[Starts], Any], op: str) -> tuple[str, ...]:
     """The names of the changed places, where no later call computes anything else for what is left in them.
 
@@ -136,7 +166,7 @@ def forgotten(first: Any, recorded: Callable[[Starts], Any], op: str) -> tuple[s
     """
     numbers = Numbers()
     before = _numbered(numbers, first, Starts({}))
-    found = {c.cell.key: Start(c, _left(first, before, Starts({}), c)) for c in _unshared(first.changes)}
+    found = {c.cell.key: Start(c, _left(first, before, Starts({}), c)) for c in _unshared(first.changes, first.known)}
     for _ in range(_MOST_ROUNDS):
         starts = Starts(found)
         try:
@@ -153,7 +183,7 @@ def forgotten(first: Any, recorded: Callable[[Starts], Any], op: str) -> tuple[s
         if all(_equal(merged[key].value, found[key].value) for key in found) and len(merged) == len(found):
             if _results(first, before) != _results(later, after):
                 raise _refused(first, later, starts, op)
-            return tuple(start.change.name for start in found.values() if _varies(start.value))
+            return tuple(dict.fromkeys(start.change.name for start in found.values() if _varies(start.value)))
         found = merged
     raise _refused(first, later, starts, op)
 
@@ -166,12 +196,12 @@ def _varies(v: Any) -> bool:
     return found is not None and any(map(_varies, found[0]))
 
 
-def _unshared(changes: Iterable[Change]) -> list[Change]:
-    """The changes, without what two of them hold: a write to it by one name is one by the other."""
+def _unshared(changes: Iterable[Change], known: Container[int]) -> list[Change]:
+    """The changes, without what two of them hold and no place of its own has: a write to it by one name is one by the other."""
     count: Counter[int] = Counter()
 
-    def counted(v: Any) -> Any:
-        found = parts(v)
+    def counted(v: Any) -> None:
+        found = None if id(v) in known else parts(v)
         count[id(v)] += found is not None and not isinstance(v, (tuple, torch.Size))
         for item in found[0] if found is not None else ():
             counted(item)
@@ -179,15 +209,15 @@ def _unshared(changes: Iterable[Change]) -> list[Change]:
     kept = list(changes)
     for c in kept:
         counted(c.after)
-    return [dataclasses.replace(c, after=LOST) if any(count[id(v)] > 1 for v in _containers(c.after)) else c for c in kept]
+    return [dataclasses.replace(c, after=LOST) if any(count[id(v)] > 1 for v in _containers(c.after, known)) else c for c in kept]
 
 
-def _containers(v: Any) -> Iterable[Any]:
-    found = parts(v)
+def _containers(v: Any, known: Container[int]) -> Iterable[Any]:
+    found = None if id(v) in known else parts(v)
     if found is not None:
         yield v
         for item in found[0]:
-            yield from _containers(item)
+            yield from _containers(item, known)
 
 
 def _numbered(numbers: Numbers, captured: Any, starts: Starts) -> Numbering:
@@ -234,7 +264,7 @@ def _tensor(captured: Any, numbering: Numbering, v: torch.Tensor) -> Any:
 def _merged(found: Mapping[Any, Start], later: Any, after: Numbering, starts: Starts) -> dict[Any, Start]:
     """What a call finds if it comes after the one that found `found`, or before."""
     merged = {}
-    changes = {c.cell.key: c for c in _unshared(later.changes)}
+    changes = {c.cell.key: c for c in _unshared(later.changes, later.known)}
     for key in (*found, *(k for k in changes if k not in found)):
         c = changes[key]
         left = _left(later, after, starts, c)
@@ -272,8 +302,13 @@ def _equal(a: Any, b: Any) -> bool:
         return False
     x, y = parts(a), parts(b)
     if x is None or y is None:
-        return x is None and y is None and same(a, b)
+        return x is None and y is None and not _has_class_of_its_own(a) and same(a, b)
     return structure(a) == structure(b) and all(map(_equal, x[0], y[0]))
+
+
+def _has_class_of_its_own(v: Any) -> bool:
+    """Whether the model's code says what is equal to a value: that may hold something else."""
+    return not foreign(type(v)) and not isinstance(v, enum.Enum)
 
 
 def _results(captured: Any, numbering: Numbering) -> Any:
@@ -318,4 +353,4 @@ def _unknown(first: Any, found: Mapping[Any, Start], error: DlcError, op: str) -
     return made
 
 
-__all__ = ["Starts", "forgotten"]
+__all__ = ["Starts", "forgotten", "objects_in", "unchanging"]

@@ -151,7 +151,7 @@ class Numbering:
 
 def _contents(v: Any) -> Any:
     """Equal for constants that are equal."""
-    if not isinstance(v, torch.Tensor) or v.numel() > _HASHED_ELEMENTS:
+    if not isinstance(v, torch.Tensor) or v.numel() > _HASHED_ELEMENTS or isinstance(v, torch._subclasses.fake_tensor.FakeTensor):
         return id(v)
     with torch._C._DisableTorchDispatch():
         data = v.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if v.numel() else b""

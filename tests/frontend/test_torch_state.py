@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import array
+import contextlib
+import contextvars
 import copy
+import functools
 import gc
 import inspect
 import io
 import itertools
+
 import random
 import threading
+import weakref
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass
+from queue import Queue
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,6 +28,7 @@ from torch import nn
 from dlc.errors import DlcError
 from dlc.frontend.torch_export import import_torch
 from dlc.frontend.torch_state import Kept
+from tests.frontend import torch_counts
 from tests.frontend.torch_case import run
 
 TOTAL = 0
@@ -266,6 +275,532 @@ def test_files_that_a_model_holds_stay_open(tmp_path):
         gc.collect()
         log.write("still open")
     assert (tmp_path / "log").read_text() == "still open"
+
+
+# --- where else a model may keep something ---------------------------------------------------------------------------
+
+
+class Counts:
+    """An iterator of the user's own."""
+
+    def __init__(self):
+        self.n = 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.n += 1
+        return self.n
+
+
+class InSlots:
+    __slots__ = ("n",)
+
+    def __init__(self):
+        self.n = 0
+
+
+class Named(dict):
+    """A dict with an attribute."""
+
+
+RECORD = Record()
+
+
+class EqualToAll:
+    def __init__(self, n):
+        self.n = n
+
+    def __eq__(self, other):
+        return True
+
+    __hash__ = None
+
+
+def numbers_of_an_iterator(self, x):
+    return x * next(self.held)
+
+
+def attribute_of_an_object(self, x):
+    self.held.n += 1  # here
+    return x * self.held.n  # there
+
+
+def attribute_behind_a_weak_reference(self, x):
+    self.held().n += 1  # here
+    return x * self.held().n  # there
+
+
+def function_with_an_attribute(x):
+    function_with_an_attribute.n += 1  # here
+    return x * function_with_an_attribute.n  # there
+
+
+function_with_an_attribute.n = 0
+
+
+def attribute_of_a_function(self, x):
+    return function_with_an_attribute(x)
+
+
+def variable_of_another_file(self, x):
+    torch_counts.COUNT += 1  # here
+    return x * torch_counts.COUNT  # there
+
+
+def function_of_another_file(self, x):
+    return torch_counts.counted(x)
+
+
+def function_of_a_file_imported_here(self, x):
+    from tests.frontend.torch_counts import counted
+
+    return counted(x)
+
+
+@contextlib.contextmanager
+def numbered():
+    global TOTAL
+    TOTAL += 1  # here
+    yield TOTAL
+
+
+def context_manager_of_a_function(self, x):
+    with numbered() as n:
+        return x * n
+
+
+def variable_by_its_name(self, x):
+    globals()["TOTAL"] += 1
+    return x * TOTAL
+
+
+def default_type(self, x):
+    y = x * 2 if torch.ones(1).dtype == torch.float32 else x
+    torch.set_default_dtype(torch.float64)
+    return y
+
+
+def forward_is_replaced(self, x):
+    self.forward = self.helped  # here
+    return x
+
+
+def children_swap(self, x):
+    self.a, self.b = self.b, self.a
+    return self.a(x)
+
+
+def child_is_removed(self, x):
+    if not hasattr(self, "a"):
+        return x
+    y = self.a(x)
+    del self.a
+    return y
+
+
+def buffer_of_the_first_input(self, x):
+    if not hasattr(self, "first"):
+        self.register_buffer("first", x.clone())
+    return x - self.first
+
+
+def hook_for_later_calls(self, x):
+    y = self.a(x)
+    if len(self.a._forward_hooks) == 0:
+        self.a.register_forward_hook(lambda module, args, y: y * 2)
+    return y
+
+
+def deque_grows(self, x):
+    self.items.append(1)  # here
+    return x * 2 if len(self.items) > 3 else x
+
+
+def counts_by_key(self, x):
+    self.items["a"] += 1  # here
+    return x * self.items["a"]
+
+
+def list_inside_grows(self, x):
+    self.items["a"].append(1)
+    return x * 2 if len(self.items["a"]) > 3 else x
+
+
+def object_equal_to_the_last(self, x):
+    self.held = EqualToAll(self.held.n + 1)  # here
+    return x * 2 if self.held.n > 3 else x
+
+
+KEPT_ELSEWHERE = [
+    (numbers_of_an_iterator, {"held": Counts()}), (attribute_of_an_object, {"held": InSlots()}),
+    (attribute_of_an_object, {"held": SimpleNamespace(n=0)}), (attribute_of_an_object, {"held": Named()}),
+    (attribute_of_an_object, {"held": threading.local()}), (attribute_behind_a_weak_reference, {"held": weakref.ref(RECORD)}),
+    (function_of_another_file, {}), (function_of_a_file_imported_here, {}), (attribute_of_a_function, {}),
+    (context_manager_of_a_function, {}), (variable_of_another_file, {}), (variable_by_its_name, {}), (default_type, {}), (forward_is_replaced, {}),
+    (children_swap, {"a": nn.ReLU(), "b": nn.Tanh()}), (child_is_removed, {"a": nn.ReLU()}),
+    (buffer_of_the_first_input, {}), (hook_for_later_calls, {"a": nn.ReLU()}),
+    (deque_grows, {"items": deque()}), (counts_by_key, {"items": Counter()}),
+    (list_inside_grows, {"items": defaultdict(list)}), (object_equal_to_the_last, {"held": EqualToAll(0)}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("forward", "attributes"), KEPT_ELSEWHERE, ids=lambda v: getattr(v, "__name__", ""))
+def test_what_is_kept_elsewhere_is_found_and_put_back(forward, attributes):
+    if isinstance(attributes.get("held"), (Named, threading.local)):
+        attributes["held"].n = 0
+    model = keeper(forward, **attributes)
+    before = kept_anywhere(model)
+    with pytest.raises(DlcError, match="DLC0215.*in place, and a compiled call leaves nothing behind") as caught:
+        import_torch(model, (torch.tensor([1.0, 2.0, -0.5]),))
+    here = line(forward, "here")
+    assert here is None or str(caught.value.loc) == here, caught.value.render()
+    assert kept_anywhere(model) == before
+
+
+def kept_anywhere(model):
+    held = getattr(model, "held", None)
+    record = held() if isinstance(held, weakref.ref) else held
+    names = [list(m._modules.items()) + list(m._buffers) + list(m._forward_hooks) for m in model.modules()]
+    seen = getattr(record, "n", None), str(getattr(model, "items", None)), "forward" in vars(model), names
+    return *seen, torch.get_default_dtype(), TOTAL, torch_counts.COUNT, function_with_an_attribute.n
+
+
+def longer(v):
+    v.append(1)
+    return len(v)
+
+
+def set_once_more(v):
+    v.set(v.get() + 1)
+    return v.get()
+
+
+VARIABLE = contextvars.ContextVar("VARIABLE", default=0)
+
+
+@pytest.mark.parametrize("decides", [False, True])
+@pytest.mark.parametrize(
+    ("what", "held", "used", "shown"),
+    [
+        ("an iterator", lambda: zip([1.0] * 9, [3.0] * 9, strict=True), lambda v: next(v)[0], None),
+        ("an iterator", lambda: map(float, [1] * 9), next, None),
+        ("an iterator", lambda: itertools.count(1).__next__, lambda v: v(), None),
+        ("an iterator", lambda: begun(), next, None),
+        ("an array of NumPy", lambda: np.zeros(2), lambda v: v.__iadd__(1).sum().item(), lambda v: v.tolist()),
+        ("a bytearray", lambda: bytearray(2), longer, bytes),
+        ("an array", lambda: array.array("i", [1]), longer, list),
+        ("'VARIABLE'", lambda: VARIABLE, set_once_more, lambda v: v.get()),
+        ("random", lambda: random.Random(0), lambda v: v.random(), lambda v: v.getstate()),
+        ("random", lambda: np.random.default_rng(0), lambda v: v.random(), lambda v: str(v.bit_generator.state)),
+    ],
+)
+def test_what_goes_on_from_call_to_call(what, held, used, shown, decides):
+    def forward(self, x):
+        y = x * used(self.held)
+        return -y if decides and y.sum() > 0 else y
+
+    model = keeper(forward, held=held())
+    before = shown and shown(model.held)
+    with pytest.raises(DlcError, match=f"DLC021[56].*{what}"):
+        import_torch(model, (torch.ones(3),))
+    assert shown is None or shown(model.held) == before
+
+
+class Bag:
+    """A container of the user's own, whose methods Python calls: they are not rewritten."""
+
+    def __init__(self):
+        self.items = []
+
+    @property
+    def size(self):
+        return len(self.items)
+
+    def __len__(self):
+        return len(self.items)
+
+    def __bool__(self):
+        return len(self.items) > 3
+
+    def __contains__(self, item):
+        return len(self.items) > 3
+
+    def __add__(self, other):
+        return other * (2 if len(self.items) > 3 else 1)
+
+    def __getattr__(self, name):
+        return len(self.__dict__["items"])
+
+    def __enter__(self):
+        return len(self.items)
+
+    def __exit__(self, *raised):
+        return None
+
+    def steps(self):
+        yield len(self.items) > 3
+
+
+def entered(held):
+    with held as n:
+        return n > 3
+
+
+class Made:
+    """What a model makes in its first call."""
+
+    def __init__(self, **attributes):
+        self.__dict__.update(attributes)
+
+
+def counts_in_it(made, x):
+    made.n += 1
+    return x * 2 if made.n > 3 else x
+
+
+def adds_to_its_list(made, x):
+    made.items["a"].append(1)
+    return x * 2 if len(made.items["a"]) > 3 else x
+
+
+def sets_once_more(made, x):
+    made.n = getattr(made, "n", 0) + 1
+    return x * 2 if made.n > 3 else x
+
+
+FIRST_MADE = [
+    (lambda x: Made(n=0), counts_in_it), (lambda x: Made(inner=Made(n=0)), lambda made, x: counts_in_it(made.inner, x)),
+    (lambda x: [Made(n=0)], lambda made, x: counts_in_it(made[0], x)), (lambda x: Made(items={"a": []}), adds_to_its_list),
+    (lambda x: Made(), sets_once_more), (lambda x: Made(t=x * 1), lambda made, x: x - made.t),
+    (lambda x: Made(inner=Record()), lambda made, x: counts_in_it(made.inner, x)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "use"), FIRST_MADE)
+def test_objects_that_the_first_call_makes_are_followed(make, use):
+    def forward(self, x):
+        if self.made is None:
+            self.made = make(x)  # here
+        return use(self.made, x)
+
+    model = keeper(forward, made=None)
+    with pytest.raises(DlcError, match="DLC0215.*'Forward.made'") as caught:
+        import_torch(model, (torch.ones(3),))
+    assert str(caught.value.loc) == line(forward, "here") and model.made is None
+
+
+@pytest.mark.parametrize("decides", [False, True])
+def test_buffer_that_the_first_call_registers(decides):
+    def forward(self, x):
+        if not hasattr(self, "mask"):
+            self.register_buffer("mask", torch.triu(torch.ones(3, 3)), persistent=False)
+        y = x @ self.mask
+        return -y if decides and y.sum() > 0 else y
+
+    model = keeper(forward)
+    imported = import_torch(model, (torch.ones(3),))
+    assert not hasattr(model, "mask")
+    np.testing.assert_allclose(run(imported, (torch.ones(3),))[0], model(torch.ones(3)).numpy())
+
+
+@pytest.mark.parametrize("make", [lambda: Made(t=torch.arange(3.0)), lambda: nn.Threshold(0.5, 0.0)])
+def test_objects_that_stay_as_the_first_call_makes_them(make):
+    def forward(self, x):
+        if self.made is None:
+            self.made = make()
+        return self.made(x) if isinstance(self.made, nn.Module) else x * self.made.t
+
+    model = keeper(forward, made=None)
+    imported = import_torch(model, (torch.ones(3),))
+    assert model.made is None and "made" in vars(model)
+    for x in (torch.ones(3), -torch.ones(3)):
+        np.testing.assert_allclose(run(imported, (x,))[0], model(x).numpy())
+
+
+class Reads:
+    """A descriptor that counts how often it is read."""
+
+    n = 0
+
+    def __get__(self, owner, kind):
+        self.n += 1
+        return self.n
+
+
+def times(self, x, by):
+    return x * by
+
+
+class Described(nn.Module):
+    reads = Reads()
+    doubled = functools.partialmethod(times, by=2)
+
+    def forward(self, x):
+        return self.doubled(x)
+
+
+class Counted(Described):
+    def forward(self, x):
+        return x * self.reads
+
+
+def test_what_a_class_gives_when_it_is_asked_is_no_state_but_what_it_counts_is():
+    imported = import_torch(Described().eval(), (torch.ones(3),))
+    assert imported.forgotten == () and run(imported, (torch.ones(3),))[0].tolist() == [2.0] * 3
+    with pytest.raises(DlcError, match="DLC0215.*'Reads.n'"):
+        import_torch(Counted().eval(), (torch.ones(3),))
+    assert Reads.n == vars(Described)["reads"].n == 0
+
+
+@pytest.mark.parametrize("decides", [False, True])
+def test_tensors_get_no_other_data(decides):
+    def forward(self, x):
+        self.layer.weight.data = self.layer.weight.data + 1
+        y = self.layer(x)
+        return -y if decides and y.sum() > 0 else y
+
+    model = keeper(forward, layer=nn.Linear(3, 3))
+    before = model.layer.weight.clone()
+    with pytest.raises(DlcError, match="DLC0215.*the data of a tensor"):
+        import_torch(model, (torch.ones(3),))
+    torch.testing.assert_close(model.layer.weight, before)
+
+
+def test_lines_of_a_file_that_the_model_holds(tmp_path):
+    def forward(self, x):
+        return x * int(self.held.readline())
+
+    (tmp_path / "numbers").write_text("1\n2\n3\n")
+    with open(tmp_path / "numbers") as held:
+        with pytest.raises(DlcError, match="DLC0215.*'Forward.held' .an iterator"):
+            import_torch(keeper(forward, held=held), (torch.ones(3),))
+
+
+@pytest.mark.parametrize("holder", [frozenset, lambda items: dict.fromkeys(items, 1)])
+def test_objects_in_frozen_sets_and_keys(holder):
+    def forward(self, x):
+        found = next(iter(self.held))
+        found.n += 1  # here
+        return x * 2 if found.n > 3 else x
+
+    with pytest.raises(DlcError, match="DLC0215.*'Made.n'") as caught:
+        import_torch(keeper(forward, held=holder([Made(n=0)])), (torch.ones(3),))
+    assert str(caught.value.loc) == line(forward, "here")
+
+
+LOOKED_AT = [
+    lambda held: held.size > 3, lambda held: len(held) > 3, bool, lambda held: 1 in held, lambda held: (held + 1) > 1,
+    lambda held: held.length > 3, entered, lambda held: next(held.steps()), lambda held: held.items.__len__() > 3,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("looked", LOOKED_AT)
+def test_code_that_is_not_rewritten_takes_no_length_of_a_list_that_grows(looked):
+    def forward(self, x):
+        self.bag.items.append(1)  # here
+        return x * 2 if looked(self.bag) else x
+
+    with pytest.raises(DlcError, match="DLC0215.*'Bag.items'") as caught:
+        import_torch(keeper(forward, bag=Bag()), (torch.ones(3),))
+    assert str(caught.value.loc) == line(forward, "here")
+
+
+def test_size_of_a_queue_of_the_standard_library():
+    def forward(self, x):
+        self.jobs.put(1)
+        return x * 2 if self.jobs.qsize() > 3 else x
+
+    with pytest.raises(DlcError, match="DLC0215.*'Queue.queue'"):
+        import_torch(keeper(forward, jobs=Queue()), (torch.ones(3),))
+
+
+@pytest.mark.parametrize("seen", [[], deque(maxlen=2)])
+def test_hook_adds_to_a_list(seen):
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU()).eval()
+    model[0].register_forward_hook(lambda module, args, y: seen.append(y))
+    imported = import_torch(model, (torch.ones(3),))
+    assert imported.forgotten == ("seen",) and len(seen) == 0
+
+
+def test_containers_that_load_what_is_read_of_them_are_not_read():
+    class Lazy(dict):
+        def items(self):
+            raise ValueError("not to be loaded")
+
+        values = keys = items
+
+    held = Lazy(n=2)
+    imported = import_torch(keeper(lambda self, x: x * self.held["n"], held=held), (torch.ones(3),))
+    assert run(imported, (torch.ones(3),))[0].tolist() == [2.0] * 3
+
+    def forward(self, x):
+        self.held["n"] = self.held["n"] + 1
+        return x * self.held["n"]
+
+    with pytest.raises(DlcError, match="DLC0215.*'Forward.held' .a Lazy"):
+        import_torch(keeper(forward, held=held), (torch.ones(3),))
+
+
+def begun():
+    """A generator that is at the same line after each step, with other variables."""
+
+    def numbers():
+        n = 0.0
+        while True:
+            n += 1
+            yield n
+
+    made = numbers()
+    next(made)
+    return made
+
+
+@functools.lru_cache
+def triangle(n):
+    return torch.triu(torch.ones(n, n))
+
+
+@pytest.mark.parametrize("decides", [False, True])
+def test_caches_of_functions_keep_none_of_the_tensors_of_tracing(decides):
+    def forward(self, x):
+        y = x @ triangle(x.shape[0])
+        return -y if decides and y.sum() > 0 else y
+
+    model = keeper(forward)
+    triangle.cache_clear()
+    imported = import_torch(model, (torch.ones(3),))
+    np.testing.assert_allclose(run(imported, (torch.ones(3),))[0], model(torch.ones(3)).numpy())
+
+
+class Remembers(nn.Module):
+    @functools.lru_cache  # noqa: B019
+    def of_method(self, n):
+        return torch.triu(torch.ones(n, n))
+
+    @staticmethod
+    @functools.lru_cache
+    def of_class(n):
+        return torch.ones(n)
+
+    def forward(self, x):
+        return x @ self.of_method(x.shape[0]) + self.of_class(x.shape[0])
+
+
+def test_caches_of_methods_keep_none_of_the_tensors_of_tracing():
+    model = Remembers().eval()
+    imported = import_torch(model, (torch.ones(3),))
+    np.testing.assert_allclose(run(imported, (torch.ones(3),))[0], model(torch.ones(3)).numpy())
+
+
+def repeated(x, n):
+    return x if n == 0 or x.sum() > 100 else repeated(x + 1, n - 1)
+
+
+def test_function_that_calls_itself_by_its_global_name():
+    imported = import_torch(keeper(lambda self, x: repeated(x, 3)), (torch.ones(3),))
+    assert run(imported, (torch.ones(3),))[0].tolist() == [4.0] * 3
 
 
 # --- what is compiled ------------------------------------------------------------------------------------------------
