@@ -20,7 +20,7 @@ from torch import fx, nn
 from dlc.frontend.torch_compared import same_results
 from dlc.ir.program import Symbol
 
-_TRIED = 256
+TRIED = 256
 """Sizes of one extent for which an assertion is tried."""
 
 _NEAR = 4
@@ -28,6 +28,9 @@ _NEAR = 4
 
 _LONGEST = 64
 """The greatest size that a model is run with, beyond the examples' own."""
+
+_FAR = [1 << n for n in range(7, 21)]
+"""Sizes that a condition is asked for, but no model is run with."""
 
 _HARMLESS = "dlc_harmless"
 
@@ -39,6 +42,10 @@ def by_example(
 
     Assertions that fail only for sizes with which both do the same are marked, and no longer count.
     """
+    env = shapes_of(exported)
+    if env is None:
+        return False, ()
+    examples = env.backed_var_to_val
     ran: dict[frozenset[Any], bool | None] = {}
 
     def same(sizes: Mapping[Any, int]) -> bool | None:
@@ -47,17 +54,18 @@ def by_example(
             ran[key] = same_results(exported, model, args, kwargs, sizes)
         return ran[key]
 
-    def holds(condition: Any, examples: Mapping[Any, Any]) -> bool:
+    def harmless(condition: Any) -> bool:
         failing = _failing(condition, exported.range_constraints, examples)
-        tried = [failing[0], failing[len(failing) // 2], failing[-1]] if failing else []
-        return all(same(sizes) for sizes in tried)
+        near = [sizes for sizes in failing if all(n <= max(_LONGEST, examples[s]) for s, n in sizes.items())]
+        if failing and not near:
+            ran[frozenset(failing[0].items())] = False  # too large to be run
+        return bool(near) and all(same(near[n]) for n in {0, len(near) // 2, len(near) - 1})
 
     for node in exported.graph.nodes:
         condition = asserted(node)
-        if condition is not None and holds(condition.node.expr, condition.node.shape_env.backed_var_to_val):
+        if condition is not None and harmless(condition.node.expr):
             node.meta[_HARMLESS] = True
-    env = shapes_of(exported)
-    left = tuple(g for g in guards(env) if not holds(g, env.backed_var_to_val))
+    left = tuple(g for g in guards(env) if not harmless(g))
     return False in ran.values(), left
 
 
@@ -95,20 +103,19 @@ def _failing(condition: Any, ranges: Mapping[Any, Any], examples: Mapping[Any, A
 
 
 def _sizes(allowed: Any, example: int, alone: bool) -> list[int]:
-    least = int(allowed.lower)
-    most = max(_LONGEST, example)
-    last = int(min(allowed.upper, most))
-    if alone:
-        return [*range(least, last + 1)]
-    near = {*range(least, least + _NEAR), *range(example - 1, example + 2), last}
-    return sorted(n for n in near if least <= n <= last)
+    least, most = int(allowed.lower), max(_LONGEST, example)
+    near = range(least, most + 1) if alone else (*range(least, least + _NEAR), *range(example - 1, example + 2), most)
+    end = [int(allowed.upper)] if allowed.upper < _FAR[-1] else []
+    return sorted(n for n in {*near, *_FAR, *end} if least <= n <= allowed.upper)
 
 
-def fact_of(condition: Any, symbols: Mapping[Any, Symbol]) -> Symbol | None:
-    """A condition on one extent as a fact of its symbol, if it is one: it is a multiple, or in a range. As it was, if it always holds."""
+def fact_of(condition: Any, known: Symbol) -> Symbol | None:
+    """A condition on one extent as a fact of its symbol, if it is one: it is a multiple, or in a range. As it was, if it always holds.
+
+    A fact is true of the first 256 sizes, and need not be of greater ones.
+    """
     (free,) = condition.free_symbols
-    known = symbols[free]
-    last = known.lo + _TRIED if known.hi is None else min(known.hi, known.lo + _TRIED)
+    last = known.lo + TRIED if known.hi is None else min(known.hi, known.lo + TRIED)
     tried = range(known.lo, last + 1)
     holding = [n for n in tried if condition.subs(free, n) == True]  # noqa: E712
     if not holding:
@@ -150,4 +157,4 @@ def least_values(condition: Any) -> Iterator[tuple[Any, int]]:
             yield -apart, 1
 
 
-__all__ = ["asserted", "by_example", "fact_of", "guards", "least_values", "shapes_of"]
+__all__ = ["TRIED", "asserted", "by_example", "fact_of", "guards", "least_values", "shapes_of"]

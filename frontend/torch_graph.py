@@ -34,7 +34,7 @@ from dlc.frontend import (
     torch_views,
 )
 from dlc.frontend.torch_alias import Aliases, aliases
-from dlc.frontend.torch_assertions import asserted, fact_of, least_values
+from dlc.frontend.torch_assertions import TRIED, asserted, fact_of, least_values
 from dlc.frontend.torch_context import TABLE, Ctx, select
 from dlc.frontend.torch_errors import EscapedValue, MutatedState, SharedMemory
 from dlc.frontend.torch_identity import Identities
@@ -254,10 +254,11 @@ class GraphImporter:
         named = {s: self.b.symbols[e.name[1:]] for s, e in self._input_symbols() if e.name[1:] in self.b.symbols}
         if not condition.free_symbols <= named.keys():
             return
-        fact = fact_of(condition, named) if len(condition.free_symbols) == 1 else None
+        fact = fact_of(condition, named[next(iter(condition.free_symbols))]) if len(condition.free_symbols) == 1 else None
         if fact is not None:
             self.b.symbols[fact.name] = fact
-            return
+            if fact.hi is not None and fact.hi <= fact.lo + TRIED:
+                return
         try:
             for expr, least in least_values(condition):
                 value = self.ctx.extents.of(expr, self.ctx.target, self.ctx.loc)
