@@ -127,7 +127,7 @@ class _Exits:
                         return made, outcome
                     after, outcome = self.block(rest)
                     return [*out, *after], outcome
-                case ast.With() | ast.Try() | ast.Match():
+                case ast.With() | ast.Try() | ast.TryStar() | ast.Match():
                     outcome = self.compound(s)
                     out.append(s)
                     if outcome.flags:
@@ -196,7 +196,7 @@ class _Exits:
                     outcome = self.ends(s.body)
                 case ast.Match():
                     outcome = _either([_FALLS, *(self.ends(c.body) for c in s.cases)])
-                case ast.Try():
+                case ast.Try() | ast.TryStar():
                     parts = [s.body, *([s.orelse] if s.orelse else []), *(h.body for h in s.handlers)]
                     outcome = _either([self.ends(p) for p in (*parts, *([s.finalbody] if s.finalbody else []))])
                 case _:
@@ -233,7 +233,7 @@ class _Exits:
     def _mark(self, s: ast.stmt, then: Outcome, orelse: Outcome) -> None:
         self.notes.branches[s].returns = (_returns(then), _returns(orelse))
 
-    def compound(self, s: ast.With | ast.Try | ast.Match) -> Outcome:
+    def compound(self, s: ast.With | ast.Try | ast.TryStar | ast.Match) -> Outcome:
         """Blocks that always run where they stand."""
         if isinstance(s, ast.With):
             s.body, outcome = self.block(s.body)

@@ -88,7 +88,7 @@ class Liveness:
             case ast.With():
                 inside = self.block(s.body, after)
                 return inside | {n for item in s.items for n in loaded(item)}
-            case ast.Try():
+            case ast.Try() | ast.TryStar():
                 # An exception may end any part at any place: nothing is dead inside.
                 everything = after | loaded(s)
                 for part in (s.body, s.orelse, s.finalbody, *(h.body for h in s.handlers)):

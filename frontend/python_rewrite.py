@@ -345,11 +345,11 @@ class _Function(ast.NodeTransformer):
 
     def visit_With(self, node: ast.With) -> ast.AST:
         for item in node.items:
-            item.context_expr = self.visit(item.context_expr)
+            item.context_expr = _rt("inside", self.visit(item.context_expr))
         node.body = self.block(node.body)
         return node
 
-    def visit_Try(self, node: ast.Try) -> ast.AST:
+    def visit_Try(self, node: ast.Try | ast.TryStar) -> ast.AST:
         node.body = self.block(node.body)
         node.orelse = self.block(node.orelse)
         node.finalbody = self.block(node.finalbody)
@@ -360,6 +360,8 @@ class _Function(ast.NodeTransformer):
         for h in node.handlers:
             h.body = self.block(h.body)
         return node
+
+    visit_TryStar = visit_Try
 
     def visit_Match(self, node: ast.Match) -> ast.AST:
         node.subject = _rt("subject", self.site(node), self.visit(node.subject))
@@ -610,7 +612,7 @@ def _nonlocals(body: Sequence[ast.stmt]) -> set[str]:
     return names
 
 
-_COMPOUND = (ast.If, ast.While, ast.Try, ast.Match, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+_COMPOUND = (ast.If, ast.While, ast.Try, ast.TryStar, ast.Match, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 def _as_loop(name: str, node: ast.ListComp) -> ast.FunctionDef:

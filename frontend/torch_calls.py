@@ -29,7 +29,7 @@ from dlc.frontend.torch_collect import Collected
 from dlc.frontend.torch_errors import EffectOnData, UncapturedDecision
 from dlc.frontend.torch_flow import Branch, Flow, both
 from dlc.frontend.torch_numbers import MATH, Number, is_number, kind_of, negated, tensor_of
-from dlc.frontend.torch_scalars import divided, function_of_math, magnitude, rounded, test_of, textual
+from dlc.frontend.torch_scalars import divided, function_of_math, magnitude, rounded, test_of, textual, whole
 from dlc.frontend.torch_sorting import in_order
 from dlc.frontend.torch_subscripts import look_up
 from dlc.frontend.torch_values import (
@@ -163,10 +163,12 @@ class Calls(Flow):
             for v in args if function not in torch_effects.WRITING else ():
                 if isinstance(v, Absent):
                     v.refuse()
+                if isinstance(v, Iterator) and function not in _LOOKING and function is not hasattr:
+                    torch_effects.advance(self, v)
                 if function not in _MEASURING:
                     self.whole(v)
             return self.made(special(self, *args, **kwargs))
-        if isinstance(function, types.MethodType):
+        if isinstance(function, types.MethodType) and isinstance(function.__func__, types.FunctionType):
             made = self.rewriting(function.__func__)
             if made is not function.__func__ or function.__func__.__code__ in self.own:
                 return made(function.__self__, *args, **kwargs)
@@ -192,6 +194,14 @@ class Calls(Flow):
             if made is not own:
                 return made(function, *args, **kwargs)
         return self.native(function, args, kwargs)
+
+    def own_method(self, owner: Any, name: str, *args: Any) -> bool:
+        """Call a method that an operator stands for, where the object's class defines it in Python; whether it does."""
+        function = getattr(type(owner), name, None)
+        if not isinstance(function, types.FunctionType) or self.rewriting(function) is function:
+            return False
+        self.call(function, owner, *args)
+        return True
 
     def method(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A builtin function or a builtin object's method."""
@@ -219,7 +229,7 @@ class Calls(Flow):
             v.refuse()
         if not any(isinstance(v, Number) for v in leaves((args, kwargs))):
             try:
-                made = function(*args, **kwargs) if _of_torch(function) else torch_effects.followed(self, function, args, kwargs)
+                made = torch_effects.followed(self, function, args, kwargs, torchs=_of_torch(function))
             except GuardOnDataDependentSymNode as error:
                 if _of_torch(function):
                     raise
@@ -227,7 +237,7 @@ class Calls(Flow):
                 raise self.refused(UncapturedDecision, what="an extent", why=why) from error
             return self.made(made)
         if not _of_torch(function):
-            return function(*args, **kwargs)
+            return torch_effects.followed(self, function, args, kwargs, torchs=False)
         name = getattr(function, "__name__", "")
         if name in _TENSOR_OPERANDS:
             return self.with_operands(function, args, kwargs)
@@ -371,6 +381,8 @@ def _converted(kind: type) -> Callable[..., Any]:
         if isinstance(v, torch.Tensor):
             v = rt.item(v)
         if isinstance(v, Number):
+            if kind is int:
+                whole(rt, v)
             return v.to(kind)
         if isinstance(v, torch.SymInt) and kind is int:
             return v

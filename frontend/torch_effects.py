@@ -5,14 +5,17 @@ Source: Chen et al., DyCL (ISSTA 2023), section 4.1: what both arms of a branch 
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+import io
+import types
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dlc.frontend.torch_errors import UncapturedDecision
+from dlc.frontend.torch_errors import HiddenEffect, UncapturedDecision
 from dlc.frontend.torch_heap import Cell
+from dlc.frontend.torch_held import HIDDEN, differ, fixed, held, journalled
+from dlc.frontend.torch_ticks import ticks_of_all
 from dlc.frontend.torch_values import DEAD, Unset
 
 if TYPE_CHECKING:
@@ -25,24 +28,59 @@ WRITING = (setattr, delattr, object.__setattr__, object.__delattr__)
 
 def advance(flow: Flow, iterator: Any) -> None:
     """An iterator is about to be stepped: where that is not done on every path, it must have been made there."""
-    if len(flow.frames) > 1 and id(iterator) not in flow.frame.born:
-        why = "it is stepped on one path only, and was made before; make it there, or count an index"
-        raise flow.refused(UncapturedDecision, what="how far an iterator has come", why=why)
+    why = "it is stepped on one path only, and was made before; make it there, or count an index"
+    flow.changing(iterator, UncapturedDecision, what="how far an iterator has come", why=why)
 
 
-def followed(rt: Calls, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A function of the standard library, whose changes to the containers that it is given are journalled."""
-    if not rt.on_one_path:
+def alter(flow: Flow, owner: Any, by: str) -> None:
+    """The contents of an object are about to change: journalled, or refused where that cannot be."""
+    if journalled(owner):
+        flow.touch(owner)
+    elif not fixed(owner):
+        flow.changing(owner, HiddenEffect, owner=f"'{type(owner).__name__}'", by=by)
+
+
+def followed(rt: Calls, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], torchs: bool) -> Any:
+    """A function that is not rewritten: its changes to the containers that it is given are journalled, others refused.
+
+    Args:
+        torchs: whether the function is PyTorch's: it changes the object whose method it is, or settings.
+    """
+    owner = _owner(function)
+    if len(rt.frames) == 1 or (torchs and (isinstance(owner, (torch.Tensor, type, types.ModuleType)) or owner is function)):
         return function(*args, **kwargs)
-    cells = [Cell(v, None) for v in args if isinstance(v, (list, dict, set, deque))]
+    given = [owner] if torchs else [owner, *args, *kwargs.values()]
+    for v in given[1:]:
+        if isinstance(v, Iterator) and not isinstance(v, io.IOBase):
+            advance(rt, v)
+    objects = [v for v in given if not fixed(v) and id(v) not in rt.frame.born]
+    cells = [Cell(v, None) for v in objects if journalled(v)]
     before = [cell.read() for cell in cells]
     for cell in cells:
         rt.frame.touch(cell)
+    name = getattr(function, "__name__", type(function).__name__)
+    others = [(v, held(v)) for v in objects if not journalled(v)]
+    if others and others[0][0] is owner and HIDDEN in others[0][1]:
+        alter(rt, owner, f"'{name}'")
+    settings = ticks_of_all()
     made = function(*args, **kwargs)
     for cell, old in zip(cells, before, strict=True):
         if len(old) != len(cell.owner) or any(p is not q for p, q in zip(old, cell.owner, strict=True)):
             rt.touch(cell.owner)
+    for v, was in others:
+        if differ(was, held(v)):
+            alter(rt, v, f"'{name}'")
+    for setting in settings:
+        if setting.changed:
+            rt.changing(setting, HiddenEffect, owner=f"'{setting.name}'", by=f"'{name}'")
     return made
+
+
+def _owner(function: Any) -> Any:
+    """The object that a function may change: the one whose method it is, itself where it is an object that can be called."""
+    if isinstance(function, (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.MethodWrapperType)):
+        return getattr(function, "__self__", None)
+    return function
 
 
 def has(rt: Calls, owner: Any, name: str) -> bool:
@@ -66,4 +104,4 @@ def step(rt: Calls, iterator: Any, *default: Any) -> Any:
     return next(iterator, *default)
 
 
-__all__ = ["WRITING", "advance", "followed", "has", "step", "writing"]
+__all__ = ["WRITING", "advance", "alter", "followed", "has", "step", "writing"]

@@ -171,6 +171,16 @@ class EffectOnData(Unsupported):
     hint: ClassVar[str | None] = "do it outside the model, on a value that the model returns"
 
 
+class HiddenEffect(EffectOnData):
+    """An object is changed on some paths only, by code whose changes cannot be taken back."""
+
+    template: ClassVar[str] = "not supported: {owner} is changed by {by} on one path only, which cannot be recorded"
+    hint: ClassVar[str | None] = (
+        "change it on every path, before the branch or loop, or make it there; or keep the values in a list, a dict or an attribute,"
+        " whose changes are recorded"
+    )
+
+
 class EscapedValue(Unsupported):
     """A value computed on one path is reachable from code that runs on every path."""
 

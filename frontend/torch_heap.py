@@ -11,6 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from dlc.errors import DlcError
 from dlc.frontend.torch_recorder import Region
 from dlc.frontend.torch_truth import Fact
 
@@ -79,6 +80,7 @@ class Frame:
         born: objects made since (kept alive, so that their addresses stay theirs).
         facts: truth of conditions inside, by the address of their tensor.
         errors: how many refusals there had been.
+        lasting: what to refuse where all this must be undone, as something has changed that cannot be.
     """
 
     region: Region
@@ -87,6 +89,7 @@ class Frame:
     born: dict[int, Any] = field(default_factory=dict)
     facts: dict[int, Fact] = field(default_factory=dict)
     errors: int = 0
+    lasting: DlcError | None = None
 
     def touch(self, cell: Cell) -> None:
         """`cell` is about to change."""

@@ -12,8 +12,11 @@ import torch
 
 from dlc.frontend.python_rewrite import Site
 from dlc.frontend.torch_calls import Calls
+from dlc.frontend.torch_caught import caught_by
+from dlc.frontend.torch_effects import alter
 from dlc.frontend.torch_errors import UncapturedDecision
 from dlc.frontend.torch_flow import Branch, both
+from dlc.frontend.torch_held import journalled
 from dlc.frontend.torch_loop import Behind, Loop
 from dlc.frontend.torch_numbers import Number, is_number, negated
 from dlc.frontend.torch_subscripts import assign_item, read_item
@@ -80,6 +83,16 @@ class Runtime(Calls):
             yield
         finally:
             self.caught.pop()
+
+    def inside(self, context: Any) -> Any:
+        """The context of a `with`, which may catch exceptions, too."""
+        kinds = caught_by(context)
+        return self._catching_in(context, kinds) if kinds else context
+
+    @contextmanager
+    def _catching_in(self, context: Any, kinds: tuple[Any, ...]) -> Iterator[Any]:
+        with context as value, self.catching(lambda: kinds):
+            yield value
 
     def iterate(self, site: Site, over: Any) -> Any:
         """The iterable of a comprehension."""
@@ -303,8 +316,9 @@ class Runtime(Calls):
 
     def del_item(self, value: Any, key: Any) -> None:
         self.whole(value)
-        self.touch(value)
-        del value[key]
+        if not self.own_method(value, "__delitem__", key):
+            alter(self, value, "deleting an item")
+            del value[key]
 
     def set_attr(self, value: Any, name: str, item: Any) -> None:
         if not isinstance(value, torch.Tensor):
@@ -319,9 +333,12 @@ class Runtime(Calls):
         """`value op= other`."""
         if isinstance(value, torch.Tensor) and isinstance(other, Number):
             other = other.operand(value)
-        if isinstance(value, (list, dict, set)):
+        if journalled(value):
             self.touch(value)
-        return _IN_PLACE[op](value, other)
+        made = _IN_PLACE[op](value, other)
+        if made is value and not journalled(value):
+            alter(self, value, "an assignment in place")
+        return made
 
     def augment_attr(self, op: str, value: Any, name: str, other: Any) -> None:
         self.set_attr(value, name, self.augmented(op, getattr(value, name), other))

@@ -29,11 +29,22 @@ def function_of_math(function: Callable[[torch.Tensor], torch.Tensor], plain: An
     return apply
 
 
+def whole(rt: Calls, v: Any) -> None:
+    """A float is about to become an integer: NaN and the infinities cannot."""
+    if isinstance(v, Number) and v.kind is float:
+        for kind in (ValueError, OverflowError):
+            rt.may_raise(kind)
+
+
 def rounded(plain: Any) -> Callable[..., Any]:
     def apply(rt: Calls, v: Any, *more: Any) -> Any:
         if isinstance(v, torch.Tensor) and plain is not round:
             v = rt.item(v)
-        return v if isinstance(v, torch.SymInt) and not more else plain(rt.counted(v), *more)
+        if isinstance(v, torch.SymInt) and not more:
+            return v
+        if not more:
+            whole(rt, v)
+        return plain(rt.counted(v), *more)
 
     return apply
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import inspect
 import math
@@ -730,7 +731,7 @@ def entry_whose_absence_is_caught(x):
         return table[key]  # here
 
     try:
-        return entry({1: x, 2: -x}, int(x.sum()))
+        return entry({1: x, 2: -x}, int(x.argmax()))
     except:  # noqa: E722
         return x * 3
 
@@ -741,6 +742,74 @@ def position_whose_absence_is_caught(x):
         return x * [1, 2][int(x.sum())]  # here
     except LookupError:
         return x
+
+
+@refused("DLC0224", "whether ValueError is raised here and caught")
+def integer_whose_absence_is_caught(x):
+    try:
+        n = int(x.sum())  # here
+    except ValueError:
+        return x
+    return x * n
+
+
+@refused("DLC0224", "whether OverflowError is raised here and caught")
+def rounding_whose_failure_is_caught(x):
+    try:
+        n = math.floor(x.sum().item())  # here
+    except OverflowError:
+        return x
+    return x * n
+
+
+@refused("DLC0224", "whether ZeroDivisionError is raised here and caught")
+def division_whose_failure_is_suppressed(x):
+    share = 2.0
+    with contextlib.suppress(ZeroDivisionError):
+        share = 1 / x.sum().item()  # here
+    return x * share
+
+
+@contextlib.contextmanager
+def quiet():
+    try:
+        yield 1
+    except ArithmeticError:
+        pass
+
+
+@refused("DLC0224", "whether ZeroDivisionError is raised here and caught")
+def division_whose_failure_a_context_catches(x):
+    share = 2.0
+    with quiet() as n:
+        share = n / x.sum().item()  # here
+    return x * share
+
+
+class Quiet:
+    def __enter__(self):
+        return 1
+
+    def __exit__(self, kind, *_):
+        return kind is ZeroDivisionError
+
+
+@refused("DLC0224", "whether ZeroDivisionError is raised here and caught")
+def division_whose_failure_an_object_catches(x):
+    share = 2.0
+    with torch.no_grad(), Quiet() as n:
+        share = n / x.sum().item()  # here
+    return x * share
+
+
+@refused("DLC0224", "whether ZeroDivisionError is raised here and caught")
+def division_whose_failure_a_group_catches(x):
+    share = 2.0
+    try:
+        share = 1 / x.sum().item()  # here
+    except* ZeroDivisionError:
+        share = 3.0
+    return x * share
 
 
 @refused("DLC0221", "'the result' is used here")

@@ -1,0 +1,270 @@
+"""Objects that code changes which is not rewritten: on one path of several that is refused, elsewhere it is Python's own business."""
+
+from __future__ import annotations
+
+import array
+import contextvars
+import functools
+import inspect
+import io
+import queue
+import random
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dlc.errors import DlcError
+from dlc.frontend.torch_export import import_torch
+from tests.frontend.torch_case import Fn, check
+
+X, Y = torch.tensor([1.0, 2.0, -0.5]), torch.tensor([-1.0, -2.0, 0.5])
+
+REFUSED: dict[str, Any] = {}
+"""By name: the function that must be refused, at its line that ends in `# here`, and what of it is named."""
+
+
+def refused(part: str) -> Any:
+    def register(program: Any) -> Any:
+        REFUSED[program.__name__] = program, part
+        return program
+
+    return register
+
+
+@refused("'array' is changed by 'append' on one path only")
+def array_in_an_arm(x):
+    counts = array.array("i", [1])
+    if x.sum() > 0:
+        counts.append(2)  # here
+    return x * len(counts)
+
+
+@refused("'array' is changed by 'append' on one path only")
+def number_into_an_array(x):
+    counts = array.array("i", [1])
+    if x.sum() > 0:
+        counts.append(len(counts))  # here
+    return x * sum(counts)
+
+
+@refused("'StringIO' is changed by 'write' on one path only")
+def text_in_an_arm(x):
+    text = io.StringIO()
+    if x.sum() > 0:
+        text.write("more")  # here
+    return x * len(text.getvalue())
+
+
+@refused("'StringIO' is changed by 'write' on one path only")
+def text_in_a_loop(x):
+    text = io.StringIO()
+    while x.sum() < 9:
+        text.write("more")  # here
+        x = x + 1
+    return x * len(text.getvalue())
+
+
+@refused("'StringIO' is changed by 'write' on one path only")
+def text_before_the_loop_turns_out_to_be_data(x):
+    text = io.StringIO()
+    for _ in range(3):
+        text.write("more")  # here
+        x = x + 1
+        if x.sum() > 5:
+            break
+    return x * len(text.getvalue())
+
+
+@refused("'Queue' is changed by 'put' on one path only")
+def queue_in_an_arm(x):
+    waiting = queue.Queue()
+    if x.sum() > 0:
+        waiting.put(x)  # here
+    return x * waiting.qsize()
+
+
+@refused("'ModuleList' is changed by 'append' on one path only")
+def layers_in_an_arm(x):
+    layers = nn.ModuleList([nn.ReLU()])
+    if x.sum() > 0:
+        layers.append(nn.Tanh())  # here
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+@refused("'ModuleList' is changed by an assignment in place on one path only")
+def layers_added_in_an_arm(x):
+    layers = nn.ModuleList([nn.ReLU()])
+    if x.sum() > 0:
+        layers += [nn.Tanh()]  # here
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+@functools.lru_cache
+def table(n):
+    return tuple(range(n))
+
+
+@refused("'_lru_cache_wrapper' is changed by 'table' on one path only")
+def cache_in_an_arm(x):
+    table.cache_clear()
+    if x.sum() > 0:
+        x = x * table(3)[1]  # here
+    return x * table.cache_info().currsize
+
+
+LEVEL: contextvars.ContextVar[int] = contextvars.ContextVar("LEVEL", default=1)
+
+
+@refused("'ContextVar' is changed by 'set' on one path only")
+def context_in_an_arm(x):
+    LEVEL.set(1)
+    if x.sum() > 0:
+        LEVEL.set(3)  # here
+    return x * LEVEL.get()
+
+
+@refused("'torch.get_default_dtype()' is changed by 'set_default_dtype' on one path only")
+def setting_in_an_arm(x):
+    if x.sum() > 0:
+        torch.set_default_dtype(torch.float64)  # here
+    return x * torch.ones(3)
+
+
+@refused("'bytearray' is changed by writing an item on one path only")
+def byte_in_an_arm(x):
+    counts = bytearray(b"\1\2")
+    if x.sum() > 0:
+        counts[0] = 7  # here
+    return x * counts[0]
+
+
+@refused("'ndarray' is changed by writing an item on one path only")
+def element_of_numpy_in_an_arm(x):
+    counts = np.ones(2)
+    if x.sum() > 0:
+        counts[0] = 7  # here
+    return x * float(counts[0])
+
+
+@refused("'ndarray' is changed by 'add' on one path only")
+def result_of_numpy_in_an_arm(x):
+    counts = np.ones(2)
+    if x.sum() > 0:
+        np.add(counts, 1, out=counts)  # here
+    return x * float(counts[0])
+
+
+@refused("'bytearray' is changed by deleting an item on one path only")
+def byte_deleted_in_an_arm(x):
+    counts = bytearray(b"\1\2")
+    if x.sum() > 0:
+        del counts[0]  # here
+    return x * len(counts)
+
+
+@refused("'Random' is changed by 'random' on one path only")
+def random_number_in_an_arm(x):
+    if x.sum() > 0:
+        x = x * random.random()  # here
+    return x
+
+
+@refused("how far an iterator has come")
+def iterator_used_up_in_an_arm(x):
+    items = iter([1, 2])
+    y = 0
+    if x.sum() > 0:
+        y = sum(items)  # here
+    return x * y + len(list(items))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_change_on_one_path_is_refused_at_its_line(name):
+    program, part = REFUSED[name]
+    before = torch.get_default_dtype()
+    try:
+        with pytest.raises(DlcError) as caught:
+            import_torch(Fn(program).eval(), (X,))
+    finally:
+        torch.set_default_dtype(before)
+    error = caught.value
+    assert part in str(error), str(error)
+    lines, first = inspect.getsourcelines(program)
+    here = next(n for n, text in enumerate(lines) if "# here" in text)
+    assert str(error.loc).split(" ")[0] == f"test_torch_effects.py:{first + here}", str(error)
+    assert error.help
+
+
+# --- what is no change, or no other path -----------------------------------------------------------------------------
+
+
+def made_there(x):
+    n = 0
+    if x.sum() > 0:
+        text, counts, waiting = io.StringIO(), array.array("i"), queue.Queue()
+        for word in ("a", "b"):
+            text.write(word)
+            counts.append(len(text.getvalue()))
+            waiting.put(counts)
+        layers = nn.ModuleList([nn.ReLU()])
+        layers.append(nn.Tanh())
+        for layer in layers:
+            x = layer(x)
+        n = sum(counts) + waiting.qsize()
+    return x + n
+
+
+def looked_at(x):
+    text, counts, options = io.StringIO("abc"), array.array("i", [1, 2]), {"a": 1}
+    names, found = re.compile("b+"), re.match("a(b+)", "abb")
+    layers, level = nn.ModuleList([nn.ReLU(), nn.Tanh()]), LEVEL.get()
+    if x.sum() > 0:
+        x = x * len(text.getvalue()) + counts.index(2) + options.get("a", 2) + level
+        x = x + len(found.group(1)) + len(names.findall("abbb")) + ",".join(options).count("a")
+        for name, layer in layers.named_children():
+            x = layer(x) + int(name)
+    return x
+
+
+def changed_on_every_path(x):
+    text, items = io.StringIO(), iter([1, 2, 3])
+    for word in ("a", "bc"):
+        text.write(word)
+        x = x * next(items)
+    return x * len(text.getvalue()) if x.sum() > 0 else x
+
+
+class Stack:
+    """A container of the model's own, whose methods are rewritten."""
+
+    def __init__(self):
+        self.items = {0: 1.0}
+
+    def __setitem__(self, key, value):
+        self.items[key] = value
+
+    def __delitem__(self, key):
+        del self.items[key]
+
+
+def container_of_the_models_own(x):
+    stack = Stack()
+    stack.items[1] = 4.0
+    if x.sum() > 0:
+        stack[0] = 3.0
+    else:
+        stack[0] = x.sum().item()
+    return x * stack.items[0]
+
+
+@pytest.mark.parametrize("program", [made_there, looked_at, changed_on_every_path, container_of_the_models_own])
+def test_other_uses_are_recorded(program):
+    check(program, X, others=[(Y,)])
