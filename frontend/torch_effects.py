@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dlc.errors import DlcError
 from dlc.frontend.torch_errors import HiddenEffect, UncapturedDecision
 from dlc.frontend.torch_heap import Cell
 from dlc.frontend.torch_held import HIDDEN, differ, fixed, held, journalled
@@ -26,10 +27,19 @@ WRITING = (setattr, delattr, object.__setattr__, object.__delattr__)
 """Functions that change an attribute, and store whatever they are given."""
 
 
+def _change(flow: Flow, owner: Any, kind: type[DlcError], /, **fields: Any) -> None:
+    """An object changes in a way that cannot be taken back: refused on one path of several, or as soon as that is undone."""
+    made = next((n for n in reversed(range(len(flow.frames))) if id(owner) in flow.frames[n].born), 0)
+    if flow.frames[made].region is not flow.recorder.region:
+        raise flow.refused(kind, **fields)
+    for frame in flow.frames[made + 1 :]:
+        frame.lasting = frame.lasting or flow.error_here(kind, **fields)
+
+
 def advance(flow: Flow, iterator: Any) -> None:
     """An iterator is about to be stepped: where that is not done on every path, it must have been made there."""
     why = "it is stepped on one path only, and was made before; make it there, or count an index"
-    flow.changing(iterator, UncapturedDecision, what="how far an iterator has come", why=why)
+    _change(flow, iterator, UncapturedDecision, what="how far an iterator has come", why=why)
 
 
 def alter(flow: Flow, owner: Any, by: str) -> None:
@@ -37,7 +47,7 @@ def alter(flow: Flow, owner: Any, by: str) -> None:
     if journalled(owner):
         flow.touch(owner)
     elif not fixed(owner):
-        flow.changing(owner, HiddenEffect, owner=f"'{type(owner).__name__}'", by=by)
+        _change(flow, owner, HiddenEffect, owner=f"'{type(owner).__name__}'", by=by)
 
 
 def followed(rt: Calls, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], torchs: bool) -> Any:
@@ -72,7 +82,7 @@ def followed(rt: Calls, function: Any, args: tuple[Any, ...], kwargs: dict[str, 
             alter(rt, v, f"'{name}'")
     for setting in settings:
         if setting.changed:
-            rt.changing(setting, HiddenEffect, owner=f"'{setting.name}'", by=f"'{name}'")
+            _change(rt, setting, HiddenEffect, owner=f"'{setting.name}'", by=f"'{name}'")
     return made
 
 

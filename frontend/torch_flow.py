@@ -112,9 +112,8 @@ class Flow:
             self._undo(self.frames[-1])
         self._undo(frame)
         self.truths.clear()
-        del self.refusals[frame.errors :]
+        self.refusals[frame.errors :] = [frame.lasting] if frame.lasting is not None else []
         if frame.lasting is not None:
-            self.refusals.append(frame.lasting)
             raise frame.lasting
 
     def _undo(self, frame: Frame) -> None:
@@ -156,22 +155,13 @@ class Flow:
 
     def refused(self, kind: type[DlcError], **fields: Any) -> DlcError:
         """An error at the user's line. It counts even if the model's code catches it."""
-        error = self._here(kind, **fields)
-        self.refusals.append(error)
-        return error
+        self.refusals.append(self.error_here(kind, **fields))
+        return self.refusals[-1]
 
-    def _here(self, kind: type[DlcError], **fields: Any) -> DlcError:
+    def error_here(self, kind: type[DlcError], **fields: Any) -> DlcError:
         file, line, _ = self.recorder.line()
         text = linecache.getline(file, line).rstrip() or None
         return kind(Loc(f"{Path(file).name}:{line}"), source=text, **fields)
-
-    def changing(self, owner: Any, kind: type[DlcError], /, **fields: Any) -> None:
-        """An object changes in a way that cannot be taken back: refused on one path of several, or as soon as that is undone."""
-        made = next((n for n in reversed(range(len(self.frames))) if id(owner) in self.frames[n].born), 0)
-        if self.frames[made].region is not self.recorder.region:
-            raise self.refused(kind, **fields)
-        for frame in self.frames[made + 1 :]:
-            frame.lasting = frame.lasting or self._here(kind, **fields)
 
     def refused_at(self, site: Site, kind: type[DlcError], **fields: Any) -> DlcError:
         """The same at a given place."""
