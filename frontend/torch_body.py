@@ -16,7 +16,7 @@ from dlc.frontend.torch_collect import Collected, Growing
 from dlc.frontend.torch_errors import ArmsDiffer, CannotRecordLoop
 from dlc.frontend.torch_flow import Flow, as_tensor, most_of, place_of_site, tensor_like
 from dlc.frontend.torch_grown import Uneven, each, filled, growing, opened, packed, shown, sized
-from dlc.frontend.torch_heap import Cell, Frame
+from dlc.frontend.torch_heap import MISSING, Cell, Frame
 from dlc.frontend.torch_numbers import Number, is_number, tensor_of
 from dlc.frontend.torch_recorder import LoopRecord, fresh_like, repeat
 from dlc.frontend.torch_steps import Steps
@@ -486,8 +486,8 @@ class Body:
         return self.flow.recorder.node_of(_tensor_inside(carry))
 
     def _refused(self, slot: int, start: Any, end: Any) -> Exception:
-        was, is_ = difference(start, end)
-        reason = f"'{self._name(slot)}' is {described(was)} before it and {described(is_)} after a step"
+        was, is_ = ("not set" if v is MISSING else described(v) for v in difference(start, end))
+        reason = f"'{self._name(slot)}' is {was} before it and {is_} after a step"
         return self.flow.refused_at(self.site, CannotRecordLoop, reason=reason)
 
     # --- the end ---

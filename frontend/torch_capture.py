@@ -22,7 +22,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from dlc.errors import DlcError
-from dlc.frontend.torch_errors import MutatedState, UncapturedDecision, export_failed, model_raised
+from dlc.frontend.torch_errors import MutatedState, RecursionOnData, UncapturedDecision, export_failed, model_raised
 from dlc.frontend.torch_guard import Guard
 from dlc.frontend.torch_heap import MISSING, Cell
 from dlc.frontend.torch_later import Starts, objects_in, unchanging
@@ -143,19 +143,22 @@ def _run(model: nn.Module, rt: Runtime, args: Any, kwargs: Any) -> Any:
     except Exception as error:
         if rt.refusals:
             raise rt.refusals[0] from error
-        raise model_raised(error, *_raised_at(error, rt)) from error
+        if isinstance(error, RecursionError) and rt.on_one_path:
+            place, source, name = _raised_at(error, rt)
+            raise RecursionOnData(place, source=source, name=name) from error
+        raise model_raised(error, *_raised_at(error, rt)[:2]) from error
 
 
-def _raised_at(error: Exception, rt: Runtime) -> tuple[Loc | None, str | None]:
-    """The user's line that an exception came from, and its text."""
-    at, found = error.__traceback__, None
+def _raised_at(error: Exception, rt: Runtime) -> tuple[Loc | None, str | None, str]:
+    """The user's line that an exception came from, its text, and the function's name."""
+    at, found, name = error.__traceback__, None, ""
     while at is not None:
         if at.tb_frame.f_code.co_filename in rt.recorder.sources:
-            found = at.tb_frame.f_code.co_filename, at.tb_lineno
+            found, name = (at.tb_frame.f_code.co_filename, at.tb_lineno), at.tb_frame.f_code.co_name
         at = at.tb_next
     if found is None:
-        return None, None
-    return Loc(f"{Path(found[0]).name}:{found[1]}"), linecache.getline(*found).rstrip() or None
+        return None, None, name
+    return Loc(f"{Path(found[0]).name}:{found[1]}"), linecache.getline(*found).rstrip() or None, name
 
 
 @dataclass

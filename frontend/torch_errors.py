@@ -163,6 +163,13 @@ class CannotRecordLoop(Unsupported):
     )
 
 
+class RecursionOnData(CannotRecordLoop):
+    """A function that calls itself as often as data say."""
+
+    template: ClassVar[str] = "not supported: how often '{name}' calls itself depends on data"
+    hint: ClassVar[str | None] = "write it as a `while` loop, or as a `for` loop over a known number of steps with `break`"
+
+
 class EffectOnData(Unsupported):
     """An effect on the world outside, or an exception, that depends on data."""
 

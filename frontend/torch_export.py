@@ -223,7 +223,10 @@ def _exported_or_recorded(
     except ExportFailed as error:
         if failed is None and "__init__" not in met:
             return exported
-        if failed is None or error.loc is not None or isinstance(error, ExtentIsConstant):
+        from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+        on_data = failed is not None and isinstance(failed.__cause__, GuardOnDataDependentSymNode)  # which the recording can do
+        if failed is None or on_data or error.loc is not None or isinstance(error, ExtentIsConstant):
             raise
         raise failed from error
     return found

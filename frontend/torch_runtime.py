@@ -19,6 +19,7 @@ from dlc.frontend.torch_flow import Branch, both
 from dlc.frontend.torch_held import journalled
 from dlc.frontend.torch_loop import Behind, Loop
 from dlc.frontend.torch_numbers import Number, is_number, negated
+from dlc.frontend.torch_steps import Span, Steps, steps_of
 from dlc.frontend.torch_subscripts import assign_item, read_item
 from dlc.frontend.torch_values import Absent, Either, Elided, Maybe, Partial, Sometimes, leaves, selectable, undefined
 
@@ -96,8 +97,6 @@ class Runtime(Calls):
 
     def iterate(self, site: Site, over: Any) -> Any:
         """The iterable of a comprehension."""
-        from dlc.frontend.torch_steps import Steps, steps_of
-
         self.whole(over)
         steps = steps_of(self, over)
         if isinstance(steps, Steps):
@@ -108,8 +107,6 @@ class Runtime(Calls):
 
     def listed(self, site: Site, over: Any, filtered: bool, plain: Callable[[Any], Any], loop: Callable[[Any], Any]) -> Any:
         """The list of a comprehension over `over`: in Python, or by `loop` where its length or its filter is data."""
-        from dlc.frontend.torch_steps import Steps, steps_of
-
         if isinstance(over, Iterator):
             over = list(over)
         if isinstance(steps_of(self, over), Steps) or isinstance(over, (list, tuple)) and any(isinstance(v, Sometimes) for v in over):
@@ -279,19 +276,18 @@ class Runtime(Calls):
             return container.each(lambda c: self.contains(site, item, c))
         if isinstance(container, torch.Tensor):
             return self.decide((container == item).any())
-        if not isinstance(container, (list, tuple, set, frozenset, dict, range)):
+        if isinstance(container, Steps) and not isinstance(container, Span):
+            raise self.refused_at(site, UncapturedDecision, what="the length of what is searched here", why="compare in a for loop")
+        if not isinstance(container, (list, tuple, set, frozenset, dict, range, Span)):
             return item in container
+        if isinstance(container, Span):
+            return self._in_range(site, item, container)
         self.whole(container)
         data = any(isinstance(v, (Number, torch.Tensor, Either)) for v in (item, *container))
         if not data:
             return item in container
         if isinstance(container, range):
-            return self.all_of(
-                site,
-                item >= container.start if container.step > 0 else item <= container.start,
-                lambda: item < container.stop if container.step > 0 else item > container.stop,
-                lambda: (item - container.start) % container.step == 0,
-            )
+            return self._in_range(site, item, container)
         found: Any = False
         for v in container:
             if found is True or v is item:
@@ -299,6 +295,15 @@ class Runtime(Calls):
             equal = self.decide(v == item)
             found = equal if found is False else negated(both(self, negated(found), self.not_(equal)))
         return found
+
+    def _in_range(self, site: Site, item: Any, container: range | Span) -> Any:
+        start, stop, step = container.start, container.stop, container.step
+        return self.all_of(
+            site,
+            item >= start if step > 0 else item <= start,
+            lambda: item < stop if step > 0 else item > stop,
+            lambda: (item - start) % step == 0,
+        )
 
     def lacks(self, site: Site, item: Any, container: Any) -> Any:
         return self.not_(self.contains(site, item, container))

@@ -34,6 +34,15 @@ class Steps:
         raise TypeError("a range whose length is data is stepped over by rewritten code only")
 
 
+@dataclass(frozen=True, eq=False)
+class Span(Steps):
+    """A range with bounds from data."""
+
+    start: Any
+    stop: Any
+    step: int
+
+
 @dataclass(eq=False)
 class Items:
     """Items of a known iterable, taken as they are needed.
@@ -142,7 +151,7 @@ def span(flow: Any, *bounds: Any) -> Any:
         count = (stop - start + (step - 1)) // step if step != 1 else stop - start
     else:
         count = (start - stop + (-step - 1)) // -step if step != -1 else start - stop
-    return Steps(count, lambda i: i * step + start)
+    return Span(count, lambda i: i * step + start, start, stop, step)
 
 
 def enumerated(flow: Any, over: Any, start: Any = 0) -> Any:

@@ -203,6 +203,67 @@ def test_change_on_one_path_is_refused_at_its_line(name):
     assert error.help
 
 
+def range_of_data(x):
+    n = int(x.argmax()) + 1
+    if 2 in range(n):
+        return x
+    if 1 in range(n, -1, -1) and int(x.argmin()) not in range(1, n + 2):
+        return -x
+    return x * 2
+
+
+def test_membership_in_a_range_of_data_is_a_comparison():
+    check(range_of_data, X, others=[(v,) for v in (Y, torch.tensor([1.0, 2.0, 3.0]), torch.tensor([3.0, 2.0, 1.0]))])
+
+
+def recursion(x):
+    def halved(v, n):
+        if n <= 0:
+            return v
+        return halved(v / 2, n - 1)
+
+    return halved(x, int(x.argmax()))
+
+
+def test_recursion_as_deep_as_data_say_is_refused():
+    with pytest.raises(DlcError) as caught:
+        import_torch(Fn(recursion).eval(), (X,))
+    error = caught.value
+    assert error.code == "DLC0223" and "how often 'halved' calls itself depends on data" in str(error), str(error)
+    assert "while" in error.help
+
+
+class Record:
+    pass
+
+
+def attribute_set_in_steps(x):
+    record = Record()
+    while x.sum() < 9:
+        x = x + 1
+        record.last = x
+    return record.last
+
+
+def test_attribute_that_steps_set_is_not_set_before():
+    with pytest.raises(DlcError, match=r"is not set before it and a tensor float32\[3\] after a step"):
+        import_torch(Fn(attribute_set_in_steps).eval(), (X,))
+
+
+class Halves(nn.Module):
+    def forward(self, x):
+        if x.sum() > 0:
+            return x[: x.shape[0] // 2].sum() + x
+        return x
+
+
+def test_what_the_recording_finds_is_told_where_torch_export_stops_at_a_decision():
+    batch = torch.export.Dim("batch", min=2, max=16)
+    with pytest.raises(DlcError) as caught:
+        import_torch(Halves().eval(), (torch.ones(4),), dynamic_shapes=({0: batch},))
+    assert "Constraints violated (batch)" in str(caught.value) and "Could not guard" not in str(caught.value)
+
+
 # --- what is no change, or no other path -----------------------------------------------------------------------------
 
 
