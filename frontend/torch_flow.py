@@ -25,6 +25,7 @@ from dlc.frontend.torch_collect import Collected
 from dlc.frontend.torch_constant import constant_item
 from dlc.frontend.torch_errors import EffectOnData, SharedObject, UncapturedDecision
 from dlc.frontend.torch_heap import MISSING, Cell, Frame
+from dlc.frontend.torch_loose import Loose
 from dlc.frontend.torch_numbers import DTYPES, Number, is_number, negated, tensor_of
 from dlc.frontend.torch_objects import AtTheEnd, Kinship, cells_of, changeable, same_keys
 from dlc.frontend.torch_recorder import Recorder, Region, branch, fresh_like, truth
@@ -42,6 +43,7 @@ from dlc.frontend.torch_values import (
     Unbound,
     Unset,
     alike,
+    apart,
     described,
     differing,
     differing_dim,
@@ -74,6 +76,7 @@ class Flow:
         self.kinship = Kinship()
         self.touched: dict[tuple[int, str | None], tuple[Loc, str | None]] = {}  # changed places: where first, and that line
         self.fronts: dict[tuple[int, str], tuple[torch.Tensor, Number]] = {}  # bounds of slices, from the front
+        self.loose = Loose(self)
         self.lengths: list[Lengths] = []  # values of known sizes that depend on the path
         self.sizes: dict[Any, tuple[Any, Any]] = {}  # extents that are one of two, by data
         self.truths: dict[int, tuple[torch.Tensor, int, Number]] = {}  # of tensors that were asked for it, as they were then
@@ -455,10 +458,15 @@ class Union:
         if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
             return self._tensors(name, a, b)
         if self._numeric(a) and self._numeric(b):
+            if apart(a, b):
+                reason = f"{described(a)} on one path and {described(b)} on the other"
+                return differing(self.flow, name, self.place, reason)
             return self._number(a, b)
         for t, v in ((a, b), (b, a)):
             if isinstance(t, torch.Tensor) and as_tensor(v, t):
-                return self._add(a, b, None, False, t)
+                made = self._add(a, b, None, False, t)
+                self.flow.loose.joined(self.fakes[made.at], (a, b), name, self.place)
+                return made
         if selectable(a) and selectable(b):
             return Either(self.flow, name, self.place, self.condition, self._one(a, DEAD), self._one(DEAD, b))
         reason = f"{described(a)} on one path and {described(b)} on the other"
@@ -467,7 +475,9 @@ class Union:
     def _tensors(self, name: str, a: torch.Tensor, b: torch.Tensor) -> Any:
         reason = alike(a, b)
         if reason is None:
-            return self._tensor(a, b)
+            made = self._tensor(a, b)
+            self.flow.loose.joined(self.fakes[made.at], (a, b), name, self.place)
+            return made
         with disable_proxy_modes_tracing():
             cut = common_cut(a, b)
         if cut is not None:
@@ -527,7 +537,9 @@ class Union:
             return live
         if isinstance(live, Number):
             return self._add(a, b, live.kind, live.mixed, value)
-        return self._tensor(a, b)
+        made = self._tensor(a, b)
+        self.flow.loose.note(self.fakes[made.at], self.flow.loose.of(value))
+        return made
 
     def _tensor(self, a: Any, b: Any) -> _Pending:
         return self._add(a, b, None, False, a if isinstance(a, torch.Tensor) else b)

@@ -743,6 +743,57 @@ def position_whose_absence_is_caught(x):
         return x
 
 
+@refused("DLC0221", "int 9007199254740993 on one path and float 0.5 on the other")
+def int_beyond_what_floats_hold_beside_a_float(x):
+    r = 2**53 + 1 if x.sum() > 0 else 0.5
+    return x * 2 if r == 2**53 else x  # here
+
+
+@refused("DLC0223", "'n' is int 9007199254740993 before it and float")
+def int_beyond_what_floats_hold_before_a_loop(x):
+    n = 2**53 + 1
+    while x.sum() < 9:  # here
+        n = n * 0.5
+        x = x + 1
+    return x * 2 if n == 2**53 else x
+
+
+@refused("DLC0221", "a tensor float32[] on one path and a Python int on the other, which matters to its type")
+def number_or_float_tensor_beside_integers(x):
+    r = x.sum() if x.max() > 3 else 3
+    return torch.arange(4) * r  # here
+
+
+@refused("DLC0221", "a tensor float32[] on one path and a Python int on the other, which matters to its type")
+def number_that_an_arm_makes_a_tensor_beside_integers(x):
+    s = 0
+    if x.max() > 3:
+        s = s + x.sum()
+    s = s * 2 + 1
+    return (x > 0) + s  # here
+
+
+@refused("DLC0221", "a tensor float32[] on one path and a Python int on the other, which matters to its type")
+def number_that_steps_make_a_tensor_beside_integers(x):
+    s = 0
+    for i in range(30):
+        if x.sum() > i:
+            s = s + x[0]
+    return torch.arange(3) + s  # here
+
+
+@refused("DLC0221", "a tensor float32[] on one path and a Python float on the other, which matters to its type")
+def number_or_tensor_beside_a_smaller_tensor_without_dimensions(x):
+    s = x.sum() if x.max() > 3 else 0.0
+    return x.sum().half() * s  # here
+
+
+@refused("DLC0221", "a tensor float32[] on one path and a Python float on the other, which matters to its type")
+def number_that_the_tensor_rounds_compared_with_a_number(x):
+    s = x.sum() if x.max() > 3 else 0.1
+    return x * 2 if s < 0.1000000001 else x  # here
+
+
 @refused("DLC0221", "'the result' is used here")
 def results_of_two_kinds(x):
     if x.sum() > 0:
