@@ -14,9 +14,10 @@ import torch
 
 from dlc.frontend.torch_collect import Collected, Growing
 from dlc.frontend.torch_errors import ArmsDiffer, CannotRecordLoop
-from dlc.frontend.torch_flow import Flow, as_tensor, most_of, place_of_site, tensor_like
+from dlc.frontend.torch_flow import Flow, most_of, place_of_site
 from dlc.frontend.torch_grown import Uneven, each, filled, growing, opened, packed, shown, sized
 from dlc.frontend.torch_heap import Cell, Frame
+from dlc.frontend.torch_loose import as_tensor, tensor_like
 from dlc.frontend.torch_numbers import Number, is_number, tensor_of
 from dlc.frontend.torch_recorder import LoopRecord, fresh_like, repeat
 from dlc.frontend.torch_steps import Steps

@@ -25,7 +25,7 @@ from dlc.frontend.torch_collect import Collected
 from dlc.frontend.torch_constant import constant_item
 from dlc.frontend.torch_errors import EffectOnData, SharedObject, UncapturedDecision
 from dlc.frontend.torch_heap import MISSING, Cell, Frame
-from dlc.frontend.torch_loose import Loose
+from dlc.frontend.torch_loose import Loose, as_tensor, tensor_like
 from dlc.frontend.torch_numbers import DTYPES, Number, is_number, negated, tensor_of
 from dlc.frontend.torch_objects import AtTheEnd, Kinship, cells_of, changeable, same_keys
 from dlc.frontend.torch_recorder import Recorder, Region, branch, fresh_like, truth
@@ -672,26 +672,6 @@ def size_at_run_time(count: torch.Tensor, most: int, least: int = 0) -> Any:
     extent = torch.ops.aten._local_scalar_dense.default(count)
     _constrain_range_for_size(extent, least, most)
     return extent
-
-
-def as_tensor(v: Any, t: torch.Tensor) -> bool:
-    """Whether a Python number, which `t` of rank 0 is on another path, can as well be a tensor of that type."""
-    if t.dim() or not isinstance(v, (bool, int, float, Number)) or t.dtype.is_complex:
-        return False
-    if isinstance(v, Number):
-        return not v.mixed and t.dtype in (DTYPES[v.kind], torch.float32 if v.kind is float else DTYPES[v.kind])
-    if not t.dtype.is_floating_point:
-        return isinstance(v, bool) == (t.dtype == torch.bool) and isinstance(v, int)
-    if isinstance(v, bool):
-        return False
-    if isinstance(v, float) and (t.dtype in (torch.float32, torch.float64) or not math.isfinite(v)):
-        return True
-    return float(v).is_integer() and abs(v) <= 1 / torch.finfo(t.dtype).eps
-
-
-def tensor_like(v: Any, t: torch.Tensor) -> torch.Tensor:
-    """A number as a tensor of the type of `t`."""
-    return v.tensor.to(t.dtype, copy=True) if isinstance(v, Number) else torch.scalar_tensor(v, dtype=t.dtype)
 
 
 def both(flow: Flow, a: Number, b: Any) -> Any:

@@ -17,7 +17,7 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from dlc.frontend.torch_errors import ArmsDiffer
-from dlc.frontend.torch_numbers import SAMPLES, Number, kind_of
+from dlc.frontend.torch_numbers import DTYPES, SAMPLES, Number, kind_of
 from dlc.frontend.torch_types import promote
 
 
@@ -129,4 +129,24 @@ def _flat(v: Any) -> Iterator[Any]:
         yield v
 
 
-__all__ = ["Also", "Loose"]
+def as_tensor(v: Any, t: torch.Tensor) -> bool:
+    """Whether a Python number, which `t` of rank 0 is on another path, can as well be a tensor of that type."""
+    if t.dim() or not isinstance(v, (bool, int, float, Number)) or t.dtype.is_complex:
+        return False
+    if isinstance(v, Number):
+        return not v.mixed and t.dtype in (DTYPES[v.kind], torch.float32 if v.kind is float else DTYPES[v.kind])
+    if not t.dtype.is_floating_point:
+        return isinstance(v, bool) == (t.dtype == torch.bool) and isinstance(v, int)
+    if isinstance(v, bool):
+        return False
+    if isinstance(v, float) and (t.dtype in (torch.float32, torch.float64) or not math.isfinite(v)):
+        return True
+    return float(v).is_integer() and abs(v) <= 1 / torch.finfo(t.dtype).eps
+
+
+def tensor_like(v: Any, t: torch.Tensor) -> torch.Tensor:
+    """A number as a tensor of the type of `t`."""
+    return v.tensor.to(t.dtype, copy=True) if isinstance(v, Number) else torch.scalar_tensor(v, dtype=t.dtype)
+
+
+__all__ = ["Also", "Loose", "as_tensor", "tensor_like"]

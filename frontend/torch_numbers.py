@@ -22,6 +22,9 @@ DTYPES: dict[type, torch.dtype] = {bool: torch.bool, int: torch.int64, float: to
 """The type in which a Python number's values are kept."""
 
 SAMPLES: dict[type, Any] = {bool: True, int: 1, float: 1.0}
+_SMALL = (torch.float16, torch.bfloat16)
+WIDE = frozenset(("mul", "truediv", "floordiv"))
+"""Operators in which ATen rounds a number beside smaller floats to f32 and no further."""
 EXACT = 1 << 53
 """Beyond it a float has no place for every int."""
 
@@ -48,14 +51,18 @@ class Number:
 
     # --- as an operand ---
 
-    def operand(self, other: torch.Tensor) -> torch.Tensor:
-        """The number as ATen sees a Python number beside `other`."""
+    def operand(self, other: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The number as ATen sees a Python number beside `other`; in `dtype` where it is kept in another type."""
         if not other.dtype.is_floating_point:
             self.settled("a tensor of integers")
-        made = self.tensor.to(torch.result_type(other, SAMPLES[self.kind]))
+        made = self.tensor.to(dtype or torch.result_type(other, SAMPLES[self.kind]))
         if (also := self.owner.loose.of(other)) is not None:  # a number beside what may be a number
             self.owner.loose.note(made, dataclasses.replace(also, kind=self.kind))
         return made
+
+    def kept(self, other: torch.Tensor) -> torch.Tensor:
+        """The same in a product or quotient, which ATen takes in f32 where `other` is smaller."""
+        return self.operand(other) if other.dtype not in _SMALL else self.operand(other, torch.float32)
 
     def settled(self, what: str) -> None:
         """Refuse a number whose Python type depends on data where the type matters."""
@@ -292,6 +299,11 @@ _TENSOR: dict[str, Callable[[Any, Any], Any]] = {
 
 def _with_tensor(name: str, a: Any, b: Any) -> Any:
     """One side is a tensor, the other a number."""
+    if name == "truediv" and isinstance(b, torch.Tensor):
+        return _with_tensor("mul", b.reciprocal(), a)  # as PyTorch's own `number / tensor` is
+    for t, number in ((a, b), (b, a)):
+        if name in WIDE and isinstance(t, torch.Tensor) and t.dtype in _SMALL:
+            return _TENSOR[name](t, number.kept(t)).to(t.dtype)
     if isinstance(a, torch.Tensor):
         return _TENSOR[name](a, b.operand(a))
     return _TENSOR[name](a.operand(b), b)

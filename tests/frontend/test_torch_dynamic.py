@@ -94,7 +94,7 @@ STRAIGHT = set(
     " mask_of_rows_and_a_product mask_computed_twice positions_found_twice mask_and_its_complement mask_of_attention mask_written_between constant_written_on_one_path"
     " mask_before_and_after_such_a_write mask_of_what_is_written_by_another_name mask_written_by_another_name sorted_by_a_key"
     " sorted_positions sorted_ends sorted_down sorted_of_two_types bounds_from_the_end comprehensions_over_data"
-    " division_beside_another_handler full_of_any_sign".split()
+    " division_beside_another_handler full_of_any_sign slices_at_any_number slices_at_what_steps_count_down".split()
 )
 """Programs whose arms are on one line, or that decide by an index."""
 
@@ -265,6 +265,34 @@ def test_model_is_left_as_it_was():
     import_torch(model, (torch.ones(3),))
     assert before == {m: m.__dict__ for m in model.modules()}
     assert weights == [p.data_ptr() for p in model.parameters()]
+
+
+_BY_NUMBERS: dict[str, Any] = {
+    "add": lambda x, k: (x + k, k - x), "mul": lambda x, k: x * k, "div": lambda x, k: x / k, "rdiv": lambda x, k: k / x,
+    "floordiv": lambda x, k: x // k, "compared": lambda x, k: (x > k, x == k, k <= x),
+    "rank 0": lambda x, k: (x[0] * k, x[1] / k), "in place": lambda x, k: (x.clone().mul_(k), x.clone().div_(k)), "functions": lambda x, k: (torch.mul(x[0], k), torch.div(x, k)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", _BY_NUMBERS)
+def test_small_floats_by_numbers_are_rounded_as_in_eager(name, dtype):
+    """ATen takes the number in f32 in products and quotients, and rounds once; elsewhere it rounds the number first."""
+    f, generator = _BY_NUMBERS[name], torch.Generator().manual_seed(0)
+    x = (torch.randn(500, generator=generator) * 3).to(dtype)
+    numbers = [*(torch.randn(6, generator=generator) * torch.tensor([1, 1, 9, 300, 0.02, 1e5])), torch.tensor(0.33325)]
+
+    def branches(x, k):
+        return f(x, k.item()) if x[0] == x[0] else f(x, 0.5)
+
+    imported = import_torch(Fn(branches).eval(), (x, numbers[0]))
+    cases = [(imported, lambda k: (x, k), k) for k in numbers]
+    for n in (0.1, -2.7, 2049, 0.5, 1001.3):
+        cases.append((import_torch(Fn(lambda x, n=n: f(x, n)).eval(), (x,)), lambda k: (x,), torch.tensor(n, dtype=torch.float64)))
+    for program, given, k in cases:
+        want = pytree.tree_leaves(f(x, k.item()))
+        for g, w in zip(run(program, given(k)), want, strict=True):
+            assert np.array_equal(np.asarray(g).astype(np.float64), w.double().numpy(), equal_nan=True), (k, g, w)
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
