@@ -87,7 +87,11 @@ def attribute_of_self(w: Any, s: Any, indent: int) -> None:
 def double_ended(w: Any, s: Any, indent: int) -> None:
     q = _new(w, "q")
     w.emit(indent, f"{q} = deque([{w.vector(s, 1)}, {w.vector(s, 1)}], maxlen=2)")
-    _when(w, s, indent, w.pick(f"{q}.append({w.vector(s, 1)})", f"{q}.rotate(1)", f"{q}[0] = {w.vector(s, 1)}"))
+    name = w.name(VECTOR)
+    w.emit(indent, f"{name} = {w.vector(s, 1)}")
+    _when(w, s, indent, f"{name} = {q}[{w.pick(0, 1, -1)}] * 0.5")
+    s.of(VECTOR).append(name)
+    w.emit(indent, w.pick(f"{q}.append({name})", f"{q}.appendleft({name})", f"{q}[0] = {name}", f"{q}.rotate(1)"))
     _given(w, s, indent, VECTOR, f"{q}[{w.pick(0, 1, -1)}] * 0.5")
 
 
@@ -115,7 +119,9 @@ def iterator(w: Any, s: Any, indent: int) -> None:
     it, name = _new(w, "it"), w.name(VECTOR)
     w.emit(indent, f"{it} = iter(({w.vector(s, 1)}, {w.vector(s, 1)}))")
     w.emit(indent, f"{name} = next({it})")
-    _when(w, s, indent, f"{name} = {name} * 0.5 + next({it}, {w.vector(s, 1)}) * 0.25")
+    inner = _new(w, "it")
+    _when(w, s, indent, f"{inner} = iter([{name} * 0.5, {w.vector(s, 1)}])", f"{name} = next({inner}) + 0.25 * next({inner})")
+    w.emit(indent, f"{name} = {name} * 0.5 + 0.25 * next({it}, {name})")
     s.of(VECTOR).append(name)
 
 
