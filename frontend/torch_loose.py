@@ -69,7 +69,7 @@ class Loose:
         if not soft or name.startswith("__get") or name in _KEEPING or name.endswith("_") and not name.endswith("__"):
             return None
         others = [v for v in operands if isinstance(v, torch.Tensor) and self.of(v) is None]
-        if name == "where" and others and others[0] is args[0]:
+        if name == "where" and args and others and others[0] is args[0]:
             del others[0]  # a condition
         numbers = [v for v in operands if isinstance(v, (bool, int, float))]
         also = [a for v in soft if (a := self.of(v)) is not None]
