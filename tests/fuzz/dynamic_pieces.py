@@ -21,6 +21,11 @@ from torch import nn
 CALLS = 0
 
 
+def called():
+    global CALLS
+    CALLS += 1
+
+
 class Box:
     """Any attributes."""
 
@@ -171,7 +176,7 @@ def unread_counter(w: Any, s: Any, indent: int) -> None:
     if w.in_helper:
         w.assign(s, indent)
         return
-    _when(w, s, indent, w.pick("Net.calls += 1", "self.seen += 1", "globals()['CALLS'] = 1", "self.log.append(1)"))
+    _when(w, s, indent, w.pick("Net.calls += 1", "self.seen += 1", "called()", "self.log.append(1)"))
 
 
 def recursive_helper(w: Any, s: Any, name: str) -> None:
