@@ -353,8 +353,8 @@ class _Entry(Memory):
             bad = code.binary("or", bad, code.compare("sge", value, code.expr(symbol.below)), "i1")
         by = f", a multiple of {symbol.divisor}" if symbol.divisor > 1 else ""
         by += f" and below {show_extent(symbol.below)}" if symbol.below is not None else ""
-        limits = f"{symbol.lo}..{'' if symbol.hi is None else symbol.hi}{by}"
-        message = f"{EXTENT_CHECK}: the extent '{symbol.name}' found at run time is not in {limits}"
+        limits = f"at least {symbol.lo}" if symbol.hi is None else f"in {symbol.lo}..{symbol.hi}"
+        message = f"{EXTENT_CHECK}: the extent '{symbol.name}' found at run time is not {limits}{by}"
         self.fail_if(bad, message, loc)
         self.symbols["#" + symbol.name] = value
         position = self.frame_symbols.index("#" + symbol.name)

@@ -6,8 +6,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from dlc.frontend.torch_context import Ctx, Operand, add, div, mul, op, select, sub
-from dlc.ir.dtype import BOOL, DType
+from dlc.ir.dtype import BF16, BOOL, F16, F32, DType
 from dlc.ir.expr import Expr, apply, const
 from dlc.ir.view import Val
 
@@ -37,12 +39,31 @@ def rsub(c: Ctx, x: Operand, y: Operand, alpha: Any = 1) -> Val:
 def mul_(c: Ctx, x: Operand, y: Operand) -> Val:
     if c.dtype == BOOL:
         return c.pointwise(lambda a, b: apply("and", a, b), x, y)
-    return c.pointwise(mul, x, y)
+    return _by_number(c, mul, x, y)
+
+
+def _by_number(c: Ctx, element: Callable[[Expr, Expr], Expr], x: Operand, y: Operand) -> Val:
+    """A product or quotient: ATen keeps a number, or a tensor of rank 0, in f32 beside a smaller float, and rounds once.
+
+    Source: ATen, native/cpu/BinaryOpsKernel.cpp, mul_kernel and div_true_kernel (`original_scalar_value<opmath_t>`).
+    """
+    t = c.dtype
+    if t not in (F16, BF16) or not _finer(y, t):
+        return c.pointwise(element, x, y)
+    return c.cast(c.pointwise(element, c.val(x, t), y, compute=F32), t)
+
+
+def _finer(y: Operand, t: DType) -> bool:
+    """Whether an operand without dimensions may have a value that `t` rounds."""
+    if isinstance(y, Val):
+        return y.rank == 0 and y.dtype not in (t, BOOL)
+    with np.errstate(over="ignore"):
+        return not isinstance(y, (int, float)) or float(np.float64(y).astype(t.numpy)) != y
 
 
 @op("div.Tensor", "div.Scalar", "true_divide.Tensor", "true_divide.Scalar", "divide.Tensor", "divide.Scalar")
 def div_(c: Ctx, x: Operand, y: Operand) -> Val:
-    return c.pointwise(div, x, y)
+    return _by_number(c, div, x, y)
 
 
 @op("div.Tensor_mode", "div.Scalar_mode", "divide.Tensor_mode", "divide.Scalar_mode")
@@ -56,7 +77,7 @@ def div_mode(c: Ctx, x: Operand, y: Operand, *, rounding_mode: str | None = None
 
 @op("floor_divide", "floor_divide.Scalar")
 def floor_divide(c: Ctx, x: Operand, y: Operand) -> Val:
-    t = c.dtype
+    t = F32 if c.dtype in (F16, BF16) and _finer(y, c.dtype) else c.dtype
     if not t.is_float:
         return c.pointwise(lambda a, b: apply("div_floor", a, b), x, y)
     zero = const(0, t)
@@ -69,7 +90,7 @@ def floor_divide(c: Ctx, x: Operand, y: Operand) -> Val:
         below = apply("and", apply("ne", rest, zero), opposite)
         return select(apply("eq", b, zero), div(a, b), select(below, sub(quotient, const(1, t)), quotient))
 
-    return c.pointwise(element, x, y)
+    return c.cast(c.pointwise(element, c.val(x, c.dtype), y, compute=t), c.dtype)
 
 
 @op("remainder.Tensor", "remainder.Scalar", "remainder.Scalar_Tensor")

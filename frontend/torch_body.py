@@ -14,9 +14,10 @@ import torch
 
 from dlc.frontend.torch_collect import Collected, Growing
 from dlc.frontend.torch_errors import ArmsDiffer, CannotRecordLoop
-from dlc.frontend.torch_flow import Flow, as_tensor, most_of, place_of_site, tensor_like
+from dlc.frontend.torch_flow import Flow, most_of, place_of_site
 from dlc.frontend.torch_grown import Uneven, each, filled, growing, opened, packed, shown, sized
 from dlc.frontend.torch_heap import MISSING, Cell, Frame
+from dlc.frontend.torch_loose import as_tensor, tensor_like
 from dlc.frontend.torch_numbers import Number, is_number, tensor_of
 from dlc.frontend.torch_recorder import LoopRecord, fresh_like, repeat
 from dlc.frontend.torch_steps import Steps
@@ -33,6 +34,7 @@ from dlc.frontend.torch_values import (
     Sometimes,
     Unbound,
     alike,
+    apart,
     described,
     difference,
     joined_kind,
@@ -212,6 +214,7 @@ class Body:
                 return v
             assert carry.like is not None
             fake = fresh_like(carry.like)
+            self.flow.loose.note(fake, self.flow.loose.of(carry.like))
             recorder = self.flow.recorder
             recorder.merges((recorder.placeholder(fake, "state"),))
             carry.inside = fake if carry.kind is None else Number(carry.kind, fake, self.flow, mixed=carry.mixed)
@@ -279,7 +282,11 @@ class Body:
 
         def leaf(v: Any) -> Any:
             e = next(after)
-            return tensor_like(v, e) if isinstance(e, torch.Tensor) and as_tensor(v, e) else v
+            if not isinstance(e, torch.Tensor) or not as_tensor(v, e):
+                return v
+            made = tensor_like(v, e)
+            self.flow.loose.joined(made, (v,), "a state of the loop", place_of_site(self.site))
+            return made
 
         return mapped(start, leaf)
 
@@ -462,12 +469,19 @@ class Body:
             reason = alike(start, end)
             if reason is not None:
                 raise self._refused(slot, start, end)
-            if carry is None:
-                self.carried[at] = _Carry(None, like=start)
-            return carry is None
+            loose = self.flow.loose
+            also = loose.of(start) or loose.of(end)
+            if carry is None or also is not None and loose.of(carry.like) is None:
+                like = fresh_like(start)
+                loose.note(like, also)
+                self.carried[at] = _Carry(None, like=like)
+                return True
+            return False
         if not is_number(start) or not (is_number(end) or isinstance(end, torch.SymInt)):
             raise self._refused(slot, start, end)
         other = 0 if isinstance(end, torch.SymInt) else end
+        if apart(start, other):
+            raise self._refused(slot, start, end)
         kind, mixed = joined_kind(start, other)
         if carry is not None and (carry.kind, carry.mixed) != (kind, mixed):
             wide, wider = joined_kind(_typed(carry), other)
@@ -525,6 +539,8 @@ class Body:
         region.inputs = [region.inputs[0], *inputs]
         region.outputs += nexts
         fakes = [fresh_like(self.carried[at].like) for at in order]
+        for at, fake in zip(order, fakes, strict=True):
+            flow.loose.note(fake, flow.loose.of(self.carried[at].like))
         ended = dict(zip(lasts, map(fresh_like, flags), strict=True))
         lists = self._collected(region)
         steps_done = _fresh_extent(flow) if lists else None

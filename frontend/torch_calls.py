@@ -57,6 +57,8 @@ _LOOKING = (isinstance, len, getattr, hasattr, callable, type, bool)
 _MEASURING = (len, bool, isinstance, type, sum, any, all, torch.tensor, torch.stack, torch.cat)
 """Functions that take lists whose length is data."""
 
+_PRODUCTS = frozenset("mul multiply div divide true_divide floor_divide".split())
+"""Functions that take a number beside small floats in f32."""
 _TENSOR_OPERANDS = frozenset(
     "add sub subtract rsub mul multiply div divide true_divide floor_divide remainder fmod pow eq ne lt le gt ge not_equal less"
     " less_equal greater greater_equal maximum minimum where masked_fill masked_fill_ clamp clamp_ clamp_min clamp_max"
@@ -253,9 +255,14 @@ class Calls(Flow):
         found = [v for v in (owner, *args, *kwargs.values()) if isinstance(v, torch.Tensor) and v.dtype != torch.bool]
         found = found or [v for v in (owner, *args) if isinstance(v, torch.Tensor)]
 
+        name = getattr(function, "__name__", "")
+        wide = name.rstrip("_") in _PRODUCTS and bool(found) and found[0].is_floating_point()
+
         def made(v: Any) -> Any:
             if not isinstance(v, Number):
                 return v
+            if wide:
+                return v.kept(found[0])
             return v.operand(found[0]) if found else v.tensor.to(_default(v.kind))
 
         scale = kwargs.pop("alpha", None)
@@ -263,7 +270,8 @@ class Calls(Flow):
             args = (*args[:-1], args[-1] * scale)
         elif scale is not None:
             kwargs["alpha"] = scale
-        return function(*map(made, args), **{k: made(v) for k, v in kwargs.items()})
+        result = function(*map(made, args), **{k: made(v) for k, v in kwargs.items()})
+        return result.to(found[0].dtype) if wide and not name.endswith("_") else result
 
     def lowered(self, v: Any) -> Any:
         """Numbers from data as PyTorch takes them: integers as extents, floats as scalars of the traced graph."""

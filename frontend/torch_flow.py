@@ -25,6 +25,7 @@ from dlc.frontend.torch_collect import Collected
 from dlc.frontend.torch_constant import constant_item
 from dlc.frontend.torch_errors import EffectOnData, SharedObject, UncapturedDecision
 from dlc.frontend.torch_heap import MISSING, Cell, Frame
+from dlc.frontend.torch_loose import Loose, as_tensor, tensor_like
 from dlc.frontend.torch_numbers import DTYPES, Number, is_number, negated, tensor_of
 from dlc.frontend.torch_objects import AtTheEnd, Kinship, cells_of, changeable, same_keys
 from dlc.frontend.torch_recorder import Recorder, Region, branch, fresh_like, truth
@@ -42,6 +43,7 @@ from dlc.frontend.torch_values import (
     Unbound,
     Unset,
     alike,
+    apart,
     described,
     differing,
     differing_dim,
@@ -74,6 +76,7 @@ class Flow:
         self.kinship = Kinship()
         self.touched: dict[tuple[int, str | None], tuple[Loc, str | None]] = {}  # changed places: where first, and that line
         self.fronts: dict[tuple[int, str], tuple[torch.Tensor, Number]] = {}  # bounds of slices, from the front
+        self.loose = Loose(self)
         self.lengths: list[Lengths] = []  # values of known sizes that depend on the path
         self.sizes: dict[Any, tuple[Any, Any]] = {}  # extents that are one of two, by data
         self.truths: dict[int, tuple[torch.Tensor, int, Number]] = {}  # of tensors that were asked for it, as they were then
@@ -462,10 +465,15 @@ class Union:
         if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
             return self._tensors(name, a, b)
         if self._numeric(a) and self._numeric(b):
+            if apart(a, b):
+                reason = f"{described(a)} on one path and {described(b)} on the other"
+                return differing(self.flow, name, self.place, reason)
             return self._number(a, b)
         for t, v in ((a, b), (b, a)):
             if isinstance(t, torch.Tensor) and as_tensor(v, t):
-                return self._add(a, b, None, False, t)
+                made = self._add(a, b, None, False, t)
+                self.flow.loose.joined(self.fakes[made.at], (a, b), name, self.place)
+                return made
         if selectable(a) and selectable(b):
             return Either(self.flow, name, self.place, self.condition, self._one(a, DEAD), self._one(DEAD, b))
         reason = f"{described(a)} on one path and {described(b)} on the other"
@@ -474,7 +482,9 @@ class Union:
     def _tensors(self, name: str, a: torch.Tensor, b: torch.Tensor) -> Any:
         reason = alike(a, b)
         if reason is None:
-            return self._tensor(a, b)
+            made = self._tensor(a, b)
+            self.flow.loose.joined(self.fakes[made.at], (a, b), name, self.place)
+            return made
         with disable_proxy_modes_tracing():
             cut = common_cut(a, b)
         if cut is not None:
@@ -534,7 +544,9 @@ class Union:
             return live
         if isinstance(live, Number):
             return self._add(a, b, live.kind, live.mixed, value)
-        return self._tensor(a, b)
+        made = self._tensor(a, b)
+        self.flow.loose.note(self.fakes[made.at], self.flow.loose.of(value))
+        return made
 
     def _tensor(self, a: Any, b: Any) -> _Pending:
         return self._add(a, b, None, False, a if isinstance(a, torch.Tensor) else b)
@@ -667,26 +679,6 @@ def size_at_run_time(count: torch.Tensor, most: int, least: int = 0) -> Any:
     extent = torch.ops.aten._local_scalar_dense.default(count)
     _constrain_range_for_size(extent, least, most)
     return extent
-
-
-def as_tensor(v: Any, t: torch.Tensor) -> bool:
-    """Whether a Python number, which `t` of rank 0 is on another path, can as well be a tensor of that type."""
-    if t.dim() or not isinstance(v, (bool, int, float, Number)) or t.dtype.is_complex:
-        return False
-    if isinstance(v, Number):
-        return not v.mixed and t.dtype in (DTYPES[v.kind], torch.float32 if v.kind is float else DTYPES[v.kind])
-    if not t.dtype.is_floating_point:
-        return isinstance(v, bool) == (t.dtype == torch.bool) and isinstance(v, int)
-    if isinstance(v, bool):
-        return False
-    if isinstance(v, float) and (t.dtype in (torch.float32, torch.float64) or not math.isfinite(v)):
-        return True
-    return float(v).is_integer() and abs(v) <= 1 / torch.finfo(t.dtype).eps
-
-
-def tensor_like(v: Any, t: torch.Tensor) -> torch.Tensor:
-    """A number as a tensor of the type of `t`."""
-    return v.tensor.to(t.dtype, copy=True) if isinstance(v, Number) else torch.scalar_tensor(v, dtype=t.dtype)
 
 
 def both(flow: Flow, a: Number, b: Any) -> Any:

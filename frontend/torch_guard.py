@@ -35,10 +35,12 @@ class Guard(TorchFunctionMode):
             with self:
                 return handler(self.rt, *args, **kwargs)
         try:
+            also = self.rt.loose.before(name, args, kwargs)
             made = self.rt.recorder.positions.asked(name, args, kwargs)
             if made is None:
                 made = func(*args, **kwargs)
             self.rt.recorder.rows.follow()
+            self.rt.loose.after(made, also)
             return made
         except GuardOnDataDependentSymNode as error:
             why = f"{name} needs to know {error.cond} (in PyTorch's own code)"

@@ -8,6 +8,7 @@ error, so that no decision is made that is not in the program.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import operator
 from collections.abc import Callable
@@ -20,7 +21,12 @@ from dlc.frontend.torch_errors import UncapturedDecision
 DTYPES: dict[type, torch.dtype] = {bool: torch.bool, int: torch.int64, float: torch.float64}
 """The type in which a Python number's values are kept."""
 
-_SAMPLES: dict[type, Any] = {bool: True, int: 1, float: 1.0}
+SAMPLES: dict[type, Any] = {bool: True, int: 1, float: 1.0}
+_SMALL = (torch.float16, torch.bfloat16)
+WIDE = frozenset(("mul", "truediv", "floordiv"))
+"""Operators in which ATen rounds a number beside smaller floats to f32 and no further."""
+EXACT = 1 << 53
+"""Beyond it a float has no place for every int."""
 
 
 class Number:
@@ -45,11 +51,18 @@ class Number:
 
     # --- as an operand ---
 
-    def operand(self, other: torch.Tensor) -> torch.Tensor:
-        """The number as ATen sees a Python number beside `other`."""
+    def operand(self, other: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The number as ATen sees a Python number beside `other`; in `dtype` where it is kept in another type."""
         if not other.dtype.is_floating_point:
             self.settled("a tensor of integers")
-        return self.tensor.to(torch.result_type(other, _SAMPLES[self.kind]))
+        made = self.tensor.to(dtype or torch.result_type(other, SAMPLES[self.kind]))
+        if (also := self.owner.loose.of(other)) is not None:  # a number beside what may be a number
+            self.owner.loose.note(made, dataclasses.replace(also, kind=self.kind))
+        return made
+
+    def kept(self, other: torch.Tensor) -> torch.Tensor:
+        """The same in a product or quotient, which ATen takes in f32 where `other` is smaller."""
+        return self.operand(other) if other.dtype not in _SMALL else self.operand(other, torch.float32)
 
     def settled(self, what: str) -> None:
         """Refuse a number whose Python type depends on data where the type matters."""
@@ -286,6 +299,11 @@ _TENSOR: dict[str, Callable[[Any, Any], Any]] = {
 
 def _with_tensor(name: str, a: Any, b: Any) -> Any:
     """One side is a tensor, the other a number."""
+    if name == "truediv" and isinstance(b, torch.Tensor):
+        return _with_tensor("mul", b.reciprocal(), a)  # as PyTorch's own `number / tensor` is
+    for t, number in ((a, b), (b, a)):
+        if name in WIDE and isinstance(t, torch.Tensor) and t.dtype in _SMALL:
+            return _TENSOR[name](t, number.kept(t)).to(t.dtype)
     if isinstance(a, torch.Tensor):
         return _TENSOR[name](a, b.operand(a))
     return _TENSOR[name](a.operand(b), b)
@@ -349,7 +367,43 @@ def compared(name: str, a: Any, b: Any) -> Any:
     kind = float if float in kinds else int if int in kinds else bool
     if kind is bool and name not in ("eq", "ne"):
         kind = int
+    if kind is float and int in kinds:
+        exact = _compared_exactly(name, a, b, owner)
+        if exact is not None:
+            return exact
     return Number(bool, _TENSOR[name](tensor_of(a, kind), tensor_of(b, kind)), owner)
+
+
+_SWAPPED = {"lt": "gt", "gt": "lt", "le": "ge", "ge": "le", "eq": "eq", "ne": "ne"}
+
+
+def _compared_exactly(name: str, a: Any, b: Any, owner: Any) -> Any:
+    """A comparison of a float and a known int that no float is, or of an int and a known float; None where floats decide it right."""
+    if not isinstance(a, Number):
+        return _compared_exactly(_SWAPPED[name], b, a, owner)
+    if isinstance(b, Number):
+        return None
+    if a.kind is float:
+        if type(b) is not int or abs(b) <= EXACT or b == (below := _float_below(b)):
+            return None
+        if name in ("eq", "ne"):
+            return name == "ne"
+        return Number(bool, a.tensor <= below if name in ("lt", "le") else a.tensor > below, owner)
+    if a.kind is not int or type(b) is not float or not abs(b) < 1 << 62:
+        return None
+    if not b.is_integer() and name in ("eq", "ne"):
+        return name == "ne"
+    bound = math.ceil(b) if name in ("lt", "ge") else math.floor(b)
+    return Number(bool, _TENSOR[name](a.tensor, tensor_of(bound, int)), owner)
+
+
+def _float_below(v: int) -> float:
+    """The greatest float that is no more than an int."""
+    try:
+        near = float(v)
+    except OverflowError:
+        return math.nextafter(math.inf, 0) if v > 0 else -math.inf
+    return near if near <= v else math.nextafter(near, -math.inf)
 
 
 def negated(a: Number) -> Number:

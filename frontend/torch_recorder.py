@@ -210,15 +210,15 @@ class Recorder(PythonKeyTracer):
             if n in found:
                 continue
             found.add(n)
-            pending += self._left(n) or ()
+            pending += self.left(n) or ()
         return found
 
     def taken_from(self, node: fx.Node) -> Sequence[fx.Node]:
         """The operands of a node; of a result of a branch or loop, what its arms or steps leave."""
-        left = self._left(node)
+        left = self.left(node)
         return node.all_input_nodes if left is None else left
 
-    def _left(self, n: fx.Node) -> list[fx.Node] | None:
+    def left(self, n: fx.Node) -> list[fx.Node] | None:
         """What a branch or loop may have left as this result of it; None for anything else."""
         of = n.args[0] if n.target is operator.getitem else None
         at = n.args[1] if of is not None else 0

@@ -18,7 +18,7 @@ from dlc.frontend.torch_errors import UncapturedDecision
 from dlc.frontend.torch_flow import Branch, both
 from dlc.frontend.torch_held import journalled
 from dlc.frontend.torch_loop import Behind, Loop
-from dlc.frontend.torch_numbers import Number, is_number, negated
+from dlc.frontend.torch_numbers import WIDE, Number, is_number, negated
 from dlc.frontend.torch_steps import Span, Steps, steps_of
 from dlc.frontend.torch_subscripts import assign_item, read_item
 from dlc.frontend.torch_values import Absent, Either, Elided, Maybe, Partial, Sometimes, leaves, selectable, undefined
@@ -337,7 +337,7 @@ class Runtime(Calls):
     def augmented(self, op: str, value: Any, other: Any) -> Any:
         """`value op= other`."""
         if isinstance(value, torch.Tensor) and isinstance(other, Number):
-            other = other.operand(value)
+            other = other.kept(value) if op in WIDE else other.operand(value)
         if journalled(value):
             self.touch(value)
         made = _IN_PLACE[op](value, other)

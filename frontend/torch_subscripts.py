@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from dlc.frontend.torch_effects import alter
 from dlc.frontend.torch_errors import UncapturedDecision
 from dlc.frontend.torch_masks import is_mask
 from dlc.frontend.torch_numbers import Number
+from dlc.frontend.torch_signs import never_negative
 from dlc.frontend.torch_steps import Part
 from dlc.frontend.torch_values import Absent, Choice, Either, absent, alike, described, parts, same, structure
 
@@ -52,10 +52,10 @@ def _extent(flow: Any, b: Any) -> Any:
 def _bound(flow: Any, b: Any, size: Any) -> Any:
     """A bound from data as an extent: a negative one counts from the end.
 
-    One extent for all tensors that a number cuts, unless it was subtracted from something: then one for each size.
+    One extent for all tensors that a number cuts, where it is known not to be negative, else one for each size.
     """
     number = flow.integer(b) if isinstance(b, (Number, torch.Tensor)) else b
-    if not isinstance(number, Number) or not _subtracted(flow.recorder.node_of(number.tensor)):
+    if not isinstance(number, Number) or never_negative(flow.recorder, flow.recorder.node_of(number.tensor)):
         return _extent(flow, number)
     key = id(number.tensor), str(size)
     held = flow.fronts.get(key)
@@ -176,27 +176,6 @@ def _read_tensor(flow: Any, x: torch.Tensor, key: Any, shared: bool = True) -> A
         x = x[(slice(None),) * dim + (_bounds(flow, k, x.shape[dim] if k is not None else 0),)]
         dim += 0 if isinstance(k, int) and not isinstance(k, bool) else 1
     return x
-
-
-_SUMS = frozenset("add mul maximum minimum where clamp to _to_copy clone reshape view floor_divide bitwise_right_shift".split())
-
-
-def _subtracted(node: Any) -> bool:
-    """Whether an integer may be negative for the way it is made. Counters, inputs and positions found in data are not."""
-    pending, seen = [node], set()
-    while pending:
-        n = pending.pop()
-        if n in seen:
-            continue
-        seen.add(n)
-        name = str(n.target).split(".")[1] if str(n.target).startswith("aten.") else ""
-        if name in ("sub", "rsub", "neg") or any(isinstance(a, int) and not isinstance(a, bool) and a < 0 for a in n.args):
-            return True
-        if name in _SUMS:
-            pending += n.all_input_nodes
-        elif n.target is operator.getitem and "regions" in n.args[0].meta:
-            pending += [region.outputs[n.args[1]] for region in n.args[0].meta["regions"]]
-    return False
 
 
 def _positions(flow: Any, keys: tuple[Any, ...]) -> tuple[Any, ...]:

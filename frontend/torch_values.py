@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 
 from dlc.frontend.torch_errors import ArmsDiffer, NotAlwaysDefined
-from dlc.frontend.torch_numbers import Number, is_number, kind_of
+from dlc.frontend.torch_numbers import EXACT, Number, is_number, kind_of
 
 
 class Dead:
@@ -515,6 +515,13 @@ def joined_kind(a: Any, b: Any) -> tuple[type, bool]:
     return (float if float in kinds else int if int in kinds else bool), mixed
 
 
+def apart(a: Any, b: Any) -> bool:
+    """Whether no type of the IR holds both numbers as they are: an int beyond what floats are exact for, beside a float."""
+    kind, _ = joined_kind(a, b)
+    most = EXACT if kind is float else 1 << 63
+    return any(type(v) is int and (abs(v) > most or v == 1 << 63) for v in (a, b))
+
+
 def alike(a: Any, b: Any) -> str | None:
     """Why two tensors cannot be one result; None when they can."""
     from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
@@ -552,6 +559,6 @@ def difference(a: Any, b: Any) -> tuple[Any, Any]:
 
 __all__ = [
     "DEAD", "Absent", "Choice", "Dead", "Either", "Elided", "Grown", "Growth", "Lengths", "Maybe", "Partial", "Sometimes",
-    "Unbound", "Unset", "absent", "alike", "described", "differing", "differing_dim", "is_number", "joined_kind", "lasting", "leaves",
-    "mapped", "parts", "same", "same_tree", "selectable", "structure", "undefined", "unite",
+    "Unbound", "Unset", "absent", "alike", "apart", "described", "differing", "differing_dim", "is_number", "joined_kind", "lasting",
+    "leaves", "mapped", "parts", "same", "same_tree", "selectable", "structure", "undefined", "unite",
 ]  # fmt: skip

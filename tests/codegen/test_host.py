@@ -296,6 +296,12 @@ def test_extent_outside_its_bounds_is_an_error() -> None:
     assert exe(X, np.int64([2])).shape == (2,)
 
 
+def test_negative_extent_without_a_bound_is_an_error() -> None:
+    exe, _ = executable(BIND % ("i64[1]", "w", "0.."))
+    with pytest.raises(Exception, match=r"DLC0541.*the extent 'm' found at run time is not at least 0"):
+        exe(X, np.int64([-3]))
+
+
 def test_memory_for_an_extent_may_be_refused() -> None:
     exe, _ = executable(BIND % ("i64[1]", "w", "0.."))
     with pytest.raises(Exception, match="DLC054[13]"):

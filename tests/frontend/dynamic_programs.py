@@ -2189,3 +2189,61 @@ def division_beside_another_handler(x):
 def full_of_any_sign(x):
     n = int(x.sum())
     return torch.full((2,), n), torch.full((n * n % 3, 2), -n, dtype=torch.float64), torch.full((2,), x.sum().item()), torch.full((1,), n > 0)
+
+
+WHOLE = tuple((torch.tensor([float(v), 1, 0, 0, 0.5]),) for v in (-3, -1, 0, 2, -6, -20, 7, 1))
+
+
+@case(*WHOLE)
+def slices_at_any_number(x):
+    n = int(x.sum())
+    y = x.clone()
+    y[n:] = 7
+    return x.flatten()[n:].sum(), x[:n].sum(), x[n : n + 3] * 1, y
+
+
+@case(*WHOLE)
+def slices_at_what_steps_count_down(x):
+    n, s = 2, x.sum() * 0
+    while n > -4 and s < 50:
+        n = n - 1
+        s = s + x[:n].sum()
+    return s
+
+
+@case(*WHOLE)
+def slices_at_what_steps_count_up(x):
+    n, s = 0, x.sum() * 0
+    for i in range(int(x.abs().sum())):
+        s = s + x[:i].sum()
+    while n < 3 and s < 50:
+        n = n + 1
+        x = x * 2
+    return x[:n] * 1, s
+
+
+@case(*XS)
+def ints_and_floats_beyond_2_to_53(x):
+    r, n, y = x.sum().item() * 2.0**53 / 6, int(x.sum()) * 2**53 + 1, x
+    if r < 2**53 + 1:
+        y = y + 1
+    if 2**53 + 1 <= r:
+        y = y + 2
+    if r == 2**53 + 1:
+        y = y + 4
+    if n > 2.0**53 * 6:
+        y = y + 8
+    if n == 2.0**53 * 6:
+        y = y + 16
+    return y * 2 if 0.5 <= n < 2.5 else y
+
+
+@case(*XS)
+def number_or_tensor_beside_floats(x):
+    s, best = 0, -math.inf
+    for r in x:
+        if r > best:
+            best = r
+        if r > 0:
+            s = s + r
+    return x * s, (s + 1) * x.double(), best * x, s > 2

@@ -95,7 +95,7 @@ STRAIGHT = set(
     " mask_of_rows_and_a_product mask_computed_twice positions_found_twice mask_and_its_complement mask_of_attention mask_written_between constant_written_on_one_path"
     " mask_before_and_after_such_a_write mask_of_what_is_written_by_another_name mask_written_by_another_name sorted_by_a_key"
     " sorted_positions sorted_ends sorted_down sorted_of_two_types bounds_from_the_end comprehensions_over_data"
-    " division_beside_another_handler full_of_any_sign".split()
+    " division_beside_another_handler full_of_any_sign slices_at_any_number slices_at_what_steps_count_down".split()
 )
 """Programs whose arms are on one line, or that decide by an index."""
 
@@ -266,6 +266,34 @@ def test_model_is_left_as_it_was():
     import_torch(model, (torch.ones(3),))
     assert before == {m: m.__dict__ for m in model.modules()}
     assert weights == [p.data_ptr() for p in model.parameters()]
+
+
+_BY_NUMBERS: dict[str, Any] = {
+    "add": lambda x, k: (x + k, k - x), "mul": lambda x, k: x * k, "div": lambda x, k: x / k, "rdiv": lambda x, k: k / x,
+    "floordiv": lambda x, k: x // k, "compared": lambda x, k: (x > k, x == k, k <= x),
+    "rank 0": lambda x, k: (x[0] * k, x[1] / k), "in place": lambda x, k: (x.clone().mul_(k), x.clone().div_(k)), "functions": lambda x, k: (torch.mul(x[0], k), torch.div(x, k)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", _BY_NUMBERS)
+def test_small_floats_by_numbers_are_rounded_as_in_eager(name, dtype):
+    """ATen takes the number in f32 in products and quotients, and rounds once; elsewhere it rounds the number first."""
+    f, generator = _BY_NUMBERS[name], torch.Generator().manual_seed(0)
+    x = (torch.randn(500, generator=generator) * 3).to(dtype)
+    numbers = [*(torch.randn(6, generator=generator) * torch.tensor([1, 1, 9, 300, 0.02, 1e5])), torch.tensor(0.33325)]
+
+    def branches(x, k):
+        return f(x, k.item()) if x[0] == x[0] else f(x, 0.5)
+
+    imported = import_torch(Fn(branches).eval(), (x, numbers[0]))
+    cases = [(imported, lambda k: (x, k), k) for k in numbers]
+    for n in (0.1, -2.7, 2049, 0.5, 1001.3):
+        cases.append((import_torch(Fn(lambda x, n=n: f(x, n)).eval(), (x,)), lambda k: (x,), torch.tensor(n, dtype=torch.float64)))
+    for program, given, k in cases:
+        want = pytree.tree_leaves(f(x, k.item()))
+        for g, w in zip(run(program, given(k)), want, strict=True):
+            assert np.array_equal(np.asarray(g).astype(np.float64), w.double().numpy(), equal_nan=True), (k, g, w)
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
@@ -810,6 +838,57 @@ def division_whose_failure_a_group_catches(x):
     except* ZeroDivisionError:
         share = 3.0
     return x * share
+
+
+@refused("DLC0221", "int 9007199254740993 on one path and float 0.5 on the other")
+def int_beyond_what_floats_hold_beside_a_float(x):
+    r = 2**53 + 1 if x.sum() > 0 else 0.5
+    return x * 2 if r == 2**53 else x  # here
+
+
+@refused("DLC0223", "'n' is int 9007199254740993 before it and float")
+def int_beyond_what_floats_hold_before_a_loop(x):
+    n = 2**53 + 1
+    while x.sum() < 9:  # here
+        n = n * 0.5
+        x = x + 1
+    return x * 2 if n == 2**53 else x
+
+
+@refused("DLC0221", "a tensor float32[] on one path and a Python int on the other, which matters to its type")
+def number_or_float_tensor_beside_integers(x):
+    r = x.sum() if x.max() > 3 else 3
+    return torch.arange(4) * r  # here
+
+
+@refused("DLC0221", "a tensor float32[] on one path and a Python int on the other, which matters to its type")
+def number_that_an_arm_makes_a_tensor_beside_integers(x):
+    s = 0
+    if x.max() > 3:
+        s = s + x.sum()
+    s = s * 2 + 1
+    return (x > 0) + s  # here
+
+
+@refused("DLC0221", "a tensor float32[] on one path and a Python int on the other, which matters to its type")
+def number_that_steps_make_a_tensor_beside_integers(x):
+    s = 0
+    for i in range(30):
+        if x.sum() > i:
+            s = s + x[0]
+    return torch.arange(3) + s  # here
+
+
+@refused("DLC0221", "a tensor float32[] on one path and a Python float on the other, which matters to its type")
+def number_or_tensor_beside_a_smaller_tensor_without_dimensions(x):
+    s = x.sum() if x.max() > 3 else 0.0
+    return x.sum().half() * s  # here
+
+
+@refused("DLC0221", "a tensor float32[] on one path and a Python float on the other, which matters to its type")
+def number_that_the_tensor_rounds_compared_with_a_number(x):
+    s = x.sum() if x.max() > 3 else 0.1
+    return x * 2 if s < 0.1000000001 else x  # here
 
 
 @refused("DLC0221", "'the result' is used here")

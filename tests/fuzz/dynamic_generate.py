@@ -25,6 +25,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from tests.fuzz.dynamic_pieces import HEADER, recursive_helper, write_piece
 from tests.models.dynamic.decisions import recorded
 from torch import nn
 
@@ -40,7 +41,7 @@ class Case:
 
     Attributes:
         source: of a Python file that defines `Net`.
-        inputs: sets of (x f32[4], y f32[3, 4], k i64[]).
+        inputs: sets of (x f32[4], y f32[3, 4], k i64[]); y has any number of rows where it is `sized`.
         tags: the constructs in it.
     """
 
@@ -48,6 +49,12 @@ class Case:
     source: str
     inputs: tuple[tuple[torch.Tensor, ...], ...]
     tags: tuple[str, ...] = ()
+    sized: bool = False
+
+    @property
+    def dynamic_shapes(self) -> tuple[Any, ...] | None:
+        """The sizes that differ from call to call."""
+        return (None, {0: torch.export.Dim("rows", min=1, max=16)}, None) if self.sized else None
 
 
 @dataclass
@@ -212,6 +219,7 @@ class _Writer:
             (1.5, lambda: self.in_place(s, indent)),
             (1, lambda: self.collection(s, indent)),
             (1, lambda: self.conditional_expression(s, indent)),
+            (0.8, lambda: write_piece(self, s, indent)),
         ]
         if depth and self.budget > 0:
             kinds += [
@@ -390,9 +398,15 @@ class _Writer:
 
     def helper(self, number: int) -> None:
         name = f"helper{number}"
-        self.emit(1, f"def {name}(self, a, c):")
         saved, self.in_helper, self.returned = self.returned, True, lambda s: self.vector(s, 1)
         s = _Scope({VECTOR: ["a"]})
+        if self.rng.random() < 0.25:
+            self.tags.add("helper:recursive")
+            recursive_helper(self, s, name)
+            self.in_helper, self.returned = False, saved
+            self.helpers.append(name)
+            return
+        self.emit(1, f"def {name}(self, a, c):")
         self.emit(2, f"if {self.condition(s, 0).replace('k ', 'a.argmax() ')}:")
         self.emit(3, f"return torch.tanh(a * c) + {self.vector(s, 1)} * 0.25")
         self.emit(2, f"return {self.vector(s, 2)}")
@@ -401,12 +415,15 @@ class _Writer:
         self.helpers.append(name)
 
     def program(self, seed: int) -> str:
-        self.emit(0, '"""A random program."""\n\nimport torch\nfrom torch import nn\n\n')
+        self.emit(0, HEADER)
         self.emit(0, "class Net(nn.Module):")
+        self.emit(1, "calls = 0")
+        self.emit(0, "")
         self.emit(1, "def __init__(self):")
         self.emit(2, "super().__init__()")
         self.emit(2, f"generator = torch.Generator().manual_seed({seed})")
         self.emit(2, f"self.layers = nn.ModuleList(nn.Linear({WIDTH}, {WIDTH}) for _ in range(3))")
+        self.emit(2, "self.seen, self.log = 0, []")
         self.emit(2, "for p in self.parameters():")
         self.emit(3, "p.data = 0.6 * torch.randn(p.shape, generator=generator)")
         self.emit(0, "")
@@ -432,15 +449,18 @@ class _Writer:
         return "\n".join(self.lines) + "\n"
 
 
-def inputs_of(seed: int) -> tuple[tuple[torch.Tensor, ...], ...]:
+ROWS = (3, 1, 2, 5, 4, 8)
+
+
+def inputs_of(seed: int, sized: bool = False) -> tuple[tuple[torch.Tensor, ...], ...]:
     generator = torch.Generator().manual_seed(seed)
     return tuple(
         (
             torch.randn(WIDTH, generator=generator),
-            torch.randn(3, WIDTH, generator=generator),
+            torch.randn(ROWS[n % len(ROWS)] if sized else 3, WIDTH, generator=generator),
             torch.randint(0, 5, (), generator=generator),
         )
-        for _ in range(SETS)
+        for n in range(SETS)
     )
 
 
@@ -451,8 +471,9 @@ def case(seed: int) -> Case:
     for attempt in range(TRIES if seed % 5 else 1):
         writer = _Writer(seed * TRIES + attempt)
         template = writer.program(seed)
-        inputs = inputs_of(seed)
-        drawn = Case(seed, _filled(template, inputs), inputs, tuple(sorted(writer.tags)))
+        sized = "size" in writer.tags and seed % 2 == 1
+        inputs = inputs_of(seed, sized)
+        drawn = Case(seed, _filled(template, inputs), inputs, tuple(sorted(writer.tags)), sized)
         first = first or drawn
         if seed % 5 and both_ways(drawn) == 1.0:
             return drawn

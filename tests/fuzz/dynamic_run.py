@@ -45,14 +45,14 @@ def imported(c: Case) -> Any:
     from dlc.importing import import_any
 
     with torch.no_grad():
-        return import_any(load(c), c.inputs[0], None, None, None)
+        return import_any(load(c), c.inputs[0], None, c.dynamic_shapes, None)
 
 
 def compiled(c: Case) -> Runner:
     import dlc
 
     with torch.no_grad():
-        exe: Runner = dlc.compile(load(c), c.inputs[0])
+        exe: Runner = dlc.compile(load(c), c.inputs[0], dynamic_shapes=c.dynamic_shapes)
     return exe
 
 
@@ -135,7 +135,7 @@ def tags_of(seed: int) -> tuple[str, ...]:
 DYNAMIC = Family(
     one,
     tags_of,
-    ("dynamic_generate.py", "dynamic_run.py", "../models/dynamic/decisions.py"),
+    ("dynamic_generate.py", "dynamic_pieces.py", "dynamic_run.py", "../models/dynamic/decisions.py"),
     ("frontend", "ir", "passes", "codegen", "costmodel", "runtime"),
 )
 
