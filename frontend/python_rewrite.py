@@ -227,12 +227,14 @@ class _Function(ast.NodeTransformer):
         return node
 
     def statements(self, s: ast.stmt) -> list[ast.stmt]:
-        changes = [] if isinstance(s, _COMPOUND) else sorted(self.nonlocals & set(stored([s])))
+        names = () if isinstance(s, _COMPOUND) else sorted(stored([s]))
+        touched = [_rt("touch_cell", _cell(n)) for n in names if n in self.nonlocals]
+        touched += [_rt("touch_global", ast.Constant(n)) for n in names if n in self.globals]
         around, self.hoisted = self.hoisted, []
         made = self.visit(s)
         before, self.hoisted = self.hoisted, around
         found: list[ast.stmt] = made if isinstance(made, list) else [made]
-        found = [*before, *(ast.Expr(_rt("touch_cell", _cell(n))) for n in changes), *found]
+        found = [*before, *map(ast.Expr, touched), *found]
         for m in found:
             ast.copy_location(m, s)
             _fill_locations(m, s)
@@ -246,13 +248,10 @@ class _Function(ast.NodeTransformer):
         return f"dlc__{kind}{self.count}"
 
     def own(self, names: Iterable[str]) -> list[str]:
-        """Without the variables of functions around, whose changes are journalled (`touch_cell`)."""
-        return [n for n in names if n not in self.nonlocals]
+        """Without the variables of functions and files around, whose changes are journalled (`touch_cell`, `touch_global`)."""
+        return [n for n in names if n not in self.nonlocals | self.globals]
 
     def site(self, node: ast.AST, names: Sequence[str] = (), live: set[str] | None = None, **more: Any) -> ast.expr:
-        for n in names:
-            if n in self.globals:
-                raise NotRewritable(f"line {getattr(node, 'lineno', 0)} writes to the global variable '{n}' in a branch")
         kept = frozenset(n for n in names if live is None or n in live)
         self.sites.append(Site(self.file, getattr(node, "lineno", 0), tuple(names), kept, **more))
         return ast.Subscript(_load(SITES), ast.Constant(len(self.sites) - 1), ast.Load())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import linecache
 import math
+import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from dlc.frontend.python_rewrite import Site
 from dlc.frontend.torch_collect import Collected
 from dlc.frontend.torch_constant import constant_item
 from dlc.frontend.torch_errors import EffectOnData, SharedObject, UncapturedDecision
-from dlc.frontend.torch_heap import MISSING, Cell, Frame
+from dlc.frontend.torch_heap import MISSING, Cell, Frame, Globals
 from dlc.frontend.torch_loose import Loose, as_tensor, tensor_like
 from dlc.frontend.torch_numbers import DTYPES, Number, is_number, negated, tensor_of
 from dlc.frontend.torch_objects import AtTheEnd, Kinship, cells_of, changeable, same_keys
@@ -128,10 +129,11 @@ class Flow:
 
     def touch(self, owner: Any, name: str | None = None) -> None:
         """A place is about to change; what may be the same object on some path cannot be looked at any more."""
-        self.frame.touch(Cell(owner, name))
-        if (id(owner), name) not in self.touched:
+        place = Cell(owner, name)
+        self.frame.touch(place)
+        if place.key not in self.touched:
             file, line, _ = self.recorder.line()
-            self.touched[id(owner), name] = Loc(f"{Path(file).name}:{line}"), linecache.getline(file, line).rstrip() or None
+            self.touched[place.key] = Loc(f"{Path(file).name}:{line}"), linecache.getline(file, line).rstrip() or None
         for other in self.kinship.of(owner):
             for cell in cells_of(other):
                 self.frame.touch(cell)
@@ -148,6 +150,10 @@ class Flow:
     def touch_cell(self, cell: Any) -> None:
         """A variable of a function around is about to change."""
         self.touch(cell, "cell_contents")
+
+    def touch_global(self, name: str) -> None:
+        """A variable of the source file that calls this is about to change."""
+        self.touch(Globals(sys._getframe(1).f_globals), name)
 
     def born(self, value: Any) -> Any:
         """`value` is a new object."""

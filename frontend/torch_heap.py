@@ -19,6 +19,25 @@ MISSING = type("Missing", (), {"__repr__": lambda self: "<missing>"})()
 """The value of an attribute that is not set."""
 
 
+class Globals:
+    """The variables of a source file as attributes."""
+
+    def __init__(self, names: dict[str, Any]) -> None:
+        object.__setattr__(self, "_names", names)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self._names[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._names[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        del self._names[name]
+
+
 @dataclass(frozen=True, eq=False)
 class Cell:
     """A changeable place: an attribute `name` of `owner`, or the contents of the container `owner`."""
@@ -28,7 +47,8 @@ class Cell:
 
     @property
     def key(self) -> tuple[int, str | None]:
-        return id(self.owner), self.name
+        owner = self.owner._names if isinstance(self.owner, Globals) else self.owner
+        return id(owner), self.name
 
     def read(self) -> Any:
         if self.name is not None:

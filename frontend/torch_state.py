@@ -27,7 +27,7 @@ from torch import nn
 from dlc.frontend.python_rewrite import DEAD_NAME, RUNTIME, SITES
 from dlc.frontend.torch_callers import LEFT_ALONE, asking, left_alone
 from dlc.frontend.torch_errors import MutatedState, RandomOperator
-from dlc.frontend.torch_heap import MISSING, Cell
+from dlc.frontend.torch_heap import MISSING, Cell, Globals
 from dlc.frontend.torch_ticks import Tick, reads_otherwise, tick_of, ticks_of_all
 from dlc.ir.loc import Loc
 
@@ -41,25 +41,6 @@ LISTS_OF_MODULES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_f
 _HOLDERS = frozenset("types.SimpleNamespace argparse.Namespace _thread._local collections queue".split())
 """Classes of the standard library for what users keep, or modules with such classes."""
 
-
-
-class Globals:
-    """The variables of a source file as attributes."""
-
-    def __init__(self, names: dict[str, Any]) -> None:
-        object.__setattr__(self, "_names", names)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self._names[name]
-        except KeyError:
-            raise AttributeError(name) from None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self._names[name] = value
-
-    def __delattr__(self, name: str) -> None:
-        del self._names[name]
 
 
 class Variable:
@@ -178,7 +159,7 @@ class Kept:
         known = self.places.keys() | self.following
         for owner, names, prefix in self.spaces:
             for name in names:
-                if (id(owner), name) not in known and _noted(owner, name, names[name]):
+                if Cell(owner, name).key not in known and _noted(owner, name, names[name]):
                     found.append(Place(Cell(owner, name), f"{prefix}.{name}", MISSING))
         return found
 
@@ -260,9 +241,8 @@ def _follows_weights(owner: Any, value: Any) -> bool:
     """Whether an attribute of a module of PyTorch's lists its weights, as recurrent layers do: what sets these changes it, too."""
     if not isinstance(owner, nn.Module) or not foreign(type(owner)) or not isinstance(value, list) or not value:
         return False
-    own = {id(t) for t in (*owner._parameters.values(), *owner._buffers.values())}
     held = (v() if isinstance(v, weakref.ref) else v for v in value)
-    return all(v is None or id(v) in own for v in held)
+    return all(v is None or isinstance(v, nn.Parameter) for v in held)
 
 
 @contextmanager

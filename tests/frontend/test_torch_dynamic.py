@@ -251,6 +251,22 @@ def test_convolutions_beside_a_branch_take_any_batch():
         close(run(imported, (x,))[0], model(x))
 
 
+def test_recurrent_layers_on_one_path():
+    class Sometimes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gru, self.lstm = nn.GRU(4, 4, batch_first=True), nn.LSTM(4, 4, num_layers=2)
+
+        def forward(self, x):
+            return self.lstm(self.gru(x)[0])[0] if x.sum() > 0 else x * 2
+
+    model = Sometimes().eval()
+    x = torch.rand(2, 3, 4)
+    imported = import_torch(model, (x,))
+    for given in (x, -x):
+        close(run(imported, (given,))[0], model(given))
+
+
 def test_model_is_left_as_it_was():
     class Keeps(nn.Module):
         def __init__(self):

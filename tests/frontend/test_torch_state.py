@@ -1007,3 +1007,49 @@ def test_what_a_thread_changes_is_not_the_models():
     WATCHERS.append(WATCHERS[0])
     assert [c.name for c in kept.changes()] == ["WATCHERS"]
     WATCHERS.pop()
+
+
+LEVEL = 7
+
+
+def raise_level():
+    global LEVEL
+    LEVEL += 1
+
+
+def level_set_on_one_path(self, x):
+    global LEVEL
+    LEVEL = 0
+    if x.sum() > 0:
+        LEVEL = 5
+    return x * LEVEL
+
+
+def level_raised_in_steps(self, x):
+    global LEVEL
+    LEVEL = 0
+    for row in x:
+        if row.sum() > 3:
+            LEVEL = LEVEL + 1
+        else:
+            continue
+        break
+    return x * LEVEL
+
+
+def level_raised_by_a_helper_on_one_path(self, x):
+    global LEVEL
+    LEVEL = 1
+    if x.sum() > 0:
+        raise_level()
+    return x * LEVEL
+
+
+@pytest.mark.parametrize("forward", [level_set_on_one_path, level_raised_in_steps, level_raised_by_a_helper_on_one_path])
+def test_global_variable_that_is_set_anew_in_each_call(forward):
+    model = keeper(forward)
+    imported = import_torch(model, (torch.ones(3, 4),))
+    assert LEVEL == 7
+    for x in (torch.ones(3, 4), -torch.ones(3, 4), torch.tensor([[0.0] * 4, [2.0] * 4, [-9.0] * 4])):
+        np.testing.assert_array_equal(run(imported, (x,))[0], model(x).numpy())
+        globals()["LEVEL"] = 7
