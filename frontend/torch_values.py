@@ -377,7 +377,8 @@ def parts(v: Any) -> tuple[list[Any], Callable[[list[Any]], Any]] | None:
 
             made = copy.copy(v)
             made.clear()
-            made.update(zip(keys, items, strict=True))
+            for key, item in zip(keys, items, strict=True):
+                made[key] = item  # a Counter would count pairs that it is updated with
             return made
 
         return list(v.values()), mapping

@@ -10,6 +10,7 @@ import io
 import queue
 import random
 import re
+from collections import Counter, OrderedDict, defaultdict
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import nn
 
 from dlc.errors import DlcError
 from dlc.frontend.torch_export import import_torch
-from tests.frontend.torch_case import Fn, check
+from tests.frontend.torch_case import Fn, check, close, run
 
 X, Y = torch.tensor([1.0, 2.0, -0.5]), torch.tensor([-1.0, -2.0, 0.5])
 
@@ -329,3 +330,18 @@ def container_of_the_models_own(x):
 @pytest.mark.parametrize("program", [made_there, looked_at, changed_on_every_path, container_of_the_models_own])
 def test_other_uses_are_recorded(program):
     check(program, X, others=[(Y,)])
+
+
+@pytest.mark.parametrize("make", [lambda: Counter("ppq"), lambda: OrderedDict(p=2, q=1), lambda: defaultdict(int, p=2)])
+def test_entries_of_kinds_of_dicts_that_an_arm_changes(make):
+    class Counts(nn.Module):
+        def forward(self, x):
+            counts = make()
+            if x.sum() > 0:
+                counts["p"] += 2
+            return x + counts["p"]
+
+    model = Counts()
+    imported = import_torch(model, (torch.ones(4),))
+    for x in (torch.ones(4), -torch.ones(4)):
+        close(run(imported, (x,))[0], model(x))
