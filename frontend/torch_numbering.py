@@ -75,6 +75,9 @@ class Numbering:
 
     def of(self, node: fx.Node) -> tuple[Any, ...]:
         """What the node's value is, at the end or where the walk has got to."""
+        extent = node.meta.get("val")
+        if node not in self.values and isinstance(extent, (torch.SymInt, torch.SymFloat, torch.SymBool)):  # of an arm that asked first
+            return self.numbers.of(("extent", str(extent.node.expr))), None, None
         return self.values[node], self.memory.get(storage_of(node)), self.memory.get(None)
 
     def _region(self, region: Region, depth: int) -> None:

@@ -1053,3 +1053,19 @@ def test_global_variable_that_is_set_anew_in_each_call(forward):
     for x in (torch.ones(3, 4), -torch.ones(3, 4), torch.tensor([[0.0] * 4, [2.0] * 4, [-9.0] * 4])):
         np.testing.assert_array_equal(run(imported, (x,))[0], model(x).numpy())
         globals()["LEVEL"] = 7
+
+
+def test_counter_beside_a_size_that_only_steps_ask_for():
+    def forward(self, x, k):
+        rows = [x, x]
+        for _ in range(int(k)):
+            for _row in x:
+                rows[1] = x
+        self.n += 1
+        return rows[1]
+
+    model = keeper(forward, n=0)
+    shapes = ({0: torch.export.Dim("rows", min=2, max=16)}, None)
+    imported = import_torch(model, (torch.ones(3, 4), torch.tensor(2)), dynamic_shapes=shapes)
+    assert imported.forgotten == ("Forward.n",)
+    np.testing.assert_array_equal(run(imported, (torch.ones(5, 4), torch.tensor(1)))[0], np.ones((5, 4)))
