@@ -242,7 +242,10 @@ def measured(results: Sequence[dict[str, Any]]) -> list[str]:
             if run["probe"]
         )
         ring = f", {r['ring']['sets']} sets of them, {r['ring']['bytes'] / 1e6:.1f} MB" if "ring" in r else ""
-        lines.append(f"- {label(r)}: {machine_text(r)}; inputs {', '.join(r['inputs'])}{ring}; probe by threads: {probes}")
+        when = "".join(
+            f"; {run['threads']} threads on {run['date']}, revision {run['revision'][:10]}" for run in r["runs"] if "date" in run
+        )
+        lines.append(f"- {label(r)}: {machine_text(r)}{when}; inputs {', '.join(r['inputs'])}{ring}; probe by threads: {probes}")
     return ["\n".join(lines)]
 
 

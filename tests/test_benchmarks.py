@@ -139,6 +139,17 @@ def test_a_result_replaces_its_row_and_the_page_says_it(tmp_path: Path) -> None:
     assert text == page(json.loads(path.read_text()))
 
 
+def test_other_numbers_of_threads_stay_with_their_date(tmp_path: Path) -> None:
+    path = tmp_path / "latency.json"
+    first, second = result("resnet50-8", 0.9), result("resnet50-8", 0.8)
+    first["date"], second["runs"][0]["threads"] = "2026-01-01 00:00", 1
+    keep(path, first)
+    keep(path, second)
+    (kept,) = json.loads(path.read_text())
+    assert [(run["threads"], run.get("date")) for run in kept["runs"]] == [(2, "2026-01-01 00:00"), (1, None)]
+    assert "2 threads on 2026-01-01 00:00" in path.with_suffix(".md").read_text()
+
+
 def result(row: str, ratio: float) -> dict[str, Any]:
     """A result as `benchmarks.measure` makes it."""
 
