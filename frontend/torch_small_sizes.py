@@ -9,6 +9,7 @@ with it are refused.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import operator
 import sys
@@ -60,6 +61,7 @@ def asked_of_sizes() -> Iterator[Asked]:
         yield asked
 
 
+@functools.cache
 def _of_the_model(file: str) -> bool:
     return not file.startswith(_TORCH) or file.startswith(_MODULES)
 
