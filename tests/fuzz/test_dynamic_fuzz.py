@@ -20,6 +20,8 @@ CONSTRUCTS = (
     "if:1", "if:2", "if:3", "nested", "while", "for:static", "for:dynamic", "for:tensor", "for:layers", "for:list", "break", "continue",
     "early-return", "early-return:loop", "conditional-expression", "boolean", "assign:float", "assign:int", "assign:bool", "assign:scalar",
     "assign:vector", "swap", "in-place", "collection", "collection:write", "list:read", "dict:read", "helper", "index:dynamic",
+    "iterator", "size", "container:ordered", "container:counter", "container:deque", "attribute:of-self", "attribute:by-name",
+    "helper:recursive", "library:bisect", "library:heapq", "counter:unread", "try",
 )  # fmt: skip
 QUICK = ("negated condition", "one step too many", "a carried variable is not updated")
 
@@ -59,7 +61,7 @@ def test_compiled_decides_as_eager(everything: bool) -> None:
     assert not faults, "\n".join(_told(r) for r in faults[:5])
     refused = [r for r in results if r.status == "refused"]
     assert len(refused) <= MOST_REFUSED * len(results), [r.detail for r in refused]
-    assert sum(r.open_elements for r in results) <= MOST_OPEN * sum(r.elements for r in results)
+    assert sum(r.open_elements / max(r.elements, 1) for r in results) <= MOST_OPEN * len(results)  # a loop may ask the same again
 
 
 def _told(r: Result) -> str:
