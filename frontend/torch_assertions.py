@@ -65,7 +65,7 @@ def by_example(
         condition = asserted(node)
         if condition is not None and harmless(condition.node.expr):
             node.meta[_HARMLESS] = True
-    left = tuple(g for g in guards(env) if not harmless(g))
+    left = tuple(g for g in guards(exported) if not harmless(g))
     return False in ran.values(), left
 
 
@@ -87,9 +87,17 @@ def shapes_of(exported: torch.export.ExportedProgram) -> Any:
     return None
 
 
-def guards(env: Any) -> tuple[Any, ...]:
-    """What was taken for given of several extents, which torch.export lets pass without a check."""
-    return tuple(dict.fromkeys(g.expr for g in env.guards if len(g.expr.free_symbols) > 1)) if env is not None else ()
+def guards(exported: torch.export.ExportedProgram) -> tuple[Any, ...]:
+    """What was taken for given of extents, without a check by torch.export: of several, or of one (`Dim.AUTO`) beside its range."""
+    env = shapes_of(exported)
+    if env is None:
+        return ()
+
+    def counts(condition: Any) -> bool:
+        count = len(condition.free_symbols)
+        return count > 1 or count == 1 and bool(_failing(condition, exported.range_constraints, env.backed_var_to_val))
+
+    return tuple(g for g in dict.fromkeys(g.expr for g in env.guards) if counts(g))
 
 
 def _failing(condition: Any, ranges: Mapping[Any, Any], examples: Mapping[Any, Any]) -> list[dict[Any, int]]:

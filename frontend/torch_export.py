@@ -27,7 +27,7 @@ from dlc.errors import DlcError, Internal
 from dlc.frontend.errors import UnsupportedOperator
 from dlc.frontend.imported import Imported
 from dlc.frontend.python_guess import seems_to_test_data
-from dlc.frontend.torch_assertions import by_example, guards, shapes_of
+from dlc.frontend.torch_assertions import by_example, guards
 from dlc.frontend.torch_dims import dims_of
 from dlc.frontend.torch_errors import (
     BadExample,
@@ -360,7 +360,7 @@ def import_exported(
 ) -> Imported:
     """Import an ExportedProgram; see `import_torch`."""
     start = time.perf_counter()
-    given = exported.given if hasattr(exported, "given") else guards(shapes_of(exported))
+    given = exported.given if hasattr(exported, "given") else guards(exported)
     recorded = getattr(exported, "decomposed", None)
     exported, decomposed = with_definitions(exported) if recorded is None else (exported, recorded)
     importer = ProgramImporter(exported, name or _class_name(exported), mutations, dict(symbol_names or {}), given)

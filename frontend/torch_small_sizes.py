@@ -27,8 +27,25 @@ from torch.utils._sympy.value_ranges import ValueRanges
 
 from dlc.frontend.torch_compared import same_results
 
-Asked = defaultdict[Any, set[int]]
-"""By symbol: of 0 and 1, those for which a question has another answer than it had in the trace."""
+Question = tuple[Any, Any, Any, Callable[[Any, Any], Any]]
+"""The ShapeEnv, what is compared with what, and how."""
+
+
+class Asked:
+    """What code asks of sizes while it is traced."""
+
+    def __init__(self) -> None:
+        self.questions: dict[Question, None] = {}
+
+    def small(self) -> Mapping[Any, set[int]]:
+        """By symbol: of 0 and 1, those for which a question has another answer than it had in the trace."""
+        found: defaultdict[Any, set[int]] = defaultdict(set)
+        for question in self.questions:
+            for some, small in _otherwise(*question):
+                for s in some:
+                    found[s].add(small)
+        return found
+
 
 _TORCH = str(Path(torch.__file__).parent)
 _MODULES = str(Path(torch.__file__).parent / "nn")
@@ -41,7 +58,7 @@ _SMALL = (0, 1)
 @contextmanager
 def asked_of_sizes() -> Iterator[Asked]:
     """Collects what is asked of sizes outside PyTorch's own operators, whose results do not depend on the answer."""
-    asked: Asked = defaultdict(set)
+    asked = Asked()
 
     def noting(kind: type, name: str, compare: Callable[[Any, Any], Any]) -> Any:
         plain = getattr(kind, name)
@@ -67,9 +84,16 @@ def _of_the_model(file: str) -> bool:
 
 
 def _note(asked: Asked, a: Any, b: Any, compare: Callable[[Any, Any], Any]) -> None:
-    sides = [getattr(v, "node", None) and v.node.expr or v for v in (a, b)]
+    left, right = (getattr(v, "node", None) and v.node.expr or v for v in (a, b))
+    with suppress(TypeError):  # not hashable: no number
+        asked.questions[a.node.shape_env, left, right, compare] = None
+
+
+def _otherwise(env: Any, left: Any, right: Any, compare: Callable[[Any, Any], Any]) -> Iterator[tuple[set[Any], int]]:
+    """Which symbols at 0 or 1 give another answer; a symbol may have turned out to be computed of another since it was asked for."""
+    sides = [env.replace(v) if isinstance(v, sympy.Basic) else v for v in (left, right)]
     free = set().union(*(v.free_symbols for v in sides if isinstance(v, sympy.Basic)))
-    held = a.node.shape_env.backed_var_to_val
+    held = env.backed_var_to_val
     if not free or not free <= held.keys():
         return
 
@@ -82,14 +106,14 @@ def _note(asked: Asked, a: Any, b: Any, compare: Callable[[Any, Any], Any]) -> N
     for small in _SMALL:
         for some in ({s} for s in free) if len(free) == 1 else (*({s} for s in free), free):
             if answer(dict.fromkeys(some, small)) != traced:
-                for s in some:
-                    asked[s].add(small)
+                yield some, small
 
 
 def allow_small(ranges: dict[Any, Any], dims: Mapping[Any, Any], asked: Asked) -> None:
     """An extent of 1 in a recorded program, which begins with 2: where its Dim allows it, and nothing asked for it."""
+    small = asked.small()
     for s, dim in dims.items():
-        if s in ranges and 1 not in asked[s] and dim.min < ranges[s].lower == 2:
+        if s in ranges and 1 not in small.get(s, ()) and dim.min < ranges[s].lower == 2:
             ranges[s] = ValueRanges(1, ranges[s].upper)
 
 
@@ -101,7 +125,7 @@ def refuse_small(
     The program's operators are fixed, as are the model's for given sizes, so that the examples, cut to a size, tell them apart.
     """
     ranges = exported.range_constraints
-    allowed = {s: sorted(n for n in small if s in ranges and ranges[s].lower <= n) for s, small in asked.items()}
+    allowed = {s: sorted(n for n in small if s in ranges and ranges[s].lower <= n) for s, small in asked.small().items()}
     still = []
     for s, n in [(s, n) for s, small in allowed.items() for n in small]:
         if not same_results(exported, model, args, kwargs, {s: n}):

@@ -117,3 +117,36 @@ def test_model_is_as_it_was_after_it_ran_with_small_extents():
     model = Counts().eval()
     import_torch(model, (torch.randn(3, 4),), dynamic_shapes=({0: Dim("batch", min=1, max=64)},))
     assert model.seen == []
+
+
+D = Dim("d", min=1, max=20)
+DERIVED = {
+    "twice": (2, 0, 2 * D, lambda x, y: x * 2 if y.shape[0] > 2 else x * 3),
+    "next": (1, 1, D + 1, lambda x, y: x * 2 if y.shape[0] == 2 else x * 3),
+}
+"""How many rows `y` has, by those of `x`, its Dim, and a program that does something else for the least."""
+
+
+@pytest.mark.parametrize("name", DERIVED)
+def test_extent_that_is_computed_of_another(name):
+    factor, more, dim, program = DERIVED[name]
+    examples = {n: (torch.randn(n, 4), torch.randn(factor * n + more, 4)) for n in (3, 1, 2, 5)}
+    imported = import_torch(Fn(program).eval(), examples[3], dynamic_shapes=(({0: D}, {0: dim}),))
+    for n, args in examples.items():
+        if n == 1:
+            with pytest.raises(RunTimeExtent):
+                run(imported, args)
+        else:
+            close(run(imported, args)[0], program(*args))
+
+
+@pytest.mark.parametrize("kind", [Dim.AUTO, Dim.DYNAMIC])
+def test_parity_of_an_extent_whose_limits_pytorch_finds(kind):
+    model = Fn(lambda x: x.view(-1, 2, 4) if x.shape[0] % 2 == 0 else x).eval()
+    imported = import_torch(model, (torch.randn(3, 4),), dynamic_shapes=(({0: kind},),))
+    for rows in (3, 5, 9):
+        x = torch.randn(rows, 4)
+        close(run(imported, (x,))[0], model(x))
+    for rows in (2, 4, 8):
+        with pytest.raises(RunTimeExtent):
+            run(imported, (torch.randn(rows, 4),))
