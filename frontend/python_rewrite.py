@@ -115,10 +115,12 @@ def _future(code: types.CodeType) -> int:
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
-    """The code objects of a function, but not of generators and coroutines inside: these stay as they are."""
+    """The code objects of a function, but not of generators, coroutines and classes inside: these stay as they are."""
     yield code
     for c in code.co_consts:
-        if isinstance(c, types.CodeType) and (c.co_name.startswith("<") or not c.co_flags & _SUSPENDING):
+        if not isinstance(c, types.CodeType) or not c.co_flags & inspect.CO_OPTIMIZED:  # the body of a class
+            continue
+        if c.co_name.startswith("<") or not c.co_flags & _SUSPENDING:
             yield from _codes(c)
 
 
@@ -390,6 +392,8 @@ class _Function(ast.NodeTransformer):
         return self.assignments([node.target], self.visit(node.value))
 
     def assignments(self, targets: Sequence[ast.expr], value: ast.expr) -> list[ast.stmt]:
+        if any(isinstance(t, (ast.Tuple, ast.List)) for t in targets) and not isinstance(value, (ast.Tuple, ast.List)):
+            value = _rt("spread", value)
         if all(_plain_target(t) for t in targets):
             return [ast.Assign(list(targets), value)]
         name = self.fresh("v")
@@ -473,6 +477,9 @@ class _Function(ast.NodeTransformer):
         if node.attr == "__class__" and isinstance(node.ctx, ast.Load):
             return _rt("class_of", node.value)
         return _rt("narrowed", node) if own and isinstance(node.ctx, ast.Load) else node
+
+    def visit_Starred(self, node: ast.Starred) -> ast.AST:
+        return ast.Starred(_rt("spread", self.visit(node.value)), node.ctx) if isinstance(node.ctx, ast.Load) else node
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         if isinstance(node.func, ast.Name) and node.func.id in _NATIVE:

@@ -47,9 +47,13 @@ from dlc.frontend.torch_values import (
 
 _CHANGING = frozenset(
     "append extend insert pop remove clear sort reverse update setdefault popitem add discard difference_update"
-    " intersection_update symmetric_difference_update appendleft popleft extendleft rotate".split()
+    " intersection_update symmetric_difference_update appendleft popleft extendleft rotate move_to_end"
+    " __setitem__ __delitem__ __iadd__ __imul__ __ior__ __iand__ __ixor__ __isub__".split()
 )
 """Methods that change a container."""
+
+_KEEPING = frozenset("append appendleft add insert setdefault".split())
+"""Those that put into it what they are given, as it is."""
 
 _LOOKING = (isinstance, len, getattr, hasattr, callable, type, bool)
 """Functions that look at a value, and do nothing else."""
@@ -187,7 +191,7 @@ class Calls(Flow):
                 self.prepare(function)
             return self.native(function, args, kwargs)
         if isinstance(function, type):
-            return self.born(self.native(function, args, kwargs))
+            return self.instance(function, args, kwargs)
         if isinstance(function, (types.BuiltinMethodType, types.MethodWrapperType)):
             return self.method(function, args, kwargs)
         own = vars(type(function)).get("__call__")
@@ -200,10 +204,23 @@ class Calls(Flow):
     def own_method(self, owner: Any, name: str, *args: Any) -> bool:
         """Call a method that an operator stands for, where the object's class defines it in Python; whether it does."""
         function = getattr(type(owner), name, None)
-        if not isinstance(function, types.FunctionType) or self.rewriting(function) is function:
+        if not self.writes(function):
             return False
         self.call(function, owner, *args)
         return True
+
+    def writes(self, function: Any) -> bool:
+        """Whether a function is the model's, and rewritten."""
+        return isinstance(function, types.FunctionType) and self.rewriting(function).__code__ in self.own
+
+    def instance(self, kind: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A new object, as `type.__call__` makes it; its `__init__` may be rewritten."""
+        plain = type(kind) is type and getattr(kind, "__new__", None) is object.__new__
+        if not plain or not self.writes(kind.__init__):  # type: ignore[misc]
+            return self.born(self.native(kind, args, kwargs))
+        made = self.born(object.__new__(kind))
+        self.call(kind.__init__, made, *args, **kwargs)  # type: ignore[misc]
+        return made
 
     def method(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A builtin function or a builtin object's method."""
@@ -211,6 +228,8 @@ class Calls(Flow):
         name = function.__name__
         if isinstance(owner, (list, dict, set)) or type(owner).__module__ == "collections":
             if name in _CHANGING:
+                if name not in _KEEPING:
+                    torch_effects.advance_all(self, args)
                 self.whole(owner, unless=name in ("append", "clear"))
                 self.touch(owner)
                 if name == "sort" and isinstance(owner, list):
@@ -227,6 +246,9 @@ class Calls(Flow):
 
     def native(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A function that is not rewritten: numbers from data become tensors or extents where it takes them."""
+        owner = getattr(function, "__self__", None)
+        if owner is not None and getattr(function, "__name__", "") in ("__setattr__", "__delattr__"):
+            return torch_effects.store(self, lambda _, *named: function(*named), owner, *args, **kwargs)
         for v in absent((args, kwargs)):
             v.refuse()
         if not any(isinstance(v, Number) for v in leaves((args, kwargs))):

@@ -5,9 +5,11 @@ Source: Chen et al., DyCL (ISSTA 2023), section 4.1: what both arms of a branch 
 
 from __future__ import annotations
 
+import inspect
 import io
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,7 +41,32 @@ def _change(flow: Flow, owner: Any, kind: type[DlcError], /, **fields: Any) -> N
 def advance(flow: Flow, iterator: Any) -> None:
     """An iterator is about to be stepped: where that is not done on every path, it must have been made there."""
     why = "it is stepped on one path only, and was made before; make it there, or count an index"
-    _change(flow, iterator, UncapturedDecision, what="how far an iterator has come", why=why)
+    what = "how far an iterator has come"
+    if any(v is known for v in _beneath(iterator) for known in flow.unsure):
+        raise flow.refused(UncapturedDecision, what=what, why="a loop over it ends early where data say")
+    _change(flow, iterator, UncapturedDecision, what=what, why=why)
+
+
+def _beneath(iterator: Any) -> Iterator[Any]:
+    """An iterator, and those that it takes its items from, as far as it shows them (PEP 307)."""
+    yield iterator
+    with suppress(Exception):
+        for v in iterator.__reduce__()[1]:
+            if isinstance(v, Iterator):
+                yield from _beneath(v)
+
+
+def ends_early(flow: Flow, over: Any) -> None:
+    """A loop over a value ends where data say: how far an iterator has come is not known from there on."""
+    if isinstance(over, Iterator):
+        flow.unsure += _beneath(over)
+
+
+def advance_all(flow: Flow, values: Iterable[Any]) -> None:
+    """Those of some values that are iterators are about to be used up."""
+    for v in values:
+        if isinstance(v, Iterator) and not isinstance(v, io.IOBase):
+            advance(flow, v)
 
 
 def alter(flow: Flow, owner: Any, by: str) -> None:
@@ -60,9 +87,7 @@ def followed(rt: Calls, function: Any, args: tuple[Any, ...], kwargs: dict[str, 
     if len(rt.frames) == 1 or (torchs and (isinstance(owner, (torch.Tensor, type, types.ModuleType)) or owner is function)):
         return function(*args, **kwargs)
     given = [owner] if torchs else [owner, *args, *kwargs.values()]
-    for v in given[1:]:
-        if isinstance(v, Iterator) and not isinstance(v, io.IOBase):
-            advance(rt, v)
+    advance_all(rt, given[1:])
     objects = [v for v in given if not fixed(v) and id(v) not in rt.frame.born]
     cells = [Cell(v, None) for v in objects if journalled(v)]
     before = [cell.read() for cell in cells]
@@ -100,11 +125,27 @@ def has(rt: Calls, owner: Any, name: str) -> bool:
     return held is not DEAD
 
 
+def store(rt: Calls, write: Callable[..., None], owner: Any, name: str, *value: Any) -> None:
+    """Write (`setattr`) or delete an attribute; what code of the model's own does in its place is that code's business."""
+    verb = "set" if value else "delete"
+    if write in (setattr, delattr) and rt.own_method(owner, "__setattr__" if value else "__delattr__", name, *value):
+        return
+    found = inspect.getattr_static(type(owner), name, None)
+    if isinstance(found, property):
+        function: Any = found.fset if value else found.fdel
+        if function is not None:
+            rt.call(function, owner, *value)
+            return
+    elif found is not None and rt.own_method(found, f"__{verb}__", owner, *value):
+        return
+    if not isinstance(owner, torch.Tensor):
+        rt.touch(owner, name)
+    write(owner, name, *value)
+
+
 def writing(write: Callable[..., None]) -> Callable[..., None]:
     def written(rt: Calls, owner: Any, name: str, *value: Any) -> None:
-        if not isinstance(owner, torch.Tensor):
-            rt.touch(owner, name)
-        write(owner, name, *value)
+        store(rt, write, owner, name, *value)
 
     return written
 
@@ -114,4 +155,4 @@ def step(rt: Calls, iterator: Any, *default: Any) -> Any:
     return next(iterator, *default)
 
 
-__all__ = ["WRITING", "advance", "alter", "followed", "has", "step", "writing"]
+__all__ = ["WRITING", "advance", "advance_all", "alter", "ends_early", "followed", "has", "step", "store", "writing"]

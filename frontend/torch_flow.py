@@ -79,6 +79,7 @@ class Flow:
         self.fronts: dict[tuple[int, str], tuple[torch.Tensor, Number]] = {}  # bounds of slices, from the front
         self.loose = Loose(self)
         self.lengths: list[Lengths] = []  # values of known sizes that depend on the path
+        self.unsure: list[Any] = []  # iterators over which a loop has ended early, by data
         self.sizes: dict[Any, tuple[Any, Any]] = {}  # extents that are one of two, by data
         self.truths: dict[int, tuple[torch.Tensor, int, Number]] = {}  # of tensors that were asked for it, as they were then
 

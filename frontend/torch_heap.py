@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any
 
 from dlc.errors import DlcError
+from dlc.frontend.torch_callers import left_alone
 from dlc.frontend.torch_recorder import Region
 from dlc.frontend.torch_truth import Fact
 
@@ -62,11 +64,9 @@ class Cell:
         if self.name is not None:
             if value is MISSING:
                 if self.read() is not MISSING:
-                    delattr(self.owner, self.name)
+                    _plain(self.owner, "__delattr__")(self.owner, self.name)
             elif self.read() is not value:
-                object.__setattr__(self.owner, self.name, value) if _frozen(self.owner) else setattr(
-                    self.owner, self.name, value
-                )
+                _plain(self.owner, "__setattr__")(self.owner, self.name, value)
             return
         if isinstance(self.owner, list):
             self.owner[:] = value
@@ -85,9 +85,10 @@ def _copy(value: Any) -> Any:
     return copy.copy(value)
 
 
-def _frozen(owner: Any) -> bool:
-    parameters = getattr(type(owner), "__dataclass_params__", None)
-    return parameters is not None and bool(parameters.frozen)
+def _plain(owner: Any, name: str) -> Any:
+    """The method that stores or deletes an attribute, past those of the model's own classes, which may do something else."""
+    methods = (vars(kind)[name] for kind in type(owner).__mro__ if name in vars(kind))
+    return next(m for m in methods if not isinstance(m, FunctionType) or left_alone(m))
 
 
 @dataclass(eq=False)

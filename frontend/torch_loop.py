@@ -27,6 +27,7 @@ from typing import Any
 from dlc.frontend.python_exits import DONE, RETURN
 from dlc.frontend.python_rewrite import Site
 from dlc.frontend.torch_body import Body, Round, State, positive
+from dlc.frontend.torch_effects import ends_early
 from dlc.frontend.torch_errors import CannotRecordLoop
 from dlc.frontend.torch_flow import Branch, Flow, both, place_of_site
 from dlc.frontend.torch_heap import Frame
@@ -55,6 +56,7 @@ class Loop:
         self.catching = False
         self.done = 0
         self.open: list[Branch] = []
+        self.over = over
         self._script = self._plan(over)
 
     # --- what the rewritten code calls ---
@@ -211,6 +213,7 @@ class Loop:
                 if stopped is True:
                     break
                 if isinstance(stopped, Number):
+                    ends_early(flow, self.over)
                     opened.append(self._or_stop(n, stopped, state))
                     state = self._going_on(n, state)
             if stopped is True:

@@ -13,7 +13,7 @@ import torch
 from dlc.frontend.python_rewrite import Site
 from dlc.frontend.torch_calls import Calls
 from dlc.frontend.torch_caught import caught_by
-from dlc.frontend.torch_effects import alter
+from dlc.frontend.torch_effects import advance_all, alter, store
 from dlc.frontend.torch_errors import UncapturedDecision
 from dlc.frontend.torch_flow import Branch, both
 from dlc.frontend.torch_held import journalled
@@ -88,6 +88,8 @@ class Runtime(Calls):
     def inside(self, context: Any) -> Any:
         """The context of a `with`, which may catch exceptions, too."""
         kinds = caught_by(context)
+        if self.writes(getattr(type(context), "__exit__", None)):
+            context = _Entered(self, context)
         return self._catching_in(context, kinds) if kinds else context
 
     @contextmanager
@@ -105,9 +107,15 @@ class Runtime(Calls):
             )
         return over
 
+    def spread(self, over: Any) -> Any:
+        """The iterable of `*over`, or of `a, b = over`."""
+        advance_all(self, (over,))
+        return over
+
     def listed(self, site: Site, over: Any, filtered: bool, plain: Callable[[Any], Any], loop: Callable[[Any], Any]) -> Any:
         """The list of a comprehension over `over`: in Python, or by `loop` where its length or its filter is data."""
         if isinstance(over, Iterator):
+            advance_all(self, (over,))
             over = list(over)
         if isinstance(steps_of(self, over), Steps) or isinstance(over, (list, tuple)) and any(isinstance(v, Sometimes) for v in over):
             return loop(over)
@@ -279,6 +287,7 @@ class Runtime(Calls):
         if isinstance(container, Steps) and not isinstance(container, Span):
             raise self.refused_at(site, UncapturedDecision, what="the length of what is searched here", why="compare in a for loop")
         if not isinstance(container, (list, tuple, set, frozenset, dict, range, Span)):
+            advance_all(self, (container,))
             return item in container
         if isinstance(container, Span):
             return self._in_range(site, item, container)
@@ -326,19 +335,17 @@ class Runtime(Calls):
             del value[key]
 
     def set_attr(self, value: Any, name: str, item: Any) -> None:
-        if not isinstance(value, torch.Tensor):
-            self.touch(value, name)
-        setattr(value, name, item)
+        store(self, setattr, value, name, item)
 
     def del_attr(self, value: Any, name: str) -> None:
-        self.touch(value, name)
-        delattr(value, name)
+        store(self, delattr, value, name)
 
     def augmented(self, op: str, value: Any, other: Any) -> Any:
         """`value op= other`."""
         if isinstance(value, torch.Tensor) and isinstance(other, Number):
             other = other.kept(value) if op in WIDE else other.operand(value)
         if journalled(value):
+            advance_all(self, (other,))
             self.touch(value)
         made = _IN_PLACE[op](value, other)
         if made is value and not journalled(value):
@@ -350,6 +357,20 @@ class Runtime(Calls):
 
     def augment_item(self, op: str, value: Any, key: Any, other: Any) -> None:
         self.set_item(value, key, self.augmented(op, read_item(self, value, key, shared=False), other))
+
+
+class _Entered:
+    """A context of the model's own class, whose methods are rewritten."""
+
+    def __init__(self, rt: Runtime, context: Any) -> None:
+        self.rt = rt
+        self.context = context
+
+    def __enter__(self) -> Any:
+        return self.rt.call(type(self.context).__enter__, self.context)
+
+    def __exit__(self, *error: Any) -> Any:
+        return self.rt.call(type(self.context).__exit__, self.context, *error)
 
 
 def _sequence(v: Any) -> bool:

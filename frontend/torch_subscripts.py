@@ -9,7 +9,7 @@ from torch import nn
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from dlc.frontend.torch_collect import Collected, one_of, row
-from dlc.frontend.torch_effects import alter
+from dlc.frontend.torch_effects import advance_all, alter
 from dlc.frontend.torch_errors import UncapturedDecision
 from dlc.frontend.torch_masks import is_mask
 from dlc.frontend.torch_numbers import Number
@@ -217,6 +217,8 @@ def assign_item(flow: Any, value: Any, key: Any, item: Any) -> None:
     flow.whole(value)
     if flow.own_method(value, "__setitem__", key, item):
         return
+    if isinstance(key, slice):
+        advance_all(flow, (item,))
     alter(flow, value, "writing an item")
     if isinstance(value, list) and _from_data(key) and not isinstance(key, slice):
         known = flow.integer(key)

@@ -187,6 +187,115 @@ def iterator_used_up_in_an_arm(x):
     return x * y + len(list(items))
 
 
+@refused("how far an iterator has come")
+def iterator_spread_in_an_arm(x):
+    items = iter([1, 2])
+    n = 0
+    if x.sum() > 0:
+        n = len([*items])  # here
+    return x * n + len(list(items))
+
+
+@refused("how far an iterator has come")
+def iterator_unpacked_in_an_arm(x):
+    items = iter([1, 2])
+    a = 0
+    if x.sum() > 0:
+        a, _b = items  # here
+    return x * a + len(list(items))
+
+
+@refused("how far an iterator has come")
+def iterator_searched_in_an_arm(x):
+    items = iter([1, 2])
+    found = False
+    if x.sum() > 0:
+        found = 1 in items  # here
+    return x * found + len(list(items))
+
+
+@refused("how far an iterator has come")
+def iterator_added_to_a_list_in_an_arm(x):
+    items, known = iter([1, 2]), [0]
+    if x.sum() > 0:
+        known += items  # here
+    return x + len(list(items))
+
+
+@refused("how far an iterator has come")
+def iterator_that_extends_a_list_in_an_arm(x):
+    items, known = iter([1, 2]), [0]
+    if x.sum() > 0:
+        known.extend(items)  # here
+    return x + len(list(items))
+
+
+@refused("how far an iterator has come")
+def iterator_over_a_slice_in_an_arm(x):
+    items, known = iter([1, 2]), [0]
+    if x.sum() > 0:
+        known[:] = items  # here
+    return x + len(list(items))
+
+
+@refused("how far an iterator has come")
+def iterator_summed_by_a_comprehension_in_an_arm(x):
+    items, n = iter([1, 2]), 0
+    if x.sum() > 0:
+        n = sum(v for v in items)  # here
+    return x * n + len(list(items))
+
+
+@refused("a loop over it ends early where data say")
+def iterator_after_a_loop_that_data_end(x):
+    items = iter([1, 2, 3])
+    for n in items:
+        if x.sum() > n:
+            break
+    return x * len(list(items))  # here
+
+
+@refused("a loop over it ends early where data say")
+def iterator_beneath_another_after_a_loop_that_data_end(x):
+    items = iter([1, 2, 3])
+    for n, _item in enumerate(items):
+        if x.sum() > n:
+            break
+    return x * next(items, 9)  # here
+
+
+@refused("a dict of 2")
+def order_of_a_dict(x):
+    parts = {"a": 1.0, "b": 2.0}
+    if x.sum() > 0:
+        parts = {"b": 2.0, "a": 1.0}
+    return x * next(iter(parts.values()))  # here
+
+
+class Named:
+    def __init__(self, name, scale):
+        self.name, self.scale = name, scale
+
+    def __eq__(self, other):
+        return self.name == other.name
+
+
+@refused("a Named on one path and a Named on the other")
+def objects_that_their_class_calls_equal(x):
+    chosen = Named("a", 1)
+    if x.sum() > 0:
+        chosen = Named("a", 5)
+    return x * chosen.scale  # here
+
+
+@refused("OrderedDict")
+def order_that_an_arm_changes(x):
+    parts = OrderedDict(a=1.0, b=2.0)
+    if x.sum() > 0:
+        parts.move_to_end("a")
+    return x * next(iter(parts.values()))  # here
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_change_on_one_path_is_refused_at_its_line(name):
     program, part = REFUSED[name]
@@ -345,3 +454,141 @@ def test_entries_of_kinds_of_dicts_that_an_arm_changes(make):
     imported = import_torch(model, (torch.ones(4),))
     for x in (torch.ones(4), -torch.ones(4)):
         close(run(imported, (x,))[0], model(x))
+
+
+# --- the model's own classes -----------------------------------------------------------------------------------------
+
+
+class Doubling:
+    """Attributes that code stands behind: of a property, of a descriptor, of the class."""
+
+    class Halved:
+        def __get__(self, owner, kind=None):
+            return owner.kept
+
+        def __set__(self, owner, value):
+            owner.kept = value / 2
+
+    half = Halved()
+
+    def __init__(self, made=()):
+        self.held = self.kept = 1
+        for other in made:
+            other.append(1)
+
+    @property
+    def twice(self):
+        return self.held
+
+    @twice.setter
+    def twice(self, value):
+        self.held = value * 2 if value > 0 else value
+
+    @twice.deleter
+    def twice(self):
+        self.held = 9
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value + 1 if name == "more" else value)
+
+
+def property_in_an_arm(x):
+    record, name = Doubling(), "twice"
+    if x.sum() > 0:
+        record.twice = 5
+        setattr(record, name, record.twice + 1)
+    return x * record.twice
+
+
+def property_raised_in_an_arm(x):
+    record = Doubling()
+    for value in x:
+        if value > 0:
+            record.twice += value.item()
+    return x * record.twice
+
+
+def property_deleted_in_an_arm(x):
+    record = Doubling()
+    if x.sum() > 0:
+        del record.twice
+    return x * record.twice
+
+
+def descriptor_in_an_arm(x):
+    record = Doubling()
+    if x.sum() > 0:
+        record.half = 5
+    return x * record.half
+
+
+def attribute_by_the_class_in_an_arm(x):
+    record = Doubling()
+    record.more = 1
+    if x.sum() > 0:
+        record.more = 5
+    return x * record.more
+
+
+def object_that_is_made_in_an_arm_changes_others(x):
+    made = []
+    if x.sum() > 0:
+        Doubling([made])
+    return x * len(made)
+
+
+def class_of_the_function(x):
+    made = []
+
+    class Counter:
+        def __init__(self):
+            self.n = 0
+            made.append(1)
+
+        def count(self, y):
+            self.n += 1 if y.sum() > 3 else 2
+            made.append(2)
+
+    counter = Counter()
+    if x.sum() > 0:
+        counter.count(x)
+    return x * counter.n + len(made)
+
+
+class Entered:
+    def __init__(self):
+        self.n = 0
+
+    def __enter__(self):
+        self.n += 1
+        return self
+
+    def __exit__(self, *error):
+        self.n += 10
+
+
+def context_entered_in_an_arm(x):
+    context = Entered()
+    if x.sum() > 0:
+        with context as entered:
+            x = x * entered.n
+    return x * context.n
+
+
+def item_by_its_method_in_an_arm(x):
+    parts = {"a": 1}
+    if x.sum() > 0:
+        parts.__setitem__("a", 5)
+    return x * parts["a"]
+
+
+OWN = [
+    property_in_an_arm, property_raised_in_an_arm, property_deleted_in_an_arm, descriptor_in_an_arm,
+    attribute_by_the_class_in_an_arm, object_that_is_made_in_an_arm_changes_others, class_of_the_function,
+    context_entered_in_an_arm, item_by_its_method_in_an_arm,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("program", OWN)
+def test_what_classes_do_in_an_arm(program):
+    check(program, X, others=[(Y,), (2 * X,)])
