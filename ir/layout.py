@@ -279,7 +279,7 @@ def _modes_per_dimension(shape: Sequence[int], modes: Sequence[int]) -> list[int
 
 
 def _fits(shape: Sequence[int], modes: Sequence[int]) -> bool:
-    return bool(_modes_per_dimension(shape, modes)) or not shape
+    return bool(_modes_per_dimension(shape, modes)) or (not shape and math.prod(modes) == 1)
 
 
 def _dimensions(shape: Sequence[int], modes: Sequence[int]) -> list[int]:

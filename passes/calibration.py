@@ -14,7 +14,7 @@ from dlc.ir.evaluate import Array, hold
 from dlc.ir.expr import Cast, dtype_of
 from dlc.ir.interpret import run_program
 from dlc.ir.program import Program, tensor_types
-from dlc.passes.quantize_weights import Calibration, QuantizeWeights, Search
+from dlc.passes.quantize_weights import BadQuantisation, Calibration, QuantizeWeights, Search
 from dlc.passes.rewrite import Names, map_regions
 from dlc.passes.weight_layers import Linear
 
@@ -66,6 +66,8 @@ class _Moments:
         if name not in self.wanted or value.size == 0:
             return
         rows = hold(value, F32).reshape(-1, value.shape[-1])
+        if not np.isfinite(rows).all():
+            raise BadQuantisation(reason=f"a calibration input makes an infinity or NaN of what '{name.removesuffix('_rows')}' multiplies")
         most = np.abs(rows).max(axis=0)
         self.sums[name] = self.sums.get(name, 0.0) + rows.T @ rows
         self.greatest[name] = np.maximum(self.greatest[name], most) if name in self.greatest else most

@@ -372,8 +372,8 @@ class CodedProduct:
         return parts is not None and parts[0].const == 1
 
     def moved(self, e: Expr) -> Expr:
-        """The expression over groups and the terms of one."""
-        return map_indices(e.substitute({self.term.name: self.at}), self.facts.simplify)
+        """A scale or zero point over groups: a group lies in one of those whose size divides the terms, so its first term tells which."""
+        return map_indices(e.substitute({self.term.name: self.group_start()}), self.facts.simplify)
 
     # --- operands ---
 

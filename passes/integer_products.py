@@ -67,6 +67,8 @@ class _Products:
         """The literal that a constant of integers holds everywhere: zero points are often one number, and that 0."""
         if not isinstance(e, Access) or e.tensor not in self.consts or not self.types[e.tensor].dtype.is_int:
             return None
+        if self.types[e.tensor].dtype.is_coded:  # weights, zero points or not: what their codes mean is for `coded-products`
+            return None
         if e.tensor not in self.literals:
             array = np.asarray(self.program.data[e.tensor]) if e.tensor in self.program.data else np.empty(0)
             same = 0 < array.size <= _ZEROS and (array == array.flat[0]).all()

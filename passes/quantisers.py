@@ -110,13 +110,13 @@ def _candidates(w: Array, grid: Grid) -> list[tuple[Array, Array | None]]:
     dtype = grid.dtype
     shrinks = _SHRINK_MORE if dtype.bits <= 2 else _SHRINK if dtype.bits <= _FEW_BITS else (1.0,)
     if grid.zero != "none":
-        low, high = np.minimum(w.min(axis=1), 0), np.maximum(w.max(axis=1), 0)
-        if grid.zero == "real":
-            low, high = w.min(axis=1), w.max(axis=1)
+        low, high = w.min(axis=1), w.max(axis=1)
+        ranges = [(np.minimum(low, 0), np.maximum(high, 0))]
+        if grid.zero == "real":  # of weights that are nearly one number the zero point is out of reach without 0 in the range
+            ranges.append((low, high))
         span = _greatest(dtype) - _least(dtype)
         return [
-            (s * (high - low) / span, _least(dtype) - s * low / np.maximum(s * (high - low) / span, 1e-30))
-            for s in shrinks
+            (s * (b - a) / span, _least(dtype) - s * a / np.maximum(s * (b - a) / span, 1e-30)) for a, b in ranges for s in shrinks
         ]
     size = np.abs(w).max(axis=1)
     made: list[tuple[Array, Array | None]] = [
@@ -141,16 +141,24 @@ def _least(dtype: DType) -> float:
 
 
 def _stored(scale: Array, zero: Array | None, grid: Grid) -> tuple[Array, Array | None]:
-    """Scales and zero points as they are kept; a group of zeros has scale 1, and so has one whose scale is too small to be kept."""
-    kept = round_to(scale, grid.scales)
-    held = hold(kept, grid.scales)
-    usable = np.isfinite(held) & (held != 0)
-    kept = np.where(usable, kept, round_to(np.ones(()), grid.scales))
+    """Scales and zero points as they are kept; a scale beyond the reach of its type is the nearest one to it that is not 0."""
+    least, most = _reach(grid.scales)
+    within = np.copysign(np.clip(np.abs(scale), least, most), 1.0 if grid.scales.is_coded else scale)  # powers of two have no sign
+    kept = round_to(within, grid.scales)
     if zero is None:
         return kept, None
-    return kept, encode(zero, grid.dtype) if grid.zero == "codes" else round_to(
-        np.where(usable, zero, 0.0), grid.scales
-    )
+    return kept, encode(zero, grid.dtype) if grid.zero == "codes" else round_to(zero, grid.scales)
+
+
+def _reach(dtype: DType) -> tuple[float, float]:
+    """The least number above 0 of a type of scales, and the greatest."""
+    if dtype.is_coded:
+        numbers = values(dtype)
+        numbers = numbers[np.isfinite(numbers) & (numbers > 0)]
+        return float(numbers.min()), float(numbers.max())
+    infinity = round_to(np.array([np.inf]), dtype).view(f"u{dtype.bytes}")
+    least, most = hold(np.array([1, infinity[0] - 1], infinity.dtype).view(dtype.numpy), dtype)  # the bits next to those of 0 and of it
+    return float(least), float(most)
 
 
 def codes_for(w: Array, grid: Grid, scales: Array, zeros: Array | None) -> Array:
@@ -177,8 +185,8 @@ def round_to_nearest(w: Array, grid: Grid) -> Quantised:
     size, groups = grid.group or k, grid.groups(k)
     full = np.zeros((n, groups * size))
     full[:, :k] = w
-    if groups * size > k and grid.zero == "real":
-        full[:, k:] = w[:, -1:]  # what is beyond must not widen the last group's range
+    if groups * size > k and (grid.zero == "real" or grid.dtype.is_bipolar):
+        full[:, k:] = w[:, -1:]  # what is beyond must not widen the last group's range, nor count as errors of numbers that have no 0
     rows = full.reshape(n * groups, size)
     scales, zeros = group_parameters(rows, grid)
     codes = codes_for(rows, grid, scales, zeros).reshape(n, groups * size)[:, :k]

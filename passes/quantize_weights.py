@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -133,8 +134,17 @@ class QuantizeWeights(Pass):
 
     def __post_init__(self) -> None:
         for size in (self.group, self.activation_group):
-            if size is not None and size < 2:
-                raise BadQuantisation(reason=f"a group of {size} weights")
+            if size is not None and (not isinstance(size, int) or size < 2):
+                raise BadQuantisation(reason=f"a group of {size!r} weights")
+        for name, known in choices().items():
+            if getattr(self, name) not in known:
+                raise BadQuantisation(reason=f"'{name}' is one of {', '.join(known)}, not {getattr(self, name)!r}")
+        if not isinstance(self.weights, str):
+            raise BadQuantisation(reason=f"{self.weights!r} is no name of a type")
+        if isinstance(self.skip, str):
+            raise BadQuantisation(reason=f"`skip` is a tuple of names, not the text {self.skip!r}")
+        if not self.outliers >= 0:
+            raise BadQuantisation(reason=f"outliers from {self.outliers}")
         if self.budget is None:
             self.grid(self.weights)
 
@@ -162,7 +172,16 @@ class QuantizeWeights(Pass):
             raise BadQuantisation(reason=f"{dtype} has no zero point among its codes")
         if zero == "none" and dtype.kind == "u":
             raise BadQuantisation(reason=f"{dtype} has no numbers below 0, and needs a zero point")
+        if zero == "real" and self.scales == "f8e8m0":
+            raise BadQuantisation(reason="f8e8m0 has neither 0 nor numbers below, and holds no zero points")
         return Grid(dtype, self.group, DTYPES[self.scales], zero)
+
+
+@cache
+def choices() -> Mapping[str, tuple[str, ...]]:
+    """The values that options of few values take, by option."""
+    hints = get_type_hints(QuantizeWeights)
+    return {f.name: get_args(hints[f.name]) for f in fields(QuantizeWeights) if get_origin(hints[f.name]) is Literal}
 
 
 def quantize_weights(

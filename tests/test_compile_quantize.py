@@ -186,3 +186,35 @@ def test_a_layer_behind_attention_streams_its_weights_in_a_kernel_of_its_own(qua
     exe = dlc.compile(model, (x,), dynamic_shapes=({1: length},), quantize=quantize, cache=False)
     want = model(x).detach().numpy()
     assert np.abs(exe(x).detach().numpy() - want).max() < 0.2 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("weights", ["i4", "u4", "u1", "b2", "t2", "f4e2m1", "u4:z=real", "i8:z=real", "u5:a=i8", "b3:s=f8e8m0"])
+@pytest.mark.parametrize("value", [0.0, -0.37])
+def test_a_matrix_of_one_number(weights: str, value: float) -> None:
+    """As what is initialised with zeros has it; a type without 0 has the least scale then."""
+    torch.manual_seed(0)
+    model, x = torch.nn.Linear(40, 24), torch.randn(3, 40)
+    torch.nn.init.constant_(model.weight, value)
+    got, want = dlc.compile(model, (x,), quantize=weights, cache=False)(x).detach().numpy(), model(x).detach().numpy()
+    step = 2 if weights.endswith("f8e8m0") else 0.02  # a power of two is nearest
+    assert np.abs(got - want).max() <= (step * np.abs(want).max() if value else 1e-5)
+
+
+@pytest.mark.parametrize(("group", "activation_group"), [(32, 16), (16, 32), (48, 32), (7, 16)])
+def test_groups_of_activations_beside_others_of_weights(group: int, activation_group: int) -> None:
+    torch.manual_seed(0)
+    model, x = torch.nn.Linear(96, 24), torch.randn(3, 96)
+    for weights in ("u4", "f6e3m2"):
+        options = Quantize(weights, group, "i8", activation_group)
+        program = quantise(import_any(model, (x,), None, None, None), options)[0].program
+        (want,) = run_program(program, [x.numpy()])
+        got = dlc.compile(model, (x,), quantize=options, cache=False)(x).detach().numpy()
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+def test_calibration_inputs_that_are_no_numbers_are_refused() -> None:
+    model, x = torch.nn.Linear(40, 24), torch.full((3, 40), float("nan"))
+    with pytest.raises(BadQuantisation, match="makes an infinity or NaN of what 'linear"):
+        dlc.compile(model, (x,), quantize=Quantize("i4", calibrate=[(x,)]), cache=False)
+    with pytest.raises(BadQuantisation, match="`calibrate` is a sequence of example calls"):
+        Quantize("i4", calibrate=((x,) for _ in range(2)))  # type: ignore[arg-type]

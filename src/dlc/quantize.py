@@ -19,6 +19,7 @@ from dlc.passes.quantize_weights import (
     Calibration,
     QuantisedLayer,
     QuantizeWeights,
+    choices,
     quantize_weights,
 )
 from dlc.runtime.tree import Flattener, check_tree
@@ -63,6 +64,8 @@ class Quantize(QuantizeWeights):
 
     def __post_init__(self) -> None:
         QuantizeWeights.__post_init__(self)
+        if self.calibrate is not None and not isinstance(self.calibrate, Sequence):
+            raise BadQuantisation(reason="`calibrate` is a sequence of example calls")
         if self.calibrate is not None and not len(self.calibrate):
             raise BadQuantisation(reason="`calibrate` holds no example")
 
@@ -112,17 +115,11 @@ def _option(text: str, part: str) -> Mapping[str, Any]:
     if not equals and part[:1] == "g" and part[1:].isdecimal():
         return {"group": int(part[1:])}
     if name in _CHOICES:
-        known = _literals(_CHOICES[name])
+        known = choices()[_CHOICES[name]]
         if value not in known:
             raise UnknownQuantisation(text=text, reason=f"'{name}' is one of {', '.join(known)}, not '{value}'")
         return {_CHOICES[name]: value}
     raise UnknownQuantisation(text=text, reason=f"'{part}' is no option")
-
-
-def _literals(name: str) -> tuple[str, ...]:
-    from typing import get_args, get_type_hints
-
-    return get_args(get_type_hints(QuantizeWeights)[name])
 
 
 def quantise(imported: Imported, options: Quantize) -> tuple[Imported, tuple[QuantisedLayer, ...]]:

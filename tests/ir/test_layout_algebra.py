@@ -277,6 +277,7 @@ def test_packed_weights_lie_in_the_order_of_the_registers(lanes: int, vectors: i
     [
         (lambda: Layout((4,), (2, 2), (0,)), "does not use each mode once"),
         (lambda: Layout((4,), (2, 3), (0, 1)), "do not split its shape"),
+        (lambda: Layout((), (2,), (0,)), "do not split its shape"),
         (lambda: spatial(2) @ spatial(2, 2), "differ in rank"),
         (lambda: spatial(2, 4) / local(1, 2), "is no right factor of"),
         (lambda: spatial(2, 4).left_divide(spatial(3, 1)), "is no left factor of"),

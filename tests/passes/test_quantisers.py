@@ -70,6 +70,33 @@ def test_scales_too_small_to_keep_do_no_harm() -> None:
     assert np.isfinite(made.dense()).all() and np.abs(made.dense()).max() <= 0.5
 
 
+@TYPES
+@pytest.mark.parametrize("scales", ["f16", "bf16", "f32", "f8e8m0"])
+def test_zeros_beside_any_type_are_almost_none(dtype: DType, scales: str) -> None:
+    """Bipolar numbers have no 0: what is left is the least scale."""
+    of = grid(dtype, 8, DTYPES[scales])
+    if of.zero == "real" and scales == "f8e8m0":
+        pytest.skip("has no zero points")
+    assert np.abs(round_to_nearest(np.zeros((2, 16)), of).dense()).max() < 2e-5
+
+
+def test_scales_beyond_their_type_are_the_nearest_it_has() -> None:
+    """1e-6 / 7 is no number of f16: the least one leaves something of the weights; and 1e7 is cut off at the greatest."""
+    for size, error in ((2e-6, 0.1), (4e5, 0.1)):
+        w = np.random.default_rng(0).uniform(-size, size, (4, 32))
+        assert relative_error(w, round_to_nearest(w, grid(DTYPES["i4"], 8)).dense()) < error
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u4", "i8", "f4e2m1", "b3"])
+@pytest.mark.parametrize("spread", [0.0, 1e-6])
+def test_a_group_of_nearly_one_number_has_a_zero_point_within_reach(dtype: str, spread: float) -> None:
+    w = -0.37 + spread * matrix(2, 20)
+    made = round_to_nearest(w, Grid(DTYPES[dtype], 8, F16, "real"))
+    assert relative_error(w, made.dense()) < 2e-3
+    part = round_to_nearest(np.full((2, 9), 0.37), grid(DTYPES["b2"], 8))  # and what fills up a group is no weight
+    assert relative_error(np.full((2, 9), 0.37), part.dense()) < 2e-3
+
+
 def test_two_s_complement_uses_its_lowest_number() -> None:
     w = np.array([[0.7, 0.1, -0.2, -0.8]])
     scales, _ = group_parameters(w, grid(DTYPES["i4"], None, F32))

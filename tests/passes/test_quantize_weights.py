@@ -379,6 +379,16 @@ def test_a_budget_mixes_types() -> None:
         ({"group": 1}, "a group of 1 weights"),
         ({"weights": "b4", "zero_point": "codes"}, "b4 has no zero point among its codes"),
         ({"weights": "u4", "zero_point": "none"}, "u4 has no numbers below 0"),
+        ({"weights": "u4", "zero_point": "real", "scales": "f8e8m0"}, "f8e8m0 .* holds no zero points"),
+        ({"weights": "u1", "scales": "f8e8m0"}, "f8e8m0 .* holds no zero points"),
+        ({"activation": "i7"}, "'activation' is one of f32, bf16, i8, .*, not 'i7'"),
+        ({"scales": "f64"}, "'scales' is one of f16, .*, not 'f64'"),
+        ({"method": "gptq"}, "'method' is one of auto, nearest, compensated, not 'gptq'"),
+        ({"zero_point": "some"}, "'zero_point' is one of auto, .*, not 'some'"),
+        ({"weights": 4}, "4 is no name of a type"),
+        ({"group": 2.5}, "a group of 2.5 weights"),
+        ({"skip": "lm_head"}, "`skip` is a tuple of names, not the text 'lm_head'"),
+        ({"outliers": -1.0}, "outliers from -1.0"),
     ],
 )
 def test_what_does_not_exist_is_refused(options: dict[str, Any], said: str) -> None:
