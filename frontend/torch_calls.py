@@ -216,10 +216,11 @@ class Calls(Flow):
     def instance(self, kind: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A new object, as `type.__call__` makes it; its `__init__` may be rewritten."""
         plain = type(kind) is type and getattr(kind, "__new__", None) is object.__new__
-        if not plain or not self.writes(kind.__init__):  # type: ignore[misc]
+        start = getattr(kind, "__init__", None)
+        if not plain or not self.writes(start):
             return self.born(self.native(kind, args, kwargs))
         made = self.born(object.__new__(kind))
-        self.call(kind.__init__, made, *args, **kwargs)  # type: ignore[misc]
+        self.call(start, made, *args, **kwargs)
         return made
 
     def method(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -15,7 +15,7 @@ from dlc.frontend.torch_callers import left_alone
 def caught_by(context: Any) -> tuple[type[BaseException], ...]:
     """The kinds of exceptions that end at this context, or may."""
     if isinstance(context, contextlib.suppress):
-        return tuple(context._exceptions)  # type: ignore[attr-defined]  # what it was made with, without a public name
+        return tuple(vars(context)["_exceptions"])  # what it was made with, which has no public name
     if isinstance(context, contextlib._GeneratorContextManager):
         gen: Any = context.gen
         return (BaseException,) if _handles(gen.gi_code) else ()

@@ -32,7 +32,7 @@ from dlc.frontend.torch_numbers import DTYPES, Number
 from dlc.frontend.torch_regions import nested_nodes, regions_of
 from dlc.frontend.torch_state import LISTS_OF_MODULES, Change, foreign
 from dlc.frontend.torch_storage import storage_of, writes
-from dlc.frontend.torch_values import Absent, Choice, Elided, Grown, parts, same, structure
+from dlc.frontend.torch_values import Absent, Choice, Elided, Grown, leaves, parts, same, structure
 
 _MOST_ROUNDS = 8
 
@@ -132,14 +132,8 @@ def _copied(v: Any, leaf: Callable[[Any], Any], known: Container[int] = ()) -> A
 
 def objects_in(v: Any) -> Iterator[Any]:
     """What a value holds but numbers, tensors and containers: its objects, which may hold more."""
-    if v is LOST or isinstance(v, (Absent, Grown, Choice, AnyNumber, SomeTensor, Number, torch.Tensor)):
-        return
-    found = parts(v)
-    if found is None:
-        yield v
-        return
-    for item in found[0]:
-        yield from objects_in(item)
+    values = (Absent, Grown, Choice, AnyNumber, SomeTensor, Number, torch.Tensor)
+    return (x for x in leaves(v, values) if x is not LOST and not isinstance(x, values))
 
 
 def unchanging(v: Any, known: Container[int], made: dict[int, Any]) -> Any:

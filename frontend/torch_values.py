@@ -413,14 +413,14 @@ def structure(v: Any) -> Any:
     return kind, dataclasses.is_dataclass(v)
 
 
-def leaves(v: Any) -> Iterator[Any]:
-    """The leaves of nested containers."""
-    found = parts(v)
+def leaves(v: Any, closed: tuple[type, ...] = ()) -> Iterator[Any]:
+    """The leaves of nested containers; those of `closed` kinds count as leaves."""
+    found = None if isinstance(v, closed) else parts(v)
     if found is None:
         yield v
         return
     for item in found[0]:
-        yield from leaves(item)
+        yield from leaves(item, closed)
 
 
 def absent(v: Any) -> Iterator[Absent]:

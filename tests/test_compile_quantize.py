@@ -216,5 +216,6 @@ def test_calibration_inputs_that_are_no_numbers_are_refused() -> None:
     model, x = torch.nn.Linear(40, 24), torch.full((3, 40), float("nan"))
     with pytest.raises(BadQuantisation, match="makes an infinity or NaN of what 'linear"):
         dlc.compile(model, (x,), quantize=Quantize("i4", calibrate=[(x,)]), cache=False)
+    once: Any = ((x,) for _ in range(2))
     with pytest.raises(BadQuantisation, match="`calibrate` is a sequence of example calls"):
-        Quantize("i4", calibrate=((x,) for _ in range(2)))  # type: ignore[arg-type]
+        Quantize("i4", calibrate=once)
