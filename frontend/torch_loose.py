@@ -9,7 +9,6 @@ Source: PyTorch, "Tensor Attributes", type promotion: dimensioned tensors, tenso
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from dlc.frontend.torch_errors import ArmsDiffer
 from dlc.frontend.torch_numbers import DTYPES, SAMPLES, Number, kind_of
 from dlc.frontend.torch_types import promote
+from dlc.frontend.torch_values import leaves
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Loose:
         """Refuse a call whose result has another type where these are numbers; what the result may be if it may be one, too."""
         if not self._held:
             return None
-        operands = list(_flat((args, kwargs)))
+        operands = list(leaves((args, kwargs)))
         soft = [v for v in operands if self.of(v) is not None]
         if not soft or name.startswith("__get") or name in _KEEPING or name.endswith("_") and not name.endswith("__"):
             return None
@@ -117,16 +117,6 @@ def _rounded(v: float, dtype: torch.dtype) -> float:
 
     with _disable_current_modes(), torch._C.DisableTorchFunction():
         return float(torch.tensor(v, dtype=torch.float64).to(dtype).item())
-
-
-def _flat(v: Any) -> Iterator[Any]:
-    if isinstance(v, (list, tuple)):
-        for item in v:
-            yield from _flat(item)
-    elif isinstance(v, dict):
-        yield from _flat(list(v.values()))
-    else:
-        yield v
 
 
 def as_tensor(v: Any, t: torch.Tensor) -> bool:
