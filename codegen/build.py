@@ -2,7 +2,8 @@
 
 Two kernels are the same when their tile programs are, whatever they are called; a kernel's native function is named by
 the digest of its tile program, so that objects of different programs can be mixed. The cache key has the tile program,
-the target, and the version of everything that turns one into the other.
+the target, and the version of everything that turns one into the other. Tile programs that differ in numbers alone are made
+one first (`shared_numbers.py`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dlc.codegen import pool
 from dlc.codegen.host import HostKernel, library_name
 from dlc.codegen.library import library_kernels
 from dlc.codegen.native import compile_mlir
+from dlc.codegen.shared_numbers import NumberTable, share_numbers
 from dlc.codegen.target import Target
 from dlc.codegen.tile import TileProgram
 from dlc.errors import DlcError, Internal
@@ -93,12 +95,14 @@ class Built:
 
     Attributes:
         kernels: by the name of the program's kernel.
+        tables: numbers that a kernel is given, by its name: kernels that differ in them share their native function.
         objects: object code by object name.
         hits, misses: how many distinct kernels the cache had, and had not.
         seconds: wall time of 'lower' (to tile programs) and 'compile' (to objects).
     """
 
     kernels: dict[str, HostKernel] = field(default_factory=dict)
+    tables: dict[str, tuple[NumberTable, ...]] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
     hits: int = 0
     misses: int = 0
@@ -140,12 +144,16 @@ def build_kernels(
         if dump is not None:
             dump(name, "tile", str(tile))
 
+    lowered: dict[str, LoweredKernel] = {}
     for kernel in program.kernels:
         if dump is not None:
             dump(kernel.name, "ein", str(kernel))
         with _blaming(kernel.name, kernel.cascade.loc):
-            lowered = lower(kernel, facts, target)
-        add(kernel.name, lowered.tile, lowered.work_per_task)
+            lowered[kernel.name] = lower(kernel, facts, target)
+    shared = share_numbers({name: each.tile for name, each in lowered.items()})
+    built.tables = shared.tables
+    for name, each in lowered.items():
+        add(name, shared.tiles[name], each.work_per_task)
     types = tensor_types(program)
     for stmt in walk_statements(program.body):
         if isinstance(stmt, Library):

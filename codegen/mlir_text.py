@@ -37,6 +37,10 @@ class Emitter:
 
     `v` is for pure operations: in the same or an enclosing region an equal text gives the same value. Operations with
     effects, or that read memory, go through `do` and `result`.
+
+    Attributes:
+        literals: values that are constants, and what they are.
+        ordered: further values of which no lane is NaN.
     """
 
     def __init__(self, target: Target) -> None:
@@ -45,6 +49,7 @@ class Emitter:
         self.lines: list[str] = []
         self.externals: dict[str, str] = {}
         self.literals: dict[str, float | int] = {}
+        self.ordered: set[str] = set()
         self._count = 0
         self._known: list[dict[str, str]] = [{}]
         self._constants: dict[str, str] = {}

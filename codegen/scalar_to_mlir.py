@@ -121,16 +121,16 @@ class Scalars:
         raise Unsupported(op=name, reason=f"there is no code for it on {dtype}")
 
     def _extreme(self, v: Vec, name: str, a: str, b: str) -> str:
-        """Min or max; NaN where either operand is. One instruction when one operand is a constant.
+        """Min or max; NaN where either operand is. One instruction when one operand is a constant, or else known to be no NaN.
 
         Where `b` is NaN a constant is taken and not `b`: LLVM makes one choice of two between the same operands, on two joined
         comparisons with both, and a chain of maxima would wait for all of these.
         """
-        if a in self.e.literals:
+        if a in self.e.literals or a in self.e.ordered:
             a, b = b, a
         closer = v.select(v.cmp("olt" if name == "min" else "ogt", b, a), b, a)  # a where either is NaN
         constant = self.e.literals.get(b)
-        if constant is not None and constant == constant:
+        if b in self.e.ordered or (constant is not None and constant == constant):
             return closer
         return v.select(v.cmp("uno", b, b), v.c(math.nan), closer)
 

@@ -26,7 +26,7 @@ from dlc.ir.extent import IntExpr, int_expr
 from dlc.ir.loc import UNKNOWN, Loc
 from dlc.ir.scalar import SCALAR_OPS
 
-ROLES = ("in", "out", "inout", "const", "scratch")
+ROLES = ("in", "out", "inout", "const", "number", "scratch")
 COMPARISONS = {"lt": "<", "le": "<=", "eq": "==", "ne": "!=", "gt": ">", "ge": ">="}
 REDUCE_OPS = ("add", "mul", "min", "max", "minnum", "maxnum", "and", "or", "xor")
 SCATTER_OPS = ("add", "mul", "min", "max", "and", "or", "xor")
@@ -63,7 +63,10 @@ class TileType:
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """Memory the kernel works on: `size` elements of `dtype`; bool takes a byte per element, 0 or 1."""
+    """Memory the kernel works on: `size` elements of `dtype`; bool takes a byte per element, 0 or 1.
+
+    Role 'number': elements that were known when the program was compiled, none of them NaN.
+    """
 
     name: str
     dtype: DType

@@ -115,6 +115,8 @@ class Memory(Values):
                 registers.append(self._load_all_or_none(s, dtype, lanes, pointer, slot))
                 continue
             registers.append(self._load_register(s, dtype, lanes, pointer, mask))
+        if self.buffers[s.buffer].role == "number":
+            self.e.ordered.update(registers)
         self._define(s.dst, s.type, registers)
 
     def _is_square(self, s: tile.Load) -> bool:

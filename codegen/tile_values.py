@@ -206,7 +206,10 @@ class Values:
         literal = self.e.literals.get(scalar)
         if literal is not None:
             return self.e.const(literal, one, lanes)
-        return self.e.v(f"vector.broadcast {scalar} : {one} to {many}")
+        wide = self.e.v(f"vector.broadcast {scalar} : {one} to {many}")
+        if scalar in self.e.ordered:
+            self.e.ordered.add(wide)
+        return wide
 
     def _define(self, name: str, type_: TileType, registers: Sequence[str]) -> None:
         assert len(registers) == type_.count, (name, type_, len(registers))

@@ -39,6 +39,7 @@ from dlc.ir.extent import int_expr
 from dlc.ir.packing import pack
 from dlc.ir.program import Launch, Param, Program, Transfer, fresh_name, walk_statements
 from dlc.ir.verify import verify
+from dlc.number_tables import with_tables
 from dlc.passes.assume_bounds import assume_bounds
 from dlc.passes.default import default_pipeline
 from dlc.program_cache import ProgramCache, program_key
@@ -425,6 +426,7 @@ def compile_program(
         program, target, store=store, dump=dump.kernel if dump is not None else None, progress=progress, lower=lower
     )
     report.seconds.update(built.seconds)
+    program = with_tables(program, built.tables)
     start = clock()
     heirs = heirs_of(program, built.kernels)
     if memory_budget is None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from dlc.codegen import tile, tile_interp
 from dlc.codegen.native import compile_mlir
-from dlc.codegen.target import AVX512, BASELINE, Target
+from dlc.codegen.target import AVX512, BASELINE, Target, host_flags
 from dlc.codegen.tile import Buffer, IndexCond, TileProgram, TileType
 from dlc.codegen.tile_build import Builder
 from dlc.codegen.tile_parse import TileSyntax, parse
@@ -335,6 +335,7 @@ def test_a_fence_follows_the_stores_past_the_caches(target: Target) -> None:
         assert not nontemporal or ends == ["sfence"], words
 
 
+@pytest.mark.skipif(not host_flags().issuperset(AVX512.features), reason="the host lacks this level")
 def test_lead_is_the_way_to_the_next_line() -> None:
     """Elements are skipped up to a multiple of 64 bytes, wherever the buffer lies: the stores after them are aligned."""
     b = Builder({"A": F32, "R": F32, "L": I32})
