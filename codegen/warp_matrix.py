@@ -102,10 +102,10 @@ def find_matrices(program: TileProgram) -> Matrices:
         return Matrices({})
     types = grid_types(program)
     demands = []
-    for s in products:
-        (rows, vectors), lanes = types[s.acc].slots, types[s.acc].lanes
+    for p in products:
+        (rows, vectors), lanes = types[p.acc].slots, types[p.acc].lanes
         sums = sum_layout(rows, vectors, lanes)
-        operands = ((s.a, row_layout(rows)), (s.b, column_layout(vectors, lanes)), (s.acc, sums))
+        operands = ((p.a, row_layout(rows)), (p.b, column_layout(vectors, lanes)), (p.acc, sums))
         demands += [Demand(name, layout, "as the matrix instruction has it") for name, layout in operands]
     found = Matrices(infer_matrices(program, demands))
     parts = {name: found.part(name, types[name]) for name in found.layouts}
