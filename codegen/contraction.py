@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING
 from dlc.codegen.borders import Pair, condition, outside, unproven
 from dlc.codegen.contraction_roles import Roles, access_of, choose_roles, factors_of, panel_width
 from dlc.codegen.contraction_tiles import ROW_BLOCK, RowTiles, choose_tile, guarded
+from dlc.codegen.gpu_targets import MATRIX_UNIT
 from dlc.codegen.grouped_dot import GroupedSum, find_grouping, rows_of_tile
+from dlc.codegen.matrix_unit import ROWS
 from dlc.codegen.merge import merge_ranks
 from dlc.codegen.nest import PointStep
 from dlc.codegen.point import Emitter, Slot, Space, compute_type
@@ -170,17 +172,20 @@ class _ContractionLowering:
     def _tile(self, em: Emitter, base: dict[str, IntExpr], rows: int, mask: str | None) -> None:
         step = self.steps[0]
         assert step.reduce is not None
+        matrices = self.roles.words and self.target.has(MATRIX_UNIT) and rows % ROWS == 0
+        if matrices and mask is not None:  # one of its own, for it lies as the matrix does
+            mask = self._column_mask(base["panel"])
         space = self._space(base, rows, mask)
         kind = compute_type(step.reduce.accumulator or step.dtypes[0])
         acc = em.b.const(space.tile(kind), 0.0)
         if self.roles.words:
-            acc = self._grouped(em, step, space, acc)
+            acc = self._grouped(em, step, space, acc, matrices=matrices)
         else:
             acc = self._reduce(em, step, space, kind, dict(step.reduced), acc)
         row_by_row = (
             self.roles.words and kind.is_float
         )  # rounded to bf16 many times, each with its look: short chains mix better
-        if not row_by_row or rows == 1 or self.roles.row is None:
+        if not row_by_row or matrices or rows == 1 or self.roles.row is None:
             self._finish(em, space, acc)
             return
         for r in range(rows):
@@ -195,12 +200,12 @@ class _ContractionLowering:
             where = em.value(later.where, space) if later.where is not None else None
             keep(em, later, [em.value(e, space, where) for e in later.exprs], space)
 
-    def _grouped(self, em: Emitter, step: PointStep, space: Space, acc: str) -> str:
+    def _grouped(self, em: Emitter, step: PointStep, space: Space, acc: str, *, matrices: bool) -> str:
         factors = [access_of(f) for f in factors_of(step.exprs[0])]
         rows, cols = factors if self.rows_first else reversed(factors)
         grouping = find_grouping(em, rows, cols, "column", self.tile.lanes)
         assert grouping is not None
-        return GroupedSum(em, rows, cols, grouping).run(space, step.reduced, acc)
+        return GroupedSum(em, rows, cols, grouping, matrices).run(space, step.reduced, acc)
 
     def _reduce(
         self, em: Emitter, step: PointStep, space: Space, kind: DType, loops: dict[str, IntExpr], acc: str

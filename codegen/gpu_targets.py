@@ -6,12 +6,13 @@ from dlc.codegen.target import Target
 
 WARP = 32
 """Threads of a warp."""
+MATRIX_UNIT = "mma"
 _PTX_VERSION = "+ptx80"  # the first that knows sm_90
 
 
 def _gpu(chip: str) -> Target:
     # a register of a tile is a word for each thread; 64 of them leave room for addresses
-    return Target(chip, chip, _PTX_VERSION, ("fma",), vector_bits=32 * WARP, vector_registers=64)
+    return Target(chip, chip, _PTX_VERSION, ("fma", MATRIX_UNIT), vector_bits=32 * WARP, vector_registers=64)
 
 
 GPU_TARGETS = {chip: _gpu(chip) for chip in ("sm_80", "sm_90")}

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from dlc.codegen.gpu_targets import MATRIX_UNIT
+from dlc.codegen.matrix_unit import ROWS, WORDS
 from dlc.codegen.point import Emitter, Space
 from dlc.codegen.target import Target
 from dlc.codegen.tile import TileType
@@ -76,6 +78,8 @@ def rows_of_tile(vectors: int, row_extent: IntExpr | None, target: Target, *, fl
 
     Two registers are left for the broadcasts: with one LLVM moves sums about in the loop, or spills them.
     """
+    if target.has(MATRIX_UNIT) and row_extent is not None and (row_extent.const or ROWS) >= ROWS:
+        return ROWS
     fused = target.has("avx512_bf16" if floats else "avx512_vnni")
     spare = vectors + (3 if target.vector_registers >= 32 else 1) if fused else 2 * vectors + 3
     most = max(1, min(14, (target.vector_registers - spare) // vectors))
@@ -93,12 +97,14 @@ class GroupedSum:
 
     Attributes:
         rows, cols: the operands, the columns split into `panel` and `column`.
+        matrices: whether 8 words of all rows are multiplied at a time.
     """
 
     em: Emitter
     rows: Access
     cols: Access
     grouping: Grouping
+    matrices: bool = False
 
     def run(self, space: Space, loops: Mapping[str, IntExpr], acc: str) -> str:
         """`acc` plus the sum over `loops`, the grouped rank innermost."""
@@ -118,8 +124,15 @@ class GroupedSum:
 
     def _words(self, space: Space, terms: IntExpr, acc: str) -> str:
         b, size = self.em.b, self.grouping.size
+        begin = terms // (size * WORDS) * WORDS if self.matrices else int_expr(0)
+        if begin.const != 0:
+            with b.loop("word", 0, begin, WORDS, carries=(acc,)) as loop:
+                loop.yields(self._matdot(space, loop.index, loop.carries[0]))
+            (acc,) = loop.results
+        if begin.const != 0 and (terms % (size * WORDS)).const == 0:
+            return acc
         whole = terms // size  # two rounds are written out: LLVM makes a loop with a truth value as its counter of them
-        with b.loop("word", 0, whole, carries=(acc,), unroll=2 if whole.const == 2 else 1) as loop:
+        with b.loop("word", begin, whole, carries=(acc,), unroll=2 if whole.const == 2 else 1) as loop:
             loop.yields(self._dot(space, loop.index, None, loop.carries[0]))
         (acc,) = loop.results
         left = (terms % size).const
@@ -132,12 +145,21 @@ class GroupedSum:
             loop.yields(self._dot(space, loop.index, mask, loop.carries[0]))
         return loop.results[0]
 
+    def _matdot(self, space: Space, word: IntExpr, acc: str) -> str:
+        """`acc` plus the products of 8 words of the tile's rows."""
+        em, rank, size = self.em, self.grouping.rank, self.grouping.size
+        slots = tuple(s for s in space.slots if s.rank != "column")
+        here = replace(space.at(rank, word * size), vector=rank, lanes=size * WORDS, slots=slots, mask=None)
+        rows = em.b.view(em.raw(em.storage[self.rows.tensor], self.rows.index, here), I32)
+        cols = em.b.view(self._columns(space, word, WORDS), I32)
+        return em.b.matdot(em.dtype(self.rows.tensor), em.dtype(self.cols.tensor), rows, cols, acc)
+
     def _dot(self, space: Space, word: IntExpr, mask: str | None, acc: str, *, first: bool = False) -> str:
         """`acc` plus the products of one word, of which the mask's terms exist or the `first` alone."""
         em, b = self.em, self.em.b
         left, right = em.dtype(self.rows.tensor), em.dtype(self.cols.tensor)
         rows = self._first(space, word) if first else b.view(self._rows(space, word, mask), I32)
-        cols = b.view(self._columns(space, word), I32)
+        cols = b.view(self._columns(space, word, 1), I32)
         if left == I8:  # the unsigned operand comes first
             return b.dot(right, left, cols, rows, acc)
         return b.dot(left, right, rows, cols, acc)
@@ -156,10 +178,11 @@ class GroupedSum:
         bits = self.em.raw(self.em.storage[self.rows.tensor], self.rows.index, here)
         return b.cast(b.view(bits, U16 if size == 2 else U8), I32)
 
-    def _columns(self, space: Space, word: IntExpr) -> str:
+    def _columns(self, space: Space, word: IntExpr, words: int) -> str:
         store, facts = self.em.storage[self.cols.tensor], self.grouping.facts
         offset = facts.simplify(store.offset(self.grouping.columns(self.cols)))
         start = substitute(offset, {**space.base, _WORD: word, _PART: int_expr(0)})
         vectors, step = space.slots[-1].count, space.lanes * self.grouping.size
-        type_ = TileType(store.type.dtype, (1, vectors), step)
-        return self.em.b.load(type_, store.buffer, start, (0, step))
+        along = split_linear(offset, _WORD) if words > 1 else None
+        type_ = TileType(store.type.dtype, (words, vectors), step)
+        return self.em.b.load(type_, store.buffer, start, (along[0] if along is not None else 0, step))

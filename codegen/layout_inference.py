@@ -23,7 +23,7 @@ from functools import lru_cache
 from dlc.codegen import tile
 from dlc.codegen.tile import Stmt, TileProgram, TileType
 from dlc.codegen.tile_print import program_lines
-from dlc.codegen.tile_verify import tile_types
+from dlc.codegen.tile_verify import grid_types, tile_types
 from dlc.errors import BadInput
 from dlc.ir.layout import Layout, LayoutMismatch, local
 from dlc.ir.loc import Loc
@@ -82,7 +82,7 @@ def infer(
         SplitElement: what a demand makes of the operand or result of a view is no layout of it.
         LayoutMismatch: a demand is not about the lanes of its tile.
     """
-    inference = _Inference(program)
+    inference = _Inference(program, tile_types(program))
     for demand in demands:
         inference.ask(demand)
     if fill is not None:
@@ -92,10 +92,23 @@ def infer(
     return {name: found.layout for name, found in inference.found.items()}
 
 
+def infer_matrices(program: TileProgram, demands: Iterable[Demand]) -> dict[str, Layout]:
+    """As `infer`, of layouts of whole tiles, slots and lanes, that are asked for operands and results of `matdot`.
+
+    A layout is that of the largest tile of those that are taken together: a tile of fewer rows or columns is repeated along them.
+
+    Raises:
+        LayoutConflict, SplitElement, LayoutMismatch.
+    """
+    inference = _OfMatrices(program, grid_types(program))
+    for demand in demands:
+        inference.ask(demand)
+    return {name: found.layout for name, found in inference.found.items()}
+
+
 class _Inference:
-    def __init__(self, program: TileProgram) -> None:
-        self.program = program
-        self.types = tile_types(program)
+    def __init__(self, program: TileProgram, types: dict[str, TileType]) -> None:
+        self.program, self.types = program, types
         self.found: dict[str, _Found] = {}
         self.beside: dict[str, list[tuple[str, Link]]] = defaultdict(list)
         for link in (link for s in tile.walk(program.body) for link in links(s)):
@@ -106,7 +119,7 @@ class _Inference:
     def ask(self, demand: Demand) -> None:
         """Take a demand up, and what follows from it."""
         type_ = self.types.get(demand.tile)
-        if type_ is None or demand.layout.shape != (type_.lanes,):
+        if type_ is None or demand.layout.shape != self.shape(type_):
             reason = f"{demand.layout} is none of tile '{demand.tile}'" + (f", {type_}" if type_ is not None else "")
             raise LayoutMismatch(reason=reason)
         waiting = [(demand.tile, _Found(demand.layout.canonical(), demand, None))]
@@ -119,6 +132,10 @@ class _Inference:
                 continue
             self.found[name] = found
             waiting += [(other, self.through(name, found, other, link)) for other, link in self.beside[name]]
+
+    def shape(self, type_: TileType) -> tuple[int, ...]:
+        """What a layout is of."""
+        return (type_.lanes,)
 
     def through(self, name: str, found: _Found, other: str, link: Link) -> _Found:
         """What a tile's layout makes of another's of the same statement."""
@@ -158,12 +175,16 @@ class _Inference:
         return Loc(file), None
 
 
+class _OfMatrices(_Inference):
+    def shape(self, type_: TileType) -> tuple[int, ...]:
+        return (*type_.slots, type_.lanes)
+
+
 @lru_cache(maxsize=4096)
 def _viewed(layout: Layout, bits: int, wanted: int) -> Layout:
-    """The layout of the same bits as elements of another width."""
-    if wanted <= bits:
-        return layout.over_slots(bits // wanted).canonical()
-    return (layout / local(wanted // bits)).canonical()
+    """The layout of the same bits as elements of another width, which lie side by side in the last dimension."""
+    parts = (*(1 for _ in layout.shape[1:]), max(bits, wanted) // min(bits, wanted))
+    return layout.over_slots(*parts).canonical() if wanted <= bits else (layout / local(*parts)).canonical()
 
 
 @dataclass(frozen=True)
@@ -194,6 +215,8 @@ def links(s: Stmt) -> Iterator[Link]:
             yield Link(s, (s.dst, s.src))
         case tile.Dot():
             yield Link(s, (s.dst, s.a, s.b, s.acc))
+        case tile.MatDot():
+            yield Link(s, (s.dst, s.acc))
         case tile.Stack():
             yield Link(s, (s.dst, *s.srcs))
         case tile.Reduce() if s.axis is not None:

@@ -10,19 +10,25 @@ import re
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dlc.codegen import warp_to_mlir
 from dlc.codegen.build import kernel_symbol
+from dlc.codegen.gpu_targets import MATRIX_UNIT
+from dlc.codegen.layout_inference import LayoutConflict, SplitElement
 from dlc.codegen.library import library_kernels
 from dlc.codegen.lower import lower_kernel
 from dlc.codegen.native import ptx_of
 from dlc.codegen.target import Target
 from dlc.codegen.tile import TileProgram
 from dlc.codegen.warp import distribute
+from dlc.codegen.warp_matrix import find_matrices
 from dlc.errors import Internal
-from dlc.ir.program import Library, Program, tensor_types, walk_statements
+from dlc.ir.facts import SymbolFact
+from dlc.ir.layout import LayoutMismatch
+from dlc.ir.program import Kernel, Library, Program, tensor_types, walk_statements
 
 
 class PtxRejected(Internal):
@@ -67,7 +73,7 @@ def ptx_kernels(program: Program, target: Target) -> list[PtxKernel]:
         NotForWarps: a kernel does what has no GPU code.
         PtxRejected: `ptxas` is there and refuses the PTX.
     """
-    named = [(k.name, lower_kernel(k, program.facts, target).tile) for k in program.kernels]
+    named = [(k.name, lower_for_warps(k, program.facts, target)) for k in program.kernels]
     types = tensor_types(program)
     for stmt in walk_statements(program.body):
         if isinstance(stmt, Library):
@@ -78,6 +84,17 @@ def ptx_kernels(program: Program, target: Target) -> list[PtxKernel]:
         if entry not in made:
             made[entry] = ptx_kernel(name, tile, target)
     return list(made.values())
+
+
+def lower_for_warps(kernel: Kernel, facts: Mapping[str, SymbolFact], target: Target) -> TileProgram:
+    """The tile program of a kernel; without products of matrices where what follows them cannot lie as their instruction has it."""
+    whole = lower_kernel(kernel, facts, target).tile
+    try:
+        find_matrices(whole)
+    except (LayoutConflict, LayoutMismatch, SplitElement):
+        features = tuple(f for f in target.features if f != MATRIX_UNIT)
+        return lower_kernel(kernel, facts, replace(target, features=features)).tile
+    return whole
 
 
 def ptx_kernel(name: str, tile: TileProgram, target: Target) -> PtxKernel:

@@ -318,6 +318,33 @@ class Dot:
 
 
 @dataclass(frozen=True, slots=True)
+class MatDot:
+    """dst[m, v, l] = acc[m, v, l] + the sum over w of `dot<left, right>` of the words a[m, w] and b[w, v, l].
+
+    `a` is i32[M x W], `b` i32[W, V x L] and `acc` [M, V x L], of the element types of `matrix_unit.UNITS`; M is a multiple of 16, W is 8.
+    """
+
+    dst: str
+    left: DType
+    right: DType
+    a: str
+    b: str
+    acc: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mma:
+    """A `MatDot` of a warp, whose threads come here together with their parts of it, as `matrix_unit.py` lays them out."""
+
+    dst: str
+    left: DType
+    right: DType
+    a: str
+    b: str
+    acc: str
+
+
+@dataclass(frozen=True, slots=True)
 class Broadcast:
     """dst = src, repeated to `type`'s slots and lanes."""
 
@@ -465,7 +492,7 @@ class Sync:
 
 Stmt: TypeAlias = (
     Const | Iota | FromIndex | IndexOf | Lead | Load | Gather | Store | Scatter | Op | Cast | Bitcast | View | Unpack | Lookup | Zip | Dot
-    | Broadcast
+    | MatDot | Mma | Broadcast
     | Slice | Stack | Reduce | Fold | Mask | For | If | While | Prefetch | Check | Thread | Shuffle | Sync
 )  # fmt: skip
 
@@ -667,9 +694,9 @@ def op_type(op: str, types: tuple[TileType, ...]) -> TileType | str:
 
 __all__ = [
     "BOOL", "Bitcast", "Broadcast", "Buffer", "Cast", "Check", "Const", "DOTS", "DTYPES", "Dot", "F32", "Fold", "For",
-    "FromIndex", "Gather", "I64", "If", "IndexCond", "IndexOf", "Iota", "LOOKUPS", "Load", "Lookup", "Mask", "Op", "Prefetch",
-    "Reduce", "Scatter", "Shuffle", "Slice", "Stack", "Stmt", "Store", "Sync", "Thread", "TileProgram", "TileType", "Unpack", "View",
-    "While", "Word", "Zip",
+    "FromIndex", "Gather", "I64", "If", "IndexCond", "IndexOf", "Iota", "LOOKUPS", "Load", "Lookup", "Mask", "MatDot", "Mma", "Op",
+    "Prefetch", "Reduce", "Scatter", "Shuffle", "Slice", "Stack", "Stmt", "Store", "Sync", "Thread", "TileProgram", "TileType",
+    "Unpack", "View", "While", "Word", "Zip",
     "arg_words", "check_ids", "dot_type", "fold_type", "join_shapes", "lookup_type", "op_type", "regions", "scratch_offsets",
     "unpack_type", "view_type", "walk", "zip_type",
 ]  # fmt: skip

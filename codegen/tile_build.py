@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from dlc.codegen import tile
+from dlc.codegen.matrix_unit import matdot_type
 from dlc.codegen.tile import TileType
 from dlc.ir.dtype import BF16, BOOL, F16, F32, I64, DType
 from dlc.ir.extent import IntExpr, IntLike, int_expr, var
@@ -216,6 +217,13 @@ class Builder:
         assert isinstance(type_, TileType), type_
         name = self._new("t", type_)
         self.emit(tile.Dot(name, left, right, a, b, acc))
+        return name
+
+    def matdot(self, left: DType, right: DType, a: str, b: str, acc: str) -> str:
+        type_ = matdot_type(left, right, self.types[a], self.types[b], self.types[acc])
+        assert isinstance(type_, TileType), type_
+        name = self._new("t", type_)
+        self.emit(tile.MatDot(name, left, right, a, b, acc))
         return name
 
     def broadcast(self, src: str, type_: TileType) -> str:

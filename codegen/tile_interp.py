@@ -157,16 +157,15 @@ class Machine:
         self.keep(s.dst, I32, mixed.view(np.int32)[..., 0])
 
     def _dot(self, s: tile.Dot) -> None:
-        wide = np.float64 if s.left.is_float else np.int64
-
-        def elements(name: str, dtype: DType) -> Array:
-            words = np.ascontiguousarray(self.tiles[name])
-            parts = words.view(np.uint8 if dtype.is_coded else dtype.numpy).reshape(*words.shape, -1)
-            return (np.unpackbits(parts, axis=-1, bitorder="little") if dtype == U1 else parts).astype(wide)
-
         acc = self.tiles[s.acc]
-        total = (elements(s.a, s.left) * elements(s.b, s.right)).sum(-1) + acc.astype(wide)
+        total = (elements(self.tiles[s.a], s.left) * elements(self.tiles[s.b], s.right)).sum(-1) + acc
         self.keep(s.dst, self.dtypes[s.acc], total.astype(acc.dtype))
+
+    def _matdot(self, s: tile.MatDot) -> None:
+        acc = self.tiles[s.acc]
+        columns = self.tiles[s.b]
+        product = matrix_product(self.tiles[s.a], columns.reshape(len(columns), -1), acc.reshape(len(acc), -1), s.left, s.right)
+        self.keep(s.dst, self.dtypes[s.acc], product.reshape(acc.shape))
 
     def _broadcast(self, s: tile.Broadcast) -> None:
         self.set(s.dst, s.type, self.tiles[s.src])
@@ -306,6 +305,20 @@ class Machine:
             self.body(s.body)
             self.carry(names, s.yields)
         self.carry(s.results, names)
+
+
+def elements(words: Array, dtype: DType) -> Array:
+    """The elements of words, in one more dimension and a type that holds sums of their products."""
+    words = np.ascontiguousarray(words)
+    parts = words.view(np.uint8 if dtype.is_coded else dtype.numpy).reshape(*words.shape, -1)
+    return (np.unpackbits(parts, axis=-1, bitorder="little") if dtype == U1 else parts).astype(np.float64 if dtype.is_float else np.int64)
+
+
+def matrix_product(a: Array, b: Array, acc: Array, left: DType, right: DType) -> Array:
+    """`acc` [M, N] plus the product of words a [M, W] of `left` and b [W, N] of `right`, rounded once."""
+    rows = elements(a, left).reshape(len(a), 1, -1)
+    columns = elements(b.T, right).reshape(1, b.shape[1], -1)
+    return ((rows * columns).sum(-1) + acc).astype(acc.dtype)
 
 
 def _across_lanes(op: str, source: Array) -> Array:

@@ -204,6 +204,14 @@ class _Build(Transformer[Token, Any]):
         a, b, acc = map(str, operands)
         return tile.Dot(str(dst), _dtype(left), _dtype(right), a, b, acc)
 
+    def matdot(self, dst: Token, left: Token, right: Token, *operands: Token) -> tile.MatDot:
+        a, b, acc = map(str, operands)
+        return tile.MatDot(str(dst), _dtype(left), _dtype(right), a, b, acc)
+
+    def mma(self, dst: Token, left: Token, right: Token, *operands: Token) -> tile.Mma:
+        a, b, acc = map(str, operands)
+        return tile.Mma(str(dst), _dtype(left), _dtype(right), a, b, acc)
+
     def broadcast(self, dst: Token, type_: TileType, src: Token) -> tile.Broadcast:
         return tile.Broadcast(str(dst), type_, str(src))
 

@@ -23,6 +23,8 @@ from dlc.codegen.tile import (
     Load,
     Lookup,
     Mask,
+    MatDot,
+    Mma,
     Op,
     Prefetch,
     Reduce,
@@ -183,6 +185,10 @@ def show_stmt(stmt: Stmt) -> str:
             return f"{stmt.dst} = zip {stmt.low} {stmt.high} half {stmt.half}"
         case Dot():
             return f"{stmt.dst} = dot<{stmt.left}, {stmt.right}>({stmt.a}, {stmt.b}, {stmt.acc})"
+        case MatDot():
+            return f"{stmt.dst} = matdot<{stmt.left}, {stmt.right}>({stmt.a}, {stmt.b}, {stmt.acc})"
+        case Mma():
+            return f"{stmt.dst} = mma<{stmt.left}, {stmt.right}>({stmt.a}, {stmt.b}, {stmt.acc})"
         case Broadcast():
             return f"{stmt.dst} = broadcast {stmt.type} {stmt.src}"
         case Slice():

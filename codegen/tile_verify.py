@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 from dlc.codegen import tile
+from dlc.codegen.matrix_unit import matdot_type, mma_type
 from dlc.codegen.tile import Buffer, Stmt, TileProgram, TileType
 from dlc.codegen.tile_print import program_lines
 from dlc.errors import DlcError, Internal
@@ -40,9 +41,14 @@ def verify(program: TileProgram) -> TileProgram:
 
 def tile_types(program: TileProgram) -> dict[str, TileType]:
     """Types of a program's tiles of several lanes, after its verification; a name that several regions define has one type in all."""
+    return {name: type_ for name, type_ in grid_types(program).items() if type_.lanes > 1}
+
+
+def grid_types(program: TileProgram) -> dict[str, TileType]:
+    """Types of a program's tiles that are more than a scalar, in the way of `tile_types`."""
     verifier = _Verifier(program, one_type=True)
     verifier.run()
-    return {name: type_ for name, type_ in verifier.defined.items() if type_.lanes > 1}
+    return {name: type_ for name, type_ in verifier.defined.items() if type_.lanes > 1 or type_.count > 1}
 
 
 def stored_types(program: TileProgram) -> list[TileType]:
@@ -261,6 +267,12 @@ class _Verifier:
                 if isinstance(result, str):
                     self.fail(result)
                 self.define(s.dst, result)
+            case tile.MatDot() | tile.Mma():
+                of = matdot_type if isinstance(s, tile.MatDot) else mma_type
+                product = of(s.left, s.right, *(self.type_of(x) for x in (s.a, s.b, s.acc)))
+                if isinstance(product, str):
+                    self.fail(product)
+                self.define(s.dst, product)
             case tile.Broadcast():
                 src = self.type_of(s.src)
                 self.need(src.dtype == s.type.dtype, f"'{s.src}' is {src}, not {s.type.dtype}")

@@ -9,6 +9,7 @@ every thread. Hence conditions and loop bounds are the same in all threads, and 
     reduce, fold     halves of the warp exchange by `Shuffle` in the order of `Reduce`, so that the bits are the same
     unpack           the codes of a thread lie in two words at most, which are fetched from the threads that hold them
     scatter          one thread after the other
+    matdot           what belongs to it lies as the matrix instruction has it (`warp_matrix.py`), which is `mma`
 
 Each store is followed by a `Sync`, and where its buffer is read as well one comes before.
 """
@@ -16,22 +17,30 @@ Each store is followed by a `Sync`, and where its buffer is read as well one com
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 from dlc.codegen import tile
 from dlc.codegen.gpu_targets import WARP
 from dlc.codegen.tile import IndexCond, Stmt, TileProgram, TileType
 from dlc.codegen.tile_verify import verify
 from dlc.codegen.warp_layout import held_tiles
+from dlc.codegen.warp_matrix import find_matrices
 from dlc.ir.dtype import BOOL, I32, U8, U32, U64
 from dlc.ir.extent import IntExpr, int_expr, var
 
 _ME = "warp_thread"
 _ZERO = int_expr(0)
+Access = TypeVar("Access", tile.Load, tile.Store)
 
 
 def distribute(program: TileProgram) -> TileProgram:
-    """The program of one thread of a warp, whose 32 threads together do what a task of `program` does."""
+    """The program of one thread of a warp, whose 32 threads together do what a task of `program` does.
+
+    Raises:
+        LayoutConflict, SplitElement, LayoutMismatch: what belongs to products of matrices cannot lie as their instruction has it.
+    """
     read = {s.buffer for s in tile.walk(program.body) if isinstance(s, (tile.Load, tile.Gather))}
     read |= {s.buffer for s in tile.walk(program.body) if isinstance(s, tile.Scatter) and s.op is not None}
     body = _Distribution(program, read).region(program.body)
@@ -41,7 +50,7 @@ def distribute(program: TileProgram) -> TileProgram:
 class _Distribution:
     def __init__(self, program: TileProgram, read: set[str]) -> None:
         self.program, self.read = program, read
-        self.held = held_tiles(program)
+        self.held, self.matrices = held_tiles(program), find_matrices(program)
         self.types: dict[str, TileType] = {}  # of the program that is given
         self.out: list[Stmt] = []
         self.made = 0
@@ -58,11 +67,13 @@ class _Distribution:
     def spread(self, name: str, type_: TileType | None = None) -> bool:
         """Whether each thread has a part of the tile's registers, and not all of them; `type_` of one that is being defined."""
         lanes = (type_ or self.types[name]).lanes
-        return lanes > 1 and name not in self.held
+        return name in self.matrices or lanes > 1 and name not in self.held
 
     def share(self, name: str, type_: TileType | None = None) -> TileType:
         """What one thread has of the tile."""
         whole = type_ or self.types[name]
+        if name in self.matrices:
+            return self.matrices.part(name, whole)
         return replace(whole, lanes=whole.lanes // WARP) if self.spread(name, type_) else whole
 
     def name(self) -> str:
@@ -99,10 +110,27 @@ class _Distribution:
 
     def _iota(self, s: tile.Iota) -> None:
         type_ = TileType(s.dtype, (), s.lanes)
+        if s.dst in self.matrices:
+            self.pieces(s.dst, type_, lambda name, lanes, first: tile.Iota(name, s.dtype, lanes, s.start + first))
+            return
         self.keep(replace(s, lanes=self.share(s.dst, type_).lanes, start=s.start + self.first_lane(s.dst, type_)), s.dst, type_)
+
+    def pieces(self, dst: str, whole: TileType, make: Callable[[str, int, IntExpr], Stmt]) -> None:
+        """A register of a matrix: from its lanes that lie side by side, and the first of them, to all that a thread has."""
+        part = self.matrices.part(dst, whole)
+        (first,) = self.matrices.begin(dst, whole, var(_ME))
+        *steps, _ = self.matrices.strides(dst, whole, [int_expr(1)])
+        names = []
+        for slot in itertools.product(*map(range, part.slots)):
+            names.append(self.name())
+            self.out.append(make(names[-1], part.lanes, first + sum((i * n for i, n in zip(slot, steps, strict=True)), _ZERO)))
+        self.keep(tile.Broadcast(dst, part, self.stacked(names, part.slots)), dst, whole)
 
     def _mask(self, s: tile.Mask) -> None:
         type_ = TileType(BOOL, (), s.lanes)
+        if s.dst in self.matrices:
+            self.pieces(s.dst, type_, lambda name, lanes, first: tile.Mask(name, lanes, s.count - first))
+            return
         self.keep(replace(s, lanes=self.share(s.dst, type_).lanes, count=s.count - self.first_lane(s.dst, type_)), s.dst, type_)
 
     def _fromindex(self, s: tile.FromIndex) -> None:
@@ -145,6 +173,9 @@ class _Distribution:
         assert isinstance(result, TileType)
         self.keep(s, s.dst, result)
 
+    def _matdot(self, s: tile.MatDot) -> None:
+        self.keep(tile.Mma(s.dst, s.left, s.right, s.a, s.b, s.acc), s.dst, self.types[s.acc])
+
     def _broadcast(self, s: tile.Broadcast) -> None:
         self.keep(replace(s, type=self.share(s.dst, s.type)), s.dst, s.type)
 
@@ -154,7 +185,13 @@ class _Distribution:
 
     def _stack(self, s: tile.Stack) -> None:
         source = self.types[s.srcs[0]]
-        self.keep(s, s.dst, replace(source, slots=(len(s.srcs), *source.slots)))
+        whole = replace(source, slots=(len(s.srcs), *source.slots))
+        if s.dst in self.matrices:  # a dimension may be several of a thread, of scalars as well
+            part = self.share(s.dst, whole)
+            rows = [self.name() for _ in s.srcs]
+            self.out += [tile.Broadcast(row, replace(part, slots=part.slots[1:]), x) for row, x in zip(rows, s.srcs, strict=True)]
+            s = replace(s, srcs=tuple(rows))
+        self.keep(s, s.dst, whole)
 
     def _check(self, s: tile.Check) -> None:
         self.out.append(s)
@@ -254,15 +291,24 @@ class _Distribution:
 
     # -- memory ------------------------------------------------------------------------------------------------------
 
+    def placed(self, s: Access, name: str, type_: TileType) -> Access:
+        """The same access at the thread's part of the tile."""
+        if name not in self.matrices:
+            return replace(s, offset=s.offset + self.first_lane(name, type_) * s.lane_stride)
+        of = (*s.slot_strides, s.lane_stride)
+        begin = self.matrices.begin(name, type_, var(_ME))
+        offset = s.offset + sum((i * stride for i, stride in zip(begin, of, strict=True)), _ZERO)
+        *slots, lane = self.matrices.strides(name, type_, of)
+        return replace(s, offset=offset, slot_strides=tuple(slots), lane_stride=lane)
+
     def _load(self, s: tile.Load) -> None:
-        offset = s.offset + self.first_lane(s.dst, s.type) * s.lane_stride
-        self.keep(replace(s, type=self.share(s.dst, s.type), offset=offset), s.dst, s.type)
+        self.keep(replace(self.placed(s, s.dst, s.type), type=self.share(s.dst, s.type)), s.dst, s.type)
 
     def _gather(self, s: tile.Gather) -> None:
         self.keep(s, s.dst, self.types[s.offsets].with_dtype(self.program.buffer(s.buffer).dtype))
 
     def _store(self, s: tile.Store) -> None:
-        own = replace(s, offset=s.offset + self.first_lane(s.src) * s.lane_stride, nontemporal=False)
+        own = replace(self.placed(s, s.src, self.types[s.src]), nontemporal=False)
         self.written(s.buffer, own if self.spread(s.src) else self.alone(0, (own,)))
 
     def written(self, buffer: str, *stmts: Stmt) -> None:

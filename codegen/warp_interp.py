@@ -6,6 +6,7 @@ orders give different results a `Sync` is missing. Threads that come to differen
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,8 +15,9 @@ import numpy as np
 
 from dlc.codegen import tile
 from dlc.codegen.gpu_targets import WARP
+from dlc.codegen.matrix_unit import A_REGISTERS, B_REGISTERS, C_REGISTERS, COLUMNS, ROWS, WORDS, A, B, C
 from dlc.codegen.tile import TileProgram
-from dlc.codegen.tile_interp import Machine
+from dlc.codegen.tile_interp import Machine, matrix_product
 from dlc.codegen.tile_verify import InvalidTile, verify
 from dlc.ir.extent import evaluate
 
@@ -91,12 +93,24 @@ class _Warp:
             raise InvalidTile(f"{program.name}.tile", name=program.name, reason=f"threads part before {stmt}")
 
 
+    def operands(self, side: int, m: int, n: int) -> tuple[Array, Array]:
+        """Words of 16 rows and of 8 columns, from the threads that have given theirs."""
+        a, b = np.empty((ROWS, WORDS), np.int32), np.empty((WORDS, COLUMNS), np.int32)
+        for number, thread in enumerate(self.threads):
+            rows, columns = thread.given[side]
+            for slot, at in enumerate(A_REGISTERS):
+                a[A.index(number, slot)] = rows[m, at]
+            for slot, at in enumerate(B_REGISTERS):
+                b[B.index(number, slot)] = columns[at, n]
+        return a, b
+
+
 class _Thread(Machine):
     def __init__(self, warp: _Warp, number: int, first: Machine, env: dict[str, int]) -> None:
         self.program, self.env, self.memory = first.program, dict(env), first.memory
         self.tiles, self.dtypes, self.failed = {}, {}, {}
         self.warp, self.number = warp, number
-        self.given: list[Array | None] = [None, None]
+        self.given: list[tuple[Array, ...]] = [(), ()]
         self.exchanges = 0
 
     def _thread(self, s: tile.Thread) -> None:
@@ -106,10 +120,27 @@ class _Thread(Machine):
         self.warp.wait(self.number, s)
 
     def _shuffle(self, s: tile.Shuffle) -> None:
+        side = self.give(s, self.tiles[s.src])
+        (value,) = self.warp.threads[self.index(s.thread)].given[side]
+        self.keep(s.dst, self.dtypes[s.src], value)
+
+    def _mma(self, s: tile.Mma) -> None:
+        side = self.give(s, self.tiles[s.a].reshape(-1, A.slots), self.tiles[s.b].reshape(B.slots, -1))
+        blocks = self.given[side][1].shape[1]
+        acc = self.tiles[s.acc]
+        made = acc.reshape(-1, 2, blocks, 2).copy()
+        places = [C.index(self.number, slot) for slot in range(C.slots)]
+        for m, n in itertools.product(range(len(made)), range(blocks)):
+            a, b = self.warp.operands(side, m, n)
+            for (i, j), at in zip(places, C_REGISTERS, strict=True):
+                old = made[m, at // 2, n, at % 2]
+                made[m, at // 2, n, at % 2] = matrix_product(a[i : i + 1], b[:, j : j + 1], old.reshape(1, 1), s.left, s.right)[0, 0]
+        self.keep(s.dst, self.dtypes[s.acc], made.reshape(acc.shape))
+
+    def give(self, s: tile.Stmt, *values: Array) -> int:
+        """Let the others see these values, and wait for theirs; where they lie among what is given."""
         side = self.exchanges % 2  # a thread that runs ahead to the next exchange must not overwrite what others still read
         self.exchanges += 1
-        self.given[side] = self.tiles[s.src]
+        self.given[side] = values
         self.warp.wait(self.number, s)
-        value = self.warp.threads[self.index(s.thread)].given[side]
-        assert value is not None
-        self.keep(s.dst, self.dtypes[s.src], value)
+        return side

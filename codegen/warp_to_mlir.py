@@ -7,8 +7,11 @@ A block of 32 threads does the task of its number; scratch memory is `scratch_ba
 
 from __future__ import annotations
 
+import itertools
+
 from dlc.codegen import tile
 from dlc.codegen.gpu_targets import WARP
+from dlc.codegen.matrix_unit import A_REGISTERS, B_REGISTERS, C_REGISTERS, COLUMNS, ROWS, UNITS, WORDS, A, B
 from dlc.codegen.mlir_text import vector_type
 from dlc.codegen.scalar_to_mlir import Scalars
 from dlc.codegen.target import Target
@@ -96,6 +99,35 @@ class _WarpLowering(TileLowering):
         source = self.e.v(f"arith.trunci {self.index(s.thread)} : i64 to i32")
         registers = [self._exchanged_register(r, value.type.dtype, value.type.lanes, source) for r in value.registers]
         self._define(s.dst, value.type, registers)
+
+    def _mma(self, s: tile.Mma) -> None:
+        """One instruction for each block of 16 rows by 8 columns."""
+        a, b, acc = (self.tiles[x] for x in (s.a, s.b, s.acc))
+        element = Scalars(self.e, 1).type(acc.type.dtype)
+        blocks = len(b.registers) // B.slots
+        made = list(acc.registers)
+        for m, n in itertools.product(range(len(a.registers) // A.slots), range(blocks)):
+            rows = [a.registers[A.slots * m + at] for at in A_REGISTERS]
+            columns = [b.registers[blocks * at + n] for at in B_REGISTERS]
+            places = [(blocks * (2 * m + at // 2) + n, at % 2) for at in C_REGISTERS]  # register and lane
+            sums = [self._lane(made[at], acc.type.dtype, 2, lane) for at, lane in places]
+            for (at, lane), value in zip(places, self._multiplied(s, rows, columns, sums, element), strict=True):
+                made[at] = self.e.v(f"vector.insert {value}, {made[at]} [{lane}] : {element} into vector<2x{element}>")
+        self._define(s.dst, acc.type, made)
+
+    def _multiplied(self, s: tile.Mma, a: list[str], b: list[str], sums: list[str], element: str) -> list[str]:
+        """The four sums after one instruction."""
+        left, right = UNITS[s.left, s.right]
+        wrapped = "" if s.left.is_float else "intOverflowBehavior = #nvvm.mma_int_overflow<wrapped>, "
+        attributes = (
+            f"{wrapped}layoutA = #nvvm.mma_layout<row>, layoutB = #nvvm.mma_layout<col>, "
+            f"multiplicandAPtxType = #nvvm.mma_type<{left}>, multiplicandBPtxType = #nvvm.mma_type<{right}>, "
+            f"shape = #nvvm.shape<m = {ROWS}, n = {COLUMNS}, k = {WORDS * 32 // s.left.bits}>"
+        )
+        struct = f"!llvm.struct<({', '.join([element] * 4)})>"
+        operands = " ".join(f"{name}[{', '.join(values)}]" for name, values in (("A", a), ("B", b), ("C", sums)))
+        whole = self.e.result(f"nvvm.mma.sync {operands} {{{attributes}}} : (i32, i32, {element}) -> {struct}")
+        return [self.e.v(f"llvm.extractvalue {whole}[{number}] : {struct}") for number in range(4)]
 
     def _exchanged_register(self, register: str, dtype: DType, lanes: int, source: str) -> str:
         """The register as thread `source` has it, lane by lane as integers."""

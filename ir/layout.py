@@ -28,6 +28,20 @@ class LayoutMismatch(BadInput):
 
 
 @dataclass(frozen=True, slots=True)
+class Mode:
+    """A mode by itself.
+
+    Attributes:
+        extent: of it; step: elements of its dimension from one digit to the next.
+        threads: from one digit to the next, None where the slot numbers it.
+    """
+
+    extent: int
+    step: int
+    threads: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """A layout in its unified form.
 
@@ -152,6 +166,23 @@ class Layout:
         if fine is None or not _fits(shape, fine.modes):
             raise LayoutMismatch(reason=f"a mode of {self} lies across dimensions of {list(shape)}")
         return Layout(tuple(shape), fine.modes, fine.spatial, fine.local).canonical()
+
+    def dimensions(self) -> list[list[Mode]]:
+        """The modes of each dimension, outer first."""
+        threads, below = {}, 1
+        for m in reversed(self.spatial):
+            threads[m] = below
+            below *= self.modes[m] if m >= 0 else -m
+        found: list[list[Mode]] = []
+        at = len(self.modes)
+        for count in reversed(_modes_per_dimension(self.shape, self.modes)):
+            found.append([])
+            step = 1
+            for m in reversed(range(at - count, at)):
+                found[-1].insert(0, Mode(self.modes[m], step, threads.get(m)))
+                step *= self.modes[m]
+            at -= count
+        return found[::-1]
 
     def elements(self) -> Iterator[tuple[tuple[int, int], tuple[int, ...]]]:
         """((thread, slot), index) of all there are."""
@@ -417,5 +448,5 @@ def _without(mine: Sequence[int], its: Sequence[int], match: dict[int, int], *, 
 
 
 __all__ = [
-    "Layout", "LayoutMismatch", "Selection", "column_local", "column_spatial", "local", "replicated", "spatial", "views",
+    "Layout", "LayoutMismatch", "Mode", "Selection", "column_local", "column_spatial", "local", "replicated", "spatial", "views",
 ]  # fmt: skip

@@ -22,7 +22,7 @@ from dlc.passes.bit_budget import Choice, assign
 from dlc.passes.pipeline import Pass
 from dlc.passes.quantisers import Array, Grid, Quantised, compensated, relative_error, round_to_nearest
 from dlc.passes.rewrite import Names, drop_dead, map_regions
-from dlc.passes.weight_layers import FLOATS, Gather, Linear, find_gather, find_linear, skipped
+from dlc.passes.weight_layers import FLOATS, Gather, Linear, find_gather, find_linear, near_names, skipped, unused_skip
 
 AUTO = ("i2", "i3", "i4", "i5", "i6", "i8")
 _LEAST_ELEMENTS = 256  # smaller matrices are not worth a scale
@@ -42,6 +42,24 @@ class NeedsCalibration(BadInput):
     code = "DLC0312"
     template = "{what} needs example inputs of the model"
     hint = "dlc.Quantize(..., calibrate=[(x,), ...]), each as the model is called"
+
+
+class SkipsNothing(BadInput):
+    """A name in `skip` is none of the model: the layer that was meant would be quantised."""
+
+    code = "DLC0314"
+    template = (
+        "`skip` names '{pattern}', and the program has no parameter of this name (a tied one has one of its names)"
+    )
+    hint = "{way}"
+
+
+class UnevenActivations(BadInput):
+    """The terms of a sum are no whole number of groups of activations."""
+
+    code = "DLC0315"
+    template = "activations are to be rounded in groups of {size}, and '{tensor}' multiplies {terms} of them"
+    hint = "take a divisor of {terms}, None for one scale a row, or skip=('{tensor}',)"
 
 
 @dataclass(frozen=True)
@@ -197,8 +215,11 @@ def quantize_weights(
         given: matrices that are quantised already, by the constant they are for.
 
     Raises:
-        BadQuantisation, NeedsCalibration.
+        BadQuantisation, NeedsCalibration, SkipsNothing, UnevenActivations.
     """
+    unused = unused_skip([c.name for c in program.consts], options.skip)
+    if unused is not None:
+        raise SkipsNothing(pattern=unused, way=near_names(unused, candidates(program, replace(options, skip=()))))
     if calibration is None and (options.method == "compensated" or options.outliers):
         raise NeedsCalibration(what="method='compensated'" if options.method == "compensated" else "outliers")
     return _Quantiser(program, options, calibration or {}, given or {}).run()
@@ -530,9 +551,7 @@ class _Quantiser(Search):
             at = var(g.name) * size + var(j.name)
             ranks, reduce, value = (*free, g), j, rows.substitute({k.name: at})
             if length % size:
-                raise BadQuantisation(
-                    reason=f"{length} terms of a sum are no whole number of groups of {size} activations"
-                )
+                raise UnevenActivations(layer.step.loc, size=size, tensor=layer.tensor, terms=length)
         signs = dtype.is_bipolar and dtype.bits == 1
         hint, op, parts = ("total", "sum", reduce.extent.const) if signs else ("greatest", "max", dtype.highest)
         assert parts is not None, "a constant matrix has extents that are known"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -15,6 +16,7 @@ from dlc.ir.facts import Facts
 from dlc.passes.inline_pointwise import inline_access, is_pointwise
 
 FLOATS = (F32, F16, BF16)
+_SHOWN = 8  # names in an error
 
 
 @dataclass(frozen=True)
@@ -111,3 +113,25 @@ def skipped(name: str, patterns: tuple[str, ...]) -> bool:
     return any(
         fnmatchcase(name, p) or re.search(rf"(^|[._/]){re.escape(p)}($|[._/])", name) is not None for p in patterns
     )
+
+
+def unused_skip(names: Sequence[str], patterns: tuple[str, ...]) -> str | None:
+    """The first pattern that matches none of the names."""
+    return next((p for p in patterns if not any(skipped(name, (p,)) for name in names)), None)
+
+
+def near_names(pattern: str, names: Iterable[str]) -> str:
+    """What of the names, whole or in parts, may have been meant by a pattern; all of a few where nothing is like it."""
+    names = list(names)
+    parts = dict.fromkeys(part for name in names for part in _runs_of_parts(name))
+    near = difflib.get_close_matches(pattern, parts, 3)
+    if near:
+        return f"did you mean {' or '.join(map(repr, near))}?"
+    shown = ", ".join(map(repr, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
+    return f"what can be quantised is {shown}" if names else "nothing in it can be quantised"
+
+
+def _runs_of_parts(name: str) -> list[str]:
+    """The name and what `skipped` takes for whole parts of it."""
+    borders = [-1, *(m.start() for m in re.finditer(r"[._/]", name)), len(name)]
+    return [name[a + 1 : b] for n, a in enumerate(borders) for b in borders[n + 1 :] if b > a + 1]

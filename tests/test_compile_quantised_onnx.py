@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -116,6 +117,22 @@ def test_dynamic_quantisation(target: str, tmp_path: Path) -> None:
     data = {"w": w, "zw": np.uint8(128), "sw": np.float32(0.01)}
     got, want = run(model(nodes, {"x": (FLOAT, x.shape)}, FLOAT, data), {"x": x}, target, tmp_path)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=0.01 * 255 * 0.03)
+
+
+@LEVELS
+@pytest.mark.parametrize("x", [[0.0, 0.0, 0.0], [-0.0, 0.0], [], [1e-42, 2e-43], [-1.0, -2.5], [1.0, 2.0, 3.0]])
+def test_dynamic_quantisation_of_zeros(x: list[float], target: str) -> None:
+    """Of zeros alone, where ONNX's text divides by zero, onnxruntime has a scale of 1; so do codes, scale and zero point here."""
+    nodes = [helper.make_node("DynamicQuantizeLinear", ["x"], ["y", "s", "z"])]
+    outputs = [helper.make_tensor_value_info("y", UINT8, ["n"])]
+    outputs += [helper.make_tensor_value_info("s", FLOAT, []), helper.make_tensor_value_info("z", UINT8, [])]
+    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", FLOAT, ["n"])], outputs)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    given = np.array(x, np.float32)
+    want = onnxruntime.InferenceSession(made.SerializeToString()).run(None, {"x": given})
+    got = dlc.compile(made, target=target, cache=False)(given)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def network(signed: bool) -> tuple[Any, Any]:

@@ -12,13 +12,14 @@ import pytest
 import torch
 
 import dlc
+from dlc import gpu
 from dlc.cli import main
 from dlc.importing import import_any
 from dlc.ir.dtype import CODED, F8E8M0, I8, U8
 from dlc.ir.error_model import bounded_cascade, worst
 from dlc.ir.interpret import run_program
 from dlc.ir.program import Cascade
-from dlc.passes.quantize_weights import BadQuantisation
+from dlc.passes.quantize_weights import BadQuantisation, QuantizeWeights, SkipsNothing, UnevenActivations
 from dlc.quantize import Quantize, UnknownQuantisation, quantise
 
 WEIGHT_TYPES = [str(t) for t in (*CODED, U8, I8) if t != F8E8M0]
@@ -93,7 +94,7 @@ def test_calls_of_a_torch_model_calibrate_it() -> None:
 
 def test_an_artifact_of_a_quantised_model_is_loaded_without_the_compiler(tmp_path: Path) -> None:
     model, ids = tied()
-    exe = dlc.compile(model, (ids,), quantize="u4:g16:skip=table")
+    exe = dlc.compile(model, (ids,), quantize="u4:g16:skip=head")
     exe.save(tmp_path / "m.dlc")
     np.testing.assert_array_equal(dlc.load(tmp_path / "m.dlc")(ids.numpy()), exe(ids).detach().numpy())
 
@@ -127,11 +128,47 @@ def test_the_short_form(text: str, same: Quantize) -> None:
         ("auto", BadQuantisation, "'auto' is no budget"),
         ("i3:g", UnknownQuantisation, "'g' is no option"),
         ("i3:skip=", UnknownQuantisation, "'skip=' is no option"),
+        ("", UnknownQuantisation, "begins with no type"),
+        (":g64", UnknownQuantisation, "begins with no type"),
+        ("i4:g64:g32", UnknownQuantisation, "'g32' says 'group' again"),
+        ("i4:row:g32", UnknownQuantisation, "'g32' says 'group' again"),
+        ("i4:skip=a:skip=b", UnknownQuantisation, "'skip=b' says 'skip' again"),
     ],
 )
 def test_a_short_form_that_says_nothing(text: str, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         Quantize.parse(text)
+
+
+@pytest.mark.parametrize("wish", [42, ["i4"], {"weights": "i4"}, True, b"i4", QuantizeWeights()])
+def test_what_is_no_quantisation(wish: Any) -> None:
+    model, x = torch.nn.Linear(40, 24), torch.randn(3, 40)
+    with pytest.raises(
+        BadQuantisation, match=r"`quantize` is dlc.Quantize\(...\), its short form as 'i4:g64' or None, not "
+    ) as caught:
+        dlc.compile(model, (x,), quantize=wish, cache=False)
+    assert caught.value.message.endswith(repr(wish))
+    with pytest.raises(BadQuantisation, match="its short form"):
+        gpu.compile_ptx(model, (x,), quantize=wish)
+
+
+def test_a_misspelt_skip_quantises_nothing_in_silence() -> None:
+    model, ids = tied()
+    with pytest.raises(
+        SkipsNothing, match="`skip` names 'dwon', and the program has no parameter of this name"
+    ) as caught:
+        dlc.compile(model, (ids,), quantize=Quantize("i4", skip=("head", "dwon")), cache=False)
+    assert caught.value.help == "did you mean 'down'?"
+    exe = dlc.compile(model, (ids,), quantize=Quantize("i4", skip=("down", "*bias")), cache=False)
+    assert len(exe.compile_report.quantised) == 2
+
+
+def test_groups_of_activations_that_do_not_come_out_even_are_refused_where_they_are() -> None:
+    model, x = torch.nn.Linear(40, 24), torch.randn(3, 40)
+    with pytest.raises(UnevenActivations) as caught:
+        dlc.compile(model, (x,), quantize=Quantize("i4", activation="i8", activation_group=16), cache=False)
+    assert caught.value.message == "activations are to be rounded in groups of 16, and 'weight' multiplies 40 of them"
+    assert str(caught.value.loc) and "None for one scale a row" in str(caught.value.help)
 
 
 def test_no_example_is_no_calibration() -> None:

@@ -117,7 +117,10 @@ def dynamic_quantize_linear(c: Ctx) -> Result:
 
     def step(a: Expr, b: Expr) -> Expr:
         span = apply("sub", apply("max", a, zero_f), apply("min", b, zero_f))
-        return apply("div", span, const(255.0, F32))
+        steps = apply("div", span, const(255.0, F32))
+        return apply(
+            "select", apply("eq", span, zero_f), const(1.0, F32), steps
+        )  # of zeros alone, as onnxruntime has it
 
     scale = c.b.map(f"{c.hint}_scale", step, high, low)
 

@@ -261,7 +261,7 @@ def compile(
         report.specialised = tuple(imported.specialised)
         if dump is not None:
             dump.stage("import", report.seconds["import"], export_seconds=export)
-        wish = Quantize.parse(quantize) if isinstance(quantize, str) else quantize
+        wish = Quantize.of(quantize)
         if backend != "dlc":
             from dlc.hosted import hosted
 

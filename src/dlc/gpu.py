@@ -47,7 +47,7 @@ def compile_ptx(
     chip = GPU_TARGETS[target]
     given = None if args is None else tuple(args) if isinstance(args, (tuple, list)) else (args,)
     imported = import_any(model, given, kwargs, dynamic_shapes, specialise, name)
-    wish = Quantize.parse(quantize) if isinstance(quantize, str) else quantize
+    wish = Quantize.of(quantize)
     if wish is not None:
         imported, _ = quantise(imported, wish)
     pipeline = default_pipeline(chip.lanes, chip.vector_registers, accuracy)

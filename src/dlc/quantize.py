@@ -70,6 +70,21 @@ class Quantize(QuantizeWeights):
             raise BadQuantisation(reason="`calibrate` holds no example")
 
     @classmethod
+    def of(cls, wish: object) -> Quantize | None:
+        """What `quantize=` was given: options, their short form, or None for none.
+
+        Raises:
+            UnknownQuantisation, BadQuantisation.
+        """
+        if wish is None or isinstance(wish, cls):
+            return wish
+        if isinstance(wish, str):
+            return cls.parse(wish)
+        raise BadQuantisation(
+            reason=f"`quantize` is dlc.Quantize(...), its short form as 'i4:g64' or None, not {wish!r}"
+        )
+
+    @classmethod
     def parse(cls, text: str) -> Quantize:
         """Read `i3:g64`, `auto:4.5bits:row:a=i8`.
 
@@ -79,9 +94,14 @@ class Quantize(QuantizeWeights):
         first, *rest = text.split(":")
         if first == "auto" and rest:
             first = f"auto:{rest.pop(0)}"
+        if not first:
+            raise UnknownQuantisation(text=text, reason="it begins with no type")
         options: dict[str, Any] = {"weights": first}
         for part in rest:
-            options.update(_option(text, part))
+            ((name, value),) = _option(text, part).items()
+            if name in options:
+                raise UnknownQuantisation(text=text, reason=f"'{part}' says '{name}' again")
+            options[name] = value
         return cls(**options)
 
     def key(self) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from dlc.codegen import tile_interp, warp_interp
 from dlc.codegen.gpu_targets import GPU_TARGETS
-from dlc.codegen.lower import lower_kernel
+from dlc.codegen.ptx import lower_for_warps
 from dlc.codegen.tile import TileProgram
 from dlc.codegen.tile_parse import parse
 from dlc.codegen.warp import distribute
@@ -32,7 +32,7 @@ def passed(source: str | Program) -> Program:
 def tiles(source: str | Program) -> list[TileProgram]:
     """The tile programs of a model's kernels for a warp."""
     after = passed(source)
-    return [lower_kernel(k, after.facts, SM_80).tile for k in after.kernels]
+    return [lower_for_warps(k, after.facts, SM_80) for k in after.kernels]
 
 
 def memory(program: TileProgram, symbols: Mapping[str, int], seed: int = 0) -> dict[str, Array]:

@@ -286,3 +286,15 @@ def test_packed_weights_lie_in_the_order_of_the_registers(lanes: int, vectors: i
 def test_what_is_refused(make, reason: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(LayoutMismatch, match=reason):
         make()
+
+
+@pytest.mark.parametrize("layout", [local(2, 1) @ spatial(8, 4) @ local(1, 2), column_local(2, 3) @ spatial(4, 2), replicated(2, 3) @ spatial(2, 2) @ local(3, 1)])
+def test_modes_of_dimensions_say_where_elements_lie(layout: Layout) -> None:
+    """Digits of the thread's number, times their steps, are the first element of each thread."""
+    for thread in range(layout.threads):
+        begin = tuple(
+            sum(thread // m.threads % m.extent * m.step for m in modes if m.threads is not None) for modes in layout.dimensions()
+        )
+        assert begin == layout.index(thread, 0)
+    extents = [[m.extent for m in modes] for modes in layout.dimensions()]
+    assert tuple(math.prod(e) for e in extents) == layout.shape and sum(extents, []) == list(layout.modes)

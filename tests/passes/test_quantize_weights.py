@@ -21,6 +21,8 @@ from dlc.passes.quantize_weights import (
     BadQuantisation,
     NeedsCalibration,
     QuantizeWeights,
+    SkipsNothing,
+    UnevenActivations,
     linear_layers,
     quantize_weights,
 )
@@ -269,7 +271,7 @@ def test_everything_else_is_left_alone(statement: str) -> None:
         ((), ""),
         (("head",), "lm_head_weight"),
         (("lm_*",), "lm_head_weight"),
-        (("ead",), ""),
+        (("h?_*",), "h0_fc_weight"),
         (("h0", "fc"), "h0_fc_weight"),
     ],
 )
@@ -283,6 +285,23 @@ def test_what_is_named_is_skipped(skip: tuple[str, ...], left: str) -> None:
     w = np.random.default_rng(0).standard_normal((32, 32)).astype(np.float32)
     after = quantised(program(text, h0_fc_weight=w, lm_head_weight=w), skip=skip)
     assert [c.name for c in after.consts if c.type.dtype == DTYPES["f32"]] == ([left] if left else [])
+
+
+@pytest.mark.parametrize(
+    ("skip", "way"),
+    [
+        ("ead", "did you mean 'head' or 'lm_head'?"),
+        ("lm_heads", "did you mean 'lm_head' or 'head' or 'lm_head_weight'?"),
+        ("w*", "what can be quantised is 'lm_head_weight'"),
+        ("", "what can be quantised is 'lm_head_weight'"),
+    ],
+)
+def test_a_skip_that_names_nothing_is_refused_with_names_near_it(skip: str, way: str) -> None:
+    text = "program f(X: f32[m, 32]) -> (Y) {\n const lm_head_weight: f32[32, 32]\n Y[m, n:32] = sum(k:32) X[m, k] * lm_head_weight[n, k]\n}"
+    before = program(text, lm_head_weight=np.ones((32, 32), np.float32))
+    with pytest.raises(SkipsNothing) as caught:
+        QuantizeWeights(skip=("lm_head", skip)).apply(before)
+    assert caught.value.help == way
 
 
 def test_tables_can_be_left_alone() -> None:
@@ -405,7 +424,7 @@ def test_other_refusals() -> None:
     bad.data["W"][3, 4] = np.nan  # type: ignore[index]
     with pytest.raises(BadQuantisation, match="'W' holds an infinity or NaN"):
         QuantizeWeights().apply(bad)
-    with pytest.raises(BadQuantisation, match="33 terms of a sum are no whole number of groups of 32"):
+    with pytest.raises(UnevenActivations, match="groups of 32, and 'W' multiplies 33 of them"):
         QuantizeWeights(activation="i8", activation_group=32).apply(linear(16, 33))
     with pytest.raises(BadQuantisation, match="1 bits per weight: the smallest types take"):
         QuantizeWeights(weights="auto:1bits").apply(linear(16, 32))
