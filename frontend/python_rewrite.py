@@ -612,11 +612,15 @@ class _Generator(_Function):
         return made
 
     def visit_If(self, node: ast.If) -> Any:
+        return self.kept(node)
+
+    def visit_While(self, node: ast.While) -> Any:
+        return self.kept(node)
+
+    def kept(self, node: ast.If | ast.While) -> ast.stmt:
         node.test = self.known(node)
         node.body, node.orelse = self.block(node.body), self.block(node.orelse)
         return node
-
-    visit_While = visit_If
 
     def known(self, node: Any) -> ast.expr:
         return rt("known_here", self.site(node), self.test(node.test))

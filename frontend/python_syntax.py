@@ -80,7 +80,9 @@ def plain_target(t: ast.expr) -> bool:
 
 def fill_locations(made: ast.AST, origin: ast.AST) -> None:
     """Every new node without a place gets that of the nearest one around it that has one."""
-    where = {k: getattr(origin, k) for k in ("lineno", "col_offset", "end_lineno", "end_col_offset") if hasattr(origin, k)}
+    where = {
+        k: getattr(origin, k) for k in ("lineno", "col_offset", "end_lineno", "end_col_offset") if hasattr(origin, k)
+    }
 
     def fill(node: ast.AST, place: Mapping[str, Any]) -> None:
         if "lineno" in node._attributes:

@@ -7,7 +7,6 @@ no path is taken silently.
 from __future__ import annotations
 
 import builtins
-import contextlib
 import functools
 import inspect
 import math
@@ -26,7 +25,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from dlc.frontend import torch_aside, torch_effects, torch_steps
 from dlc.frontend.python_rewrite import NotRewritable, Site, rewrite
 from dlc.frontend.torch_callers import LEFT_ALONE, asking, left_alone
-from dlc.frontend.torch_classes import Classes, calls_back
+from dlc.frontend.torch_classes import CONTEXT, Classes, calls_back, context_of
 from dlc.frontend.torch_collect import Collected
 from dlc.frontend.torch_errors import EffectOnData, UncapturedDecision
 from dlc.frontend.torch_flow import Branch, Flow, both
@@ -63,9 +62,6 @@ _LOOKING = (isinstance, len, getattr, hasattr, callable, type, bool)
 _MEASURING = (len, bool, isinstance, type, sum, any, all, torch.tensor, torch.stack, torch.cat)
 """Functions that take lists whose length is data."""
 
-_CONTEXT = contextlib.contextmanager(iter).__code__
-"""The function that makes a context of a generator."""
-
 _PRODUCTS = frozenset("mul multiply div divide true_divide floor_divide".split())
 """Functions that take a number beside small floats in f32."""
 _TENSOR_OPERANDS = frozenset(
@@ -101,9 +97,7 @@ class Calls(Flow):
             # no_grad and its like wrap a function without changing what it computes
             if inner is not None and function.__code__.co_filename.endswith("_contextlib.py"):
                 return self.rewriting(inner)
-            if inspect.isgeneratorfunction(inner) and function.__code__ is _CONTEXT and function not in self.rewritten:
-                self.rewritten[function] = contextlib.contextmanager(self.rewriting(inner))
-            return self.rewritten.get(function, function)
+            return context_of(self.rewriting(inner)) if function.__code__ is CONTEXT else function
         if function not in self.rewritten:
             self.rewritten[function] = self._rewritten(function)
         return self.rewritten[function]

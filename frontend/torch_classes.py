@@ -11,6 +11,7 @@ Source: Python's data model, section 3.3.12 (special method lookup): implicit ca
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import threading
@@ -122,7 +123,8 @@ class Classes:
             named = name == "__new__" and hasattr(kind, "_fields")  # what `namedtuple` writes
             return held if named or left_alone(held.__func__) else type(held)(self._function(held.__func__))
         if isinstance(held, property) and type(held).__init__ is property.__init__:
-            return type(held)(*map(self._maybe, (held.fget, held.fset, held.fdel)), held.__doc__)
+            made: Callable[..., property] = type(held)
+            return made(*map(self._maybe, (held.fget, held.fset, held.fdel)), held.__doc__)
         if type(held) is functools.cached_property:
             return _Computed(self.rt, held)
         if hasattr(type(held), "__get__"):
@@ -130,7 +132,11 @@ class Classes:
         return held
 
     def _maybe(self, function: Any) -> Any:
-        return self._function(function) if isinstance(function, types.FunctionType) and not left_alone(function) else function
+        return (
+            self._function(function)
+            if isinstance(function, types.FunctionType) and not left_alone(function)
+            else function
+        )
 
     def _function(self, function: types.FunctionType) -> Callable[..., Any]:
         if function in self.originals:
@@ -169,7 +175,9 @@ class Classes:
 
     def keeps(self, value: Any) -> bool:
         """Whether all that an object holds is in its attributes, which its own methods and nobody else's change."""
-        return id(type(value)) in self.met and all(k in (object, nn.Module) or not foreign(k) for k in type(value).__mro__)
+        return id(type(value)) in self.met and all(
+            k in (object, nn.Module) or not foreign(k) for k in type(value).__mro__
+        )
 
     def method(self, value: Any, *names: str) -> Any:
         """The first of these methods that an object's class has, if it is rewritten; else None."""
@@ -213,9 +221,10 @@ class _Computed(functools.cached_property[Any]):
         self.attrname: str = held.attrname or ""
         self.found: dict[int, tuple[Any, Any]] = {}  # by address an object, and what was computed for it first
 
-    def __get__(self, owner: Any, kind: Any = None) -> Any:
-        if owner is None:
-            return self
+    def __get__(self, instance: Any, owner: type[Any] | None = None) -> Any:
+        return self if instance is None else self._of(instance, owner)
+
+    def _of(self, owner: Any, kind: type[Any] | None) -> Any:
         kept = vars(owner).get(self.attrname, MISSING)
         if kept is not MISSING and not isinstance(kept, Unset):
             return kept
@@ -240,10 +249,23 @@ class _Computed(functools.cached_property[Any]):
 
 def _generated(kind: type, name: str, function: types.FunctionType) -> bool:
     """Whether `dataclass` has written this function, and it calls nothing of the model's by name."""
-    if "__dataclass_fields__" not in vars(kind) or name not in _GENERATED or function.__code__.co_filename != "<string>":
+    if (
+        "__dataclass_fields__" not in vars(kind)
+        or name not in _GENERATED
+        or function.__code__.co_filename != "<string>"
+    ):
         return False
     made = (f.default_factory for f in dataclasses.fields(kind))
     return name != "__init__" or not any(isinstance(f, types.FunctionType) for f in made)
+
+
+_EXAMPLE: Any = contextlib.contextmanager(iter)
+CONTEXT: types.CodeType = _EXAMPLE.__code__
+"""Of the functions that make a context of a generator."""
+
+
+def context_of(generator: Any) -> Any:
+    return contextlib.contextmanager(generator)
 
 
 def calls_back(function: Any) -> bool:
@@ -264,4 +286,4 @@ def _put(owner: Any, name: Any, value: Any) -> None:
         owner[name] = value
 
 
-__all__ = ["Classes", "calls_back"]
+__all__ = ["CONTEXT", "Classes", "calls_back", "context_of"]

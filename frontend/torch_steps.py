@@ -107,7 +107,7 @@ def steps_of(flow: Any, over: Any) -> Steps | Items:
 
 
 def _stepped(flow: Any, source: Iterator[Any], depth: int) -> Iterator[Any]:
-    """The items of an iterator, each taken once: what the model's code changes in taking one must not be undone in frames from `depth` on."""
+    """The items of an iterator, each taken once: what taking one changes must not be undone, in frames from `depth` on."""
     while True:
         touches = flow.frame.touches
         item = next(source, _END)
