@@ -20,7 +20,7 @@ import ast
 import copy
 import inspect
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +28,26 @@ from dlc.frontend.python_exits import lower_exits
 from dlc.frontend.python_names import Liveness, captured, stored
 from dlc.frontend.python_notes import Notes
 from dlc.frontend.python_source import NotRewritable, find_definition, is_generator
+from dlc.frontend.python_syntax import (
+    DEAD_NAME,
+    OPERATORS,
+    RUNTIME,
+    SITES,
+    binds,
+    cell,
+    fill_locations,
+    is_docstring,
+    later,
+    load,
+    method,
+    nonlocals,
+    plain_target,
+    rt,
+    state,
+    store,
+    unpack,
+)
 
-RUNTIME, SITES, DEAD_NAME = "dlc__rt", "dlc__sites", "dlc__dead"
 _MADE = "dlc__made"
 _FOLDS = frozenset("sum any all list tuple max min sorted".split())
 """Functions that need all items of a generator at once."""
@@ -37,7 +55,7 @@ _NATIVE = frozenset("super locals globals vars eval exec dir".split())
 """Calls that look at the caller's frame."""
 
 
-_SUSPENDING = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+_ASYNCHRONOUS = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
 @dataclass(frozen=True)
@@ -68,17 +86,17 @@ def rewrite(function: types.FunctionType, runtime: Any, dead: Any) -> tuple[type
     """`function` over `runtime`, and the code objects it consists of (nested functions included).
 
     Raises:
-        NotRewritable: there is no source, or it is a generator or a coroutine.
+        NotRewritable: there is no source, or it is a coroutine.
     """
     node, owner = find_definition(function.__code__, function.__globals__)
-    if isinstance(node, ast.AsyncFunctionDef) or is_generator(node):
-        raise NotRewritable("it is a generator or a coroutine")
+    if isinstance(node, ast.AsyncFunctionDef):
+        raise NotRewritable("it is a coroutine")
     file = function.__code__.co_filename
     sites: list[Site] = []
     if isinstance(node, ast.Lambda):
         body: list[ast.stmt] = [ast.copy_location(ast.Return(node.body), node.body)]
         node = ast.copy_location(ast.FunctionDef("lambda_", node.args, body, [], None), node)
-    made = _Function(file, sites, owner).function(node)
+    made = _rewriter(node)(file, sites, owner).function(node)
     made.args = _no_defaults(made.args)
     made.decorator_list = []
     code = _compile(made, function.__code__, file)
@@ -115,12 +133,12 @@ def _future(code: types.CodeType) -> int:
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
-    """The code objects of a function, but not of generators, coroutines and classes inside: these stay as they are."""
+    """The code objects of a function, but not of coroutines and classes inside: these stay as they are."""
     yield code
     for c in code.co_consts:
         if not isinstance(c, types.CodeType) or not c.co_flags & inspect.CO_OPTIMIZED:  # the body of a class
             continue
-        if c.co_name.startswith("<") or not c.co_flags & _SUSPENDING:
+        if c.co_name.startswith("<") or not c.co_flags & _ASYNCHRONOUS:
             yield from _codes(c)
 
 
@@ -135,49 +153,6 @@ def _no_defaults(args: ast.arguments) -> ast.arguments:
 
 
 # --- rewriting -------------------------------------------------------------------------------------------------------
-
-
-def _load(name: str) -> ast.expr:
-    return ast.Name(name, ast.Load())
-
-
-def _rt(method: str, *args: ast.expr) -> ast.expr:
-    return ast.Call(ast.Attribute(_load(RUNTIME), method, ast.Load()), list(args), [])
-
-
-def _method(owner: str, method: str, *args: ast.expr) -> ast.expr:
-    return ast.Call(ast.Attribute(_load(owner), method, ast.Load()), list(args), [])
-
-
-def _later(e: ast.expr) -> ast.expr:
-    return ast.Lambda(ast.arguments([], [], None, [], [], None, []), e)
-
-
-def _cell(name: str) -> ast.expr:
-    """The cell of a variable that is shared with other functions."""
-    return ast.Subscript(ast.Attribute(_later(_load(name)), "__closure__", ast.Load()), ast.Constant(0), ast.Load())
-
-
-def _store(name: str, value: ast.expr) -> ast.stmt:
-    return ast.Assign([ast.Name(name, ast.Store())], value)
-
-
-def _state(names: Sequence[str]) -> ast.expr:
-    return ast.Tuple([_load(n) for n in names], ast.Load())
-
-
-def _unpack(names: Sequence[str], value: ast.expr) -> ast.stmt:
-    if not names:
-        return ast.Expr(value)
-    return ast.Assign([ast.Tuple([ast.Name(n, ast.Store()) for n in names], ast.Store())], value)
-
-
-_OPERATORS = {
-    ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "truediv", ast.FloorDiv: "floordiv", ast.Mod: "mod",
-    ast.Pow: "pow", ast.MatMult: "matmul", ast.BitAnd: "and", ast.BitOr: "or", ast.BitXor: "xor", ast.LShift: "lshift",
-    ast.RShift: "rshift", ast.Eq: "eq", ast.NotEq: "ne", ast.Lt: "lt", ast.LtE: "le", ast.Gt: "gt", ast.GtE: "ge",
-    ast.Is: "is_", ast.IsNot: "is_not", ast.In: "in", ast.NotIn: "not_in",
-}  # fmt: skip
 
 
 class _Function(ast.NodeTransformer):
@@ -206,41 +181,48 @@ class _Function(ast.NodeTransformer):
         }
         positional = (*node.args.posonlyargs, *node.args.args)
         self.first = positional[0].arg if positional else None
-        lower_exits(node, self.notes)
-        shared = {n for s in node.body for g in ast.walk(s) if isinstance(g, (ast.Global, ast.Nonlocal)) for n in g.names}
-        self.nonlocals = _nonlocals(node.body)
+        self.nonlocals = nonlocals(node.body)
         self.globals = {n for s in node.body for g in ast.walk(s) if isinstance(g, ast.Global) for n in g.names}
-        Liveness(captured(node.body), self.notes).block(node.body, set())
-        states = _state_names(node.body)
-        self.unsure = set(states) - parameters - shared
+        self.unsure = self.prepared(node) - parameters
         self.locals = (parameters | set(stored(node.body))) - {self.first if self.first == "self" else None}
         body: list[ast.stmt] = []
         for s in node.body:
             body += self.statements(s)
         start = [
-            ast.copy_location(_store(n, _rt("undefined", ast.Constant(n))), node.body[0]) for n in sorted(self.unsure)
+            ast.copy_location(store(n, rt("undefined", ast.Constant(n))), node.body[0]) for n in sorted(self.unsure)
         ]
         inner = {n for s in node.body for g in ast.walk(s) if isinstance(g, ast.Nonlocal) for n in g.names}
         for n in sorted((inner & (parameters | set(stored(node.body)))) - self.nonlocals):
-            start.append(ast.copy_location(ast.Expr(_rt("born", _cell(n))), node.body[0]))
-        at = 1 if _is_docstring(node.body[0]) else 0
+            start.append(ast.copy_location(ast.Expr(rt("born", cell(n))), node.body[0]))
+        at = 1 if is_docstring(node.body[0]) else 0
         node.body = [*body[:at], *start, *body[at:]]
         node.returns = None
         return node
 
+    def prepared(self, node: ast.FunctionDef) -> set[str]:
+        """Get the statements ready; the variables that branches and loops of this function store."""
+        shared = {n for s in node.body for g in ast.walk(s) if isinstance(g, (ast.Global, ast.Nonlocal)) for n in g.names}
+        lower_exits(node, self.notes)
+        Liveness(captured(node.body), self.notes).block(node.body, set())
+        return set(_state_names(node.body)) - shared
+
     def statements(self, s: ast.stmt) -> list[ast.stmt]:
         names = () if isinstance(s, _COMPOUND) else sorted(stored([s]))
-        touched = [_rt("touch_cell", _cell(n)) for n in names if n in self.nonlocals]
-        touched += [_rt("touch_global", ast.Constant(n)) for n in names if n in self.globals]
+        touched = self.touched(names)
         around, self.hoisted = self.hoisted, []
         made = self.visit(s)
         before, self.hoisted = self.hoisted, around
         found: list[ast.stmt] = made if isinstance(made, list) else [made]
-        found = [*before, *map(ast.Expr, touched), *found]
+        found = [*before, *touched, *found]
         for m in found:
             ast.copy_location(m, s)
-            _fill_locations(m, s)
+            fill_locations(m, s)
         return found
+
+    def touched(self, names: Iterable[str]) -> list[ast.stmt]:
+        """What journals variables of functions and files around, before they are stored."""
+        found = [rt("touch_cell", cell(n)) for n in names if n in self.nonlocals]
+        return [ast.Expr(e) for e in (*found, *(rt("touch_global", ast.Constant(n)) for n in names if n in self.globals))]
 
     def block(self, body: Sequence[ast.stmt]) -> list[ast.stmt]:
         return [m for s in body for m in self.statements(s)]
@@ -256,21 +238,20 @@ class _Function(ast.NodeTransformer):
     def site(self, node: ast.AST, names: Sequence[str] = (), live: set[str] | None = None, **more: Any) -> ast.expr:
         kept = frozenset(n for n in names if live is None or n in live)
         self.sites.append(Site(self.file, getattr(node, "lineno", 0), tuple(names), kept, **more))
-        return ast.Subscript(_load(SITES), ast.Constant(len(self.sites) - 1), ast.Load())
+        return ast.Subscript(load(SITES), ast.Constant(len(self.sites) - 1), ast.Load())
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        if is_generator(node):
-            return node
         node.decorator_list = [self.visit(d) for d in node.decorator_list]
         node.args.defaults = [self.visit(d) for d in node.args.defaults]
         node.args.kw_defaults = [d and self.visit(d) for d in node.args.kw_defaults]
-        return _Function(self.file, self.sites, self.owner).function(node)
+        return _rewriter(node)(self.file, self.sites, self.owner).function(node)
 
     def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
         return node
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
-        return node
+        made = ast.Expr(rt("new_class", load(node.name)))
+        return ast.With([ast.withitem(rt("aside"))], [node, made])
 
     def visit_Lambda(self, node: ast.Lambda) -> ast.AST:
         node.args.defaults = [self.visit(d) for d in node.args.defaults]
@@ -294,17 +275,17 @@ class _Function(ast.NodeTransformer):
             names = list(dict.fromkeys([*loop.names, *names]))
         site = self.site(node, names, note.live, returns=note.returns)
         b = self.fresh("b")
-        close = _unpack(names, _method(b, "close", _state(names)))
-        opened = ("branch", site) if loop is None else ("behind", site, _load(loop.name))
-        made: list[ast.stmt] = [_store(b, _rt(*opened, self.test(node.test), _state(names)))]
-        made.append(ast.If(_method(b, "then"), [*self.block(node.body), close], []))
-        made.append(ast.If(_method(b, "orelse"), [*self.block(node.orelse), close], []))
-        made.append(_unpack(names, _method(b, "result")))
+        close = unpack(names, method(b, "close", state(names)))
+        opened = ("branch", site) if loop is None else ("behind", site, load(loop.name))
+        made: list[ast.stmt] = [store(b, rt(*opened, self.test(node.test), state(names)))]
+        made.append(ast.If(method(b, "then"), [*self.block(node.body), close], []))
+        made.append(ast.If(method(b, "orelse"), [*self.block(node.orelse), close], []))
+        made.append(unpack(names, method(b, "result")))
         return made
 
     def visit_While(self, node: ast.While) -> list[ast.stmt]:
         test = ast.If(
-            _method("{}", "testing"), [ast.Expr(_method("{}", "tested", self.test(node.test)))], []
+            method("{}", "testing"), [ast.Expr(method("{}", "tested", self.test(node.test)))], []
         )  # the loop's name is filled in below
         return self.loop(node, ast.Constant(None), [test], [])
 
@@ -332,21 +313,21 @@ class _Function(ast.NodeTransformer):
         body: list[ast.stmt] = []
         for t in take:
             assert isinstance(t, ast.Assign)
-            item = ast.copy_location(ast.Assign(t.targets, _method(w, "item")), node)
-            body += self.assignments(item.targets, item.value)
+            item = ast.copy_location(ast.Assign(t.targets, method(w, "item")), node)
+            body += [*self.touched(sorted(stored([item]))), *self.assignments(item.targets, item.value)]
         body += self.block(node.body)
-        work = ast.If(_method(w, "working"), body, [])
-        failed = ast.ExceptHandler(_load("Exception"), error, [ast.Expr(_method(w, "failed", _load(error)))])
-        guarded = ast.Try([*test, work, ast.Expr(_method(w, "leave", _state(names)))], [failed], [], [])
+        work = ast.If(method(w, "working"), body, [])
+        failed = ast.ExceptHandler(load("Exception"), error, [ast.Expr(method(w, "failed", load(error)))])
+        guarded = ast.Try([*test, work, ast.Expr(method(w, "leave", state(names)))], [failed], [], [])
         step = ast.While(
-            _method(w, "more"), [_unpack(names, ast.Attribute(_load(w), "state", ast.Load())), guarded], []
+            method(w, "more"), [unpack(names, ast.Attribute(load(w), "state", ast.Load())), guarded], []
         )
-        start = _store(w, _rt("loop", site, over, _state(names)))
-        return [start, step, _unpack(names, ast.Attribute(_load(w), "state", ast.Load()))]
+        start = store(w, rt("loop", site, over, state(names)))
+        return [start, step, unpack(names, ast.Attribute(load(w), "state", ast.Load()))]
 
     def visit_With(self, node: ast.With) -> ast.AST:
         for item in node.items:
-            item.context_expr = _rt("inside", self.visit(item.context_expr))
+            item.context_expr = rt("inside", self.visit(item.context_expr))
         node.body = self.block(node.body)
         return node
 
@@ -355,8 +336,8 @@ class _Function(ast.NodeTransformer):
         node.orelse = self.block(node.orelse)
         node.finalbody = self.block(node.finalbody)
         if node.handlers:
-            kinds = [h.type or _load("BaseException") for h in node.handlers]
-            caught = _rt("catching", _later(ast.Tuple(copy.deepcopy(kinds), ast.Load())))
+            kinds = [h.type or load("BaseException") for h in node.handlers]
+            caught = rt("catching", later(ast.Tuple(copy.deepcopy(kinds), ast.Load())))
             node.body = [ast.With([ast.withitem(caught)], node.body)]
         for h in node.handlers:
             h.body = self.block(h.body)
@@ -365,21 +346,21 @@ class _Function(ast.NodeTransformer):
     visit_TryStar = visit_Try
 
     def visit_Match(self, node: ast.Match) -> ast.AST:
-        node.subject = _rt("subject", self.site(node), self.visit(node.subject))
+        node.subject = rt("subject", self.site(node), self.visit(node.subject))
         for c in node.cases:
             if c.guard is not None:
-                c.guard = _rt("plain", self.site(node), self.test(c.guard))
+                c.guard = rt("plain", self.site(node), self.test(c.guard))
             c.body = self.block(c.body)
         return node
 
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
-        failed = ast.Raise(ast.Call(_load("AssertionError"), [node.msg] if node.msg is not None else [], []), None)
-        test = ast.UnaryOp(ast.Not(), _rt("plain", self.site(node), self.test(node.test)))
+        failed = ast.Raise(ast.Call(load("AssertionError"), [node.msg] if node.msg is not None else [], []), None)
+        test = ast.UnaryOp(ast.Not(), rt("plain", self.site(node), self.test(node.test)))
         return ast.If(test, [failed], [])
 
     def visit_Raise(self, node: ast.Raise) -> list[ast.stmt]:
         self.generic_visit(node)
-        return [ast.Expr(_rt("raising", self.site(node))), node]
+        return [ast.Expr(rt("raising", self.site(node))), node]
 
     # --- writes ---
 
@@ -393,23 +374,23 @@ class _Function(ast.NodeTransformer):
 
     def assignments(self, targets: Sequence[ast.expr], value: ast.expr) -> list[ast.stmt]:
         if any(isinstance(t, (ast.Tuple, ast.List)) for t in targets) and not isinstance(value, (ast.Tuple, ast.List)):
-            value = _rt("spread", value)
-        if all(_plain_target(t) for t in targets):
+            value = rt("spread", value)
+        if all(plain_target(t) for t in targets):
             return [ast.Assign(list(targets), value)]
         name = self.fresh("v")
-        made = [_store(name, value)]
+        made = [store(name, value)]
         for t in targets:
-            made += self.assign(t, _load(name))
+            made += self.assign(t, load(name))
         return made
 
     def assign(self, target: ast.expr, value: ast.expr) -> list[ast.stmt]:
         match target:
             case ast.Attribute():
                 obj = self.visit(target.value)
-                return [ast.Expr(_rt("set_attr", obj, ast.Constant(self.mangled(target.attr)), value))]
+                return [ast.Expr(rt("set_attr", obj, ast.Constant(self.mangled(target.attr)), value))]
             case ast.Subscript():
-                return [ast.Expr(_rt("set_item", self.visit(target.value), self.key(target.slice), value))]
-            case ast.Tuple() | ast.List() if not _plain_target(target):
+                return [ast.Expr(rt("set_item", self.visit(target.value), self.key(target.slice), value))]
+            case ast.Tuple() | ast.List() if not plain_target(target):
                 names = [self.fresh("v") for _ in target.elts]
                 parts: list[ast.expr] = [
                     ast.Starred(ast.Name(n, ast.Store()), ast.Store())
@@ -419,35 +400,35 @@ class _Function(ast.NodeTransformer):
                 ]
                 made: list[ast.stmt] = [ast.Assign([ast.Tuple(parts, ast.Store())], value)]
                 for n, e in zip(names, target.elts, strict=True):
-                    made += self.assign(e.value if isinstance(e, ast.Starred) else e, _load(n))
+                    made += self.assign(e.value if isinstance(e, ast.Starred) else e, load(n))
                 return made
             case _:
                 return [ast.Assign([target], value)]
 
     def visit_AugAssign(self, node: ast.AugAssign) -> ast.stmt:
-        op = ast.Constant(_OPERATORS[type(node.op)])
+        op = ast.Constant(OPERATORS[type(node.op)])
         value = self.visit(node.value)
         match node.target:
             case ast.Name(id=name):
-                return _store(name, _rt("augmented", op, self.name(name), value))
+                return store(name, rt("augmented", op, self.name(name), value))
             case ast.Attribute():
                 obj = self.visit(node.target.value)
-                return ast.Expr(_rt("augment_attr", op, obj, ast.Constant(self.mangled(node.target.attr)), value))
+                return ast.Expr(rt("augment_attr", op, obj, ast.Constant(self.mangled(node.target.attr)), value))
             case _:
                 obj = self.visit(node.target.value)
-                return ast.Expr(_rt("augment_item", op, obj, self.key(node.target.slice), value))
+                return ast.Expr(rt("augment_item", op, obj, self.key(node.target.slice), value))
 
     def visit_Delete(self, node: ast.Delete) -> list[ast.stmt]:
         made: list[ast.stmt] = []
         for t in node.targets:
             match t:
                 case ast.Name(id=name):
-                    made.append(_store(name, _rt("undefined", ast.Constant(name))))
+                    made.append(store(name, rt("undefined", ast.Constant(name))))
                     self.unsure.add(name)
                 case ast.Subscript():
-                    made.append(ast.Expr(_rt("del_item", self.visit(t.value), self.key(t.slice))))
+                    made.append(ast.Expr(rt("del_item", self.visit(t.value), self.key(t.slice))))
                 case ast.Attribute():
-                    made.append(ast.Expr(_rt("del_attr", self.visit(t.value), ast.Constant(self.mangled(t.attr)))))
+                    made.append(ast.Expr(rt("del_attr", self.visit(t.value), ast.Constant(self.mangled(t.attr)))))
                 case _:
                     made.append(ast.Delete([t]))
         return made
@@ -461,8 +442,8 @@ class _Function(ast.NodeTransformer):
 
     def name(self, name: str) -> ast.expr:
         if name in self.unsure:
-            return _rt("read", _load(name))
-        return _rt("narrowed", _load(name)) if name in self.locals | self.outer else _load(name)
+            return rt("read", load(name))
+        return rt("narrowed", load(name)) if name in self.locals | self.outer else load(name)
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
         node.id = self.mangled(node.id)
@@ -475,16 +456,16 @@ class _Function(ast.NodeTransformer):
         own = isinstance(node.value, ast.Name) and node.value.id in self.unsure | self.locals | {self.first}
         node.value = self.visit(node.value)
         if node.attr == "__class__" and isinstance(node.ctx, ast.Load):
-            return _rt("class_of", node.value)
-        return _rt("narrowed", node) if own and isinstance(node.ctx, ast.Load) else node
+            return rt("class_of", node.value)
+        return rt("narrowed", node) if own and isinstance(node.ctx, ast.Load) else node
 
     def visit_Starred(self, node: ast.Starred) -> ast.AST:
-        return ast.Starred(_rt("spread", self.visit(node.value)), node.ctx) if isinstance(node.ctx, ast.Load) else node
+        return ast.Starred(rt("spread", self.visit(node.value)), node.ctx) if isinstance(node.ctx, ast.Load) else node
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         if isinstance(node.func, ast.Name) and node.func.id in _NATIVE:
             if node.func.id == "super" and not node.args and self.first is not None:
-                return ast.Call(_load("super"), [_load("__class__"), _load(self.first)], [])
+                return ast.Call(load("super"), [load("__class__"), load(self.first)], [])
             return self.generic_visit(node)
         if isinstance(node.func, ast.Name) and node.func.id in _FOLDS and len(node.args) == 1:
             (only,) = node.args
@@ -492,17 +473,17 @@ class _Function(ast.NodeTransformer):
                 node.args = [ast.copy_location(ast.ListComp(only.elt, only.generators), only)]
         args = [self.visit(node.func), *(self.visit(a) for a in node.args)]
         keywords = [ast.keyword(k.arg, self.visit(k.value)) for k in node.keywords]
-        return ast.Call(ast.Attribute(_load(RUNTIME), "call", ast.Load()), args, keywords)
+        return ast.Call(ast.Attribute(load(RUNTIME), "call", ast.Load()), args, keywords)
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
-        return _rt("get_item", self.visit(node.value), self.key(node.slice))
+        return rt("get_item", self.visit(node.value), self.key(node.slice))
 
     def key(self, e: ast.expr) -> ast.expr:
         """A subscript as an expression: slices as `slice` objects."""
         match e:
             case ast.Slice(lower, upper, step):
                 parts = [self.visit(p) if p is not None else ast.Constant(None) for p in (lower, upper, step)]
-                return _rt("slice", *parts)
+                return rt("slice", *parts)
             case ast.Tuple(elts):
                 return ast.Tuple([self.key(x) for x in elts], ast.Load())
             case _:
@@ -512,55 +493,55 @@ class _Function(ast.NodeTransformer):
     def test(self, e: ast.expr) -> ast.expr:
         """An expression of which only the truth counts."""
         match e:
-            case ast.BoolOp(op, values) if not any(map(_binds, values[1:])):
+            case ast.BoolOp(op, values) if not any(map(binds, values[1:])):
                 first, *others = [self.test(v) for v in values]
                 name = "all_of" if isinstance(op, ast.And) else "any_of"
-                return ast.copy_location(_rt(name, self.site(e), first, *map(_later, others)), e)
+                return ast.copy_location(rt(name, self.site(e), first, *map(later, others)), e)
             case ast.UnaryOp(ast.Not(), operand):
-                return ast.copy_location(_rt("not_", self.test(operand)), e)
+                return ast.copy_location(rt("not_", self.test(operand)), e)
             case _:
                 made: ast.expr = self.visit(e)
                 return made
 
     def visit_BoolOp(self, node: ast.BoolOp) -> ast.AST:
         site = self.site(node)
-        if any(map(_binds, node.values[1:])):
-            node.values = [*(_rt("known_value", site, self.visit(v)) for v in node.values[:-1]), self.visit(node.values[-1])]
+        if any(map(binds, node.values[1:])):
+            node.values = [*(rt("known_value", site, self.visit(v)) for v in node.values[:-1]), self.visit(node.values[-1])]
             return node
         first, *others = [self.visit(v) for v in node.values]
-        return _rt("and_" if isinstance(node.op, ast.And) else "or_", site, first, *map(_later, others))
+        return rt("and_" if isinstance(node.op, ast.And) else "or_", site, first, *map(later, others))
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
         if isinstance(node.op, ast.Not):
-            return _rt("not_", self.test(node.operand))
+            return rt("not_", self.test(node.operand))
         return self.generic_visit(node)
 
     def visit_IfExp(self, node: ast.IfExp) -> ast.AST:
         site = self.site(node)
-        if _binds(node.body) or _binds(node.orelse):
-            node.test = _rt("known_value", site, self.test(node.test))
+        if binds(node.body) or binds(node.orelse):
+            node.test = rt("known_value", site, self.test(node.test))
             node.body, node.orelse = self.visit(node.body), self.visit(node.orelse)
             return node
-        parts = (_later(self.visit(node.body)), _later(self.visit(node.orelse)))
-        return _rt("either", site, self.test(node.test), *parts)
+        parts = (later(self.visit(node.body)), later(self.visit(node.orelse)))
+        return rt("either", site, self.test(node.test), *parts)
 
     def visit_Compare(self, node: ast.Compare) -> ast.AST:
         if len(node.ops) == 1:
             left, right = self.visit(node.left), self.visit(node.comparators[0])
             if isinstance(node.ops[0], (ast.In, ast.NotIn)):
-                return _rt("contains" if isinstance(node.ops[0], ast.In) else "lacks", self.site(node), left, right)
+                return rt("contains" if isinstance(node.ops[0], ast.In) else "lacks", self.site(node), left, right)
             if isinstance(node.ops[0], (ast.Is, ast.IsNot)):
-                return _rt("is_" if isinstance(node.ops[0], ast.Is) else "is_not", left, right)
+                return rt("is_" if isinstance(node.ops[0], ast.Is) else "is_not", left, right)
             if isinstance(node.ops[0], (ast.Eq, ast.NotEq)):
-                return _rt("equal" if isinstance(node.ops[0], ast.Eq) else "unequal", self.site(node), left, right)
+                return rt("equal" if isinstance(node.ops[0], ast.Eq) else "unequal", self.site(node), left, right)
             return ast.Compare(left, node.ops, [right])
-        if any(map(_binds, node.comparators)):
+        if any(map(binds, node.comparators)):
             return self.generic_visit(node)
         parts: list[ast.expr] = [
-            ast.Tuple([ast.Constant(_OPERATORS[type(op)]), _later(self.visit(c))], ast.Load())
+            ast.Tuple([ast.Constant(OPERATORS[type(op)]), later(self.visit(c))], ast.Load())
             for op, c in zip(node.ops, node.comparators, strict=True)
         ]
-        return _rt("chain", self.site(node), self.visit(node.left), *parts)
+        return rt("chain", self.site(node), self.visit(node.left), *parts)
 
     def visit_ListComp(self, node: ast.ListComp) -> ast.AST:
         """As it is, where what decides in it is known; else the loop that it stands for.
@@ -572,50 +553,97 @@ class _Function(ast.NodeTransformer):
                                                                 out.append(f(v))
                                                         return out
         """
-        if self.hoisted is None or len(node.generators) != 1 or node.generators[0].is_async or _binds(node):
+        if self.hoisted is None or len(node.generators) != 1 or node.generators[0].is_async or binds(node):
             return self.comprehension(node)
         name, (g,) = self.fresh("comp"), node.generators
         inner = _Function(self.file, self.sites, self.owner)
         inner.outer = self.outer | self.unsure | self.locals
         self.hoisted.append(inner.function(_as_loop(name, node)))
         over = self.visit(g.iter)
-        g.iter = _load("dlc__items")
+        g.iter = load("dlc__items")
         items = ast.arguments([], [ast.arg("dlc__items")], None, [], [], None, [])
         around, self.hoisted = self.hoisted, None
         plain = self.comprehension(node)
         self.hoisted = around
         filtered = ast.Constant(bool(g.ifs))
-        return _rt("listed", self.site(node), over, filtered, ast.Lambda(items, plain), _load(name))
+        return rt("listed", self.site(node), over, filtered, ast.Lambda(items, plain), load(name))
 
     def comprehension(self, node: Any) -> ast.expr:
         for g in node.generators:
-            g.iter = _rt("iterate", self.site(node), self.visit(g.iter))
-            g.ifs = [_rt("plain", self.site(node), self.test(i)) for i in g.ifs]
+            g.iter = rt("iterate", self.site(node), self.visit(g.iter))
+            g.ifs = [rt("plain", self.site(node), self.test(i)) for i in g.ifs]
         for part in ("elt", "key", "value"):
             if hasattr(node, part):
                 setattr(node, part, self.visit(getattr(node, part)))
-        return _rt("born", node)
+        return rt("born", node)
 
     visit_SetComp = visit_DictComp = visit_GeneratorExp = comprehension
 
     def display(self, node: Any) -> ast.AST:
         self.generic_visit(node)
-        return _rt("born", node) if isinstance(getattr(node, "ctx", ast.Load()), ast.Load) else node
+        return rt("born", node) if isinstance(getattr(node, "ctx", ast.Load()), ast.Load) else node
 
     visit_List = visit_Set = visit_Dict = display
 
 
-def _nonlocals(body: Sequence[ast.stmt]) -> set[str]:
-    """Names that are declared nonlocal in this scope itself."""
-    names: set[str] = set()
-    pending: list[ast.AST] = list(body)
-    while pending:
-        n = pending.pop()
-        if isinstance(n, ast.Nonlocal):
-            names |= set(n.names)
-        if not isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)):
-            pending += ast.iter_child_nodes(n)
-    return names
+class _Generator(_Function):
+    """A function that stops at its `yield`s: its control stays as it is, and must be known; what it calls and writes is handed over.
+
+        while not done(x):            while rt.known_here(site, rt.not_(rt.call(done, x))):
+            self.n = self.n + 1  ->       rt.set_attr(self, "n", self.n + 1)
+            yield x                       yield x
+    """
+
+    def prepared(self, node: ast.FunctionDef) -> set[str]:
+        return set()
+
+    def function(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        ends = any(isinstance(n, (ast.Try, ast.With)) and binds(n) for s in node.body for n in ast.walk(s))
+        made, token = super().function(node), self.fresh("s")
+        if not ends:
+            return made
+        at = 1 if is_docstring(made.body[0]) else 0
+        started = store(token, rt("started", self.site(node)))
+        body = ast.Try(made.body[at:], [], [], [ast.Expr(rt("finished", load(token)))])
+        for s in (started, body):
+            ast.copy_location(s, node)
+            fill_locations(s, node)
+        made.body = [*made.body[:at], started, body]
+        return made
+
+    def visit_If(self, node: ast.If) -> Any:
+        return self.kept(node)
+
+    def visit_While(self, node: ast.While) -> Any:
+        return self.kept(node)
+
+    def kept(self, node: ast.If | ast.While) -> ast.stmt:
+        node.test = self.known(node)
+        node.body, node.orelse = self.block(node.body), self.block(node.orelse)
+        return node
+
+    def known(self, node: Any) -> ast.expr:
+        return rt("known_here", self.site(node), self.test(node.test))
+
+    def visit_For(self, node: ast.For) -> Any:
+        node.iter = rt("iterate", self.site(node), rt("spread", self.visit(node.iter)))
+        body, targets = self.block(node.body), sorted(stored([node.target]))
+        if self.touched(targets) or not plain_target(node.target):
+            item = self.fresh("v")
+            body = [*self.touched(targets), *self.assign(node.target, load(item)), *body]
+            node.target = ast.Name(item, ast.Store())
+        node.body, node.orelse = body, self.block(node.orelse)
+        return node
+
+    def visit_IfExp(self, node: ast.IfExp) -> ast.AST:
+        if not binds(node):
+            return super().visit_IfExp(node)
+        node.test, node.body, node.orelse = self.known(node), self.visit(node.body), self.visit(node.orelse)
+        return node
+
+
+def _rewriter(node: ast.FunctionDef) -> type[_Function]:
+    return _Generator if is_generator(node) else _Function
 
 
 _COMPOUND = (ast.If, ast.While, ast.Try, ast.TryStar, ast.Match, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -626,28 +654,16 @@ def _as_loop(name: str, node: ast.ListComp) -> ast.FunctionDef:
     import copy
 
     (g,) = copy.deepcopy(node.generators)
-    append = ast.Expr(ast.Call(ast.Attribute(_load("dlc__out"), "append", ast.Load()), [copy.deepcopy(node.elt)], []))
+    append = ast.Expr(ast.Call(ast.Attribute(load("dlc__out"), "append", ast.Load()), [copy.deepcopy(node.elt)], []))
     body: ast.stmt = append
     for test in reversed(g.ifs):
         body = ast.If(test, [body], [])
-    loop = ast.For(g.target, _load("dlc__items"), [body], [])
+    loop = ast.For(g.target, load("dlc__items"), [body], [])
     items = ast.arguments([], [ast.arg("dlc__items")], None, [], [], None, [])
-    start, end = _store("dlc__out", ast.List([], ast.Load())), ast.Return(_load("dlc__out"))
+    start, end = store("dlc__out", ast.List([], ast.Load())), ast.Return(load("dlc__out"))
     made = ast.copy_location(ast.FunctionDef(name, items, [start, loop, end], [], None), node)
-    _fill_locations(made, node)
+    fill_locations(made, node)
     return made
-
-
-def _is_docstring(s: ast.stmt) -> bool:
-    return isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)
-
-
-def _binds(node: ast.AST) -> bool:
-    return any(isinstance(n, ast.NamedExpr) for n in ast.walk(node))
-
-
-def _plain_target(t: ast.expr) -> bool:
-    return not any(isinstance(n, (ast.Attribute, ast.Subscript)) for n in ast.walk(t))
 
 
 def _state_names(body: Sequence[ast.stmt]) -> dict[str, None]:
@@ -662,24 +678,6 @@ def _state_names(body: Sequence[ast.stmt]) -> dict[str, None]:
             names.update(stored([n]))
         pending += ast.iter_child_nodes(n)
     return names
-
-
-def _fill_locations(made: ast.AST, origin: ast.AST) -> None:
-    """Every new node without a place gets that of the nearest one around it that has one."""
-    where = {k: getattr(origin, k) for k in ("lineno", "col_offset", "end_lineno", "end_col_offset") if hasattr(origin, k)}
-
-    def fill(node: ast.AST, place: Mapping[str, Any]) -> None:
-        if "lineno" in node._attributes:
-            if not hasattr(node, "lineno"):
-                # In one line: Python gives a method call the line on which its name ends.
-                for k, v in place.items():
-                    setattr(node, k, place[k.removeprefix("end_")] if k.startswith("end_") else v)
-            else:
-                place = {k: getattr(node, k) for k in place}
-        for child in ast.iter_child_nodes(node):
-            fill(child, place)
-
-    fill(made, where)
 
 
 __all__ = ["NotRewritable", "Site", "rewrite"]

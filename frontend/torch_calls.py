@@ -22,9 +22,10 @@ import torch
 from torch import nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-from dlc.frontend import torch_effects, torch_steps
+from dlc.frontend import torch_aside, torch_effects, torch_steps
 from dlc.frontend.python_rewrite import NotRewritable, Site, rewrite
 from dlc.frontend.torch_callers import LEFT_ALONE, asking, left_alone
+from dlc.frontend.torch_classes import CONTEXT, Classes, calls_back, context_of
 from dlc.frontend.torch_collect import Collected
 from dlc.frontend.torch_errors import EffectOnData, UncapturedDecision
 from dlc.frontend.torch_flow import Branch, Flow, both
@@ -81,6 +82,8 @@ class Calls(Flow):
         self.own: set[types.CodeType] = set()
         self.why: dict[types.CodeType, str] = {}
         self.modules: list[tuple[nn.Module, Any]] = []
+        self.classes = Classes(self)
+        self.unfinished: list[Site] = []  # of generators that do something when they are left
 
     # --- what is rewritten ---
 
@@ -88,12 +91,13 @@ class Calls(Flow):
         """The function rewritten; itself where it is left alone."""
         if not isinstance(function, types.FunctionType) or function.__code__ in self.own:
             return function
+        function = self.classes.original(function)
         if left_alone(function):
             inner = getattr(function, "__wrapped__", None)
             # no_grad and its like wrap a function without changing what it computes
             if inner is not None and function.__code__.co_filename.endswith("_contextlib.py"):
                 return self.rewriting(inner)
-            return function
+            return context_of(self.rewriting(inner)) if function.__code__ is CONTEXT else function
         if function not in self.rewritten:
             self.rewritten[function] = self._rewritten(function)
         return self.rewritten[function]
@@ -112,6 +116,8 @@ class Calls(Flow):
     def prepare(self, module: nn.Module) -> None:
         """Let the module's `forward` (and those of all inside it) be the rewritten one, until `restore_modules`."""
         for m in module.modules():
+            self.classes.meet(type(m))
+            self.classes.hooks(m)
             method = getattr(m.forward, "__func__", None)
             if method is None or "forward" in m.__dict__:
                 continue
@@ -154,6 +160,8 @@ class Calls(Flow):
             return function(*args, **kwargs)
         if isinstance(function, Absent):
             function.refuse()
+        if (own := self.classes.method(function, "__call__")) is not None:
+            return self.call(own, function, *args, **kwargs)
         chosen = next((n for n, v in enumerate(args) if isinstance(v, Either)), None) if function in _LOOKING else None
         if chosen is not None:
             return args[chosen].each(lambda v: self.call(function, *args[:chosen], v, *args[chosen + 1 :], **kwargs))
@@ -177,12 +185,12 @@ class Calls(Flow):
         if isinstance(function, types.MethodType) and isinstance(function.__func__, types.FunctionType):
             made = self.rewriting(function.__func__)
             if made is not function.__func__ or function.__func__.__code__ in self.own:
-                return made(function.__self__, *args, **kwargs)
+                return self.stopped(made, made(function.__self__, *args, **kwargs))
             return self.native(function, args, kwargs)
         if isinstance(function, types.FunctionType):
             made = self.rewriting(function)
             if made is not function or function.__code__ in self.own:
-                return made(*args, **kwargs)
+                return self.stopped(made, made(*args, **kwargs))
             return self.native(function, args, kwargs)
         if isinstance(function, functools.partial):
             return self.call(function.func, *function.args, *args, **{**function.keywords, **kwargs})
@@ -194,11 +202,6 @@ class Calls(Flow):
             return self.instance(function, args, kwargs)
         if isinstance(function, (types.BuiltinMethodType, types.MethodWrapperType)):
             return self.method(function, args, kwargs)
-        own = vars(type(function)).get("__call__")
-        if isinstance(own, types.FunctionType) and not isinstance(function, torch._ops.OperatorBase):
-            made = self.rewriting(own)
-            if made is not own:
-                return made(function, *args, **kwargs)
         return self.native(function, args, kwargs)
 
     def own_method(self, owner: Any, name: str, *args: Any) -> bool:
@@ -215,6 +218,8 @@ class Calls(Flow):
 
     def instance(self, kind: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A new object, as `type.__call__` makes it; its `__init__` may be rewritten."""
+        self.classes.meet(kind)
+        self.classes.refuse_ending(kind)
         plain = type(kind) is type and getattr(kind, "__new__", None) is object.__new__
         start = getattr(kind, "__init__", None)
         if not plain or not self.writes(start):
@@ -222,6 +227,14 @@ class Calls(Flow):
         made = self.born(object.__new__(kind))
         self.call(start, made, *args, **kwargs)
         return made
+
+    def stopped(self, made: types.FunctionType, value: Any) -> Any:
+        """What a rewritten function returns: a new generator if it is one."""
+        return self.born(value) if made.__code__.co_flags & inspect.CO_GENERATOR else value
+
+    def decide(self, value: Any) -> Any:
+        own = self.classes.method(value, "__bool__", "__len__")
+        return super().decide(value if own is None else self.call(own, value))
 
     def method(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A builtin function or a builtin object's method."""
@@ -252,25 +265,27 @@ class Calls(Flow):
             return torch_effects.store(self, lambda _, *named: function(*named), owner, *args, **kwargs)
         for v in absent((args, kwargs)):
             v.refuse()
+        if calls_back(function):
+            args, kwargs = tuple(map(self.classes.handed, args)), {k: self.classes.handed(v) for k, v in kwargs.items()}
         if not any(isinstance(v, Number) for v in leaves((args, kwargs))):
             try:
-                made = torch_effects.followed(self, function, args, kwargs, torchs=_of_torch(function))
+                return self.made(torch_aside.native(self, function, args, kwargs, torchs=_of_torch(function)))
             except GuardOnDataDependentSymNode as error:
                 if _of_torch(function):
                     raise
                 why = f"{getattr(function, '__name__', 'a function')} of the standard library needs it"
                 raise self.refused(UncapturedDecision, what="an extent", why=why) from error
-            return self.made(made)
         if not _of_torch(function):
-            return torch_effects.followed(self, function, args, kwargs, torchs=False)
+            return torch_aside.native(self, function, args, kwargs, torchs=False)
         name = getattr(function, "__name__", "")
         if name in _TENSOR_OPERANDS:
             return self.with_operands(function, args, kwargs)
         return function(*self.lowered(args), **self.lowered(kwargs))
 
     def made(self, value: Any) -> Any:
-        """What a call gives: a new object if it can only be that."""
-        return self.born(value) if type(value) in (list, dict, set) or isinstance(value, Iterator) else value
+        """What a call gives: a new object if nobody else has it."""
+        kept = type(value) in (list, dict, set) or isinstance(value, Iterator)
+        return self.born(value) if kept and sys.getrefcount(value) <= _OF_NEW else value
 
     def with_operands(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Numbers from data as tensors of the type that they take beside the first tensor."""
@@ -387,6 +402,14 @@ class Calls(Flow):
         return _extreme(self, "min", (a, b), None)
 
 
+def _references(value: Any) -> int:
+    return sys.getrefcount(value)
+
+
+_OF_NEW = _references(object())
+"""References to an object that only the function has which is given it."""
+
+
 def _default(kind: type) -> torch.dtype:
     return torch.get_default_dtype() if kind is float else torch.int64 if kind is int else torch.bool
 
@@ -431,7 +454,8 @@ def _length(rt: Calls, v: Any) -> Any:
         return v.count
     if isinstance(v, torch.Tensor) and v.dim():
         return v.shape[0]
-    return len(v)
+    own = rt.classes.method(v, "__len__")
+    return len(v) if own is None else rt.call(own, v)
 
 
 def _count(v: Any) -> Any:
@@ -447,7 +471,7 @@ def _extreme(rt: Calls, name: str, args: Sequence[Any], key: Any, **more: Any) -
     if len(args) == 1 and isinstance(args[0], torch.Tensor):
         items = list(args[0].unbind(0))
     if key is not None or more or not any(isinstance(v, (Number, torch.Tensor, torch.SymInt)) for v in items):
-        options = {"key": key} if key is not None else {}
+        options = {"key": rt.classes.handed(key)} if key is not None else {}
         return getattr(builtins, name)(*args, **options, **more)
     best = items[0]
     for v in items[1:]:
@@ -570,9 +594,7 @@ def _map(rt: Calls, function: Any, *over: Any) -> Any:
 
 
 def _sorted(rt: Calls, over: Any, *, key: Any = None, reverse: bool = False) -> Any:
-    items = list(over)
-    found = in_order(rt, items, key, reverse) if items else None
-    return rt.born(sorted(items, key=key, reverse=reverse) if found is None else found)
+    return rt.born(in_order(rt, list(over), key, reverse))
 
 
 def _cond(rt: Calls, pred: Any, true_fn: Any, false_fn: Any, operands: Any = ()) -> Any:

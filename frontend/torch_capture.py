@@ -111,6 +111,7 @@ def capture(
             result = _run(model, rt, fake_args, fake_kwargs)
             flat_out, out_spec = pytree.tree_flatten(result)
             outputs = tuple(_output(rt, v) for v in flat_out)
+            rt.ended()
         if rt.refusals:
             raise rt.refusals[0]
     root = recorder.stack[0]
@@ -180,15 +181,15 @@ def _running(model: nn.Module, fakes: Mapping[str, torch.Tensor], rt: Runtime, s
     with _reparametrize_module(model, dict(fakes), tie_weights=True, strict=True, stack_weights=True):
         kept = Kept.of(model)
         left = _Left(known=kept.known)
-        rt.prepare(model)
         try:
             starts.write(rt)
             for start in starts.found.values():
                 kept.follow(objects_in(start.value), start.change.name)
             with _NonStrictTorchFunctionHandler(), enable_python_dispatcher(), Guard(rt), _extents_without_text(rt):
-                with watched(rt, starts.unknown), data_kept():
+                with watched(rt, starts.unknown), data_kept(), rt.classes.rewritten(kept.seen.values()):
+                    rt.prepare(model)
                     yield left
-            rt.restore_modules()
+                    rt.restore_modules()
             kept.refuse_ticks(type(model).__name__)
             left.changes = _changes(kept, rt, starts)
             left.known = kept.known

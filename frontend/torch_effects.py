@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import io
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ import torch
 from dlc.errors import DlcError
 from dlc.frontend.torch_errors import HiddenEffect, UncapturedDecision
 from dlc.frontend.torch_heap import Cell
-from dlc.frontend.torch_held import HIDDEN, differ, fixed, held, journalled
+from dlc.frontend.torch_held import HIDDEN, Reach, differ, fixed, held, journalled
 from dlc.frontend.torch_ticks import ticks_of_all
 from dlc.frontend.torch_values import DEAD, Unset
 
@@ -29,7 +29,7 @@ WRITING = (setattr, delattr, object.__setattr__, object.__delattr__)
 """Functions that change an attribute, and store whatever they are given."""
 
 
-def _change(flow: Flow, owner: Any, kind: type[DlcError], /, **fields: Any) -> None:
+def change(flow: Flow, owner: Any, kind: type[DlcError], /, **fields: Any) -> None:
     """An object changes in a way that cannot be taken back: refused on one path of several, or as soon as that is undone."""
     made = next((n for n in reversed(range(len(flow.frames))) if id(owner) in flow.frames[n].born), 0)
     if flow.frames[made].region is not flow.recorder.region:
@@ -38,13 +38,15 @@ def _change(flow: Flow, owner: Any, kind: type[DlcError], /, **fields: Any) -> N
         frame.lasting = frame.lasting or flow.error_here(kind, **fields)
 
 
-def advance(flow: Flow, iterator: Any) -> None:
+def advance(flow: Calls, iterator: Any) -> None:
     """An iterator is about to be stepped: where that is not done on every path, it must have been made there."""
+    if flow.classes.method(iterator, "__next__") is not None:
+        return  # what it changes is journalled
     why = "it is stepped on one path only, and was made before; make it there, or count an index"
     what = "how far an iterator has come"
     if any(v is known for v in _beneath(iterator) for known in flow.unsure):
         raise flow.refused(UncapturedDecision, what=what, why="a loop over it ends early where data say")
-    _change(flow, iterator, UncapturedDecision, what=what, why=why)
+    change(flow, iterator, UncapturedDecision, what=what, why=why)
 
 
 def _beneath(iterator: Any) -> Iterator[Any]:
@@ -62,7 +64,7 @@ def ends_early(flow: Flow, over: Any) -> None:
         flow.unsure += _beneath(over)
 
 
-def advance_all(flow: Flow, values: Iterable[Any]) -> None:
+def advance_all(flow: Calls, values: Iterable[Any]) -> None:
     """Those of some values that are iterators are about to be used up."""
     for v in values:
         if isinstance(v, Iterator) and not isinstance(v, io.IOBase):
@@ -74,7 +76,15 @@ def alter(flow: Flow, owner: Any, by: str) -> None:
     if journalled(owner):
         flow.touch(owner)
     elif not fixed(owner):
-        _change(flow, owner, HiddenEffect, owner=f"'{type(owner).__name__}'", by=by)
+        change(flow, owner, HiddenEffect, owner=f"'{type(owner).__name__}'", by=by)
+
+
+def late(rt: Flow, cell: Cell, before: Any, known: Collection[Any]) -> None:
+    """A place has changed already: it is journalled with its value from before, unless it had been (`known`)."""
+    frame = rt.frame
+    rt.touch(cell.owner, cell.name)
+    if cell.key in frame.cells and cell.key not in known:
+        frame.cells[cell.key] = cell, before
 
 
 def followed(rt: Calls, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], torchs: bool) -> Any:
@@ -94,7 +104,9 @@ def followed(rt: Calls, function: Any, args: tuple[Any, ...], kwargs: dict[str, 
     for cell in cells:
         rt.frame.touch(cell)
     name = getattr(function, "__name__", type(function).__name__)
-    others = [(v, held(v)) for v in objects if not journalled(v)]
+    own = [Reach(v) for v in objects if not journalled(v) and rt.classes.keeps(v)]
+    others = [(v, held(v)) for v in objects if not journalled(v) and not rt.classes.keeps(v)]
+    known = set(rt.frame.cells)
     if others and others[0][0] is owner and HIDDEN in others[0][1]:
         alter(rt, owner, f"'{name}'")
     settings = ticks_of_all()
@@ -105,9 +117,12 @@ def followed(rt: Calls, function: Any, args: tuple[Any, ...], kwargs: dict[str, 
     for v, was in others:
         if differ(was, held(v)):
             alter(rt, v, f"'{name}'")
+    for reach in own:
+        for cell, old in reach.changes():
+            late(rt, cell, old, known)
     for setting in settings:
         if setting.changed:
-            _change(rt, setting, HiddenEffect, owner=f"'{setting.name}'", by=f"'{name}'")
+            change(rt, setting, HiddenEffect, owner=f"'{setting.name}'", by=f"'{name}'")
     return made
 
 
@@ -155,4 +170,4 @@ def step(rt: Calls, iterator: Any, *default: Any) -> Any:
     return next(iterator, *default)
 
 
-__all__ = ["WRITING", "advance", "advance_all", "alter", "ends_early", "followed", "has", "step", "store", "writing"]
+__all__ = ["WRITING", "advance", "advance_all", "alter", "change", "ends_early", "followed", "has", "late", "step", "store", "writing"]

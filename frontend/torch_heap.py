@@ -7,6 +7,7 @@ whoever unites the arms. Objects made inside a frame are nobody else's and are l
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from dataclasses import dataclass, field
 from types import FunctionType
@@ -55,18 +56,18 @@ class Cell:
     def read(self) -> Any:
         if self.name is not None:
             try:
-                return getattr(self.owner, self.name, MISSING)
-            except ValueError:  # a variable's cell that is empty
+                return _attribute(self.owner, self.name)
+            except (AttributeError, ValueError):  # it is not set; a variable's cell is empty
                 return MISSING
-        return type(self.owner)(self.owner) if type(self.owner) in (list, dict, set) else _copy(self.owner)
+        return self.owner.copy() if type(self.owner) in (list, dict, set, deque) else _copy(self.owner)
 
     def write(self, value: Any) -> None:
         if self.name is not None:
             if value is MISSING:
                 if self.read() is not MISSING:
-                    _plain(self.owner, "__delattr__")(self.owner, self.name)
+                    plain_method(self.owner, "__delattr__")(self.owner, self.name)
             elif self.read() is not value:
-                _plain(self.owner, "__setattr__")(self.owner, self.name, value)
+                plain_method(self.owner, "__setattr__")(self.owner, self.name, value)
             return
         if isinstance(self.owner, list):
             self.owner[:] = value
@@ -85,10 +86,29 @@ def _copy(value: Any) -> Any:
     return copy.copy(value)
 
 
-def _plain(owner: Any, name: str) -> Any:
-    """The method that stores or deletes an attribute, past those of the model's own classes, which may do something else."""
+def _attribute(owner: Any, name: str) -> Any:
+    """An attribute as it is kept, past the methods of the model's own classes that may compute another."""
+    if isinstance(getattr(type(owner), name, None), functools.cached_property):
+        return vars(owner).get(name, MISSING)
+    try:
+        return plain_method(owner, "__getattribute__")(owner, name)
+    except AttributeError:
+        if not hasattr(type(owner), "__getattr__"):
+            raise
+        return plain_method(owner, "__getattr__")(owner, name)
+
+
+def plain_method(owner: Any, name: str) -> Any:
+    """The method that reads, stores or deletes an attribute, past those of the model's own classes, which may do something else.
+
+    Raises:
+        AttributeError: there is no other.
+    """
     methods = (vars(kind)[name] for kind in type(owner).__mro__ if name in vars(kind))
-    return next(m for m in methods if not isinstance(m, FunctionType) or left_alone(m))
+    found = next((m for m in methods if not isinstance(m, FunctionType) or left_alone(m)), None)
+    if found is None:
+        raise AttributeError(name)
+    return found
 
 
 @dataclass(eq=False)
@@ -102,6 +122,7 @@ class Frame:
         facts: truth of conditions inside, by the address of their tensor.
         errors: how many refusals there had been.
         lasting: what to refuse where all this must be undone, as something has changed that cannot be.
+        touches: how often a place was about to change.
     """
 
     region: Region
@@ -111,9 +132,11 @@ class Frame:
     facts: dict[int, Fact] = field(default_factory=dict)
     errors: int = 0
     lasting: DlcError | None = None
+    touches: int = 0
 
     def touch(self, cell: Cell) -> None:
         """`cell` is about to change."""
+        self.touches += 1
         if id(cell.owner) not in self.born and cell.key not in self.cells:
             self.cells[cell.key] = cell, cell.read()
 

@@ -19,7 +19,7 @@ import re
 import types
 import weakref
 from collections import OrderedDict, UserDict, deque
-from collections.abc import ItemsView, KeysView, Sequence, ValuesView
+from collections.abc import ItemsView, Iterator, KeysView, Sequence, ValuesView
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 from dlc.frontend.torch_callers import left_alone
+from dlc.frontend.torch_heap import MISSING, Cell
 from dlc.frontend.torch_numbers import Number
 from dlc.frontend.torch_state import foreign
 from dlc.frontend.torch_values import Absent
@@ -106,4 +107,40 @@ def _same(p: Any, q: Any) -> bool:
     return p is q or type(p) is type(q) and type(p) in (int, float, bool, str, bytes, complex) and p == q
 
 
-__all__ = ["HIDDEN", "differ", "fixed", "held", "journalled"]
+class Reach:
+    """The attributes of an object of the model's own class, and the containers that these hold, as they are."""
+
+    def __init__(self, owner: Any) -> None:
+        self.owner = owner
+        self.names = dict(vars(owner)) if hasattr(owner, "__dict__") else {}
+        slots = (s for kind in type(owner).__mro__ for s in vars(kind) if isinstance(vars(kind)[s], types.MemberDescriptorType))
+        cells = [Cell(owner, name) for name in (*self.names, *slots)]
+        self.before = {cell.key: (cell, cell.read()) for cell in cells}
+        pending = [held for _, held in self.before.values()]
+        while pending:
+            x = pending.pop()
+            cell = Cell(x, None)
+            if journalled(x) and cell.key not in self.before:
+                self.before[cell.key] = cell, cell.read()
+            elif not isinstance(x, tuple):
+                continue
+            pending += (*x, *x.values()) if isinstance(x, dict) else x
+
+    def changes(self) -> Iterator[tuple[Cell, Any]]:
+        """The places that hold something else now, with what they held."""
+        for cell, old in self.before.values():
+            now = cell.read()
+            if old is not now if cell.name is not None else _contents_differ(old, now):
+                yield cell, old
+        for name in list(vars(self.owner)) if hasattr(self.owner, "__dict__") else ():
+            if name not in self.names:
+                yield Cell(self.owner, name), MISSING
+
+
+def _contents_differ(p: Any, q: Any) -> bool:
+    if len(p) != len(q) or any(a is not b for a, b in zip(p, q, strict=True)):
+        return True
+    return isinstance(p, dict) and any(a is not b for a, b in zip(p.values(), q.values(), strict=True))
+
+
+__all__ = ["HIDDEN", "Reach", "differ", "fixed", "held", "journalled"]

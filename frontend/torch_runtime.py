@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 
 from dlc.frontend.python_rewrite import Site
+from dlc.frontend.torch_aside import aside, reached_from
 from dlc.frontend.torch_calls import Calls
 from dlc.frontend.torch_caught import caught_by
 from dlc.frontend.torch_effects import advance_all, alter, store
-from dlc.frontend.torch_errors import UncapturedDecision
+from dlc.frontend.torch_errors import EffectOnData, UncapturedDecision
 from dlc.frontend.torch_flow import Branch, both
 from dlc.frontend.torch_held import journalled
 from dlc.frontend.torch_loop import Behind, Loop
@@ -71,6 +74,34 @@ class Runtime(Calls):
         self.is_known(site, value, "a name is bound (`:=`) in what is computed on one path only; bind it before")
         return value
 
+    def known_here(self, site: Site, value: Any) -> bool:
+        """A condition in a generator."""
+        return self.is_known(site, value, "a generator decides as it runs, and cannot do so twice; return a list")
+
+    def started(self, site: Site) -> Site:
+        """A generator is run that does something when it is left."""
+        self.unfinished.append(made := replace(site))
+        return made
+
+    def finished(self, site: Site) -> None:
+        self.unfinished = [s for s in self.unfinished if s is not site]
+
+    def ended(self) -> None:
+        """Nothing is left to do.
+
+        Raises:
+            EffectOnData: but what a generator does when it is left: Python does it there, and here nobody does.
+        """
+        for site in self.unfinished:
+            raise self.refused_at(site, EffectOnData, what="what this generator does when it is left early")
+
+    def aside(self) -> Any:
+        """A class is made, whose statements are not rewritten."""
+        return aside(self, "the body of a class", *reached_from(sys._getframe(1)))
+
+    def new_class(self, kind: type) -> None:
+        self.classes.meet(kind)
+
     def subject(self, site: Site, value: Any) -> Any:
         if isinstance(value, (Number, torch.Tensor)):
             raise self.refused_at(site, UncapturedDecision, what="the subject of `match`", why="use if and elif")
@@ -83,7 +114,7 @@ class Runtime(Calls):
         try:
             yield
         finally:
-            self.caught.pop()
+            self.caught.remove(kinds)  # not the last one, where this is a generator
 
     def inside(self, context: Any) -> Any:
         """The context of a `with`, which may catch exceptions, too."""
@@ -286,6 +317,8 @@ class Runtime(Calls):
             return self.decide((container == item).any())
         if isinstance(container, Steps) and not isinstance(container, Span):
             raise self.refused_at(site, UncapturedDecision, what="the length of what is searched here", why="compare in a for loop")
+        if (own := self.classes.method(container, "__contains__")) is not None:
+            return self.decide(self.call(own, container, item))
         if not isinstance(container, (list, tuple, set, frozenset, dict, range, Span)):
             advance_all(self, (container,))
             return item in container
@@ -348,7 +381,7 @@ class Runtime(Calls):
             advance_all(self, (other,))
             self.touch(value)
         made = _IN_PLACE[op](value, other)
-        if made is value and not journalled(value):
+        if made is value and not journalled(value) and not self.classes.keeps(value):
             alter(self, value, "an assignment in place")
         return made
 
@@ -383,8 +416,6 @@ def _undecided(v: Any) -> bool:
 
 
 def _named(site: Site, name: str) -> Site:
-    from dataclasses import replace
-
     return replace(site, names=(name,), live=frozenset((name,)), returns=(False, False))
 
 

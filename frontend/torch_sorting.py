@@ -16,11 +16,12 @@ from dlc.frontend.torch_subscripts import choose_item
 from dlc.frontend.torch_values import described, joined_kind, leaves
 
 
-def in_order(flow: Any, items: list[Any], key: Callable[[Any], Any] | None, reverse: bool) -> list[Any] | None:
-    """The items in the order of their keys; None where nothing of it is data."""
+def in_order(flow: Any, items: list[Any], key: Callable[[Any], Any] | None, reverse: bool) -> list[Any]:
+    """The items in the order of their keys, each of which is computed once."""
     keys = items if key is None else [flow.call(key, v) for v in items]
     if not any(isinstance(v, (Number, torch.Tensor)) for v in leaves(keys)):
-        return None
+        at = sorted(range(len(items)), key=keys.__getitem__, reverse=reverse)
+        return [items[n] for n in at]
     stacked, kind, mixed = _stacked(flow, keys)
     values, at = torch.sort(stacked, stable=True, descending=reverse)
     if key is None and kind is not None:

@@ -103,7 +103,24 @@ def steps_of(flow: Any, over: Any) -> Steps | Items:
         raise TypeError(f"'{type(over).__name__}' object is not iterable")
     if isinstance(over, Iterator):
         advance(flow, over)
-    return Items(iter(over))
+    return Items(_stepped(flow, iter(over), len(flow.frames)))
+
+
+def _stepped(flow: Any, source: Iterator[Any], depth: int) -> Iterator[Any]:
+    """The items of an iterator, each taken once: what taking one changes must not be undone, in frames from `depth` on."""
+    while True:
+        touches = flow.frame.touches
+        item = next(source, _END)
+        if flow.frame.touches != touches:
+            for frame in flow.frames[depth:]:
+                why = "it changes other objects, in a loop that ends early, or grows, where data say"
+                frame.lasting = frame.lasting or flow.error_here(UncapturedDecision, what="how far an iterator has come", why=why)
+        if item is _END:
+            return
+        yield item
+
+
+_END = object()
 
 
 class Part(Absent):
