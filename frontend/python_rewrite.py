@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dlc.frontend.python_exits import lower_exits
+from dlc.frontend.python_match import classes_of, without_match
 from dlc.frontend.python_names import Liveness, captured, stored
 from dlc.frontend.python_notes import Notes
 from dlc.frontend.python_source import NotRewritable, find_definition, is_generator
@@ -78,7 +79,7 @@ def rewrite(function: types.FunctionType, runtime: Any, dead: Any) -> tuple[type
     if isinstance(node, ast.Lambda):
         body: list[ast.stmt] = [ast.copy_location(ast.Return(node.body), node.body)]
         node = ast.copy_location(ast.FunctionDef("lambda_", node.args, body, [], None), node)
-    made = _Function(file, sites, owner).function(node)
+    made = _Function(file, sites, owner).function(without_match(node))
     made.args = _no_defaults(made.args)
     made.decorator_list = []
     code = _compile(made, function.__code__, file)
@@ -365,7 +366,8 @@ class _Function(ast.NodeTransformer):
     visit_TryStar = visit_Try
 
     def visit_Match(self, node: ast.Match) -> ast.AST:
-        node.subject = _rt("subject", self.site(node), self.visit(node.subject))
+        by_class = ast.Constant(any(classes_of(node)))
+        node.subject = _rt("subject", self.site(node), self.visit(node.subject), by_class)
         for c in node.cases:
             if c.guard is not None:
                 c.guard = _rt("plain", self.site(node), self.test(c.guard))

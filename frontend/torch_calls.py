@@ -28,6 +28,7 @@ from dlc.frontend.torch_callers import LEFT_ALONE, asking, left_alone
 from dlc.frontend.torch_collect import Collected
 from dlc.frontend.torch_errors import EffectOnData, UncapturedDecision
 from dlc.frontend.torch_flow import Branch, Flow, both
+from dlc.frontend.torch_like_eager import eager_isinstance, eager_type
 from dlc.frontend.torch_numbers import MATH, Number, is_number, kind_of, negated, tensor_of
 from dlc.frontend.torch_scalars import divided, function_of_math, magnitude, rounded, test_of, textual, whole
 from dlc.frontend.torch_sorting import in_order
@@ -180,6 +181,8 @@ class Calls(Flow):
                 return made(function.__self__, *args, **kwargs)
             return self.native(function, args, kwargs)
         if isinstance(function, types.FunctionType):
+            if args and "registry" in vars(function) and "dispatch" in vars(function):  # functools.singledispatch
+                return self.call(function.dispatch(_type(self, args[0])), *args, **kwargs)
             made = self.rewriting(function)
             if made is not function or function.__code__ in self.own:
                 return made(*args, **kwargs)
@@ -238,8 +241,8 @@ class Calls(Flow):
                     return None
             elif name in ("index", "count") or name.startswith("__"):
                 self.whole(owner)
-            elif name == "get" and isinstance(owner, dict) and args and isinstance(args[0], Number):
-                return look_up(self, owner, *args)
+            elif name == "get" and isinstance(owner, dict) and args and isinstance(key := self.counted(args[0]), Number):
+                return look_up(self, owner, key, *args[1:])
             elif isinstance(owner, dict):
                 self.whole(owner)
             return function(*args, **kwargs)
@@ -479,29 +482,19 @@ def _min(rt: Calls, *args: Any, key: Any = None, **more: Any) -> Any:
 
 
 def _isinstance(rt: Calls, v: Any, kinds: Any) -> bool:
-    kind = _python_type(v)
-    if kind is None:
-        return isinstance(v, kinds)
-    if isinstance(v, Number):
-        v.settled("isinstance")
-    flat = kinds if isinstance(kinds, tuple) else (kinds,)
-    return isinstance(v, kinds) or any(issubclass(kind, k) for k in flat if isinstance(k, type))
-
-
-def _python_type(v: Any) -> type | None:
-    """What eager Python has in the place of a number from data or an extent."""
-    if isinstance(v, Number):
-        return v.kind
-    return {torch.SymInt: int, torch.SymFloat: float, torch.SymBool: bool}.get(type(v))
+    if not isinstance(v, Number):
+        return eager_isinstance(v, kinds)
+    v.settled("isinstance")
+    return isinstance(v.kind(), kinds)
 
 
 def _type(rt: Calls, *args: Any) -> Any:
-    kind = _python_type(args[0]) if len(args) == 1 else None
-    if kind is None:
+    if len(args) != 1:
         return type(*args)
-    if isinstance(args[0], Number):
-        args[0].settled("type()")
-    return kind
+    if not isinstance(args[0], Number):
+        return eager_type(args[0])
+    args[0].settled("type()")
+    return args[0].kind
 
 
 def _full(rt: Calls, size: Any, value: Any, **kwargs: Any) -> torch.Tensor:
