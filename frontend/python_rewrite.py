@@ -29,6 +29,7 @@ from dlc.frontend.python_match import classes_of, without_match
 from dlc.frontend.python_names import Liveness, captured, stored
 from dlc.frontend.python_notes import Notes
 from dlc.frontend.python_source import NotRewritable, find_definition, is_generator
+from dlc.frontend.python_walrus import without_walrus_on_the_right
 
 RUNTIME, SITES, DEAD_NAME = "dlc__rt", "dlc__sites", "dlc__dead"
 _MADE = "dlc__made"
@@ -79,7 +80,7 @@ def rewrite(function: types.FunctionType, runtime: Any, dead: Any) -> tuple[type
     if isinstance(node, ast.Lambda):
         body: list[ast.stmt] = [ast.copy_location(ast.Return(node.body), node.body)]
         node = ast.copy_location(ast.FunctionDef("lambda_", node.args, body, [], None), node)
-    made = _Function(file, sites, owner).function(without_match(node))
+    made = _Function(file, sites, owner).function(without_walrus_on_the_right(without_match(node)))
     made.args = _no_defaults(made.args)
     made.decorator_list = []
     code = _compile(made, function.__code__, file)
@@ -376,7 +377,7 @@ class _Function(ast.NodeTransformer):
 
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
         failed = ast.Raise(ast.Call(_load("AssertionError"), [node.msg] if node.msg is not None else [], []), None)
-        test = ast.UnaryOp(ast.Not(), _rt("plain", self.site(node), self.test(node.test)))
+        test = ast.UnaryOp(ast.Not(), _rt("asserted", self.site(node), self.test(node.test)))
         return ast.If(test, [failed], [])
 
     def visit_Raise(self, node: ast.Raise) -> list[ast.stmt]:

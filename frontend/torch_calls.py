@@ -31,6 +31,7 @@ from dlc.frontend.torch_flow import Branch, Flow, both
 from dlc.frontend.torch_like_eager import eager_isinstance, eager_type
 from dlc.frontend.torch_numbers import MATH, Number, is_number, kind_of, negated, tensor_of
 from dlc.frontend.torch_scalars import divided, function_of_math, magnitude, rounded, test_of, textual, whole
+from dlc.frontend.torch_scaled import scaled
 from dlc.frontend.torch_sorting import in_order
 from dlc.frontend.torch_subscripts import look_up
 from dlc.frontend.torch_values import (
@@ -67,7 +68,7 @@ _PRODUCTS = frozenset("mul multiply div divide true_divide floor_divide".split()
 _TENSOR_OPERANDS = frozenset(
     "add sub subtract rsub mul multiply div divide true_divide floor_divide remainder fmod pow eq ne lt le gt ge not_equal less"
     " less_equal greater greater_equal maximum minimum where masked_fill masked_fill_ clamp clamp_ clamp_min clamp_max"
-    " clip lerp lerp_ fmin fmax atan2 copysign xlogy add_ sub_ mul_ div_ pow_ fill_ full_like logical_and logical_or"
+    " clip fmin fmax atan2 copysign xlogy add_ sub_ mul_ div_ pow_ fill_ full_like logical_and logical_or"
     " bitwise_and bitwise_or __add__ __mul__".split()
 )
 """Functions that take a tensor of rank 0 wherever they take a number."""
@@ -267,6 +268,8 @@ class Calls(Flow):
         if not _of_torch(function):
             return torch_effects.followed(self, function, args, kwargs, torchs=False)
         name = getattr(function, "__name__", "")
+        if isinstance(kwargs.get("alpha"), Number) and name.strip("_") in ("add", "sub", "subtract", "rsub"):
+            return scaled(self, function, args, kwargs)
         if name in _TENSOR_OPERANDS:
             return self.with_operands(function, args, kwargs)
         return function(*self.lowered(args), **self.lowered(kwargs))
@@ -291,11 +294,6 @@ class Calls(Flow):
                 return v.kept(found[0])
             return v.operand(found[0]) if found else v.tensor.to(_default(v.kind))
 
-        scale = kwargs.pop("alpha", None)
-        if isinstance(scale, Number):
-            args = (*args[:-1], args[-1] * scale)
-        elif scale is not None:
-            kwargs["alpha"] = scale
         result = function(*map(made, args), **{k: made(v) for k, v in kwargs.items()})
         return result.to(found[0].dtype) if wide and not name.endswith("_") else result
 

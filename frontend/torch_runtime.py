@@ -63,8 +63,13 @@ class Runtime(Calls):
         return value
 
     def plain(self, site: Site, value: Any) -> bool:
-        """A condition where only a known one will do: of an assertion, or a filter in a comprehension."""
-        return self.is_known(site, value, "assertions, filters and patterns are decided before the program runs")
+        """A condition where only a known one will do: a filter in a comprehension, the guard of a pattern."""
+        return self.is_known(site, value, "filters and patterns are decided before the program runs")
+
+    def asserted(self, site: Site, value: Any) -> bool:
+        """The condition of an assertion."""
+        why = "a compiled program raises nothing; leave the assertion out, or return its condition for the caller to check"
+        return self.is_known(site, value, f"an assertion is decided before the program runs, and {why}")
 
     def known_value(self, site: Site, value: Any) -> Any:
         """An operand whose truth must be known, as what follows it binds a name."""
