@@ -117,8 +117,8 @@ def _asked(p: ast.pattern, subject: ast.expr, is_tuple: bool = False) -> _Found:
             return _all([_Found([_call("isinstance", subject, cls)]), *(_asked(inner, subject) for inner in parts)])
         case ast.MatchSequence(patterns) if is_tuple and not any(isinstance(q, ast.MatchStar) for q in patterns):
             size = ast.Compare(_call("len", subject), [ast.Eq()], [ast.Constant(len(patterns))])
-            parts = (ast.Subscript(subject, ast.Constant(n), ast.Load()) for n in range(len(patterns)))
-            return _all([_Found([size]), *map(_asked, patterns, parts)])
+            elements = [ast.Subscript(subject, ast.Constant(n), ast.Load()) for n in range(len(patterns))]
+            return _all([_Found([size]), *(_asked(q, e) for q, e in zip(patterns, elements, strict=True))])
         case _:
             raise _Stays
 

@@ -259,8 +259,9 @@ def lerp(c: Ctx, x: Val, end: Val, weight: Operand) -> Val:
     def nearer(a: Expr, b: Expr, w: Expr) -> Expr:
         return select(apply("lt", apply("abs", w), const(0.5, t)), from_start(a, b, w), from_end(a, b, w))
 
-    known = isinstance(weight, (int, float))
-    return _rounded_once(c, (from_start if abs(weight) < 0.5 else from_end) if known else nearer, x, end, weight)
+    if isinstance(weight, (int, float)):
+        return _rounded_once(c, from_start if abs(weight) < 0.5 else from_end, x, end, weight)
+    return _rounded_once(c, nearer, x, end, weight)
 
 
 @op("hypot")

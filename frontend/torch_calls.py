@@ -183,7 +183,7 @@ class Calls(Flow):
             return self.native(function, args, kwargs)
         if isinstance(function, types.FunctionType):
             if args and "registry" in vars(function) and "dispatch" in vars(function):  # functools.singledispatch
-                return self.call(function.dispatch(_type(self, args[0])), *args, **kwargs)
+                return self.call(vars(function)["dispatch"](_type(self, args[0])), *args, **kwargs)
             made = self.rewriting(function)
             if made is not function or function.__code__ in self.own:
                 return made(*args, **kwargs)

@@ -2281,12 +2281,14 @@ def match_of_a_pair(x):
 @case(*XS)
 def match_that_binds_before_its_guard_fails(x):
     n = 7
-    match int(x.sum()) if len(x) < 0 else 3:
-        case n if n > 5:
+    match len(x):
+        case n if n > 50:
             x = x + 1
         case _:
             x = x * 2
-    return x * n
+    if x.sum() > 0:
+        x = x * n
+    return x - n
 
 
 @case(*XS)
