@@ -63,10 +63,7 @@ class TileType:
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """Memory the kernel works on: `size` elements of `dtype`; bool takes a byte per element, 0 or 1.
-
-    Role 'number': elements that were known when the program was compiled, none of them NaN.
-    """
+    """Memory the kernel works on: `size` elements of `dtype` (a bool is a byte); those of role 'number' are known, and never NaN."""
 
     name: str
     dtype: DType

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dlc.frontend.python_exits import lower_exits
+from dlc.frontend.python_match import classes_of, without_match
 from dlc.frontend.python_names import Liveness, captured, stored
 from dlc.frontend.python_notes import Notes
 from dlc.frontend.python_source import NotRewritable, find_definition, is_generator
@@ -47,6 +48,7 @@ from dlc.frontend.python_syntax import (
     store,
     unpack,
 )
+from dlc.frontend.python_walrus import without_walrus_on_the_right
 
 _MADE = "dlc__made"
 _FOLDS = frozenset("sum any all list tuple max min sorted".split())
@@ -96,6 +98,7 @@ def rewrite(function: types.FunctionType, runtime: Any, dead: Any) -> tuple[type
     if isinstance(node, ast.Lambda):
         body: list[ast.stmt] = [ast.copy_location(ast.Return(node.body), node.body)]
         node = ast.copy_location(ast.FunctionDef("lambda_", node.args, body, [], None), node)
+    node = without_walrus_on_the_right(without_match(node))
     made = _rewriter(node)(file, sites, owner).function(node)
     made.args = _no_defaults(made.args)
     made.decorator_list = []
@@ -346,7 +349,8 @@ class _Function(ast.NodeTransformer):
     visit_TryStar = visit_Try
 
     def visit_Match(self, node: ast.Match) -> ast.AST:
-        node.subject = rt("subject", self.site(node), self.visit(node.subject))
+        by_class = ast.Constant(any(classes_of(node)))
+        node.subject = rt("subject", self.site(node), self.visit(node.subject), by_class)
         for c in node.cases:
             if c.guard is not None:
                 c.guard = rt("plain", self.site(node), self.test(c.guard))
@@ -355,7 +359,7 @@ class _Function(ast.NodeTransformer):
 
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
         failed = ast.Raise(ast.Call(load("AssertionError"), [node.msg] if node.msg is not None else [], []), None)
-        test = ast.UnaryOp(ast.Not(), rt("plain", self.site(node), self.test(node.test)))
+        test = ast.UnaryOp(ast.Not(), rt("asserted", self.site(node), self.test(node.test)))
         return ast.If(test, [failed], [])
 
     def visit_Raise(self, node: ast.Raise) -> list[ast.stmt]:

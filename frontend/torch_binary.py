@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dlc.frontend.torch_context import Ctx, Operand, add, div, mul, op, select, sub
+from dlc.frontend.torch_context import Ctx, Operand, add, div, mul, op, select, sub, wide_type
 from dlc.ir.dtype import BF16, BOOL, F16, F32, DType
 from dlc.ir.expr import Expr, apply, const
 from dlc.ir.view import Val
@@ -225,21 +225,43 @@ def clamp_max(c: Ctx, x: Val, max: Operand) -> Val:
     return clamp(c, x, None, max)
 
 
+def _rounded_once(c: Ctx, element: Callable[..., Expr], *args: Operand) -> Val:
+    """What ATen computes in f32, numbers not rounded, where the result is a smaller float.
+
+    Source: ATen, native/cpu/PointwiseOpsKernel.cpp and LerpKernel.cpp (`opmath_t`).
+    """
+    return c.cast(c.pointwise(element, *args, compute=wide_type(c.dtype)), c.dtype)
+
+
 @op("addcmul")
 def addcmul(c: Ctx, x: Val, y: Val, z: Val, *, value: Any = 1) -> Val:
     if _is_one(value):
-        return c.pointwise(lambda a, p, q: add(a, mul(p, q)), x, y, z)
-    return c.pointwise(lambda a, p, q, k: add(a, mul(mul(p, q), k)), x, y, z, value)
+        return _rounded_once(c, lambda a, p, q: add(a, mul(p, q)), x, y, z)
+    return _rounded_once(c, lambda a, p, q, k: add(a, mul(mul(k, p), q)), x, y, z, value)
 
 
 @op("addcdiv")
 def addcdiv(c: Ctx, x: Val, y: Val, z: Val, *, value: Any = 1) -> Val:
-    return c.pointwise(lambda a, p, q, k: add(a, mul(div(p, q), k)), x, y, z, value)
+    return _rounded_once(c, lambda a, p, q, k: add(a, div(mul(k, p), q)), x, y, z, value)
 
 
 @op("lerp.Scalar", "lerp.Tensor")
 def lerp(c: Ctx, x: Val, end: Val, weight: Operand) -> Val:
-    return c.pointwise(lambda a, b, w: add(a, mul(w, sub(b, a))), x, end, weight)
+    """From the nearer end, as ATen does, so that both ends are met exactly."""
+    t = wide_type(c.dtype)
+
+    def from_start(a: Expr, b: Expr, w: Expr) -> Expr:
+        return add(a, mul(w, sub(b, a)))
+
+    def from_end(a: Expr, b: Expr, w: Expr) -> Expr:
+        return sub(b, mul(sub(b, a), sub(const(1, t), w)))
+
+    def nearer(a: Expr, b: Expr, w: Expr) -> Expr:
+        return select(apply("lt", apply("abs", w), const(0.5, t)), from_start(a, b, w), from_end(a, b, w))
+
+    if isinstance(weight, (int, float)):
+        return _rounded_once(c, from_start if abs(weight) < 0.5 else from_end, x, end, weight)
+    return _rounded_once(c, nearer, x, end, weight)
 
 
 @op("hypot")

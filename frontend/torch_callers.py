@@ -16,6 +16,10 @@ _ON_THE_WAY = frozenset(
     " torch._export.non_strict_utils torch.fx.experimental.proxy_tensor".split()
 )
 """What is between a function of PyTorch and the code that calls it."""
+_CALLING = frozenset(f"dlc.frontend.torch_{name}" for name in "calls effects subscripts aside classes".split())
+"""What is between rewritten code and a function that it calls."""
+_TELLING = frozenset("logging warnings traceback".split())
+"""Who turns values into text for people."""
 
 
 def asking() -> types.CodeType | None:
@@ -25,6 +29,19 @@ def asking() -> types.CodeType | None:
         module = frame.f_globals.get("__name__", "")
         if module not in _ON_THE_WAY and not module.startswith(("dlc.frontend", "torch.utils._contextlib")):
             return None if module.partition(".")[0] in LEFT_ALONE else frame.f_code
+        frame = frame.f_back
+    return None
+
+
+def asking_for(frame: types.FrameType | None) -> types.FrameType | None:
+    """The frame of the model's code that calls, perhaps through the standard library or `rt.call`; None where others call."""
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        root = module.partition(".")[0]
+        if root in _TELLING:
+            return None
+        if root not in sys.stdlib_module_names and module not in _CALLING:
+            return None if root in LEFT_ALONE else frame
         frame = frame.f_back
     return None
 

@@ -29,8 +29,10 @@ from dlc.frontend.torch_classes import CONTEXT, Classes, calls_back, context_of
 from dlc.frontend.torch_collect import Collected
 from dlc.frontend.torch_errors import EffectOnData, UncapturedDecision
 from dlc.frontend.torch_flow import Branch, Flow, both
+from dlc.frontend.torch_like_eager import eager_isinstance, eager_type
 from dlc.frontend.torch_numbers import MATH, Number, is_number, kind_of, negated, tensor_of
 from dlc.frontend.torch_scalars import divided, function_of_math, magnitude, rounded, test_of, textual, whole
+from dlc.frontend.torch_scaled import scaled
 from dlc.frontend.torch_sorting import in_order
 from dlc.frontend.torch_subscripts import look_up
 from dlc.frontend.torch_values import (
@@ -67,7 +69,7 @@ _PRODUCTS = frozenset("mul multiply div divide true_divide floor_divide".split()
 _TENSOR_OPERANDS = frozenset(
     "add sub subtract rsub mul multiply div divide true_divide floor_divide remainder fmod pow eq ne lt le gt ge not_equal less"
     " less_equal greater greater_equal maximum minimum where masked_fill masked_fill_ clamp clamp_ clamp_min clamp_max"
-    " clip lerp lerp_ fmin fmax atan2 copysign xlogy add_ sub_ mul_ div_ pow_ fill_ full_like logical_and logical_or"
+    " clip fmin fmax atan2 copysign xlogy add_ sub_ mul_ div_ pow_ fill_ full_like logical_and logical_or"
     " bitwise_and bitwise_or __add__ __mul__".split()
 )
 """Functions that take a tensor of rank 0 wherever they take a number."""
@@ -188,6 +190,8 @@ class Calls(Flow):
                 return self.stopped(made, made(function.__self__, *args, **kwargs))
             return self.native(function, args, kwargs)
         if isinstance(function, types.FunctionType):
+            if args and "registry" in vars(function) and "dispatch" in vars(function):  # functools.singledispatch
+                return self.call(vars(function)["dispatch"](_type(self, args[0])), *args, **kwargs)
             made = self.rewriting(function)
             if made is not function or function.__code__ in self.own:
                 return self.stopped(made, made(*args, **kwargs))
@@ -251,8 +255,8 @@ class Calls(Flow):
                     return None
             elif name in ("index", "count") or name.startswith("__"):
                 self.whole(owner)
-            elif name == "get" and isinstance(owner, dict) and args and isinstance(args[0], Number):
-                return look_up(self, owner, *args)
+            elif name == "get" and isinstance(owner, dict) and args and isinstance(key := self.counted(args[0]), Number):
+                return look_up(self, owner, key, *args[1:])
             elif isinstance(owner, dict):
                 self.whole(owner)
             return function(*args, **kwargs)
@@ -278,6 +282,8 @@ class Calls(Flow):
         if not _of_torch(function):
             return torch_aside.native(self, function, args, kwargs, torchs=False)
         name = getattr(function, "__name__", "")
+        if isinstance(kwargs.get("alpha"), Number) and name.strip("_") in ("add", "sub", "subtract", "rsub"):
+            return scaled(self, function, args, kwargs)
         if name in _TENSOR_OPERANDS:
             return self.with_operands(function, args, kwargs)
         return function(*self.lowered(args), **self.lowered(kwargs))
@@ -303,11 +309,6 @@ class Calls(Flow):
                 return v.kept(found[0])
             return v.operand(found[0]) if found else v.tensor.to(_default(v.kind))
 
-        scale = kwargs.pop("alpha", None)
-        if isinstance(scale, Number):
-            args = (*args[:-1], args[-1] * scale)
-        elif scale is not None:
-            kwargs["alpha"] = scale
         result = function(*map(made, args), **{k: made(v) for k, v in kwargs.items()})
         return result.to(found[0].dtype) if wide and not name.endswith("_") else result
 
@@ -503,29 +504,19 @@ def _min(rt: Calls, *args: Any, key: Any = None, **more: Any) -> Any:
 
 
 def _isinstance(rt: Calls, v: Any, kinds: Any) -> bool:
-    kind = _python_type(v)
-    if kind is None:
-        return isinstance(v, kinds)
-    if isinstance(v, Number):
-        v.settled("isinstance")
-    flat = kinds if isinstance(kinds, tuple) else (kinds,)
-    return isinstance(v, kinds) or any(issubclass(kind, k) for k in flat if isinstance(k, type))
-
-
-def _python_type(v: Any) -> type | None:
-    """What eager Python has in the place of a number from data or an extent."""
-    if isinstance(v, Number):
-        return v.kind
-    return {torch.SymInt: int, torch.SymFloat: float, torch.SymBool: bool}.get(type(v))
+    if not isinstance(v, Number):
+        return eager_isinstance(v, kinds)
+    v.settled("isinstance")
+    return isinstance(v.kind(), kinds)
 
 
 def _type(rt: Calls, *args: Any) -> Any:
-    kind = _python_type(args[0]) if len(args) == 1 else None
-    if kind is None:
+    if len(args) != 1:
         return type(*args)
-    if isinstance(args[0], Number):
-        args[0].settled("type()")
-    return kind
+    if not isinstance(args[0], Number):
+        return eager_type(args[0])
+    args[0].settled("type()")
+    return args[0].kind
 
 
 def _full(rt: Calls, size: Any, value: Any, **kwargs: Any) -> torch.Tensor:

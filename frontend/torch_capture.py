@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import inspect
 import linecache
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +25,7 @@ from dlc.frontend.torch_errors import MutatedState, RecursionOnData, UncapturedD
 from dlc.frontend.torch_guard import Guard
 from dlc.frontend.torch_heap import MISSING, Cell
 from dlc.frontend.torch_later import Starts, objects_in, unchanging
+from dlc.frontend.torch_like_eager import symbols_without_text
 from dlc.frontend.torch_numbers import Number
 from dlc.frontend.torch_recorder import Recorder, Region
 from dlc.frontend.torch_runtime import Runtime
@@ -204,20 +204,13 @@ def _running(model: nn.Module, fakes: Mapping[str, torch.Tensor], rt: Runtime, s
         raise MutatedState(place, source=source, op=type(model).__name__, what=what)
 
 
-@contextmanager
-def _extents_without_text(rt: Runtime) -> Iterator[None]:
+def _extents_without_text(rt: Runtime) -> AbstractContextManager[None]:
     """The model gets no text of an extent that is not known: PyTorch's would be its symbol's name."""
-    from unittest import mock
 
-    plain = torch.SymInt.__repr__
+    def refuse(why: str) -> None:
+        raise rt.refused(UncapturedDecision, what="an extent", why=why)
 
-    def text(self: torch.SymInt) -> str:
-        if sys._getframe(1).f_code in rt.own:
-            raise rt.refused(UncapturedDecision, what="an extent", why="it is turned into text")
-        return str(plain(self))
-
-    with mock.patch.object(torch.SymInt, "__repr__", text):
-        yield
+    return symbols_without_text(refuse)
 
 
 def _changes(kept: Kept, rt: Runtime, starts: Starts) -> list[Change]:

@@ -40,14 +40,26 @@ def same_results(
             _copy(next(given)) if s.kind == InputKind.USER_INPUT else _held(exported, s.target)
             for s in exported.graph_signature.input_specs
         ]
-        got = _Unasserted(exported.graph_module).run(*inputs)
+        got = _Unasserted(exported.graph_module, sizes).run(*inputs)
     except Exception:
         return False
     return all(itertools.starmap(_close, zip(got[len(got) - len(want) :], want, strict=True)))
 
 
 class _Unasserted(fx.Interpreter):
-    """Runs a program without what it asserts of sizes."""
+    """Runs a program without what it asserts of sizes; a tensor must have the shape that was traced."""
+
+    def __init__(self, module: fx.GraphModule, sizes: Mapping[Any, int]) -> None:
+        super().__init__(module)
+        self.sizes = sizes
+
+    def run_node(self, n: fx.Node) -> Any:
+        made = super().run_node(n)
+        traced = n.meta.get("val")
+        if isinstance(made, torch.Tensor) and isinstance(traced, torch.Tensor):
+            if tuple(made.shape) != tuple(_size(e, self.sizes) for e in traced.shape):
+                raise ValueError(f"{n.name} has another shape")
+        return made
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         return None if target is torch.ops.aten._assert_scalar.default else super().call_function(target, args, kwargs)

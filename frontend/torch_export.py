@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import itertools
 import logging
 import sys
 import time
@@ -27,7 +28,9 @@ from dlc.errors import DlcError, Internal
 from dlc.frontend.errors import UnsupportedOperator
 from dlc.frontend.imported import Imported
 from dlc.frontend.python_guess import seems_to_test_data
+from dlc.frontend.python_identity import identity_asked
 from dlc.frontend.torch_assertions import by_example, guards
+from dlc.frontend.torch_callers import left_alone
 from dlc.frontend.torch_dims import dims_of
 from dlc.frontend.torch_errors import (
     BadExample,
@@ -36,12 +39,14 @@ from dlc.frontend.torch_errors import (
     MutatedInput,
     MutatedState,
     TrainingMode,
+    UncapturedDecision,
     export_failed,
 )
 from dlc.frontend.torch_graph import GraphImporter, bounds, known, place_of
+from dlc.frontend.torch_like_eager import like_eager
 from dlc.frontend.torch_recurrent_shapes import symbolic_recurrence
 from dlc.frontend.torch_regions import nested_nodes, regions_of
-from dlc.frontend.torch_small_sizes import allow_small, asked_of_sizes, refuse_small
+from dlc.frontend.torch_small_sizes import Asked, allow_small, asked_of_sizes, refuse_small
 from dlc.frontend.torch_state import Kept, data_kept, weight_lists_kept
 from dlc.frontend.torch_trees import leaf, literal, tree_of
 from dlc.frontend.torch_types import Extents, ir_dtype, numpy_view
@@ -100,17 +105,23 @@ def import_torch(
 def export(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None,
     changed: list[str] | None = None,
+    told: list[str] | None = None,
 ) -> Any:
     """`torch.export.export` as the importer likes it: no gradients, recurrent layers whole, guards deferred if need be.
 
-    What the model changes of its attributes is as it was afterwards, and named in `changed`.
+    What the model changes of its attributes is as it was afterwards, and named in `changed`; `told` gets what it asks of
+    extents that torch.export has no answer to, which is an error without it.
     """
     _refuse(model, args, kwargs)
     changed = [] if changed is None else changed
+    unanswered: list[str] = [] if told is None else told
     try:
-        with recurrence_for_export(), weight_lists_kept(model), _state_kept(model, changed):
-            with asked_of_sizes() as asked:
+        with recurrence_for_export(), weight_lists_kept(model), _state_kept(model, changed) as functions:
+            with asked_of_sizes() as asked, like_eager(itertools.filterfalse(left_alone, functions), unanswered.append):
                 exported = _exported(model, args, kwargs, dynamic_shapes)
+            unanswered += _identity_asked(functions, asked, dynamic_shapes)
+            if unanswered and told is None:
+                raise UncapturedDecision(None, what="an extent", why=unanswered[0])
             refuse_small(exported, model, args, kwargs or {}, asked)
             exported.by_example, exported.given = by_example(exported, model, args, kwargs or {})
             return exported
@@ -118,6 +129,14 @@ def export(
         raise
     except Exception as error:
         raise export_failed(error) from error
+
+
+def _identity_asked(functions: Sequence[FunctionType], asked: Asked, dynamic_shapes: Any) -> list[str]:
+    """Why a symbol is not what the model's code looks for, where it looks at what something is."""
+    own = (f for f in functions if not left_alone(f) or "registry" in vars(f))
+    found = set().union(*map(identity_asked, own))
+    relevant = {"class"} | ({"number"} if dynamic_shapes is not None else set()) | ({"truth"} if asked.truths_kept else set())
+    return ["it is compared with `is`, or its `__class__` is looked at"] if found & relevant else []
 
 
 def _exported(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None, dynamic_shapes: Any) -> Any:
@@ -135,15 +154,15 @@ def _exported(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None, dyn
 
 
 @contextmanager
-def _state_kept(model: nn.Module, changed: list[str]) -> Iterator[None]:
-    """What the model leaves behind is taken back; `changed` is told of it."""
+def _state_kept(model: nn.Module, changed: list[str]) -> Iterator[list[FunctionType]]:
+    """What the model leaves behind is taken back; `changed` is told of it. Yields the functions that the model can reach."""
     from unittest import mock
 
     kept = Kept.of(model)
     # torch.export would hide changes of attributes, by putting copies of their old values there.
     with mock.patch("torch.export._trace._detect_attribute_assignment", nullcontext), data_kept():
         try:
-            yield
+            yield [f for f in kept.seen.values() if isinstance(f, FunctionType)]
             kept.refuse_ticks(type(model).__name__)
             if kept.registers:  # it is in torch.export's graph, but not in its signature
                 raise ExportFailed(None, message="the model registers buffers or parameters in its forward")
@@ -208,12 +227,13 @@ def _exported_or_recorded(
     if early is not None and early.decided:
         return early
     failed: ExportFailed | None = None
+    told: list[str] = []
     with _data_decisions() as met:
         try:
-            exported = export(model, args, kwargs, dynamic_shapes, changed)
+            exported = export(model, args, kwargs, dynamic_shapes, changed, told)
         except ExportFailed as error:
             failed = error
-    if failed is None and not met:
+    if failed is None and not met and not told:
         if exported.by_example:  # the recording has the branch, if it succeeds
             with suppress(DlcError):
                 return recorded(model, args, kwargs, dynamic_shapes)
@@ -221,7 +241,7 @@ def _exported_or_recorded(
     try:
         found = early or recorded(model, args, kwargs, dynamic_shapes)
     except ExportFailed as error:
-        if failed is None and "__init__" not in met:
+        if failed is None and "__init__" not in met and not told:
             return exported
         from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
@@ -233,8 +253,6 @@ def _exported_or_recorded(
 
 
 def _seems_to_decide(model: nn.Module) -> bool:
-    from dlc.frontend.torch_callers import left_alone
-
     methods = (getattr(m.forward, "__func__", None) for m in model.modules())
     functions = dict.fromkeys(f for f in methods if isinstance(f, FunctionType) and not left_alone(f))
     return any(map(seems_to_test_data, functions))

@@ -322,6 +322,8 @@ def arithmetic(name: str, a: Any, b: Any) -> Any:
     if name in _INTEGER:
         if float in kinds:
             return NotImplemented
+        if name in ("lshift", "rshift") and isinstance(b, Number):
+            owner.may_raise(ValueError)
         kind: type = bool if kinds == (bool, bool) and name in ("and", "or", "xor") else int
         made = Number(kind, _TENSOR[name](tensor_of(a, kind), tensor_of(b, kind)), owner)
         if kind is bool and name == "and":
@@ -344,10 +346,13 @@ def arithmetic(name: str, a: Any, b: Any) -> Any:
 
 def _power(a: Any, b: Any, kinds: tuple[type, type], owner: Any) -> Any:
     if float in kinds:
+        for kind in (OverflowError, ZeroDivisionError):
+            owner.may_raise(kind)
         return Number(float, torch.pow(tensor_of(a, float), tensor_of(b, float)), owner)
     if isinstance(b, Number):
         return b._needed("it is an integer exponent, whose sign decides the type of the power")
     if b < 0:
+        owner.may_raise(ZeroDivisionError)
         return Number(float, torch.pow(tensor_of(a, float), float(b)), owner)
     return Number(int, torch.pow(tensor_of(a, int), int(b)), owner)
 

@@ -66,8 +66,13 @@ class Runtime(Calls):
         return value
 
     def plain(self, site: Site, value: Any) -> bool:
-        """A condition where only a known one will do: of an assertion, or a filter in a comprehension."""
-        return self.is_known(site, value, "assertions, filters and patterns are decided before the program runs")
+        """A condition where only a known one will do: a filter in a comprehension, the guard of a pattern."""
+        return self.is_known(site, value, "filters and patterns are decided before the program runs")
+
+    def asserted(self, site: Site, value: Any) -> bool:
+        """The condition of an assertion."""
+        why = "a compiled program raises nothing; leave the assertion out, or return its condition for the caller to check"
+        return self.is_known(site, value, f"an assertion is decided before the program runs, and {why}")
 
     def known_value(self, site: Site, value: Any) -> Any:
         """An operand whose truth must be known, as what follows it binds a name."""
@@ -102,8 +107,10 @@ class Runtime(Calls):
     def new_class(self, kind: type) -> None:
         self.classes.meet(kind)
 
-    def subject(self, site: Site, value: Any) -> Any:
-        if isinstance(value, (Number, torch.Tensor)):
+    def subject(self, site: Site, value: Any, by_class: bool) -> Any:
+        """What a `match` that is no chain of conditions looks at."""
+        symbols = (torch.SymInt, torch.SymFloat, torch.SymBool)
+        if isinstance(value, (Number, torch.Tensor)) or by_class and any(isinstance(v, symbols) for v in leaves(value)):
             raise self.refused_at(site, UncapturedDecision, what="the subject of `match`", why="use if and elif")
         return value
 
@@ -275,7 +282,7 @@ class Runtime(Calls):
 
     def is_(self, a: Any, b: Any) -> Any:
         """`a is b`."""
-        a, b = self.narrowed(a), self.narrowed(b)
+        a, b = (self.decide(v) if isinstance(v, torch.SymBool) else v for v in (self.narrowed(a), self.narrowed(b)))
         if a is b:
             return True
         for v, other in ((a, b), (b, a)):
@@ -285,8 +292,8 @@ class Runtime(Calls):
                 return v.each(partial(self.is_, other))
             if isinstance(v, Absent):
                 v.refuse()
-        if isinstance(a, Number) or isinstance(b, Number):
-            return self._same_number(a, b)
+        if any(isinstance(v, (Number, torch.SymInt, torch.SymFloat)) for v in (a, b)):
+            return self._same_number(self.counted(a), self.counted(b))
         if any(b is k for k in self.kinship.of(a)) or (
             isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and self.recorder.may_be_one(a, b)
         ):
@@ -325,6 +332,7 @@ class Runtime(Calls):
         if isinstance(container, Span):
             return self._in_range(site, item, container)
         self.whole(container)
+        item = self.counted(item)
         data = any(isinstance(v, (Number, torch.Tensor, Either)) for v in (item, *container))
         if not data:
             return item in container

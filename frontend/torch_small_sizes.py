@@ -9,10 +9,12 @@ with it are refused.
 
 from __future__ import annotations
 
+import dis
 import functools
 import itertools
 import operator
 import sys
+import types
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -23,6 +25,7 @@ from unittest import mock
 import sympy
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from dlc.frontend.torch_compared import same_results
@@ -36,6 +39,7 @@ class Asked:
 
     def __init__(self) -> None:
         self.questions: dict[Question, None] = {}
+        self.truths_kept = False  # an answer went somewhere else than into a branch
 
     def small(self) -> Mapping[Any, set[int]]:
         """By symbol: of 0 and 1, those for which a question has another answer than it had in the trace."""
@@ -64,8 +68,10 @@ def asked_of_sizes() -> Iterator[Asked]:
         plain = getattr(kind, name)
 
         def noted(self: Any, *other: Any) -> Any:
-            if _of_the_model(sys._getframe(1).f_code.co_filename):
+            frame = sys._getframe(1)
+            if _of_the_model(frame.f_code.co_filename):
                 _note(asked, self, other[0] if other else 0, compare)
+                asked.truths_kept |= bool(other) and not _branches(frame)
             return plain(self, *other)
 
         return mock.patch.object(kind, name, noted)
@@ -75,12 +81,32 @@ def asked_of_sizes() -> Iterator[Asked]:
             for name, compare in _COMPARISONS.items():
                 stack.enter_context(noting(kind, name, compare))
         stack.enter_context(noting(torch.SymInt, "__bool__", sympy.Ne))
+        stack.enter_context(mock.patch.object(FakeTensor, "is_contiguous", _asking_for_layout(asked), create=True))
         yield asked
+
+
+def _asking_for_layout(asked: Asked) -> Any:
+    """`x.is_contiguous()`, which one row may be where several are not."""
+
+    def is_contiguous(self: FakeTensor, *args: Any, **kwargs: Any) -> bool:
+        if _of_the_model(sys._getframe(1).f_code.co_filename):
+            for extent in self.shape:
+                if isinstance(extent, torch.SymInt):
+                    _note(asked, extent, 1, sympy.Eq)
+        return torch.Tensor.is_contiguous(self, *args, **kwargs)
+
+    return is_contiguous
 
 
 @functools.cache
 def _of_the_model(file: str) -> bool:
     return not file.startswith(_TORCH) or file.startswith(_MODULES)
+
+
+def _branches(frame: types.FrameType) -> bool:
+    """Whether what a frame is computing is the condition of a branch."""
+    later = (dis.opname[op] for op in frame.f_code.co_code[frame.f_lasti + 2 :: 2])
+    return next((name for name in later if name != "CACHE"), "").startswith(("POP_JUMP", "JUMP_IF"))
 
 
 def _note(asked: Asked, a: Any, b: Any, compare: Callable[[Any, Any], Any]) -> None:

@@ -2247,3 +2247,70 @@ def number_or_tensor_beside_floats(x):
         if r > 0:
             s = s + r
     return x * s, (s + 1) * x.double(), best * x, s > 2
+
+
+@case(*XS)
+def match_of_a_number(x):
+    match int(x.sum()):
+        case 0:
+            return x
+        case 1 | 2 | 3:
+            y = x * 2
+        case n if n > 5:
+            y = x + n
+        case -1 as n:
+            y = x - n
+        case int(n):
+            y = x * n
+    return y + 1
+
+
+@case(*XS)
+def match_of_a_pair(x):
+    for k in range(2):
+        match (k, bool(x.sum() > 0)):
+            case (0, True):
+                x = x + 1
+            case (a, False) if x.max() > 1:
+                x = x * (a + 2)
+            case (a, b):
+                x = x - a - int(b)
+    return x
+
+
+@case(*XS)
+def match_that_binds_before_its_guard_fails(x):
+    n = 7
+    match len(x):
+        case n if n > 50:
+            x = x + 1
+        case _:
+            x = x * 2
+    if x.sum() > 0:
+        x = x * n
+    return x - n
+
+
+@case(*XS)
+def name_bound_on_the_right_of_and(x):
+    if x.sum() > 0 and (top := x.max()) > 1:
+        return x * top
+    return x
+
+
+@case(*XS)
+def name_bound_on_the_right_of_and_with_an_else(x):
+    if x.sum() > 0 and (top := x.max()) > 1 and top < 50:
+        x = x * top
+    elif x.min() < 0 and (low := x.min() * 2) < -1:
+        x = x - low
+    else:
+        x = x + 1
+    return x
+
+
+@case(*XS)
+def name_bound_on_the_right_of_or(x):
+    if x.sum() > 4 or (top := x.max()) > 1:
+        return x * 2
+    return x * top

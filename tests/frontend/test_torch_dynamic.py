@@ -513,8 +513,10 @@ def matches(x):
     match x.sum().item():  # here
         case 1.0:
             return x
-        case _:
+        case float(real=1.0):
             return -x
+        case _:
+            return x
 
 
 @refused("DLC0220", "among the keys is a tuple of 2")
@@ -767,6 +769,33 @@ def root_whose_failure_is_caught(x):
     except (TypeError, ValueError):
         return x
     return x * root
+
+
+@refused("DLC0224", "OverflowError")
+def power_whose_overflow_is_caught(x):
+    n = x.sum().item()
+    try:
+        return x * 2.0**n  # here
+    except OverflowError:
+        return x
+
+
+@refused("DLC0224", "ZeroDivisionError")
+def power_of_zero_that_is_caught(x):
+    n = int(x.sum())
+    try:
+        return x * n**-1  # here
+    except ZeroDivisionError:
+        return x
+
+
+@refused("DLC0224", "ValueError")
+def shift_whose_error_is_caught(x):
+    n = int(x.sum())
+    try:
+        return x * (n << n)  # here
+    except ValueError:
+        return x
 
 
 @refused("DLC0224", "whether KeyError is raised here and caught")
