@@ -66,6 +66,7 @@ _MEASURING = (len, bool, isinstance, type, sum, any, all, torch.tensor, torch.st
 
 _PRODUCTS = frozenset("mul multiply div divide true_divide floor_divide".split())
 """Functions that take a number beside small floats in f32."""
+_OF_ATTRIBUTES = ("__setattr__", "__delattr__")
 _TENSOR_OPERANDS = frozenset(
     "add sub subtract rsub mul multiply div divide true_divide floor_divide remainder fmod pow eq ne lt le gt ge not_equal less"
     " less_equal greater greater_equal maximum minimum where masked_fill masked_fill_ clamp clamp_ clamp_min clamp_max"
@@ -244,7 +245,8 @@ class Calls(Flow):
         """A builtin function or a builtin object's method."""
         owner = getattr(function, "__self__", None)
         name = function.__name__
-        if isinstance(owner, (list, dict, set)) or type(owner).__module__ == "collections":
+        container = isinstance(owner, (list, dict, set)) or type(owner).__module__ == "collections"
+        if container and name not in _OF_ATTRIBUTES:
             if name in _CHANGING:
                 if name not in _KEEPING:
                     torch_effects.advance_all(self, args)
@@ -265,7 +267,7 @@ class Calls(Flow):
     def native(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A function that is not rewritten: numbers from data become tensors or extents where it takes them."""
         owner = getattr(function, "__self__", None)
-        if owner is not None and getattr(function, "__name__", "") in ("__setattr__", "__delattr__"):
+        if owner is not None and getattr(function, "__name__", "") in _OF_ATTRIBUTES:
             return torch_effects.store(self, lambda _, *named: function(*named), owner, *args, **kwargs)
         for v in absent((args, kwargs)):
             v.refuse()

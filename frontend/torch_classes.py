@@ -26,8 +26,9 @@ from torch import nn
 
 from dlc.frontend.torch_callers import left_alone
 from dlc.frontend.torch_errors import EffectOnData, UncapturedDecision
-from dlc.frontend.torch_heap import MISSING, plain_method
+from dlc.frontend.torch_heap import MISSING
 from dlc.frontend.torch_numbers import Number
+from dlc.frontend.torch_plain import plain_method
 from dlc.frontend.torch_state import foreign
 from dlc.frontend.torch_values import Absent, Unset, same
 
@@ -100,7 +101,7 @@ class Classes:
             self.meet(base)
         self.meet(type(kind))
         for name, held in list(vars(kind).items()):
-            if not hasattr(vars(type).get(name), "__set__"):  # `__name__`, which is the class's own
+            if not _of_the_class(kind, name):
                 self._replace(kind, name, self._in_place_of(kind, name, held), held)
 
     def hooks(self, module: nn.Module) -> None:
@@ -156,11 +157,14 @@ class Classes:
         return called
 
     def _lookup(self, function: types.FunctionType) -> Callable[..., Any]:
-        """`__getattribute__`: names of Python's own (`__class__`) are looked up as everywhere, as the runtime asks for them, too."""
+        """`__getattribute__`: names of Python's own (`__class__`) are looked up as everywhere, as the runtime asks for them, too.
+
+        Outside of arms it is run as it is: its effects are on every path, and configurations ask it hundreds of thousands of times.
+        """
 
         @functools.wraps(function)
         def called(owner: Any, name: str) -> Any:
-            if not self.on:
+            if not self.on or len(self.rt.frames) == 1:
                 return function(owner, name)
             if name.startswith("__") and name.endswith("__"):
                 return plain_method(owner, "__getattribute__")(owner, name)
@@ -273,6 +277,12 @@ def calls_back(function: Any) -> bool:
     if not isinstance(function, type):
         return True
     return issubclass(function, (Iterator, defaultdict))
+
+
+def _of_the_class(kind: type, name: str) -> bool:
+    """Whether setting this attribute of a class means something to the class itself (`__name__`, `__class__`)."""
+    found = next((vars(k)[name] for k in type(kind).__mro__ if name in vars(k)), None)
+    return hasattr(found, "__set__")
 
 
 def _held(owner: Any) -> Any:

@@ -112,7 +112,7 @@ def followed(rt: Calls, function: Any, args: tuple[Any, ...], kwargs: dict[str, 
     settings = ticks_of_all()
     made = function(*args, **kwargs)
     for cell, old in zip(cells, before, strict=True):
-        if len(old) != len(cell.owner) or any(p is not q for p, q in zip(old, cell.owner, strict=True)):
+        if cell.changed_from(old):
             rt.touch(cell.owner)
     for v, was in others:
         if differ(was, held(v)):

@@ -10,11 +10,10 @@ from __future__ import annotations
 import functools
 from collections import deque
 from dataclasses import dataclass, field
-from types import FunctionType
 from typing import Any
 
 from dlc.errors import DlcError
-from dlc.frontend.torch_callers import left_alone
+from dlc.frontend.torch_plain import copied, plain_method, refill
 from dlc.frontend.torch_recorder import Region
 from dlc.frontend.torch_truth import Fact
 
@@ -59,7 +58,12 @@ class Cell:
                 return _attribute(self.owner, self.name)
             except (AttributeError, ValueError):  # it is not set; a variable's cell is empty
                 return MISSING
-        return self.owner.copy() if type(self.owner) in (list, dict, set, deque) else _copy(self.owner)
+        return self.owner.copy() if type(self.owner) in (list, dict, set, deque) else copied(self.owner)
+
+    def changed_from(self, before: Any) -> bool:
+        """Whether a container holds other objects than what `read` gave."""
+        old, new = (list(plain_method(v, "__iter__")(v)) for v in (before, self.owner))
+        return len(old) != len(new) or any(p is not q for p, q in zip(old, new, strict=True))
 
     def write(self, value: Any) -> None:
         if self.name is not None:
@@ -69,21 +73,11 @@ class Cell:
             elif self.read() is not value:
                 plain_method(self.owner, "__setattr__")(self.owner, self.name, value)
             return
-        if isinstance(self.owner, list):
-            self.owner[:] = value
-            return
-        self.owner.clear()
-        self.owner.extend(value) if isinstance(self.owner, deque) else self.owner.update(value)
+        refill(self.owner, value)
 
     def __str__(self) -> str:
         kind = type(self.owner).__name__
         return f"{kind}.{self.name}" if self.name is not None else f"the {kind}"
-
-
-def _copy(value: Any) -> Any:
-    import copy
-
-    return copy.copy(value)
 
 
 def _attribute(owner: Any, name: str) -> Any:
@@ -96,19 +90,6 @@ def _attribute(owner: Any, name: str) -> Any:
         if not hasattr(type(owner), "__getattr__"):
             raise
         return plain_method(owner, "__getattr__")(owner, name)
-
-
-def plain_method(owner: Any, name: str) -> Any:
-    """The method that reads, stores or deletes an attribute, past those of the model's own classes, which may do something else.
-
-    Raises:
-        AttributeError: there is no other.
-    """
-    methods = (vars(kind)[name] for kind in type(owner).__mro__ if name in vars(kind))
-    found = next((m for m in methods if not isinstance(m, FunctionType) or left_alone(m)), None)
-    if found is None:
-        raise AttributeError(name)
-    return found
 
 
 @dataclass(eq=False)

@@ -17,6 +17,7 @@ import torch
 from dlc.frontend.torch_callers import left_alone
 from dlc.frontend.torch_errors import ArmsDiffer, NotAlwaysDefined
 from dlc.frontend.torch_numbers import EXACT, Number, is_number, kind_of
+from dlc.frontend.torch_plain import copied, plain_method, refill
 
 
 class Dead:
@@ -372,18 +373,7 @@ def parts(v: Any) -> tuple[list[Any], Callable[[list[Any]], Any]] | None:
     if isinstance(v, tuple) and kind.__module__ == "torch.return_types":
         return list(v), kind
     if isinstance(v, dict):
-        keys = list(v)
-
-        def mapping(items: list[Any]) -> Any:
-            import copy
-
-            made = copy.copy(v)
-            made.clear()
-            for key, item in zip(keys, items, strict=True):
-                made[key] = item  # a Counter would count pairs that it is updated with
-            return made
-
-        return list(v.values()), mapping
+        return _parts_of_dict(v)
     if dataclasses.is_dataclass(v) and not isinstance(v, type):
         names = [f.name for f in dataclasses.fields(v) if hasattr(v, f.name)]
 
@@ -399,11 +389,26 @@ def parts(v: Any) -> tuple[list[Any], Callable[[list[Any]], Any]] | None:
     return None
 
 
+def _parts_of_dict(v: dict[Any, Any]) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+    """The items of a dict of any class, and the attributes that it may have besides."""
+    kept = dict(plain_method(v, "items")(v))
+    more = vars(v) if hasattr(v, "__dict__") else {}
+
+    def made(items: list[Any]) -> Any:
+        again = copied(v)
+        refill(again, dict(zip(kept, items)))
+        if more:
+            vars(again).update(zip(more, items[len(kept) :], strict=True))
+        return again
+
+    return [*kept.values(), *more.values()], made
+
+
 def structure(v: Any) -> Any:
     """Equal for containers that are made of the same kinds, keys and lengths at their top."""
     kind = type(v)
     if isinstance(v, dict):
-        return kind, tuple(map(repr, v))
+        return kind, tuple(map(repr, plain_method(v, "__iter__")(v))), tuple(getattr(v, "__dict__", ()))
     if isinstance(v, Grown):
         return kind, v.growth
     if isinstance(v, Choice):

@@ -10,6 +10,7 @@ import itertools
 import operator
 import re
 import threading
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -577,3 +578,55 @@ def test_other_threads_meet_the_methods_as_they_were():
     import_torch(Asking(), (X,))
     other.join()
     assert found == [(3, [1])]
+
+
+# --- containers with methods of their own ----------------------------------------------------------------------------
+
+
+class Result(OrderedDict):
+    """As a library writes its results: attributes are items, and it may not be updated; it says how it is copied."""
+
+    def __init__(self, **items):
+        super().__init__()
+        for name, value in items.items():
+            setattr(self, name, value)
+
+    def __setattr__(self, name, value):
+        super().__setitem__(name, value)
+        super().__setattr__(name, value)
+
+    def __setitem__(self, name, value):
+        super().__setitem__(name, value)
+        super().__setattr__(name, value)
+
+    def __reduce__(self):
+        return (type(self), (), dict(self)) if isinstance(self, Result) else None
+
+    def update(self, *_, **__):
+        raise TypeError("no update")
+
+    def clear(self):
+        raise TypeError("no clear")
+
+    @property
+    def __class__(self):
+        return Result
+
+
+def record_in_an_arm(x):
+    found = Result(a=x, n=1)
+    if x.sum() > 0:
+        found.a = x * 2
+        found["n"] = found["n"] + 1
+    return found.a * found["n"] * len(found)
+
+
+def one_of_two_records(x):
+    near, far = Result(a=x, n=1), Result(a=x * 3, n=5)
+    found = near if x.sum() > 0 else far
+    return found.a * found["n"] + found["a"] * found.n
+
+
+@pytest.mark.parametrize("program", [record_in_an_arm, one_of_two_records])
+def test_containers_are_kept_past_their_own_methods(program):
+    check(program, X, others=[(Y,), (2 * X,)])

@@ -1,0 +1,70 @@
+"""Objects as they are kept, past the methods of the model's own classes.
+
+A class may store its attributes elsewhere, refuse `update`, copy itself by a function that has effects: none of that is run when
+the recorder reads, copies and restores what a branch changes.
+
+Source: Python's data model: `object.__setattr__`, `dict.__setitem__` and the like, the methods of the types that hold the data.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Mapping
+from types import FunctionType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from dlc.frontend.torch_callers import left_alone
+
+_BASES = (list, OrderedDict, dict, set, deque)
+_FOUND: WeakKeyDictionary[type, dict[str, Any]] = WeakKeyDictionary()
+"""By class and name; what a base class in C has does not go away."""
+
+
+def plain_method(owner: Any, name: str) -> Any:
+    """The method that reads, stores or deletes an attribute or item, past those of the model's own classes.
+
+    Raises:
+        AttributeError: there is no other.
+    """
+    known = _FOUND.setdefault(type(owner), {})
+    if name not in known:
+        methods = (vars(kind)[name] for kind in type(owner).__mro__ if name in vars(kind))
+        found = next((m for m in methods if not isinstance(m, FunctionType) or left_alone(m)), None)
+        if found is None:
+            raise AttributeError(name)
+        known[name] = found
+    return known[name]
+
+
+def copied(container: Any) -> Any:
+    """A list, dict, set or deque, of whatever class, with the same contents and attributes."""
+    base = next((kind for kind in _BASES if isinstance(container, kind)), None)
+    if base is None:
+        return copy.copy(container)
+    made = base.__new__(type(container))
+    if isinstance(container, deque):
+        deque.__init__(made, (), container.maxlen)
+    if isinstance(container, defaultdict):
+        defaultdict.__init__(made, container.default_factory)
+    refill(made, container)
+    if hasattr(container, "__dict__"):
+        vars(made).update(vars(container))
+    return made
+
+
+def refill(container: Any, value: Any) -> None:
+    """Put what another container holds in the place of its contents."""
+    mapping = isinstance(value, Mapping)
+    held = list(plain_method(value, "items" if mapping else "__iter__")(value))
+    plain_method(container, "clear")(container)
+    if mapping:
+        put = plain_method(container, "__setitem__")
+        for k, v in held:
+            put(container, k, v)  # a Counter would count pairs that it is updated with
+    else:
+        plain_method(container, "update" if isinstance(container, set) else "extend")(container, held)
+
+
+__all__ = ["copied", "plain_method", "refill"]
