@@ -281,7 +281,8 @@ def calls_back(function: Any) -> bool:
 
 def _of_the_class(kind: type, name: str) -> bool:
     """Whether setting this attribute of a class means something to the class itself (`__name__`, `__class__`)."""
-    found = next((vars(k)[name] for k in type(kind).__mro__ if name in vars(k)), None)
+    metaclass: Any = type(kind)
+    found = next((vars(k)[name] for k in metaclass.__mro__ if name in vars(k)), None)
     return hasattr(found, "__set__")
 
 
