@@ -10,7 +10,8 @@ Addresses are element offsets, integer expressions over the task variable, loop 
 variables bound by `IndexOf`. Names of tiles and of index variables are assigned once and visible in their region.
 
 Memory: buffers are flat. `const` and `in` buffers are only read; `out`, `inout` and `scratch` may be written; scratch
-is private to the thread and undefined at the start of a task. Nothing here checks bounds: a masked-off lane is not
+is private to the thread and undefined at the start of a task; `shared` is what the threads of a GPU's block have in common, near
+them, and is written by `Copy` alone. Nothing here checks bounds: a masked-off lane is not
 accessed, every other access must be inside its buffer.
 """
 
@@ -38,8 +39,10 @@ from dlc.ir.dtype import BOOL, DTYPES, F32, I64, DType
 from dlc.ir.extent import IntExpr, int_expr
 from dlc.ir.loc import UNKNOWN, Loc
 
-ROLES = ("in", "out", "inout", "const", "number", "scratch")
+ROLES = ("in", "out", "inout", "const", "number", "scratch", "shared")
 COMPARISONS = {"lt": "<", "le": "<=", "eq": "==", "ne": "!=", "gt": ">", "ge": ">="}
+PIECE = 16
+"""Bytes that `Copy` moves at a time."""
 REDUCE_OPS = ("add", "mul", "min", "max", "minnum", "maxnum", "and", "or", "xor")
 SCATTER_OPS = ("add", "mul", "min", "max", "and", "or", "xor")
 _ZERO = int_expr(0)
@@ -54,6 +57,11 @@ class Buffer:
     dtype: DType
     role: str
     size: IntExpr
+
+    @property
+    def given(self) -> bool:
+        """Whether the caller gives its address."""
+        return self.role not in ("scratch", "shared")
 
 
 @dataclass(frozen=True, slots=True)
@@ -472,10 +480,40 @@ class Sync:
     """The threads of a warp wait for each other; what each has stored is seen by all after it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Begin to copy a tile's elements to a shared buffer: source[source_offset + ...] to buffer[offset + ...], as `Load` numbers them.
+
+    What is in memory now is there after the `Wait` for its group; what was there is gone at once. Lanes lie side by side at both
+    places. 16 bytes are moved at a time: places are multiples of it, and buffers begin at such.
+    """
+
+    type: TileType
+    buffer: str
+    offset: IntExpr
+    slot_strides: tuple[IntExpr, ...]
+    source: str
+    source_offset: IntExpr
+    source_strides: tuple[IntExpr, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The copies that the thread has begun since the last `Commit`, which may be none, are a group."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """All groups of the thread but the last `but` have arrived."""
+
+    but: int
+
+
 Stmt: TypeAlias = (
     Const | Iota | FromIndex | IndexOf | Lead | Load | Gather | Store | Scatter | Op | Cast | Bitcast | View | Unpack | Lookup | Zip | Dot
     | MatDot | Mma | Broadcast
     | Slice | Stack | Reduce | Fold | Mask | For | If | While | Prefetch | Check | Thread | Shuffle | Sync
+    | Copy | Commit | Wait
 )  # fmt: skip
 
 
@@ -522,8 +560,8 @@ class Word:
 
 
 def arg_words(program: TileProgram) -> tuple[Word, ...]:
-    """The words of `args`, in order: buffers that are not scratch, symbols, then what the kernel needs besides."""
-    words = [Word("buffer", b.name) for b in program.buffers if b.role != "scratch"]
+    """The words of `args`, in order: buffers that are given, symbols, then what the kernel needs besides."""
+    words = [Word("buffer", b.name) for b in program.buffers if b.given]
     words += [Word("symbol", s) for s in program.symbols]
     if any(b.role == "scratch" for b in program.buffers):
         words += [Word("scratch_base"), Word("scratch_stride")]
@@ -571,10 +609,10 @@ def walk(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
 
 
 __all__ = [
-    "BOOL", "Bitcast", "Broadcast", "Buffer", "Cast", "Check", "Const", "DOTS", "DTYPES", "Dot", "F32", "Fold", "For",
+    "BOOL", "Bitcast", "Broadcast", "Buffer", "Cast", "Check", "Commit", "Const", "Copy", "DOTS", "DTYPES", "Dot", "F32", "Fold", "For",
     "FromIndex", "Gather", "I64", "If", "IndexCond", "IndexOf", "Iota", "LOOKUPS", "Load", "Lookup", "Mask", "MatDot", "Mma", "Op",
-    "Prefetch", "Reduce", "Scatter", "Shuffle", "Slice", "Stack", "Stmt", "Store", "Sync", "Thread", "TileProgram", "TileType",
-    "Unpack", "View", "While", "Word", "Zip",
+    "PIECE", "Prefetch", "Reduce", "Scatter", "Shuffle", "Slice", "Stack", "Stmt", "Store", "Sync", "Thread", "TileProgram", "TileType",
+    "Unpack", "View", "Wait", "While", "Word", "Zip",
     "arg_words", "check_ids", "dot_type", "fold_type", "join_shapes", "lookup_type", "op_type", "regions", "scratch_offsets",
     "unpack_type", "view_type", "walk", "zip_type",
 ]  # fmt: skip
