@@ -31,7 +31,7 @@ from dlc.errors import DlcError, Internal
 from dlc.ir.extent import IntExpr
 from dlc.ir.facts import SymbolFact
 from dlc.ir.loc import UNKNOWN, Loc
-from dlc.ir.program import Kernel, Library, Program, tensor_types, walk_statements
+from dlc.ir.program import Kernel, Library, Program, cascade_types, tensor_types, walk_statements
 
 BUILD_THREADS = 2
 HOST_OPT_LEVEL = 1
@@ -150,7 +150,7 @@ def build_kernels(
             dump(kernel.name, "ein", str(kernel))
         with _blaming(kernel.name, kernel.cascade.loc):
             lowered[kernel.name] = lower(kernel, facts, target)
-    shared = share_numbers({name: each.tile for name, each in lowered.items()})
+    shared = share_numbers({name: each.tile for name, each in lowered.items()}, known_names(program))
     built.tables = shared.tables
     for name, each in lowered.items():
         add(name, shared.tiles[name], each.work_per_task)
@@ -230,6 +230,11 @@ def build_pool(target: Target, store: ObjectCache | None) -> bytes:
     return build_text(pool.pool_mlir(), BASELINE, store)[0]
 
 
+def known_names(program: Program) -> set[str]:
+    """The names of all tensors in the kernels' cascades."""
+    return {name for k in program.kernels for name in cascade_types(k.cascade)}
+
+
 def kernel_symbol(tile: TileProgram, target: Target) -> str:
     """Global name of the native function: a digest of what it does."""
     text = f"{target.key}\n{replace(tile, name='k', loc=UNKNOWN)}"
@@ -262,4 +267,5 @@ __all__ = [
     "build_pool",
     "build_text",
     "kernel_symbol",
+    "known_names",
 ]

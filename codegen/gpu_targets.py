@@ -6,6 +6,8 @@ from dlc.codegen.target import Target
 
 WARP = 32
 """Threads of a warp."""
+SHARED_BYTES = 48 * 1024
+"""Shared memory that a block has without asking the driver for more."""
 MATRIX_UNIT = "mma"
 _PTX_VERSION = "+ptx80"  # the first that knows sm_90
 

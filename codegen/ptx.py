@@ -24,7 +24,7 @@ from dlc.codegen.native import ptx_of
 from dlc.codegen.target import Target
 from dlc.codegen.tile import TileProgram
 from dlc.codegen.warp import distribute
-from dlc.codegen.warp_matrix import find_matrices
+from dlc.codegen.warp_staging import staged
 from dlc.errors import Internal
 from dlc.ir.facts import SymbolFact
 from dlc.ir.layout import LayoutMismatch
@@ -87,14 +87,14 @@ def ptx_kernels(program: Program, target: Target) -> list[PtxKernel]:
 
 
 def lower_for_warps(kernel: Kernel, facts: Mapping[str, SymbolFact], target: Target) -> TileProgram:
-    """The tile program of a kernel; without products of matrices where what follows them cannot lie as their instruction has it."""
-    whole = lower_kernel(kernel, facts, target).tile
+    """The tile program of a kernel, scattered loads staged; without products of matrices where what follows them cannot lie as
+    their instruction has it.
+    """
     try:
-        find_matrices(whole)
+        return staged(lower_kernel(kernel, facts, target).tile)
     except (LayoutConflict, LayoutMismatch, SplitElement):
         features = tuple(f for f in target.features if f != MATRIX_UNIT)
-        return lower_kernel(kernel, facts, replace(target, features=features)).tile
-    return whole
+        return staged(lower_kernel(kernel, facts, replace(target, features=features)).tile)
 
 
 def ptx_kernel(name: str, tile: TileProgram, target: Target) -> PtxKernel:

@@ -18,7 +18,7 @@ Source: Edler von Koch et al., Exploiting function similarity for code size redu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -29,6 +29,7 @@ from dlc.codegen.tile import Buffer, TileProgram, TileType, walk
 from dlc.ir.dtype import F32, F64, I32, I64, DType
 from dlc.ir.extent import int_expr
 from dlc.ir.loc import UNKNOWN
+from dlc.ir.program import fresh_name
 
 MOST = 64
 """Numbers of one type that a kernel is given; a table of more would not fit a few cache lines."""
@@ -61,8 +62,13 @@ class Shared:
     tables: dict[str, tuple[NumberTable, ...]]
 
 
-def share_numbers(tiles: Mapping[str, TileProgram]) -> Shared:
-    """Make kernels that differ in numbers alone the same tile program, to be given their numbers when they are launched."""
+def share_numbers(tiles: Mapping[str, TileProgram], taken: Collection[str]) -> Shared:
+    """Make kernels that differ in numbers alone the same tile program, to be given their numbers when they are launched.
+
+    Args:
+        tiles: by the name of their kernel.
+        taken: names that tables cannot have, for the kernels' cascades have them.
+    """
     groups: dict[TileProgram, dict[str, tuple[tile.Const, ...]]] = {}
     for name, each in tiles.items():
         blank, numbers = _blank(each)
@@ -70,7 +76,8 @@ def share_numbers(tiles: Mapping[str, TileProgram]) -> Shared:
     made = dict(tiles)
     given: dict[str, tuple[NumberTable, ...]] = {}
     for blank, members in groups.items():
-        tables = _tables(tuple(members.values())) if len(members) > 1 else None
+        used = {*taken, *(b.name for b in blank.buffers)}
+        tables = _tables(tuple(members.values()), used) if len(members) > 1 else None
         for n, (name, numbers) in enumerate(members.items() if tables else ()):
             assert tables is not None
             made[name] = replace(_reading(blank, tables, numbers), name=tiles[name].name, loc=tiles[name].loc)
@@ -94,7 +101,7 @@ class _Table:
     of: tuple[tuple[Any, ...], ...]
 
 
-def _tables(members: Sequence[tuple[tile.Const, ...]]) -> tuple[_Table, ...] | None:
+def _tables(members: Sequence[tuple[tile.Const, ...]], taken: set[str]) -> tuple[_Table, ...] | None:
     """A table for each type with numbers in which the members differ; None where they do not, or in too many."""
     found: dict[DType, dict[tuple[bytes, ...], list[int]]] = {}
     for n, column in enumerate(zip(*members, strict=True)):
@@ -105,7 +112,7 @@ def _tables(members: Sequence[tuple[tile.Const, ...]]) -> tuple[_Table, ...] | N
         return None
     return tuple(
         _Table(
-            f"numbers_{dtype}",
+            fresh_name(f"numbers_{dtype}", taken),
             dtype,
             {n: at for at, same in enumerate(columns.values()) for n in same},
             tuple(tuple(m[same[0]].value for same in columns.values()) for m in members),
@@ -137,12 +144,15 @@ def _reading(blank: TileProgram, tables: Sequence[_Table], numbers: Sequence[til
 def _blank(program: TileProgram) -> tuple[TileProgram, tuple[tile.Const, ...]]:
     """The program without a name and without the numbers that may move; these, one for each place where one is read."""
     movable = _movable(program)
+    stem = "number"
+    while any(name.startswith(stem) for s in walk(program.body) for name in (program.task_var, *_mentioned(s))):
+        stem += "_"
     found: list[tile.Const] = []
 
     def read(name: str) -> str:
         if name not in movable:
             return name
-        found.append(replace(movable[name], dst=f"number{len(found)}"))
+        found.append(replace(movable[name], dst=f"{stem}{len(found)}"))
         return found[-1].dst
 
     body = _map_numbers(program.body, lambda s: None if s.dst in movable else s, read)
@@ -177,18 +187,16 @@ def _map_numbers(
 
 
 def _movable(program: TileProgram) -> dict[str, tile.Const]:
-    """Scalar constants that arithmetic alone reads, by name."""
+    """Scalar constants that arithmetic alone reads, by name. (In another region the name may be another tile's.)"""
     found: dict[str, tile.Const] = {}
     stay: set[str] = set()
     for s in walk(program.body):
-        if isinstance(s, tile.Const) and _may_move(s):
-            if found.get(s.dst, s) != s:
-                stay.add(s.dst)  # another number in another region
-            found[s.dst] = s
+        if isinstance(s, tile.Const) and (found.setdefault(s.dst, s) != s or not _may_move(s)):
+            stay.add(s.dst)
     for s in walk(program.body):
         for name in found.keys() & set(_mentioned(s)) if not isinstance(s, tile.Const) else ():
             any_number = _ANY_NUMBER if found[name].type.dtype.is_float else _ANY_INTEGER
-            if not (isinstance(s, tile.Op) and s.op in any_number):
+            if not (isinstance(s, tile.Op) and s.op in any_number and s.dst != name):
                 stay.add(name)
     return {name: s for name, s in found.items() if name not in stay}
 

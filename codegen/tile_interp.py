@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 
@@ -11,10 +11,12 @@ from dlc.codegen import tile
 from dlc.codegen.tile import TileProgram, TileType
 from dlc.codegen.tile_verify import InvalidTile, verify
 from dlc.ir.dtype import BOOL, I32, U1, U8, DType
-from dlc.ir.extent import IntExpr, evaluate
+from dlc.ir.extent import IntExpr, evaluate, int_expr
 from dlc.ir.scalar import SCALAR_OPS, cast_array
 
 Array = np.ndarray[Any, Any]
+_Copied: TypeAlias = tuple[str, Array, Array]
+"""What has been copied, or will be: to which shared buffer, where, the values."""
 
 
 def run(
@@ -26,7 +28,7 @@ def run(
     """Execute the tasks of `program` (all, unless `tasks` says which) in order, writing into `buffers` in place.
 
     Args:
-        buffers: C-contiguous array of each buffer that is not scratch, of any shape.
+        buffers: C-contiguous array of each buffer that is given, of any shape.
         symbols: value of each symbol, with or without its `#`.
 
     Returns:
@@ -50,10 +52,12 @@ class Machine:
         self.tiles: dict[str, Array] = {}  # shape: slots + (lanes,)
         self.dtypes: dict[str, DType] = {}
         self.failed: dict[str, None] = {}
+        self.arrived: dict[str, Array] = {}
         for b in program.buffers:
             size = evaluate(b.size, env)
-            if b.role == "scratch":
+            if not b.given:
                 self.memory[b.name] = np.zeros(size, b.dtype.numpy)
+                self.arrived |= {b.name: np.zeros(size, bool)} if b.role == "shared" else {}
                 continue
             array = buffers[b.name]
             assert array.flags.c_contiguous, f"buffer '{b.name}' must be contiguous"
@@ -66,13 +70,16 @@ class Machine:
         self.start(number)
 
     def forget_scratch(self) -> None:
-        """Scratch memory is undefined at the start of a task."""
+        """Scratch memory is undefined at the start of a task, shared memory has nothing that could be read."""
+        for there in self.arrived.values():
+            there.fill(False)
         for b in self.program.buffers:
             if b.role == "scratch":
                 self.memory[b.name].view(np.uint8).fill(0xFF if b.dtype.is_float else 0xA5 if b.dtype != BOOL else 1)
 
     def start(self, number: int) -> None:
         self.tiles, self.dtypes = {}, {}
+        self.groups: list[list[_Copied]] = [[]]
         self.env[self.program.task_var] = number
         with np.errstate(all="ignore"):
             self.body(self.program.body)
@@ -197,10 +204,10 @@ class Machine:
 
     # -- memory ------------------------------------------------------------------------------------------------------
 
-    def places(self, s: tile.Load | tile.Store, shape: tuple[int, ...]) -> Array:
+    def places(self, offset: IntExpr, strides: tuple[IntExpr, ...], shape: tuple[int, ...]) -> Array:
         """Element offsets, shaped slots + (lanes,)."""
-        places = np.full(shape, self.index(s.offset), np.int64)
-        for axis, stride in enumerate((*s.slot_strides, s.lane_stride)):
+        places = np.full(shape, self.index(offset), np.int64)
+        for axis, stride in enumerate(strides):
             steps = np.arange(shape[axis], dtype=np.int64) * self.index(stride)
             places += steps.reshape([-1 if i == axis else 1 for i in range(len(shape))])
         return places
@@ -212,19 +219,23 @@ class Machine:
         active = places[on]
         size = self.memory[buffer].size
         if active.size and (active.min() < 0 or active.max() >= size):
-            reason = f"access to '{buffer}' at {active.min()}..{active.max()}, which has {size} elements"
-            raise InvalidTile(f"{self.program.name}.tile", name=self.program.name, reason=reason)
+            self.fail(f"access to '{buffer}' at {active.min()}..{active.max()}, which has {size} elements")
+
+    def fail(self, reason: str) -> NoReturn:
+        raise InvalidTile(f"{self.program.name}.tile", name=self.program.name, reason=reason)
 
     def read(self, buffer: str, places: Array, mask: str | None, pad: float | int | bool) -> Array:
         on = self.on(mask, places.shape)
         self.bounds(buffer, places, on)
         memory = self.memory[buffer]
+        if buffer in self.arrived and not self.arrived[buffer][places[on]].all():
+            self.fail(f"'{buffer}' is read at {places[on].min()}..{places[on].max()} before all of it has arrived")
         if memory.size == 0:
             return np.full(places.shape, pad, memory.dtype)
         return np.where(on, memory[np.where(on, places, 0)], np.asarray(pad).astype(memory.dtype))
 
     def _load(self, s: tile.Load) -> None:
-        places = self.places(s, (*s.type.slots, s.type.lanes))
+        places = self.places(s.offset, (*s.slot_strides, s.lane_stride), (*s.type.slots, s.type.lanes))
         self.keep(s.dst, s.type.dtype, self.read(s.buffer, places, s.mask, s.pad))
 
     def _gather(self, s: tile.Gather) -> None:
@@ -233,7 +244,7 @@ class Machine:
 
     def _store(self, s: tile.Store) -> None:
         value = self.tiles[s.src]
-        places = self.places(s, value.shape)
+        places = self.places(s.offset, (*s.slot_strides, s.lane_stride), value.shape)
         on = self.on(s.mask, value.shape)
         self.bounds(s.buffer, places, on)
         self.memory[s.buffer][places[on]] = value[on]  # the last of equal places wins
@@ -253,6 +264,29 @@ class Machine:
 
     def _prefetch(self, s: tile.Prefetch) -> None:
         return
+
+    def _copy(self, s: tile.Copy) -> None:
+        shape = (*s.type.slots, s.type.lanes)
+        found = []
+        for buffer, offset, strides in ((s.buffer, s.offset, s.slot_strides), (s.source, s.source_offset, s.source_strides)):
+            places = self.places(offset, (*strides, int_expr(1)), shape)
+            self.bounds(buffer, places, np.ones(shape, bool))
+            if (places[..., 0] * s.type.dtype.bytes % tile.PIECE).any():
+                self.fail(f"a copy at '{buffer}'[{self.index(offset)}], which is no multiple of {tile.PIECE} bytes")
+            found.append(places)
+        to, of = found
+        self.arrived[s.buffer][to] = False
+        self.groups[-1].append((s.buffer, to, self.memory[s.source][of]))
+
+    def _commit(self, s: tile.Commit) -> None:
+        self.groups.append([])
+
+    def _wait(self, s: tile.Wait) -> None:
+        done = max(0, len(self.groups) - 1 - s.but)
+        for buffer, places, value in (copied for group in self.groups[:done] for copied in group):
+            self.memory[buffer][places] = value
+            self.arrived[buffer][places] = True
+        self.groups = self.groups[done:]
 
     def _check(self, s: tile.Check) -> None:
         if not self.tiles[s.cond].all():

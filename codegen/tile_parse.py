@@ -246,6 +246,18 @@ class _Build(Transformer[Token, Any]):
     def sync(self) -> tile.Sync:
         return tile.Sync()
 
+    def run(self, offset: IntExpr, *strides: IntExpr | None) -> tuple[IntExpr, tuple[IntExpr, ...]]:
+        return offset, tuple(s for s in strides if s is not None)
+
+    def copy(self, type_: TileType, buffer: Token, to: Any, source: Token, of: Any) -> tile.Copy:
+        return tile.Copy(type_, str(buffer), to[0], to[1], str(source), of[0], of[1])
+
+    def commit(self) -> tile.Commit:
+        return tile.Commit()
+
+    def wait(self, but: Token) -> tile.Wait:
+        return tile.Wait(int(but))
+
     # control
     def results(self, *names: Token) -> _Names:
         return _Names("results", tuple(map(str, names)))

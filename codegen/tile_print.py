@@ -10,7 +10,9 @@ from dlc.codegen.tile import (
     Broadcast,
     Cast,
     Check,
+    Commit,
     Const,
+    Copy,
     Dot,
     Fold,
     For,
@@ -40,6 +42,7 @@ from dlc.codegen.tile import (
     TileType,
     Unpack,
     View,
+    Wait,
     While,
     Zip,
 )
@@ -139,9 +142,9 @@ def _show_masked(mask: str | None, pad: float | int | bool) -> str:
     return f"{_show_mask(mask)} pad {show_value(pad)}" if mask or repr(pad) != "0" else ""
 
 
-def _show_place(offset: IntExpr, slot_strides: tuple[IntExpr, ...], lane_stride: IntExpr) -> str:
+def _show_place(offset: IntExpr, slot_strides: tuple[IntExpr, ...], lane_stride: IntExpr | None = None) -> str:
     strides = f"; {', '.join(map(str, slot_strides))}" if slot_strides else ""
-    return f"[{offset}{strides} | {lane_stride}]"
+    return f"[{offset}{strides}{'' if lane_stride is None else f' | {lane_stride}'}]"
 
 
 def show_stmt(stmt: Stmt) -> str:
@@ -212,5 +215,12 @@ def show_stmt(stmt: Stmt) -> str:
             return f"{stmt.dst} = shuffle {stmt.src} from {stmt.thread}"
         case Sync():
             return "sync"
+        case Copy():
+            to, of = _show_place(stmt.offset, stmt.slot_strides), _show_place(stmt.source_offset, stmt.source_strides)
+            return f"copy {stmt.type} {stmt.buffer}{to} from {stmt.source}{of}"
+        case Commit():
+            return "commit"
+        case Wait():
+            return f"wait {stmt.but}"
         case For() | If() | While():
             raise AssertionError("statements with regions are printed line by line")

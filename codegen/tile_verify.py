@@ -21,7 +21,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.$]*")
 # words of the text form that can follow a statement or begin one: as a name there they could not be read back
 _RESERVED = frozenset(
     "let lead store scatter for if when while prefetch check yield test and step carry unroll mask pad op nontemporal else do"
-    " loc min max from lanes slot below unpack lookup zip thread shuffle sync true false inf nan".split()
+    " loc min max from lanes slot below unpack lookup zip thread shuffle sync copy commit wait true false inf nan".split()
 )
 
 
@@ -94,6 +94,7 @@ class _Verifier:
             self.need(b.name not in self.buffers, f"buffer '{b.name}' is declared twice")
             self.need(b.role in tile.ROLES, f"'{b.role}' is no role of a buffer")
             self.need(b.dtype.native, f"buffer '{b.name}' has type {b.dtype}, for which there is no native code")
+            self.need(b.role != "shared" or b.size.const is not None, f"the size of shared buffer '{b.name}', {b.size}, is not known")
             self.buffers[b.name] = b
         symbols = set(program.symbols)
         self.need(len(symbols) == len(program.symbols), "a symbol is listed twice")
@@ -308,8 +309,10 @@ class _Verifier:
             case tile.Shuffle():
                 self.index(s.thread, "the thread")
                 self.define(s.dst, self.type_of(s.src))
-            case tile.Sync():
+            case tile.Sync() | tile.Commit() | tile.Wait():
                 pass
+            case tile.Copy():
+                self.copy(s)
             case tile.For():
                 self.loop(s)
             case tile.If():
@@ -327,6 +330,15 @@ class _Verifier:
             f"{len(s.slot_strides)} slot strides for the {len(type_.slots)} slot dimensions of {type_}",
         )
         self.mask(s.mask, type_)
+
+    def copy(self, s: tile.Copy) -> None:
+        to, of = self.buffer(s.buffer), self.buffer(s.source)
+        self.need(to.role == "shared", f"buffer '{to.name}' is '{to.role}', and copies go to shared ones")
+        self.need(of.given, f"buffer '{of.name}' is '{of.role}', and copies come from memory that is given")
+        self.need(to.dtype == of.dtype == s.type.dtype, f"'{to.name}' holds {to.dtype}, '{of.name}' {of.dtype}, not {s.type.dtype}")
+        self.need(s.type.lanes * to.dtype.bytes % tile.PIECE == 0, f"{s.type.lanes} of {to.dtype} are not moved by {tile.PIECE} bytes")
+        for offset, strides in ((s.offset, s.slot_strides), (s.source_offset, s.source_strides)):
+            self.access(tile.Load("", s.type, s.buffer, offset, strides), s.type)
 
     def offsets(self, name: str) -> TileType:
         type_ = self.type_of(name)

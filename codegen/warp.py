@@ -7,6 +7,7 @@ every thread. Hence conditions and loop bounds are the same in all threads, and 
     element-wise     as they are, on k lanes
     load, store      at the thread's lanes; what all threads hold is stored by one of them
     reduce, fold     halves of the warp exchange by `Shuffle` in the order of `Reduce`, so that the bits are the same
+    copy             16 bytes a thread, and `Sync` before it and after its `Wait` (`warp_staging.py`)
     unpack           the codes of a thread lie in two words at most, which are fetched from the threads that hold them
     scatter          one thread after the other
     matdot           what belongs to it lies as the matrix instruction has it (`warp_matrix.py`), which is `mma`
@@ -25,8 +26,8 @@ from dlc.codegen import tile
 from dlc.codegen.gpu_targets import WARP
 from dlc.codegen.tile import IndexCond, Stmt, TileProgram, TileType
 from dlc.codegen.tile_verify import verify
-from dlc.codegen.warp_layout import held_tiles
-from dlc.codegen.warp_matrix import find_matrices
+from dlc.codegen.warp_shares import Shares
+from dlc.codegen.warp_staging import divided
 from dlc.ir.dtype import BOOL, I32, U8, U32, U64
 from dlc.ir.extent import IntExpr, int_expr, var
 
@@ -50,7 +51,8 @@ def distribute(program: TileProgram) -> TileProgram:
 class _Distribution:
     def __init__(self, program: TileProgram, read: set[str]) -> None:
         self.program, self.read = program, read
-        self.held, self.matrices = held_tiles(program), find_matrices(program)
+        self.shares = Shares.of(program)
+        self.matrices = self.shares.matrices
         self.types: dict[str, TileType] = {}  # of the program that is given
         self.out: list[Stmt] = []
         self.made = 0
@@ -66,15 +68,11 @@ class _Distribution:
 
     def spread(self, name: str, type_: TileType | None = None) -> bool:
         """Whether each thread has a part of the tile's registers, and not all of them; `type_` of one that is being defined."""
-        lanes = (type_ or self.types[name]).lanes
-        return name in self.matrices or lanes > 1 and name not in self.held
+        return self.shares.spread(name, type_ or self.types[name])
 
     def share(self, name: str, type_: TileType | None = None) -> TileType:
         """What one thread has of the tile."""
-        whole = type_ or self.types[name]
-        if name in self.matrices:
-            return self.matrices.part(name, whole)
-        return replace(whole, lanes=whole.lanes // WARP) if self.spread(name, type_) else whole
+        return self.shares.part(name, type_ or self.types[name])
 
     def name(self) -> str:
         self.made += 1
@@ -87,7 +85,7 @@ class _Distribution:
 
     def first_lane(self, name: str, type_: TileType | None = None) -> IntExpr:
         """The lane with which the thread's share begins."""
-        return var(_ME) * self.share(name, type_).lanes if self.spread(name, type_) else _ZERO
+        return self.shares.first_lane(name, type_ or self.types[name], var(_ME))
 
     def const(self, type_: TileType, value: int) -> str:
         name = self.name()
@@ -293,16 +291,30 @@ class _Distribution:
 
     def placed(self, s: Access, name: str, type_: TileType) -> Access:
         """The same access at the thread's part of the tile."""
-        if name not in self.matrices:
-            return replace(s, offset=s.offset + self.first_lane(name, type_) * s.lane_stride)
         of = (*s.slot_strides, s.lane_stride)
-        begin = self.matrices.begin(name, type_, var(_ME))
-        offset = s.offset + sum((i * stride for i, stride in zip(begin, of, strict=True)), _ZERO)
+        offset = s.offset + self.shares.begin(name, type_, of, var(_ME))
+        if name not in self.matrices:
+            return replace(s, offset=offset)
         *slots, lane = self.matrices.strides(name, type_, of)
         return replace(s, offset=offset, slot_strides=tuple(slots), lane_stride=lane)
 
     def _load(self, s: tile.Load) -> None:
         self.keep(replace(self.placed(s, s.dst, s.type), type=self.share(s.dst, s.type)), s.dst, s.type)
+
+    def _copy(self, s: tile.Copy) -> None:
+        before = self.out[-1:]
+        while before and isinstance(before[0], tile.If) and not before[0].orelse:
+            before = list(before[0].then[-1:])
+        if not (before and isinstance(before[0], tile.Copy)):
+            self.out.append(tile.Sync())  # others may still read what was there
+        threads, own = divided(s, var(_ME))
+        self.out.append(own if threads == WARP else tile.If((IndexCond(var(_ME), "lt", int_expr(threads)),), (own,)))
+
+    def _commit(self, s: tile.Commit) -> None:
+        self.out.append(s)
+
+    def _wait(self, s: tile.Wait) -> None:
+        self.out += [s, tile.Sync()]
 
     def _gather(self, s: tile.Gather) -> None:
         self.keep(s, s.dst, self.types[s.offsets].with_dtype(self.program.buffer(s.buffer).dtype))

@@ -108,7 +108,7 @@ class _Warp:
 class _Thread(Machine):
     def __init__(self, warp: _Warp, number: int, first: Machine, env: dict[str, int]) -> None:
         self.program, self.env, self.memory = first.program, dict(env), first.memory
-        self.tiles, self.dtypes, self.failed = {}, {}, {}
+        self.arrived, self.tiles, self.dtypes, self.failed = first.arrived, {}, {}, {}
         self.warp, self.number = warp, number
         self.given: list[tuple[Array, ...]] = [(), ()]
         self.exchanges = 0

@@ -2,7 +2,8 @@
 
     .entry <name>(words of `tile.arg_words`, one parameter each)
 
-A block of 32 threads does the task of its number; scratch memory is `scratch_base + block * scratch_stride`.
+Buffers begin at multiples of 16 bytes. A block of 32 threads does the task of its number;
+scratch memory is `scratch_base + block * scratch_stride`.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from dlc.codegen import tile
 from dlc.codegen.gpu_targets import WARP
 from dlc.codegen.matrix_unit import A_REGISTERS, B_REGISTERS, C_REGISTERS, COLUMNS, ROWS, UNITS, WORDS, A, B
 from dlc.codegen.mlir_text import vector_type
-from dlc.codegen.scalar_to_mlir import Scalars
+from dlc.codegen.scalar_to_mlir import Scalars, storage_element
 from dlc.codegen.target import Target
-from dlc.codegen.tile import TileProgram
+from dlc.codegen.tile import PIECE, TileProgram
 from dlc.codegen.tile_to_mlir import TileLowering
+from dlc.codegen.tile_values import slots
 from dlc.codegen.tile_verify import verify
 from dlc.errors import Unsupported
 from dlc.ir.dtype import BOOL, DType
+from dlc.ir.extent import int_expr
 
 
 class NotForWarps(Unsupported):
@@ -45,6 +48,7 @@ class _WarpLowering(TileLowering):
         parameters = self._parameters()
         self._bind(program.task_var, self._special("ctaid"), nonneg=True)
         self._scratch()
+        shared = "".join(map(self._shared, (b for b in program.buffers if b.role == "shared")))
         self._body(program.body)
         if e.externals:
             name = min(e.externals)
@@ -53,7 +57,7 @@ class _WarpLowering(TileLowering):
         attributes = f"attributes {{gpu.kernel, nvvm.kernel, nvvm.reqntid = array<i32: {WARP}>}}"
         function = e.function(f"llvm.func @{entry}({parameters}) {attributes}")
         chip = f'#nvvm.target<chip = "{self.target.cpu}", features = "{self.target.llvm_features}">'
-        return f"module attributes {{gpu.container_module}} {{\ngpu.module @kernels [{chip}] {{\n{function}}}\n}}\n"
+        return f"module attributes {{gpu.container_module}} {{\ngpu.module @kernels [{chip}] {{\n{shared}{function}}}\n}}\n"
 
     def _parameters(self) -> str:
         texts = []
@@ -82,6 +86,41 @@ class _WarpLowering(TileLowering):
             base = self._offset_pointer(self.scratch_base, own, "i8")
             for name, offset in offsets.items():
                 self.pointers[name] = self._offset_pointer(base, self.index(offset), "i8")
+
+    def _shared(self, b: tile.Buffer) -> str:
+        """The memory of a shared buffer, as a global of the module."""
+        there = self.e.v(f"llvm.mlir.addressof @{b.name} : !llvm.ptr<3>")
+        self.pointers[b.name] = self.e.v(f"llvm.addrspacecast {there} : !llvm.ptr<3> to !llvm.ptr")
+        attributes = f"{{addr_space = 3 : i32, alignment = {PIECE} : i64}}"
+        return f"llvm.mlir.global internal @{b.name}() {attributes} : !llvm.array<{(b.size.const or 0) * b.dtype.bytes} x i8>\n"
+
+    def _load(self, s: tile.Load) -> None:
+        """Elements that lie side by side are read together, if at multiples of their bytes, since buffers begin at such."""
+        dtype, lanes = s.type.dtype, s.type.lanes
+        aligned = s.lane_stride.const == 1 and all((x % lanes).const == 0 for x in (s.offset, *s.slot_strides))
+        size = dtype.bytes * lanes
+        if lanes == 1 or size > PIECE or s.mask is not None or not aligned or self.buffers[s.buffer].role == "scratch":
+            super()._load(s)
+            return
+        text = vector_type(storage_element(dtype), lanes)
+        places = [self._address(s.buffer, self._slot_offset(s, slot)) for slot in slots(s.type)]
+        self._define(s.dst, s.type, [self._from_storage(self._read(text, p, size), dtype, lanes) for p in places])
+
+    def _copy(self, s: tile.Copy) -> None:
+        for slot in slots(s.type):
+            to, of = (
+                self._address(buffer, offset + sum((x * i for x, i in zip(strides, slot, strict=True)), int_expr(0)))
+                for buffer, offset, strides in ((s.buffer, s.offset, s.slot_strides), (s.source, s.source_offset, s.source_strides))
+            )
+            near = self.e.v(f"llvm.addrspacecast {to} : !llvm.ptr to !llvm.ptr<3>")
+            far = self.e.v(f"llvm.addrspacecast {of} : !llvm.ptr to !llvm.ptr<1>")
+            self.e.do(f"nvvm.cp.async.shared.global {near}, {far}, {PIECE}, cache = cg : !llvm.ptr<3>, !llvm.ptr<1>")
+
+    def _commit(self, s: tile.Commit) -> None:
+        self.e.do("nvvm.cp.async.commit.group")
+
+    def _wait(self, s: tile.Wait) -> None:
+        self.e.do(f"nvvm.cp.async.wait.group {s.but}")
 
     def _special(self, register: str) -> str:
         """A special register as i64."""

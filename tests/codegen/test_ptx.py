@@ -15,8 +15,9 @@ import pytest
 from dlc import gpu
 from dlc.cli import main
 from dlc.codegen.gpu_targets import GPU_TARGETS
-from dlc.codegen.ptx import PtxKernel, PtxRejected, assemble
+from dlc.codegen.ptx import PtxKernel, PtxRejected, assemble, ptx_kernel
 from dlc.codegen.target import UnknownTarget, parse_target
+from dlc.codegen.tile_parse import parse as parse_tile
 from dlc.codegen.warp_to_mlir import NotForWarps
 from dlc.ir.parser import parse_program
 
@@ -74,6 +75,15 @@ def test_a_check_reports_by_an_atomic(golden: Callable[..., None]) -> None:
     (kernel,) = kernels(CHECKED)
     golden(head(kernel))
     assert "atom" in kernel.ptx and ".cas.b64" in kernel.ptx
+
+
+@pytest.mark.parametrize(("place", "whole"), [("128*t", True), ("128*t + 4", True), ("128*t + 2", False), ("#n", False)])
+@pytest.mark.parametrize("target", GPU_TARGETS)
+def test_lanes_of_a_thread_are_loaded_together_where_they_are_aligned(place: str, whole: bool, target: str) -> None:
+    text = f"tile k(in a: u8[9999], out z: i32[999],) symbols(#n) task t in 2 {{\n x = load u8[x 128] a[{place} | 1]\n"
+    program = parse_tile(f"{text} w = view<i32>(x)\n store z[32*t | 1] = w\n}}")
+    loads = re.findall(r"ld\.global\S*", ptx_kernel("k", program, GPU_TARGETS[target]).ptx)
+    assert loads == ["ld.global.b32"] if whole else len(loads) == 4 and all(x.endswith("8") for x in loads)
 
 
 def test_what_needs_the_c_library_is_refused() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -13,13 +14,16 @@ from tests.passes.samples import outputs
 from tests.passes.test_share_literals import pieces
 
 import dlc
-from dlc.codegen.build import kernel_symbol
+from dlc.codegen.build import kernel_symbol, known_names
 from dlc.codegen.lower import lower_kernel
 from dlc.codegen.shared_numbers import MOST, Shared, share_numbers
 from dlc.codegen.target import TARGETS
+from dlc.codegen.tile_interp import run as run_tile
 from dlc.codegen.tile_parse import parse as parse_tile
 from dlc.codegen.tile_verify import verify as verify_tile
+from dlc.ir.parser import parse_program
 from dlc.ir.program import Launch, Program, walk_statements
+from dlc.ir.verify import verify
 from dlc.number_tables import with_tables
 
 PARAMS = "X: f32[9], N: i32[9], B: u8[9], S: f32[]"
@@ -40,7 +44,7 @@ class Merged(Shared):
 
 def shared(program: Program, target: str = "avx2") -> Merged:
     tiles = {k.name: lower_kernel(k, program.facts, TARGETS[target]).tile for k in program.kernels}
-    made = share_numbers(tiles)
+    made = share_numbers(tiles, known_names(program))
     for each in made.tiles.values():
         verify_tile(each)
         assert parse_tile(str(each)) == each
@@ -162,6 +166,58 @@ def test_random_expressions_keep_their_bits(seed: int) -> None:
             text = text.replace("#", rng.choice(("0.5", "-1.25", "0.1", "7.0", "inf")), 1)
         bodies.append(f"R[i:9] = {text}")
     check(*bodies, seed=seed)
+
+
+@pytest.mark.parametrize("name", ["numbers_f32", "numbers", "number0"])
+def test_names_of_the_given_program_are_no_ones_else(name: str) -> None:
+    """As a parameter, a step, a rank and a constant of the program, which may be called what tables and their numbers are."""
+    kernel = "kernel over (r) {0}(N: f32[9], x: f32[9]) -> (y) {{ s[r:9] = x[r] + N[r]\ny[r:9] = max(s[r], {1}) * {2} }}"
+    plain = "\n".join((kernel.format("one", 0.5, 3.0), kernel.format("other", 0.25, 5.0), "program p(X: f32[9]) -> (A, B) {"))
+    plain += "const C: f32[9]\n(A) = launch one(C, X)\n(B) = launch other(C, X)\n}"
+    x, c = np.linspace(-2, 2, 9, dtype=np.float32), np.arange(9, dtype=np.float32)
+    for old in "Nsr":
+        text = re.sub(rf"\b{old}\b", name, plain)
+        made = replace(parse_program(text.replace("C", name)), data={name: c})
+        result = shared(made)
+        verify(result.program)
+        assert len({kernel_symbol(t, TARGETS["avx2"]) for t in result.tiles.values()}) == 1
+        for got, floor, factor in zip(dlc.compile(made)(x), (0.5, 0.25), (3.0, 5.0), strict=True):
+            np.testing.assert_array_equal(got, np.maximum(x + c, np.float32(floor)) * np.float32(factor))
+
+
+def test_a_name_may_be_another_tiles_in_another_region() -> None:
+    """There it is no number that moves: each program computes what it did."""
+    text = """
+tile k(
+  in X: f32[1],
+  out R: f32[3],
+) task task in 1 {{
+  x = load f32 X[0 | 0]
+  for number0 in 0 .. 1 step 1 {{
+    c = const f32 {0}
+    t = add(x, c)
+    store R[0 | 0] = t
+  }}
+  for i in 0 .. 1 step 1 {{
+    c = mul(x, x)
+    u = add(c, x)
+    store R[1 | 0] = u
+  }}
+  for i in 0 .. 1 step 1 {{
+    d = const f32 {0}
+    w = sub(x, d)
+    store R[2 | 0] = w
+  }}
+}}
+"""
+    tiles = {f"k{n}": parse_tile(text.format(n)) for n in (0.5, 2.5)}
+    made = share_numbers(tiles, ())
+    for name, n in (("k0.5", 0.5), ("k2.5", 2.5)):
+        verify_tile(made.tiles[name])
+        r = np.zeros(3, np.float32)
+        tables = {t.name: t.values for t in made.tables.get(name, ())}
+        run_tile(made.tiles[name], {"X": np.array([3], np.float32), "R": r, **tables})
+        assert list(r) == [3 + n, 12, 3 - n]
 
 
 def test_results_are_those_of_the_interpreter() -> None:

@@ -40,7 +40,7 @@ def memory(program: TileProgram, symbols: Mapping[str, int], seed: int = 0) -> d
     rng = np.random.default_rng(seed)
     made: dict[str, Array] = {}
     for b in program.buffers:
-        if b.role != "scratch":
+        if b.given:
             size = evaluate(b.size, {"#" + n: v for n, v in symbols.items()})
             value: Array = rng.standard_normal(size) if b.dtype.is_float else rng.integers(0, 2 if b.dtype.bits == 1 else 4, size)
             made[b.name] = value.astype(b.dtype.numpy)
