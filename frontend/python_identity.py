@@ -4,6 +4,7 @@
     (n > 4) is True             "truth"
     n.__class__ is int          "class"
     case int():                 "class"
+    case True:                  "truth"
     dispatched(n)               "class"
 """
 
@@ -60,6 +61,8 @@ def _asked(n: ast.AST) -> Iterator[str]:
                 yield from ("truth" if isinstance(v, bool) else "number" for v in literals if isinstance(v, (int, float)))
         case ast.MatchClass(ast.Name("int" | "float" | "bool")):
             yield "class"
+        case ast.MatchSingleton(bool()):
+            yield "truth"
         case _:
             pass
 

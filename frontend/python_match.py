@@ -15,6 +15,8 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from dlc.frontend.python_names import stored
+
 _WHOLE = frozenset("bool bytearray bytes dict float frozenset int list set str tuple".split())
 """Classes whose pattern takes the whole subject as its one part."""
 
@@ -42,6 +44,8 @@ class _Rewriter(ast.NodeTransformer):
     def __init__(self, function: ast.FunctionDef) -> None:
         self.count = 0
         self.function = function
+        given = {a.arg for a in ast.walk(function.args) if isinstance(a, ast.arg)}
+        self.hides = bool({"isinstance", "len"} & (given | stored(function.body).keys()))
 
     def visit_Match(self, node: ast.Match) -> ast.AST | list[ast.stmt]:
         subject = ast.Name(f"matched__{self.count}", ast.Load())
@@ -49,7 +53,7 @@ class _Rewriter(ast.NodeTransformer):
             found = [_asked(case.pattern, subject, _is_tuple(node.subject)) for case in node.cases]
         except _Stays:
             found = []
-        if not found or self._seen_elsewhere(node, found):
+        if not found or self.hides or self._seen_elsewhere(node, found):
             self.generic_visit(node)
             return node
         self.count += 1

@@ -20,10 +20,11 @@ import ast
 import copy
 import inspect
 import types
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dlc.frontend.python_comprehensions import items_of_comprehension, list_loop, short_loop
 from dlc.frontend.python_exits import lower_exits
 from dlc.frontend.python_match import classes_of, without_match
 from dlc.frontend.python_names import Liveness, captured, stored
@@ -473,6 +474,8 @@ class _Function(ast.NodeTransformer):
             return self.generic_visit(node)
         if isinstance(node.func, ast.Name) and node.func.id in _FOLDS and len(node.args) == 1:
             (only,) = node.args
+            if isinstance(only, ast.GeneratorExp) and node.func.id in ("any", "all") and len(only.generators) == 1:
+                return self.short(node.func, only)
             if isinstance(only, ast.GeneratorExp):
                 node.args = [ast.copy_location(ast.ListComp(only.elt, only.generators), only)]
         args = [self.visit(node.func), *(self.visit(a) for a in node.args)]
@@ -548,29 +551,39 @@ class _Function(ast.NodeTransformer):
         return rt("chain", self.site(node), self.visit(node.left), *parts)
 
     def visit_ListComp(self, node: ast.ListComp) -> ast.AST:
-        """As it is, where what decides in it is known; else the loop that it stands for.
-
-            [f(v) for v in x if v > 0]      ->      def comp(items):
-                                                        out = []
-                                                        for v in items:
-                                                            if v > 0:
-                                                                out.append(f(v))
-                                                        return out
-        """
+        """As it is, where what decides in it is known; else the loop that it stands for."""
         if self.hoisted is None or len(node.generators) != 1 or node.generators[0].is_async or binds(node):
             return self.comprehension(node)
-        name, (g,) = self.fresh("comp"), node.generators
+        (g,), loop = node.generators, self.hoist(list_loop, node)
+        over = self.visit(g.iter)
+        plain = self.inside(node)
+        return rt("listed", self.site(node), over, ast.Constant(bool(g.ifs)), plain, loop)
+
+    def hoist(self, as_loop: Callable[..., ast.FunctionDef], *args: Any) -> ast.expr:
+        """A function of the iterable that is defined ahead of the statement."""
+        assert self.hoisted is not None
+        name = self.fresh("comp")
         inner = _Function(self.file, self.sites, self.owner)
         inner.outer = self.outer | self.unsure | self.locals
-        self.hoisted.append(inner.function(_as_loop(name, node)))
-        over = self.visit(g.iter)
-        g.iter = load("dlc__items")
-        items = ast.arguments([], [ast.arg("dlc__items")], None, [], [], None, [])
+        self.hoisted.append(inner.function(as_loop(name, *args)))
+        return load(name)
+
+    def inside(self, node: ast.ListComp | ast.GeneratorExp) -> ast.expr:
+        """A function of the iterable with the comprehension as it is."""
+        node.generators[0].iter = load("dlc__items")
         around, self.hoisted = self.hoisted, None
         plain = self.comprehension(node)
         self.hoisted = around
-        filtered = ast.Constant(bool(g.ifs))
-        return rt("listed", self.site(node), over, filtered, ast.Lambda(items, plain), load(name))
+        return ast.Lambda(items_of_comprehension(), plain)
+
+    def short(self, function: ast.Name, node: ast.GeneratorExp) -> ast.expr:
+        """`any` or `all` of a generator: all its items, where computing them changes nothing; else a loop that ends early."""
+        (g,) = node.generators
+        loops = self.hoisted is not None and not g.is_async and not binds(node)
+        loop = self.hoist(short_loop, node, function.id == "any") if loops else None
+        names, over = ast.Constant(binds(node)), self.visit(g.iter)
+        plain = self.inside(node)
+        return rt("short", self.visit(function), over, names, plain, *([] if loop is None else [loop]))
 
     def comprehension(self, node: Any) -> ast.expr:
         for g in node.generators:
@@ -651,23 +664,6 @@ def _rewriter(node: ast.FunctionDef) -> type[_Function]:
 
 
 _COMPOUND = (ast.If, ast.While, ast.Try, ast.TryStar, ast.Match, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-
-
-def _as_loop(name: str, node: ast.ListComp) -> ast.FunctionDef:
-    """A function that makes the list of its argument's items in a loop."""
-    import copy
-
-    (g,) = copy.deepcopy(node.generators)
-    append = ast.Expr(ast.Call(ast.Attribute(load("dlc__out"), "append", ast.Load()), [copy.deepcopy(node.elt)], []))
-    body: ast.stmt = append
-    for test in reversed(g.ifs):
-        body = ast.If(test, [body], [])
-    loop = ast.For(g.target, load("dlc__items"), [body], [])
-    items = ast.arguments([], [ast.arg("dlc__items")], None, [], [], None, [])
-    start, end = store("dlc__out", ast.List([], ast.Load())), ast.Return(load("dlc__out"))
-    made = ast.copy_location(ast.FunctionDef(name, items, [start, loop, end], [], None), node)
-    fill_locations(made, node)
-    return made
 
 
 def _state_names(body: Sequence[ast.stmt]) -> dict[str, None]:

@@ -16,6 +16,7 @@ from typing import Any
 import sympy
 import torch
 from torch import fx, nn
+from torch.utils._sympy.value_ranges import bound_sympy
 
 from dlc.frontend.torch_compared import same_results
 from dlc.ir.program import Symbol
@@ -57,6 +58,8 @@ def by_example(
     def harmless(condition: Any) -> bool:
         failing = _failing(condition, exported.range_constraints, examples)
         near = [sizes for sizes in failing if all(n <= max(_LONGEST, examples[s]) for s, n in sizes.items())]
+        if len(near) < len(failing) and all(min(sizes.values()) < 2 for sizes in near):
+            near = []  # where there is no row, everything is alike
         if failing and not near:
             ran[frozenset(failing[0].items())] = False  # too large to be run
         return bool(near) and all(same(near[n]) for n in {0, len(near) // 2, len(near) - 1})
@@ -71,7 +74,11 @@ def by_example(
 
 def asserted(node: fx.Node) -> torch.SymBool | None:
     """The condition that a node asserts of sizes, if it does and it counts."""
-    if node.target is not torch.ops.aten._assert_scalar.default or _HARMLESS in node.meta:
+    return None if _HARMLESS in node.meta else _asserted(node)
+
+
+def _asserted(node: fx.Node) -> torch.SymBool | None:
+    if node.target is not torch.ops.aten._assert_scalar.default:
         return None
     condition = node.args[0].meta.get("val") if node.args and isinstance(node.args[0], fx.Node) else None
     return condition if isinstance(condition, torch.SymBool) else None
@@ -88,16 +95,23 @@ def shapes_of(exported: torch.export.ExportedProgram) -> Any:
 
 
 def guards(exported: torch.export.ExportedProgram) -> tuple[Any, ...]:
-    """What was taken for given of extents, without a check by torch.export: of several, or of one (`Dim.AUTO`) beside its range."""
+    """What was taken for given of extents, without a check by torch.export: of several, or of one beside its range.
+
+    Of one where its Dim is `Dim.AUTO`, or where the program computes nothing after the decision that a check could stand before.
+    """
     env = shapes_of(exported)
     if env is None:
         return ()
+    checked = {condition.node.expr for condition in map(_asserted, exported.graph.nodes) if condition is not None}
+    deferred = [a.expr for late in env.deferred_runtime_asserts.values() for a in late if a.expr not in checked]
+    taken = dict.fromkeys([*(g.expr for g in env.guards), *deferred])
 
     def counts(condition: Any) -> bool:
         count = len(condition.free_symbols)
-        return count > 1 or count == 1 and bool(_failing(condition, exported.range_constraints, env.backed_var_to_val))
+        ranges = exported.range_constraints
+        return count > 1 or count == 1 and (bool(_failing(condition, ranges, env.backed_var_to_val)) or not _sure(condition, ranges))
 
-    return tuple(g for g in dict.fromkeys(g.expr for g in env.guards) if counts(g))
+    return tuple(g for g in taken if counts(g))
 
 
 def _failing(condition: Any, ranges: Mapping[Any, Any], examples: Mapping[Any, Any]) -> list[dict[Any, int]]:
@@ -105,16 +119,30 @@ def _failing(condition: Any, ranges: Mapping[Any, Any], examples: Mapping[Any, A
     free = sorted(condition.free_symbols, key=str)
     if not all(s in ranges and s in examples for s in free):
         return []
-    sizes = [_sizes(ranges[s], int(examples[s]), len(free) == 1) for s in free]
+    named = {int(n) + near for n in condition.atoms(sympy.Integer) for near in (-1, 0, 1)}
+    sizes = [_sizes(ranges[s], int(examples[s]), len(free) == 1, named) for s in free]
     tried = (dict(zip(free, some, strict=True)) for some in sorted(itertools.product(*sizes), key=sum))
     return [some for some in tried if condition.subs(some) != True]  # noqa: E712 (SymPy's truth)
 
 
-def _sizes(allowed: Any, example: int, alone: bool) -> list[int]:
+def _sure(condition: Any, ranges: Mapping[Any, Any]) -> bool:
+    """Whether a comparison holds for all sizes in range, as far as bounds of its sides say."""
+    if not isinstance(condition, sympy.core.relational.Relational):
+        return True
+    try:
+        apart = bound_sympy(condition.lhs - condition.rhs, dict(ranges))
+        return all(bool(condition.func(end, 0)) for end in (apart.lower, apart.upper)) and not (
+            isinstance(condition, sympy.Ne) and apart.lower < 0 < apart.upper
+        )
+    except (TypeError, NotImplementedError):
+        return False
+
+
+def _sizes(allowed: Any, example: int, alone: bool, named: set[int]) -> list[int]:
     least, most = int(allowed.lower), max(_LONGEST, example)
     near = range(least, most + 1) if alone else (*range(least, least + _NEAR), *range(example - 1, example + 2), most)
     end = [int(allowed.upper)] if allowed.upper < _FAR[-1] else []
-    return sorted(n for n in {*near, *_FAR, *end} if least <= n <= allowed.upper)
+    return sorted(n for n in {*near, *_FAR, *end, *named} if least <= n <= allowed.upper)
 
 
 def fact_of(condition: Any, known: Symbol) -> Symbol | None:

@@ -33,6 +33,7 @@ from dlc.frontend.torch_like_eager import eager_isinstance, eager_type
 from dlc.frontend.torch_numbers import MATH, Number, is_number, kind_of, negated, tensor_of
 from dlc.frontend.torch_scalars import divided, function_of_math, magnitude, rounded, test_of, textual, whole
 from dlc.frontend.torch_scaled import scaled
+from dlc.frontend.torch_short import all_items, any_of_items
 from dlc.frontend.torch_sorting import in_order
 from dlc.frontend.torch_subscripts import look_up
 from dlc.frontend.torch_values import (
@@ -224,7 +225,7 @@ class Calls(Flow):
     def instance(self, kind: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A new object, as `type.__call__` makes it; its `__init__` may be rewritten."""
         self.classes.meet(kind)
-        self.classes.refuse_ending(kind)
+        self.classes.refuse_ending(kind, args)
         plain = type(kind) is type and getattr(kind, "__new__", None) is object.__new__
         start = getattr(kind, "__init__", None)
         if not plain or not self.writes(start):
@@ -529,31 +530,6 @@ def _full(rt: Calls, size: Any, value: Any, **kwargs: Any) -> torch.Tensor:
     return torch.zeros(rt.lowered(size), **kwargs).fill_(value.tensor)
 
 
-def _any(rt: Calls, over: Any) -> Any:
-    return _until(rt, over, True, rt.either_holds)
-
-
-def _all(rt: Calls, over: Any) -> Any:
-    return _until(rt, over, False, rt.both_hold)
-
-
-def _until(rt: Calls, over: Any, end: bool, join: Callable[[Any, Any], Any]) -> Any:
-    """What `join` makes of the truth of all items; `end` as soon as one is known to be that."""
-    start = not end
-    found: Any = start
-    for v in over:
-        if isinstance(v, Collected):
-            truth = rt.decide(v.whole.to(torch.bool).any() if end else v.whole.to(torch.bool).all())
-        elif isinstance(v, Sometimes):
-            truth = rt.both_hold(v.flag, v.value) if end else rt.either_holds(negated(v.flag), v.value)
-        else:
-            truth = rt.decide(v)
-        if truth is end:
-            return end
-        found = truth if found is start else found if truth is start else join(found, truth)
-    return found
-
-
 def _print(rt: Calls, *args: Any, **kwargs: Any) -> None:
     if rt.on_one_path or any(isinstance(v, (Number, torch.Tensor, Absent)) for v in leaves((args, kwargs))):
         raise rt.refused(EffectOnData, what="what is printed, or whether it is,")
@@ -672,7 +648,7 @@ def _no_effect(rt: Calls, *_: Any, **__: Any) -> None:
 _SPECIAL: dict[Any, Callable[..., Any]] = {
     int: _converted(int), float: _converted(float), bool: _converted(bool), range: torch_steps.span, len: _length,
     enumerate: torch_steps.enumerated, zip: torch_steps.zipped, reversed: torch_steps.backwards, max: _max, min: _min,
-    isinstance: _isinstance, type: _type, any: _any, all: _all, print: _print, sum: _sum, list: _list, map: _map,
+    isinstance: _isinstance, type: _type, any: any_of_items, all: all_items, print: _print, sum: _sum, list: _list, map: _map,
     sorted: _sorted, str: textual(str), repr: textual(repr), format: textual(format), abs: magnitude, divmod: divided,
     round: rounded(round), math.floor: rounded(math.floor), math.ceil: rounded(math.ceil),
     math.trunc: rounded(math.trunc), math.isnan: test_of(torch.isnan, math.isnan),

@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import threading
 import types
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -128,6 +129,8 @@ class Classes:
             return made(*map(self._maybe, (held.fget, held.fset, held.fdel)), held.__doc__)
         if type(held) is functools.cached_property:
             return _Computed(self.rt, held)
+        if type(held) is functools.singledispatchmethod:
+            return _Dispatched(self.rt, held)
         if hasattr(type(held), "__get__"):
             self.meet(type(held))
         return held
@@ -191,12 +194,14 @@ class Classes:
         found = next((m for n in names if (m := getattr(kind, n, None)) is not None), None)
         return found if self.rt.writes(found) else None
 
-    def refuse_ending(self, kind: type) -> None:
+    def refuse_ending(self, kind: type, args: tuple[Any, ...]) -> None:
         """An object is about to be made: when it ends, which is later here than in eager Python, nothing may be done.
 
         Raises:
-            EffectOnData: its class has a `__del__`.
+            EffectOnData: its class has a `__del__`; it calls back when another object ends.
         """
+        if kind is weakref.finalize or issubclass(kind, weakref.ref) and len(args) > 1:
+            raise self.rt.refused(EffectOnData, what="when an object ends, and what is called then,")
         end = getattr(kind, "__del__", None)
         if isinstance(end, types.FunctionType) and not left_alone(end):
             raise self.rt.refused(EffectOnData, what=f"when '{end.__qualname__}' runs")
@@ -249,6 +254,26 @@ class _Computed(functools.cached_property[Any]):
     def __delete__(self, owner: Any) -> None:
         self.rt.touch(owner, self.attrname)
         del vars(owner)[self.attrname]
+
+
+class _Dispatched(functools.singledispatchmethod):  # type: ignore[type-arg]  # it takes none when it runs
+    """A `singledispatchmethod` whose functions are rewritten."""
+
+    def __init__(self, rt: Any, held: functools.singledispatchmethod[Any]) -> None:
+        super().__init__(held.func)
+        self.dispatcher = held.dispatcher
+        self.rt = rt
+        self.held = held
+
+    def __get__(self, owner: Any, kind: type[Any] | None = None) -> Any:
+        if not self.rt.classes.on:
+            return self.held.__get__(owner, kind)
+
+        def method(first: Any, /, *args: Any, **kwargs: Any) -> Any:
+            function = self.dispatcher.dispatch(self.rt.call(type, first))
+            return self.rt.call(function.__get__(owner, kind), first, *args, **kwargs)
+
+        return method
 
 
 def _generated(kind: type, name: str, function: types.FunctionType) -> bool:

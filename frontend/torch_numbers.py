@@ -363,7 +363,7 @@ def compared(name: str, a: Any, b: Any) -> Any:
         return _with_tensor(name, a, b)
     pair = _pair(a, b)
     if pair is None:
-        return NotImplemented if name not in ("eq", "ne") else name == "ne"
+        return NotImplemented  # the other one may know; else Python compares what they are
     a, b = pair
     owner = a.owner if isinstance(a, Number) else b.owner
     if a is b and name in ("eq", "le", "ge", "ne", "lt", "gt") and kind_of(a) is not float:

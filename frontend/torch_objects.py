@@ -11,26 +11,28 @@ for tensors.
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dlc.frontend.torch_heap import Cell
-from dlc.frontend.torch_values import parts, same
+from dlc.frontend.torch_heap import MISSING, Cell
+from dlc.frontend.torch_plain import attributes_of
+from dlc.frontend.torch_values import is_record, parts, same
 
 
 def changeable(v: Any) -> bool:
     """Whether code may change this container in place."""
     if dataclasses.is_dataclass(v) and not isinstance(v, type):
         return not type(v).__dataclass_params__.frozen  # type: ignore[attr-defined]  # what dataclasses keeps, without a public name
-    return parts(v) is not None and isinstance(v, (list, dict))
+    return parts(v) is not None and (isinstance(v, (list, dict, set, deque)) or is_record(v))
 
 
 def cells_of(v: Any) -> Iterable[Cell]:
     """The places that hold the contents of a container."""
-    if dataclasses.is_dataclass(v):
-        return [Cell(v, f.name) for f in dataclasses.fields(v)]
-    return [Cell(v, None)]
+    named = [Cell(v, name) for name in attributes_of(v)]
+    return named if is_record(v) else [Cell(v, None), *named]
 
 
 def same_keys(a: Any, b: Any) -> bool:
@@ -45,21 +47,32 @@ class Kinship:
     """Which objects may be one at run time.
 
     Attributes:
-        kin: by its address an object (kept alive, so that its address stays its own) and those that it may be.
+        origins: by its address an object (kept alive, so that its address stays its own) and those that it may be.
+        descended: by its address an object, and those that may be it.
     """
 
-    kin: dict[int, tuple[Any, list[Any]]] = field(default_factory=dict)
+    origins: dict[int, tuple[Any, dict[int, Any]]] = field(default_factory=dict)
+    descended: dict[int, dict[int, Any]] = field(default_factory=dict)
 
     def relate(self, a: Any, b: Any) -> None:
+        """`a` may be `b`, and what `b` may be."""
         if a is b or not changeable(a) or not changeable(b):
             return
-        for one, other in ((a, b), (b, a)):
-            known = self.kin.setdefault(id(one), (one, []))[1]
-            if not any(other is k for k in known):
-                known.append(other)
+        for v in (a, b):
+            self._origin(v, {id(v): v})
+        self._origin(a, self.origins[id(b)][1])
+
+    def _origin(self, v: Any, origins: dict[int, Any]) -> None:
+        self.origins.setdefault(id(v), (v, {}))[1].update(origins)
+        for at in origins:
+            self.descended.setdefault(at, {})[id(v)] = v
 
     def of(self, v: Any) -> list[Any]:
-        return self.kin.get(id(v), (v, []))[1]
+        """The objects that may be `v` at run time: those that may be an object that `v` may be."""
+        if id(v) not in self.origins:
+            return []
+        found = {at: other for origin in self.origins[id(v)][1] for at, other in self.descended[origin].items()}
+        return [other for other in found.values() if other is not v]
 
 
 @dataclass(frozen=True)
@@ -77,17 +90,26 @@ class AtTheEnd:
         whole = self.changes.get((id(v), None))
         if whole is not None:
             return whole[2]
-        if not dataclasses.is_dataclass(v) or isinstance(v, type):
+        became = self.attributes.get(id(v))
+        found = parts(v) if became is not None else None
+        if became is None or found is None:
             return v
-        became = {f.name: self.changes[id(v), f.name][2] for f in dataclasses.fields(v) if (id(v), f.name) in self.changes}
-        if not became:
-            return v
-        import copy
-
-        made = copy.copy(v)
+        made = found[1](found[0])
         for name, value in became.items():
-            object.__setattr__(made, name, value)
+            if value is not MISSING:
+                object.__setattr__(made, name, value)
+            elif hasattr(made, name):
+                object.__delattr__(made, name)
         return made
+
+    @functools.cached_property
+    def attributes(self) -> dict[int, dict[str, Any]]:
+        """By its owner's address what attributes had become."""
+        found: defaultdict[int, dict[str, Any]] = defaultdict(dict)
+        for (owner, name), (_, _, became) in self.changes.items():
+            if name is not None:
+                found[owner][name] = became
+        return dict(found)
 
 
 Shown = Callable[[Any], Any]

@@ -9,9 +9,11 @@ Source: Python's data model: `object.__setattr__`, `dict.__setitem__` and the li
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Mapping
-from types import FunctionType
+from types import FunctionType, MemberDescriptorType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -38,6 +40,24 @@ def plain_method(owner: Any, name: str) -> Any:
     return known[name]
 
 
+def attributes_of(v: Any) -> dict[str, Any]:
+    """What an object keeps beside its elements: the attributes of a record, or of a class made of `dict` or a named tuple."""
+    return {name: getattr(v, name) for name in _named(type(v)) if hasattr(v, name)} | getattr(v, "__dict__", {})
+
+
+@functools.cache
+def _named(kind: type) -> tuple[str, ...]:
+    """The attributes of a class's objects that may be in no `__dict__`: the class's defaults of fields, and slots."""
+    fields = [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+    slots = [
+        name
+        for k in kind.__mro__
+        for name, held in vars(k).items()
+        if "__slots__" in vars(k) and isinstance(held, MemberDescriptorType)
+    ]
+    return tuple(dict.fromkeys([*fields, *slots]))
+
+
 def copied(container: Any) -> Any:
     """A list, dict, set or deque, of whatever class, with the same contents and attributes."""
     base = next((kind for kind in _BASES if isinstance(container, kind)), None)
@@ -49,8 +69,8 @@ def copied(container: Any) -> Any:
     if isinstance(container, defaultdict):
         defaultdict.__init__(made, container.default_factory)
     refill(made, container)
-    if hasattr(container, "__dict__"):
-        vars(made).update(vars(container))
+    for name, held in attributes_of(container).items():
+        object.__setattr__(made, name, held)
     return made
 
 
@@ -67,4 +87,4 @@ def refill(container: Any, value: Any) -> None:
         plain_method(container, "update" if isinstance(container, set) else "extend")(container, held)
 
 
-__all__ = ["copied", "plain_method", "refill"]
+__all__ = ["attributes_of", "copied", "plain_method", "refill"]

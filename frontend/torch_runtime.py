@@ -22,6 +22,7 @@ from dlc.frontend.torch_flow import Branch, both
 from dlc.frontend.torch_held import journalled
 from dlc.frontend.torch_loop import Behind, Loop
 from dlc.frontend.torch_numbers import WIDE, Number, is_number, negated
+from dlc.frontend.torch_short import short
 from dlc.frontend.torch_steps import Span, Steps, steps_of
 from dlc.frontend.torch_subscripts import assign_item, read_item
 from dlc.frontend.torch_values import Absent, Either, Elided, Maybe, Partial, Sometimes, leaves, selectable, undefined
@@ -171,6 +172,10 @@ class Runtime(Calls):
         self.commit(attempt)
         return made
 
+    def short(self, function: Any, over: Any, names: bool, plain: Callable[[Any], Any], loop: Any = None) -> Any:
+        """`any(... for v in over)` or `all(...)`."""
+        return short(self, function, over, names, plain, loop)
+
     # --- expressions ---
 
     def not_(self, value: Any) -> Any:
@@ -306,6 +311,9 @@ class Runtime(Calls):
             return False
         if self.kind(a) is not bool:
             raise self.refused(UncapturedDecision, what="`is` of two numbers", why="compare them with ==")
+        for n, known in ((a, b), (b, a)):
+            if isinstance(known, bool):
+                return n if known else self.not_(n)
         return a == b
 
     def is_not(self, a: Any, b: Any) -> Any:

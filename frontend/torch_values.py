@@ -7,8 +7,12 @@ before: most variables are dead after a branch.
 
 from __future__ import annotations
 
+import argparse
+import copy
 import dataclasses
+import enum
 import types
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -17,7 +21,7 @@ import torch
 from dlc.frontend.torch_callers import left_alone
 from dlc.frontend.torch_errors import ArmsDiffer, NotAlwaysDefined
 from dlc.frontend.torch_numbers import EXACT, Number, is_number, kind_of
-from dlc.frontend.torch_plain import copied, plain_method, refill
+from dlc.frontend.torch_plain import attributes_of, copied, plain_method, refill
 
 
 class Dead:
@@ -170,6 +174,15 @@ class Either(Absent):
     def __ne__(self, other: Any) -> Any:
         return self.each(lambda v: v != other)
 
+    def __and__(self, other: Any) -> Any:
+        return self.each(lambda v: v & other)
+
+    def __or__(self, other: Any) -> Any:
+        return self.each(lambda v: v | other)
+
+    def __add__(self, other: Any) -> Any:
+        return self.each(lambda v: v + other)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Growth:
@@ -280,7 +293,7 @@ def selectable(v: Any) -> bool:
     """Whether `Either` can stand for this or something else."""
     if isinstance(v, (torch.Tensor, Number, Absent)):
         return isinstance(v, Either)
-    return callable(v) or isinstance(v, (str, bytes, torch.dtype, torch.device))
+    return callable(v) or isinstance(v, (str, bytes, enum.Enum, torch.dtype, torch.device))
 
 
 def lasting(v: Any) -> bool:
@@ -369,53 +382,78 @@ def parts(v: Any) -> tuple[list[Any], Callable[[list[Any]], Any]] | None:
     if isinstance(v, Either):
         return [v.flag, v.then, v.orelse], lambda items: v.again(*items)
     if isinstance(v, tuple) and hasattr(v, "_fields"):
-        return list(v), lambda items: kind(*items)
+        return _with_attributes(v, list(v), lambda held: tuple.__new__(kind, held))
     if isinstance(v, tuple) and kind.__module__ == "torch.return_types":
         return list(v), kind
     if isinstance(v, dict):
-        return _parts_of_dict(v)
-    if dataclasses.is_dataclass(v) and not isinstance(v, type):
-        names = [f.name for f in dataclasses.fields(v) if hasattr(v, f.name)]
+        kept = dict(plain_method(v, "items")(v))
 
-        def record(items: list[Any]) -> Any:
-            import copy
-
-            made = copy.copy(v)
-            for name, item in zip(names, items, strict=True):
-                object.__setattr__(made, name, item)
+        def mapping(values: list[Any]) -> Any:
+            made = copied(v)
+            refill(made, dict(zip(kept, values, strict=True)))
             return made
 
-        return [getattr(v, n) for n in names], record
+        return _with_attributes(v, list(kept.values()), mapping)
+    if kind is deque:
+        return list(v), lambda held: deque(held, v.maxlen)
+    if kind is set:
+        return [], lambda _: set(v)
+    if is_record(v):
+        return _with_attributes(v, [], lambda _: copy.copy(v))
     return None
 
 
-def _parts_of_dict(v: dict[Any, Any]) -> tuple[list[Any], Callable[[list[Any]], Any]]:
-    """The items of a dict of any class, and the attributes that it may have besides."""
-    kept = dict(plain_method(v, "items")(v))
-    more = vars(v) if hasattr(v, "__dict__") else {}
+_RECORDS = (types.SimpleNamespace, argparse.Namespace)
 
-    def made(items: list[Any]) -> Any:
-        again = copied(v)
-        refill(again, dict(zip(kept, items)))
-        if more:
-            vars(again).update(zip(more, items[len(kept) :], strict=True))
-        return again
 
-    return [*kept.values(), *more.values()], made
+def is_record(v: Any) -> bool:
+    """Whether an object is what its attributes are, and nothing else."""
+    return type(v) in _RECORDS or dataclasses.is_dataclass(v) and not isinstance(v, (type, torch.nn.Module))
+
+
+def _also_elements(v: Any, own: Mapping[str, Any]) -> dict[str, int]:
+    """The attributes of a dict that are its elements by the same name, and the positions of these."""
+    at = {key: n for n, key in enumerate(plain_method(v, "__iter__")(v))} if own and isinstance(v, dict) else {}
+    return {name: at[name] for name, held in own.items() if name in at and dict.get(v, name) is held}
+
+
+def _with_attributes(
+    v: Any, elements: list[Any], make: Callable[[list[Any]], Any]
+) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+    """The parts of a container and how to make it again: its elements, then its attributes."""
+    own = attributes_of(v)
+    at = _also_elements(v, own)
+    rest = [name for name in own if name not in at]
+
+    def made(held: list[Any]) -> Any:
+        found = make(held[: len(elements)])
+        named = dict(zip(rest, held[len(elements) :], strict=True)) | {name: held[n] for name, n in at.items()}
+        for name in own:
+            object.__setattr__(found, name, named[name])
+        return found
+
+    return [*elements, *(own[name] for name in rest)], made
 
 
 def structure(v: Any) -> Any:
-    """Equal for containers that are made of the same kinds, keys and lengths at their top."""
+    """Equal for containers that are made of the same kinds, keys and lengths at their top, and have the same attributes."""
     kind = type(v)
     if isinstance(v, dict):
-        return kind, tuple(map(repr, plain_method(v, "__iter__")(v))), tuple(getattr(v, "__dict__", ()))
+        own = attributes_of(v)
+        return kind, tuple(map(repr, plain_method(v, "__iter__")(v))), getattr(v, "default_factory", None), *own, *_also_elements(v, own).items()
     if isinstance(v, Grown):
         return kind, v.growth
     if isinstance(v, Choice):
         return kind, *map(id, v.items)
+    if isinstance(v, tuple) and hasattr(v, "_fields"):
+        return kind, len(v), *attributes_of(v)
+    if kind is set:
+        return kind, tuple(sorted(map(repr, v)))
+    if kind is deque:
+        return kind, len(v), v.maxlen
     if kind in (list, tuple, torch.Size) or isinstance(v, tuple):
         return (tuple if kind is torch.Size else kind), len(v)
-    return kind, dataclasses.is_dataclass(v)
+    return kind, is_record(v) and tuple(attributes_of(v))
 
 
 def leaves(v: Any, closed: tuple[type, ...] = ()) -> Iterator[Any]:
@@ -471,16 +509,24 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         return bool(a.node.expr == b.node.expr)
     if isinstance(a, (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, range, slice)):
-        return repr(a) == repr(b)
+        return repr(a) == repr(b) and same_attributes(a, b)
+    if type(a).__hash__ is None:
+        return False  # what can be changed is another object
     equal = getattr(type(a), "__eq__", None)
     if equal is object.__eq__ or (isinstance(equal, types.FunctionType) and not left_alone(equal)):
         return False  # objects that the model's code calls equal may hold something else
     if isinstance(a, Mapping) and list(a) != list(b):
         return False
     try:
-        return bool(a == b)
+        return bool(a == b) and same_attributes(a, b)
     except Exception:
         return False
+
+
+def same_attributes(a: Any, b: Any) -> bool:
+    """Whether two objects that are equal otherwise are so in what their classes of their own keep beside."""
+    p, q = (getattr(v, "__dict__", {}) for v in (a, b))
+    return p is q or p.keys() == q.keys() and all(same(p[name], q[name]) for name in p)
 
 
 def same_tree(a: Any, b: Any) -> bool:
@@ -524,8 +570,13 @@ def unite(
 def joined_kind(a: Any, b: Any) -> tuple[type, bool]:
     """The Python type that holds both numbers, and whether the type itself depends on the path."""
     kinds = {kind_of(a), kind_of(b)}
-    mixed = len(kinds) > 1 or any(isinstance(v, Number) and v.mixed for v in (a, b))
+    mixed = len(kinds) > 1 or any(v.mixed if isinstance(v, Number) else _of_its_own_class(v) for v in (a, b))
     return (float if float in kinds else int if int in kinds else bool), mixed
+
+
+def _of_its_own_class(v: Any) -> bool:
+    """Whether a number is one of a class like `IntEnum`, whose members are more than numbers."""
+    return isinstance(v, (int, float)) and type(v) not in (bool, int, float)
 
 
 def apart(a: Any, b: Any) -> bool:
