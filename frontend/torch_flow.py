@@ -11,7 +11,7 @@ import linecache
 import math
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -146,7 +146,7 @@ class Flow:
         lost = Elided(self, what, by, "", error=(SharedObject, {"what": what, "place": by}))
         if cell.name is not None:
             return lost
-        return [lost] if isinstance(cell.owner, list) else {lost: lost}
+        return {lost: lost} if isinstance(cell.owner, Mapping) else [lost]
 
     def touch_cell(self, cell: Any) -> None:
         """A variable of a function around is about to change."""

@@ -440,7 +440,8 @@ def structure(v: Any) -> Any:
     kind = type(v)
     if isinstance(v, dict):
         own = attributes_of(v)
-        return kind, tuple(map(repr, plain_method(v, "__iter__")(v))), getattr(v, "default_factory", None), *own, *_also_elements(v, own).items()
+        keys = tuple(map(repr, plain_method(v, "__iter__")(v)))
+        return kind, keys, getattr(v, "default_factory", None), *own, *_also_elements(v, own).items()
     if isinstance(v, Grown):
         return kind, v.growth
     if isinstance(v, Choice):

@@ -10,6 +10,7 @@ import itertools
 import operator
 import re
 import threading
+import weakref
 from collections import OrderedDict
 
 import pytest
@@ -630,3 +631,43 @@ def one_of_two_records(x):
 @pytest.mark.parametrize("program", [record_in_an_arm, one_of_two_records])
 def test_containers_are_kept_past_their_own_methods(program):
     check(program, X, others=[(Y,), (2 * X,)])
+
+
+class ByType:
+    def __init__(self):
+        self.n = 0
+
+    @functools.singledispatchmethod
+    def noted(self, v):
+        self.n += 1
+        return v
+
+    @noted.register
+    def _(self, v: int):
+        self.n += 10
+        return v * 2
+
+
+def by_type(x):
+    made = ByType()
+    if x.sum() > 0:
+        x = x + made.noted(3)
+    return made.noted(x) + made.n
+
+
+def test_method_chosen_by_type_in_an_arm():
+    before = vars(ByType)["noted"]
+    check(by_type, X, others=[(Y,), (2 * X,)])
+    assert vars(ByType)["noted"] is before
+
+
+def test_what_is_called_when_an_object_ends_is_refused():
+    def program(x):
+        seen, made = [], Record()
+        kept = weakref.ref(made, seen.append)
+        if x.sum() > 0:
+            del made
+        return x + len(seen) if kept is not None else x
+
+    with pytest.raises(DlcError, match="DLC0224"):
+        import_torch(Fn(program).eval(), (X,))

@@ -111,6 +111,7 @@ ANSWERED = {
     "singledispatch": lambda x: x * by_type(x.shape[0]),
     "match": matched,
     "match_literals": literals,
+    "match_truth": lambda x: truth_matched(x),  # noqa: PLW0108 (defined below)
     "in": lambda x: x * 2 if x.shape[0] in (1, 2) else x * 3,
     "in_a_set": lambda x: x * 2 if x.shape[0] in {1, 2} else x * 3,
     "dict_get": lambda x: x * {4: 2.0, 8: 3.0}.get(x.shape[0], 5.0),
@@ -128,6 +129,42 @@ ANSWERED = {
     "told_to_people": logs,
 }
 """Programs that compile, and mean what eager means by them."""
+
+FAR = {
+    "equal": lambda x: x * 2 if x.shape[0] == 4 else x,
+    "equal_far": lambda x: x * 2 if x.shape[0] == 100 else x,
+    "unequal": lambda x: x if x.shape[0] != 100 else x * 3,
+    "in": lambda x: x * 2 if x.shape[0] in [4, 100] else x,
+    "sum": lambda x: x * 2 if x.shape[0] + 3 == 103 else x,
+    "multiple": lambda x: x * 2 if x.shape[0] % 100 == 0 else x,
+    "shape": lambda x: x * 2 if x.shape == (100, 4) else x,
+    "beyond": lambda x: x * 2 if x.shape[0] > 90 else x,
+}
+"""Programs that compute nothing for the example's size, so that torch.export asserts nothing of it."""
+
+
+@pytest.mark.parametrize("name", FAR)
+@pytest.mark.parametrize("dim", [Dim("b"), Dim("b", min=2, max=4096), Dim.AUTO])
+def test_size_that_is_not_the_examples(name, dim):
+    model = Fn(FAR[name]).eval()
+    imported = import_torch(model, (torch.randn(5, 4),), dynamic_shapes=(({0: dim},),))
+    for rows in (4, 5, 50, 100, 101, 200):
+        x = torch.randn(rows, 4)
+        try:
+            got = run(imported, (x,))[0]
+        except RunTimeExtent:
+            assert dim is Dim.AUTO and rows > 90
+            continue
+        close(got, model(x))
+
+
+def truth_matched(x):
+    match x.shape[0] > 3:
+        case True:
+            return x * 2
+        case _:
+            return x * 3
+
 
 REFUSED = {
     "is": lambda x: x * 2 if x.shape[0] is x.size(0) else x * 3,

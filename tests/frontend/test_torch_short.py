@@ -73,7 +73,8 @@ def rest_of_an_iterator(x):
 
 def truths_of_objects(x):
     log = []
-    found = any([Logging(v, log) for v in x])
+    objects = [Logging(v, log) for v in x]
+    found = any(objects)
     return x * 2 if found else x + len(log)
 
 
