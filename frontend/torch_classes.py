@@ -40,8 +40,8 @@ _NEEDED = frozenset(
 _GENERATED = frozenset("__init__ __eq__ __lt__ __le__ __gt__ __ge__ __repr__ __hash__".split())
 """Methods that `dataclass` writes: they do nothing but ask the fields."""
 
-_ONE_AT_A_TIME = threading.RLock()
-"""Classes belong to all threads: one recording at a time changes them."""
+ONE_AT_A_TIME = threading.RLock()
+"""Classes, and what PyTorch traces with, belong to all threads: one model at a time is traced."""
 
 
 class Classes:
@@ -63,7 +63,7 @@ class Classes:
     @contextmanager
     def rewritten(self, objects: Iterable[Any]) -> Iterator[None]:
         """The classes among these, and those of objects that turn up, hold rewritten functions inside."""
-        with _ONE_AT_A_TIME:
+        with ONE_AT_A_TIME:
             self._thread = threading.get_ident()
             try:
                 for v in objects:
@@ -322,4 +322,4 @@ def _put(owner: Any, name: Any, value: Any) -> None:
         owner[name] = value
 
 
-__all__ = ["CONTEXT", "Classes", "calls_back", "context_of"]
+__all__ = ["CONTEXT", "ONE_AT_A_TIME", "Classes", "calls_back", "context_of"]

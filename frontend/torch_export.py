@@ -31,6 +31,7 @@ from dlc.frontend.python_guess import seems_to_test_data
 from dlc.frontend.python_identity import identity_asked
 from dlc.frontend.torch_assertions import by_example, guards
 from dlc.frontend.torch_callers import left_alone
+from dlc.frontend.torch_classes import ONE_AT_A_TIME
 from dlc.frontend.torch_dims import dims_of
 from dlc.frontend.torch_errors import (
     BadExample,
@@ -85,7 +86,8 @@ def import_torch(
     if not isinstance(model, nn.Module):
         raise BadExample(None, message=f"a {type(model).__name__} is neither an nn.Module nor an ExportedProgram")
     start = time.perf_counter()
-    exported = export_or_capture(model, args, kwargs, dynamic_shapes)
+    with ONE_AT_A_TIME:
+        exported = export_or_capture(model, args, kwargs, dynamic_shapes)
     seconds = time.perf_counter() - start
 
     def imported(source: Any) -> Imported:

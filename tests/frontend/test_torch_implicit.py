@@ -671,3 +671,22 @@ def test_what_is_called_when_an_object_ends_is_refused():
 
     with pytest.raises(DlcError, match="DLC0224"):
         import_torch(Fn(program).eval(), (X,))
+
+
+def test_several_threads_import_at_once():
+    found = []
+
+    def importing():
+        try:
+            found.append(import_torch(Fn(by_type).eval(), (X,)))
+        except Exception as error:
+            found.append(error)
+
+    threads = [threading.Thread(target=importing) for _ in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    for imported in found:
+        for x in (X, Y):
+            close(run(imported, (x,))[0], by_type(x))
