@@ -42,7 +42,8 @@ def plain_method(owner: Any, name: str) -> Any:
 
 def attributes_of(v: Any) -> dict[str, Any]:
     """What an object keeps beside its elements: the attributes of a record, or of a class made of `dict` or a named tuple."""
-    return {name: getattr(v, name) for name in _named(type(v)) if hasattr(v, name)} | getattr(v, "__dict__", {})
+    kind: Any = type(v)
+    return {name: getattr(v, name) for name in _named(kind) if hasattr(v, name)} | getattr(v, "__dict__", {})
 
 
 @functools.cache
