@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tests.passes.test_winograd import convolution
 
-from dlc.codegen.target import AVX512, Target
+from dlc.codegen.target import AVX512, Target, host_flags
 from dlc.ir.blocked import unrolls
 from dlc.ir.einsum import Einsum
 from dlc.ir.parser import parse_program
@@ -121,6 +121,7 @@ def test_conditions(name: str) -> None:
     assert unrolls(steps(text), ("t", "c")) == wanted
 
 
+@pytest.mark.skipif(not host_flags().issuperset(AVX512.features), reason="the host lacks this level")
 def test_the_host_runs_them() -> None:
     """Odd sizes through the whole compiler, against the interpreter of the direct form."""
     import dlc
