@@ -294,7 +294,11 @@ class Calls(Flow):
     def made(self, value: Any) -> Any:
         """What a call gives: a new object if nobody else has it."""
         kept = type(value) in (list, dict, set) or isinstance(value, Iterator)
-        return self.born(value) if kept and sys.getrefcount(value) <= _OF_NEW else value
+        return self.born(value) if kept and sys.getrefcount(value) <= self.references(object()) else value
+
+    def references(self, value: Any) -> int:
+        """References to an object that only the method has which is given it: one more where TorchDynamo evaluates frames."""
+        return sys.getrefcount(value)
 
     def with_operands(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Numbers from data as tensors of the type that they take beside the first tensor."""
@@ -404,14 +408,6 @@ class Calls(Flow):
 
     def smallest(self, a: Any, b: Any) -> Any:
         return _extreme(self, "min", (a, b), None)
-
-
-def _references(value: Any) -> int:
-    return sys.getrefcount(value)
-
-
-_OF_NEW = _references(object())
-"""References to an object that only the function has which is given it."""
 
 
 def _default(kind: type) -> torch.dtype:

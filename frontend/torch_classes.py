@@ -96,7 +96,7 @@ class Classes:
         if id(kind) in self.met or not self.on:
             return
         self.met[id(kind)] = kind
-        if foreign(kind):
+        if foreign(kind) or not _changeable(kind):
             return
         for base in kind.__mro__[1:]:
             self.meet(base)
@@ -302,6 +302,13 @@ def calls_back(function: Any) -> bool:
     if not isinstance(function, type):
         return True
     return issubclass(function, (Iterator, defaultdict))
+
+
+def _changeable(kind: type) -> bool:
+    """Whether Python keeps the attributes of the class; a metaclass in C may do so itself."""
+    metaclass: Any = type(kind)
+    stores = (vars(k)["__setattr__"] for k in metaclass.__mro__ if "__setattr__" in vars(k))
+    return next(m for m in stores if not isinstance(m, types.FunctionType)) is vars(type)["__setattr__"]
 
 
 def _of_the_class(kind: type, name: str) -> bool:

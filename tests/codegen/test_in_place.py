@@ -53,7 +53,7 @@ class Tracer(tile_interp.Machine):
         self.clock += 1
         into = {self.operand: self.reads, self.result: self.writes}.get(s.buffer)
         if into is not None:
-            into += [(int(e), self.number, self.clock) for e in self.places(s, shape)[self.on(s.mask, shape)]]
+            into += [(int(e), self.number, self.clock) for e in self.places(s.offset, (*s.slot_strides, s.lane_stride), shape)[self.on(s.mask, shape)]]
 
     def _load(self, s: tile.Load) -> None:
         super()._load(s)

@@ -690,3 +690,18 @@ def test_several_threads_import_at_once():
     for imported in found:
         for x in (X, Y):
             close(run(imported, (x,))[0], by_type(x))
+
+
+def test_classes_of_extensions_are_left_alone():
+    """Their attributes are not Python's to change: a session that a model holds."""
+    state = pytest.importorskip("onnxruntime.capi.onnxruntime_pybind11_state")
+
+    class Holding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.options = state.SessionOptions()
+
+        def forward(self, x):
+            return x * 2 if x.sum() > 0 else x
+
+    import_torch(Holding().eval(), (X,))
