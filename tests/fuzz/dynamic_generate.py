@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import random
 import re
 import sys
@@ -541,7 +542,9 @@ def load_source(source: str, names: dict[str, Any] | None = None) -> nn.Module:
     folder.mkdir(exist_ok=True)
     name = f"net_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
     path = folder / f"{name}.py"
-    path.write_text(source)
+    written = folder / f"{name}.{os.getpid()}"
+    written.write_text(source)
+    written.replace(path)  # whole, for other processes that read it now
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module: ModuleType = importlib.util.module_from_spec(spec)
