@@ -128,13 +128,13 @@ def _failing(condition: Any, ranges: Mapping[Any, Any], examples: Mapping[Any, A
 def _sure(condition: Any, ranges: Mapping[Any, Any]) -> bool:
     """Whether a comparison holds for all sizes in range, as far as bounds of its sides say."""
     if not isinstance(condition, sympy.core.relational.Relational):
-        return True
+        return bool(condition is sympy.true)
     try:
         apart = bound_sympy(condition.lhs - condition.rhs, dict(ranges))
         return all(bool(condition.func(end, 0)) for end in (apart.lower, apart.upper)) and not (
             isinstance(condition, sympy.Ne) and apart.lower < 0 < apart.upper
         )
-    except (TypeError, NotImplementedError):
+    except (TypeError, NotImplementedError):  # SymPy cannot order the ends, or has no bounds for a function: it is looked at
         return False
 
 

@@ -48,7 +48,7 @@ class Classes:
     """The classes met so far, and what is in the place of their functions.
 
     Attributes:
-        calls: does what a call does that is written: the runtime's `call`.
+        rt: its `call` does what a call does that is written.
         met: the classes, by address.
         originals: the functions by those in their place.
     """
@@ -256,7 +256,7 @@ class _Computed(functools.cached_property[Any]):
         del vars(owner)[self.attrname]
 
 
-class _Dispatched(functools.singledispatchmethod):  # type: ignore[type-arg]  # it takes none when it runs
+class _Dispatched(functools.singledispatchmethod):  # type: ignore[type-arg]  # generic for checkers alone: Python 3.11 cannot subscript it
     """A `singledispatchmethod` whose functions are rewritten."""
 
     def __init__(self, rt: Any, held: functools.singledispatchmethod[Any]) -> None:

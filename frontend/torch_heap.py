@@ -8,7 +8,9 @@ whoever unites the arms. Objects made inside a frame are nobody else's and are l
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,8 +63,10 @@ class Cell:
         return self.owner.copy() if type(self.owner) in (list, dict, set, deque) else copied(self.owner)
 
     def changed_from(self, before: Any) -> bool:
-        """Whether a container holds other objects than what `read` gave."""
-        old, new = (list(plain_method(v, "__iter__")(v)) for v in (before, self.owner))
+        """Whether another object is here now, or the container holds others, than what `read` gave."""
+        if self.name is not None:
+            return self.read() is not before
+        old, new = (list(_held(v)) for v in (before, self.owner))
         return len(old) != len(new) or any(p is not q for p, q in zip(old, new, strict=True))
 
     def write(self, value: Any) -> None:
@@ -78,6 +82,14 @@ class Cell:
     def __str__(self) -> str:
         kind = type(self.owner).__name__
         return f"{kind}.{self.name}" if self.name is not None else f"the {kind}"
+
+
+def _held(container: Any) -> Iterator[Any]:
+    """What a container holds: of a dict the keys and the values."""
+    if isinstance(container, Mapping):
+        return itertools.chain.from_iterable(plain_method(container, "items")(container))
+    found: Iterator[Any] = plain_method(container, "__iter__")(container)
+    return found
 
 
 def _attribute(owner: Any, name: str) -> Any:

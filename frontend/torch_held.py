@@ -29,6 +29,7 @@ from torch import nn
 from dlc.frontend.torch_callers import left_alone
 from dlc.frontend.torch_heap import MISSING, Cell
 from dlc.frontend.torch_numbers import Number
+from dlc.frontend.torch_plain import slots_of
 from dlc.frontend.torch_state import foreign
 from dlc.frontend.torch_values import Absent
 
@@ -112,9 +113,8 @@ class Reach:
 
     def __init__(self, owner: Any) -> None:
         self.owner = owner
-        self.names = dict(vars(owner)) if hasattr(owner, "__dict__") else {}
-        slots = (s for kind in type(owner).__mro__ for s in vars(kind) if isinstance(vars(kind)[s], types.MemberDescriptorType))
-        cells = [Cell(owner, name) for name in (*self.names, *slots)]
+        self.names = {*slots_of(type(owner)), *getattr(owner, "__dict__", ())}
+        cells = [Cell(owner, name) for name in self.names]
         self.before = {cell.key: (cell, cell.read()) for cell in cells}
         pending = [held for _, held in self.before.values()]
         while pending:
@@ -129,18 +129,11 @@ class Reach:
     def changes(self) -> Iterator[tuple[Cell, Any]]:
         """The places that hold something else now, with what they held."""
         for cell, old in self.before.values():
-            now = cell.read()
-            if old is not now if cell.name is not None else _contents_differ(old, now):
+            if cell.changed_from(old):
                 yield cell, old
         for name in list(vars(self.owner)) if hasattr(self.owner, "__dict__") else ():
             if name not in self.names:
                 yield Cell(self.owner, name), MISSING
-
-
-def _contents_differ(p: Any, q: Any) -> bool:
-    if len(p) != len(q) or any(a is not b for a, b in zip(p, q, strict=True)):
-        return True
-    return isinstance(p, dict) and any(a is not b for a, b in zip(p.values(), q.values(), strict=True))
 
 
 __all__ = ["HIDDEN", "Reach", "differ", "fixed", "held", "journalled"]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Mapping
 from types import FunctionType, MemberDescriptorType
@@ -22,6 +21,7 @@ from dlc.frontend.torch_callers import left_alone
 _BASES = (list, OrderedDict, dict, set, deque)
 _FOUND: WeakKeyDictionary[type, dict[str, Any]] = WeakKeyDictionary()
 """By class and name; what a base class in C has does not go away."""
+_NAMED: WeakKeyDictionary[type, tuple[str, ...]] = WeakKeyDictionary()
 
 
 def plain_method(owner: Any, name: str) -> Any:
@@ -46,17 +46,22 @@ def attributes_of(v: Any) -> dict[str, Any]:
     return {name: getattr(v, name) for name in _named(kind) if hasattr(v, name)} | getattr(v, "__dict__", {})
 
 
-@functools.cache
 def _named(kind: type) -> tuple[str, ...]:
     """The attributes of a class's objects that may be in no `__dict__`: the class's defaults of fields, and slots."""
-    fields = [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
-    slots = [
+    if kind not in _NAMED:
+        fields = [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+        _NAMED[kind] = tuple(dict.fromkeys([*fields, *slots_of(kind)]))
+    return _NAMED[kind]
+
+
+def slots_of(kind: type) -> list[str]:
+    """The names for which classes written in Python keep a place in their objects."""
+    return [
         name
         for k in kind.__mro__
         for name, held in vars(k).items()
         if "__slots__" in vars(k) and isinstance(held, MemberDescriptorType)
     ]
-    return tuple(dict.fromkeys([*fields, *slots]))
 
 
 def copied(container: Any) -> Any:
@@ -88,4 +93,4 @@ def refill(container: Any, value: Any) -> None:
         plain_method(container, "update" if isinstance(container, set) else "extend")(container, held)
 
 
-__all__ = ["attributes_of", "copied", "plain_method", "refill"]
+__all__ = ["attributes_of", "copied", "plain_method", "refill", "slots_of"]

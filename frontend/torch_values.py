@@ -440,7 +440,7 @@ def structure(v: Any) -> Any:
     kind = type(v)
     if isinstance(v, dict):
         own = attributes_of(v)
-        keys = tuple(map(repr, plain_method(v, "__iter__")(v)))
+        keys = tuple(map(_key, plain_method(v, "__iter__")(v)))
         return kind, keys, getattr(v, "default_factory", None), *own, *_also_elements(v, own).items()
     if isinstance(v, Grown):
         return kind, v.growth
@@ -449,12 +449,20 @@ def structure(v: Any) -> Any:
     if isinstance(v, tuple) and hasattr(v, "_fields"):
         return kind, len(v), *attributes_of(v)
     if kind is set:
-        return kind, tuple(sorted(map(repr, v)))
+        return kind, frozenset(map(_key, v))
     if kind is deque:
         return kind, len(v), v.maxlen
     if kind in (list, tuple, torch.Size) or isinstance(v, tuple):
         return (tuple if kind is torch.Size else kind), len(v)
     return kind, is_record(v) and tuple(attributes_of(v))
+
+
+def _key(v: Any) -> Any:
+    """Equal for what is one key of a dict, or one element of a set, on both paths: two objects are two, however they show themselves."""
+    if isinstance(v, (tuple, frozenset)):
+        return type(v), (tuple if isinstance(v, tuple) else frozenset)(map(_key, v))
+    plain = type(v) in (bool, int, float, complex, str, bytes, type(None), range)
+    return (type(v), repr(v)) if plain else id(v)
 
 
 def leaves(v: Any, closed: tuple[type, ...] = ()) -> Iterator[Any]:

@@ -705,3 +705,21 @@ def test_classes_of_extensions_are_left_alone():
             return x * 2 if x.sum() > 0 else x
 
     import_torch(Holding().eval(), (X,))
+
+
+def joined_items(x):
+    if x.sum() > 0:
+        return x * len("".join(map(str, [1, 2])))
+    return x
+
+
+def fails(*_):
+    raise RuntimeError("no backend")
+
+
+def test_new_objects_are_known_where_torchdynamo_evaluates_frames():
+    """A call holds one reference more after a `torch.compile` that failed."""
+    with pytest.raises(Exception, match="no backend"):
+        torch.compile(nn.Linear(3, 3).eval(), backend=fails)(X)
+    check(joined_items, X, others=[(Y,)])
+    torch._dynamo.reset()

@@ -166,6 +166,22 @@ def truth_matched(x):
             return x * 3
 
 
+class Telling(nn.Module):
+    """Has a method that is called as a logger's is, and keeps what it is told."""
+
+    def info(self, text):
+        self.told = len(text)
+
+    def forward(self, x):
+        self.info(f"{x.shape[0]}")
+        return x * self.told
+
+
+def test_a_method_of_the_model_is_no_logger():
+    with pytest.raises(DlcError, match="turned into text"):
+        import_torch(Telling().eval(), (torch.randn(4, 4),), dynamic_shapes=({0: Dim("b")},))
+
+
 REFUSED = {
     "is": lambda x: x * 2 if x.shape[0] is x.size(0) else x * 3,
     "f_string": lambda x: x * 2 if f"{x.shape[0]}" == "4" else x * 3,

@@ -284,6 +284,38 @@ def level_as_a_member(x):
     return x * 2 if isinstance(level, Level) else x
 
 
+# --- objects that show themselves alike ------------------------------------------------------------------------------
+
+
+class Alike:
+    def __init__(self, number):
+        self.number = number
+
+    def __repr__(self):
+        return "Alike"
+
+
+NEAR, REMOTE = Alike(1), Alike(2)
+
+
+@refused
+def element_of_a_set(x):
+    found = {NEAR} if x.sum() > 0 else {REMOTE}
+    return x * next(iter(found)).number
+
+
+@refused
+def key_of_a_dict(x):
+    found = {NEAR: 1.0} if x.sum() > 0 else {REMOTE: 1.0}
+    return x * 2 if NEAR in found else x * 3
+
+
+@compiled
+def keys_that_are_made_anew(x):
+    found = {(1, "a"): x, frozenset((1, 2)): 2.0} if x.sum() > 0 else {(1, "a"): -x, frozenset((2, 1)): 3.0}
+    return found[1, "a"] * found[frozenset((1, 2))]
+
+
 # --- numbers beside objects ------------------------------------------------------------------------------------------
 
 
