@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
-from dlc.ir.einsum import Einsum, Scan, Step, flat
+import numpy as np
+
+from dlc.ir.dtype import DType
+from dlc.ir.einsum import Einsum, Scan, Step, TensorType, flat
 from dlc.ir.expr import Access, Expr, index_value, transform
-from dlc.ir.extent import IntExpr, Value, Var, has_value, rebuild, var
-from dlc.ir.program import Bind, For, If, Launch, Library, Loop, Program, Region, Stmt, regions, walk_statements
+from dlc.ir.extent import IntExpr, Value, Var, has_value, int_expr, rebuild, var
+from dlc.ir.program import (
+    Bind,
+    For,
+    If,
+    Kernel,
+    Launch,
+    Library,
+    Loop,
+    Param,
+    Program,
+    Region,
+    Stmt,
+    regions,
+    walk_statements,
+)
+
+Data: TypeAlias = np.ndarray[Any, Any]
 
 
 def map_regions(program: Program, change: Callable[[Region], Region]) -> Program:
@@ -216,6 +236,46 @@ def _binds(stmt: Stmt) -> bool:
             return True
         case _:
             return inner
+
+
+@dataclass(frozen=True, slots=True)
+class Relaunched:
+    """What a launch becomes: one of `kernel`, with constants as its last arguments.
+
+    Attributes:
+        given: a name to begin with, and the numbers, of each.
+    """
+
+    kernel: str
+    given: tuple[tuple[str, DType, Data], ...]
+
+
+def relaunch(program: Program, to: Mapping[str, Relaunched], kernels: tuple[Kernel, ...]) -> Program:
+    """The program with these kernels, whose launches give some of them more; constants of the same bits are one.
+
+    Args:
+        to: by the name of the kernel that is launched now; others stay.
+    """
+    names = Names(program)
+    known: dict[tuple[str, DType, tuple[int, ...], bytes], str] = {}
+    consts, data = list(program.consts), dict(program.data)
+
+    def constant(base: str, dtype: DType, values: Data) -> str:
+        key = (base, dtype, values.shape, values.tobytes())
+        if key not in known:
+            known[key] = names.fresh(base)
+            consts.append(Param(known[key], TensorType(dtype, tuple(map(int_expr, values.shape)))))
+            data[known[key]] = values
+        return known[key]
+
+    def launch(stmt: Stmt) -> Stmt:
+        if not isinstance(stmt, Launch) or stmt.kernel not in to:
+            return stmt
+        made = to[stmt.kernel]
+        return replace(stmt, kernel=made.kernel, args=(*stmt.args, *(constant(*given) for given in made.given)))
+
+    changed = map_regions(program, lambda region: Region(tuple(map(launch, region.body)), region.yields))
+    return replace(changed, consts=tuple(consts), data=data, kernels=kernels)
 
 
 class Names:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 
@@ -12,10 +12,10 @@ from dlc.ir.dtype import DType
 from dlc.ir.einsum import Einsum, Step, TensorType, flat
 from dlc.ir.evaluate import held, round_to
 from dlc.ir.expr import Apply, Cast, Const, Expr, Piecewise, access, const
-from dlc.ir.program import Kernel, Launch, Param, Program, Region, Stmt, fresh_name
+from dlc.ir.program import Kernel, Param, Program, fresh_name
 from dlc.passes.kernels import add_kernel
 from dlc.passes.pipeline import BadOption, Pass
-from dlc.passes.rewrite import Names, map_regions
+from dlc.passes.rewrite import Data, Relaunched, relaunch
 
 Bits: TypeAlias = tuple[DType, bytes]
 
@@ -59,12 +59,12 @@ class ShareLiterals(Pass):
             blank, literals = _blank(kernel)
             groups.setdefault(blank, []).append(_Member(kernel, literals))
         table: dict[str, Kernel] = {}
-        merged: dict[str, _Merged] = {}
+        merged: dict[str, Relaunched] = {}
         for members in groups.values():
             found = _merge(members, table, self.most) if len(members) > 1 else {}
             merged.update(found)
             table.update({m.kernel.name: m.kernel for m in members if m.kernel.name not in found})
-        return _launched(program, merged, table) if merged else program
+        return relaunch(program, merged, tuple(table.values())) if merged else program
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +75,7 @@ class _Member:
     literals: tuple[Const, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Merged:
-    """What a kernel became: another one, with these as its last arguments."""
-
-    kernel: str
-    given: tuple[Const, ...]
-
-
-def _merge(members: Sequence[_Member], table: dict[str, Kernel], most: int) -> dict[str, _Merged]:
+def _merge(members: Sequence[_Member], table: dict[str, Kernel], most: int) -> dict[str, Relaunched]:
     """The kernel of a group, added to `table`; nothing when it would have too many arguments."""
     columns = [tuple(map(_bits, column)) for column in zip(*(m.literals for m in members), strict=True)]
     places: dict[tuple[Bits, ...], int] = {}  # the first of each column that varies
@@ -95,7 +87,11 @@ def _merge(members: Sequence[_Member], table: dict[str, Kernel], most: int) -> d
     first = members[0]
     kernel = _with_arguments(first.kernel, [places.get(column) for column in columns], first.literals)
     name = add_kernel(table, kernel.cascade, kernel.outer).name
-    return {m.kernel.name: _Merged(name, tuple(m.literals[n] for n in places.values())) for m in members}
+
+    def given(m: _Member) -> tuple[tuple[str, DType, Data], ...]:
+        return tuple(("literal", m.literals[n].dtype, _stored(m.literals[n])) for n in places.values())
+
+    return {m.kernel.name: Relaunched(name, given(m)) for m in members}
 
 
 def _with_arguments(kernel: Kernel, places: Sequence[int | None], literals: Sequence[Const]) -> Kernel:
@@ -118,34 +114,10 @@ def _with_arguments(kernel: Kernel, places: Sequence[int | None], literals: Sequ
     return replace(kernel, cascade=replace(cascade, name="", params=tuple(params), steps=_map_literals(cascade.steps, read)))
 
 
-def _launched(program: Program, merged: dict[str, _Merged], table: dict[str, Kernel]) -> Program:
-    """The program with launches of the kernels of `table`, and the constants that they are given."""
-    names = Names(program)
-    known: dict[Bits, str] = {}
-    consts, data = list(program.consts), dict(program.data)
-
-    def constant(literal: Const) -> str:
-        key = _bits(literal)
-        if key not in known:
-            known[key] = names.fresh("literal")
-            consts.append(Param(known[key], TensorType(literal.dtype, ())))
-            data[known[key]] = _stored(literal)
-        return known[key]
-
-    def launch(stmt: Stmt) -> Stmt:
-        if not isinstance(stmt, Launch) or stmt.kernel not in merged:
-            return stmt
-        to = merged[stmt.kernel]
-        return replace(stmt, kernel=to.kernel, args=(*stmt.args, *map(constant, to.given)))
-
-    changed = map_regions(program, lambda region: Region(tuple(map(launch, region.body)), region.yields))
-    return replace(changed, consts=tuple(consts), data=data, kernels=tuple(table.values()))
-
-
 # --- literals --------------------------------------------------------------------------------------------------------
 
 
-def _stored(literal: Const) -> np.ndarray[Any, Any]:
+def _stored(literal: Const) -> Data:
     """The literal as an array of rank 0: the number that is computed with."""
     return round_to(np.asarray(literal.value, held(literal.dtype)), literal.dtype)
 
