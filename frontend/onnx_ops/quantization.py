@@ -118,9 +118,8 @@ def dynamic_quantize_linear(c: Ctx) -> Result:
     def step(a: Expr, b: Expr) -> Expr:
         span = apply("sub", apply("max", a, zero_f), apply("min", b, zero_f))
         steps = apply("div", span, const(255.0, F32))
-        return apply(
-            "select", apply("eq", span, zero_f), const(1.0, F32), steps
-        )  # of zeros alone, as onnxruntime has it
+        # 1 of zeros alone, as onnxruntime has it: ONNX's text divides by 0 there
+        return apply("select", apply("eq", span, zero_f), const(1.0, F32), steps)
 
     scale = c.b.map(f"{c.hint}_scale", step, high, low)
 
