@@ -48,7 +48,7 @@ class _Rewriter(ast.NodeTransformer):
         self.hides = bool({"isinstance", "len"} & (given | stored(function.body).keys()))
 
     def visit_Match(self, node: ast.Match) -> ast.AST | list[ast.stmt]:
-        subject = ast.Name(f"matched__{self.count}", ast.Load())
+        subject = ast.Name(f"dlc__matched{self.count}", ast.Load())
         try:
             found = [_asked(case.pattern, subject, _is_tuple(node.subject)) for case in node.cases]
         except _Stays:

@@ -32,7 +32,7 @@ class _Rewriter(ast.NodeTransformer):
         if not isinstance(test, ast.BoolOp) or not any(map(_binds, test.values[1:])):
             return node
         self.count += 1
-        left = f"left__{self.count}"
+        left = f"dlc__left{self.count}"
         if isinstance(test.op, ast.And):
             made = _all_hold(test.values, node.body, left, node.orelse)
         else:

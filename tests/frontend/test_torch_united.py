@@ -335,6 +335,20 @@ def number_beside_an_object(x):
 
 
 @compiled
+def names_of_the_users_own(x):
+    left__1 = matched__1 = 5.0
+    if x.sum() > 0 and (top := x.max()) > 1:
+        x = x * top
+    else:
+        x = x - 1
+    match int(x[0]):
+        case 1:
+            return x * left__1
+        case _:
+            return x * matched__1 + left__1
+
+
+@compiled
 def truth_by_match(x):
     match bool(x.sum() > 0):
         case True:
