@@ -7,8 +7,10 @@ import sysconfig
 import types
 from typing import Any
 
-LEFT_ALONE = frozenset("torch numpy dlc builtins functorch sympy onnx filelock fsspec jinja2 mpmath networkx triton".split())
-"""Packages that are no model's: those that compile one, and what PyTorch itself requires."""
+LEFT_ALONE = frozenset(
+    "torch numpy dlc builtins functorch sympy onnx filelock fsspec jinja2 mpmath networkx triton pytest _pytest pluggy".split()
+)
+"""Packages that are no model's: those that compile one, what PyTorch itself requires, and pytest, which writes itself into `assert`."""
 _STANDARD = sysconfig.get_paths()["stdlib"]
 
 _ON_THE_WAY = frozenset(
@@ -20,6 +22,12 @@ _CALLING = frozenset(f"dlc.frontend.torch_{name}" for name in "calls effects sub
 """What is between rewritten code and a function that it calls."""
 _TELLING = frozenset("logging warnings traceback".split())
 """Who turns values into text for people."""
+
+
+def module_of(thing: Any) -> str:
+    """The name of the module that a class or function is from; of a metaclass it can be a descriptor, for its instances."""
+    name = getattr(thing, "__module__", None)
+    return name if isinstance(name, str) else ""
 
 
 def asking() -> types.CodeType | None:
@@ -48,7 +56,7 @@ def asking_for(frame: types.FrameType | None) -> types.FrameType | None:
 
 def left_alone(function: types.FunctionType) -> bool:
     """Whether a function belongs to PyTorch, NumPy, dlc or the standard library."""
-    module = (function.__module__ or "").partition(".")[0]
+    module = module_of(function).partition(".")[0]
     if module in LEFT_ALONE:
         return True
     file = function.__code__.co_filename

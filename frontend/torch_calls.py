@@ -24,7 +24,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from dlc.frontend import torch_aside, torch_effects, torch_steps
 from dlc.frontend.python_rewrite import NotRewritable, Site, rewrite
-from dlc.frontend.torch_callers import LEFT_ALONE, asking, left_alone
+from dlc.frontend.torch_callers import LEFT_ALONE, asking, left_alone, module_of
 from dlc.frontend.torch_classes import CONTEXT, Classes, calls_back, context_of
 from dlc.frontend.torch_collect import Collected
 from dlc.frontend.torch_errors import EffectOnData, UncapturedDecision
@@ -246,7 +246,7 @@ class Calls(Flow):
         """A builtin function or a builtin object's method."""
         owner = getattr(function, "__self__", None)
         name = function.__name__
-        container = isinstance(owner, (list, dict, set)) or type(owner).__module__ == "collections"
+        container = isinstance(owner, (list, dict, set)) or module_of(type(owner)) == "collections"
         if container and name not in _OF_ATTRIBUTES:
             if name in _CHANGING:
                 if name not in _KEEPING:
@@ -416,10 +416,8 @@ def _default(kind: type) -> torch.dtype:
 
 def _of_torch(function: Any) -> bool:
     owner = getattr(function, "__self__", None)
-    module = getattr(function, "__module__", None) or type(function).__module__ or ""
-    return isinstance(owner, torch.Tensor) or isinstance(function, nn.Module) or module.startswith("torch") or (
-        type(function).__module__ or ""
-    ).startswith("torch")
+    of_torch = module_of(function).startswith("torch") or module_of(type(function)).startswith("torch")
+    return of_torch or isinstance(owner, torch.Tensor) or isinstance(function, nn.Module)
 
 
 # --- builtins --------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from dlc.frontend.python_rewrite import DEAD_NAME, RUNTIME, SITES
-from dlc.frontend.torch_callers import LEFT_ALONE, asking, left_alone
+from dlc.frontend.torch_callers import LEFT_ALONE, asking, left_alone, module_of
 from dlc.frontend.torch_errors import MutatedState, RandomOperator
 from dlc.frontend.torch_heap import MISSING, Cell, Globals
 from dlc.frontend.torch_ticks import Tick, reads_otherwise, tick_of, ticks_of_all
@@ -40,7 +40,6 @@ _PLAIN = (bool, int, float, complex, str, bytes)
 LISTS_OF_MODULES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
 _HOLDERS = frozenset("types.SimpleNamespace argparse.Namespace _thread._local collections queue".split())
 """Classes of the standard library for what users keep, or modules with such classes."""
-
 
 
 class Variable:
@@ -260,7 +259,7 @@ def weight_lists_kept(model: nn.Module) -> Iterator[None]:
 
 def foreign(kind: type) -> bool:
     """Whether a class is PyTorch's, NumPy's, or the standard library's."""
-    root = (kind.__module__ or "").partition(".")[0]
+    root = module_of(kind).partition(".")[0]
     return root in LEFT_ALONE or root in sys.stdlib_module_names
 
 
@@ -343,7 +342,8 @@ class _Walk:
         if tick is not None:
             self.kept.ticking.append(tick)
             self._go_on(tick.holds, name)
-        if not foreign(type(v)) or not _HOLDERS.isdisjoint((type(v).__module__, f"{type(v).__module__}.{type(v).__name__}")):
+        module = module_of(type(v))
+        if not foreign(type(v)) or not _HOLDERS.isdisjoint((module, f"{module}.{type(v).__name__}")):
             self._attributes(v, getattr(v, "__dict__", {}), type(v).__name__)
             self._slots(v)
             self._go_on((type(v),), name)

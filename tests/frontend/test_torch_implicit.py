@@ -19,6 +19,7 @@ from torch import nn
 
 from dlc.errors import DlcError
 from dlc.frontend.torch_export import import_torch
+from dlc.frontend.torch_state import Kept
 from tests.frontend.torch_case import Fn, check, close, run
 
 X, Y = torch.tensor([1.0, 2.0, -0.5]), torch.tensor([-1.0, -2.0, 0.5])
@@ -705,6 +706,42 @@ def test_classes_of_extensions_are_left_alone():
             return x * 2 if x.sum() > 0 else x
 
     import_torch(Holding().eval(), (X,))
+
+
+class OfInstances(type):
+    """As Cython makes them: what it says of a module is a descriptor, for the classes that it makes."""
+
+    __module__ = property(lambda kind: "elsewhere")
+
+
+class Made(metaclass=OfInstances):
+    def scale(self):
+        return 2
+
+
+def test_a_metaclass_need_not_name_its_module():
+    class Holding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.made, self.makes = Made(), OfInstances
+
+        def forward(self, x):
+            return x * self.made.scale() if x.sum() > 0 else x
+
+    check(Holding().eval(), X, others=[(Y,)])
+
+
+def asserting(x):
+    assert x.shape[0] == 3
+    return x
+
+
+def test_what_pytest_writes_into_assertions_is_not_the_models():
+    """Its configuration leads to every test of the run."""
+    model = Fn(asserting)
+    assert any("pytest" in name for name in asserting.__code__.co_names)
+    kept = Kept.of(model)
+    assert not any(type(v).__module__.startswith(("_pytest", "pluggy")) for v, _, _ in kept.spaces)
 
 
 def joined_items(x):
