@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dlc.frontend.torch_collect import Collected, Growing
+from dlc.frontend.torch_appends import Appends
+from dlc.frontend.torch_collect import Collected
 from dlc.frontend.torch_errors import ArmsDiffer, CannotRecordLoop
 from dlc.frontend.torch_flow import Flow, most_of, place_of_site
 from dlc.frontend.torch_grown import Uneven, each, filled, growing, opened, packed, shown, sized
@@ -31,7 +32,6 @@ from dlc.frontend.torch_values import (
     Growth,
     Maybe,
     Partial,
-    Sometimes,
     Unbound,
     alike,
     apart,
@@ -90,11 +90,13 @@ class Body:
         self.left: dict[int, Any] = {}  # the same as the model has left it
         self.frame: Frame | None = None
         self.again: Any = None
-        self.growing: dict[tuple[int, str | None], Growing] = {}
-        self.appended: dict[tuple[int, str | None], list[Any]] = {}
-        self.last: dict[tuple[int, str | None], Any] = {}  # of growing lists that the last step may not append to: whether it does
+        self.lists = Appends(self)
         self.final: set[int] = set()  # leaves: flags of variables that are set only where the loop ends
         self.hopeless: set[int] = set()  # variables that are not set before the loop, and of no single type in it
+
+    def slot_of(self, cell: Cell) -> int:
+        """Where in the state the place is."""
+        return len(self.site.names) + self.cells.index(cell)
 
     def _name(self, slot: int) -> str:
         names = self.site.names
@@ -118,26 +120,27 @@ class Body:
         frame = self.frame = flow.enter()
         index = fresh_like_scalar()
         flow.recorder.placeholder(index, "step")
+        at = Number(int, index, flow)
         values = self._inside()
         self.seen = [shown(flow, v, 1) for v in values]
         count = len(self.site.names)
         for cell, v in zip(self.cells, self.seen[count:], strict=True):
             frame.touch(cell)
-            grown = self.growing.get(cell.key)
-            cell.write(v if grown is None else [grown])
-        item = self.steps.item(Number(int, index, flow)) if self.steps is not None else None
+            self.lists.begin(cell, v, at)
+        item = self.steps.item(at) if self.steps is not None else None
         since = len(flow.lengths)
         catching, self.loop.catching = self.loop.catching, True
         try:
             state = yield from self.loop.do(Round(tuple(self.seen[:count]), body=True, item=item))
             self.again, state = yield from self.loop.again(state, self.steps)
         except ArmsDiffer:
-            if not self._opened(since):
+            if not self._opened(since) and not self.lists.wanted(flow.frames[flow.frames.index(frame) - 1]):
                 raise
             flow.abandon(frame)
             return False
         finally:
             self.loop.catching = catching
+        self.lists.end()
         left = [*state, *(cell.read() for cell in self.cells)]
         if self._grows_otherwise(left):
             flow.abandon(frame)
@@ -153,7 +156,7 @@ class Body:
             self.cells += new
             self.start += [cell.read() for cell in new]
             self.end += [changed[cell.key][2] for cell in new]
-        if self._grows(values[count:]):
+        if self.lists.found(values[count:]):
             return False
         fresh = self._carry_more(values + [self.start[len(values) + n] for n in range(len(new))])
         if fresh or new:
@@ -163,37 +166,6 @@ class Body:
             return False
         flow.frame.born |= frame.born
         return True
-
-    def _grows(self, values: list[Any]) -> bool:
-        """Find lists that a step only appends to; whether there is a new one. What it appends is kept for `emit`."""
-        count, found = len(self.site.names), False
-        for n, cell in enumerate(self.cells):
-            before, after = self.start[count + n], self.end[count + n]
-            if cell.key in self.growing:
-                self.appended[cell.key] = self._surely(cell, after[1:])
-                if after[:1] != [] and after[0] is self.growing[cell.key]:
-                    self.end[count + n] = before
-                continue
-            if not isinstance(before, list) or not isinstance(after, list) or len(after) <= len(before):
-                continue
-            now = values[n] if n < len(values) else before
-            after = before + self._surely(cell, after[len(before) :])
-            if all(a is b for a, b in zip(now, after, strict=False)):
-                reason = "with another length after every step of the loop"
-                self.growing[cell.key] = Growing(self.flow, str(cell), place_of_site(self.site), reason)
-                found = True
-        return found
-
-    def _surely(self, cell: Cell, appended: list[Any]) -> list[Any]:
-        """What a step appends; where it does so unless the loop ends there, as if it always did."""
-        flags = [v.flag for v in appended if isinstance(v, Sometimes)]
-        if not flags or len(flags) < len(appended) or not all(same(f, flags[0]) for f in flags):
-            return appended
-        ends = self.again is False or isinstance(self.again, Number) and follows(self.again, [(flags[0], False)], False)
-        if not ends:
-            return appended
-        self.last[cell.key] = flags[0]
-        return [v.value for v in appended]
 
     def _cleared(self) -> set[int]:
         """The leaves that are flags which no step starts with."""
@@ -529,12 +501,12 @@ class Body:
             starts.append(recorder.node_of(start))
         order = sorted(self.carried, key=list(self.carried).index)
         inputs = [self._input(self.carried[at]) for at in order]
-        lasts = [cell.key for cell in self.cells if cell.key in self.growing and cell.key in self.last]
+        lasts = self.lists.lasts()
         flags = [torch.empty((), dtype=torch.bool) for _ in lasts]
         for key, flag in zip(lasts, flags, strict=True):
             starts.append(recorder.node_of(tensor_of(True, bool)))
             with recorder.opened(region):
-                nexts.append(recorder.node_of(tensor_of(self.last[key], bool)))
+                nexts.append(recorder.node_of(tensor_of(self.lists.last[key], bool)))
                 inputs.append(recorder.placeholder(fresh_like(flag), "state"))
         region.inputs = [region.inputs[0], *inputs]
         region.outputs += nexts
@@ -542,7 +514,7 @@ class Body:
         for at, fake in zip(order, fakes, strict=True):
             flow.loose.note(fake, flow.loose.of(self.carried[at].like))
         ended = dict(zip(lasts, map(fresh_like, flags), strict=True))
-        lists = self._collected(region)
+        lists = self.lists.collected(region)
         steps_done = _fresh_extent(flow) if lists else None
         gathered = [_grown(steps_done, v) for _, values, _ in lists for v in values]
         args = [recorder.node_of(t) for t in (first, limit) if t is not None]
@@ -591,28 +563,6 @@ class Body:
             flow.frame.touch(cell)
             cell.write([*v, filled[cell.key]] if cell.key in filled else v)
         return tuple(after[:names])
-
-    def _collected(self, region: Any) -> list[tuple[Any, list[torch.Tensor], list[type | None]]]:
-        """Of each growing list what a step appends, as results of the body; with their Python types."""
-        found = []
-        for cell in self.cells:
-            if cell.key not in self.growing:
-                continue
-            values, kinds = [], []
-            for v in self.appended[cell.key]:
-                if not isinstance(v, torch.Tensor) and not is_number(v):
-                    what = f"it appends {described(v)} to a list, which is no tensor"
-                    if isinstance(v, Sometimes):
-                        what = "it appends to a list in some steps only"
-                    raise self.flow.refused_at(self.site, CannotRecordLoop, reason=what)
-                kind = None if isinstance(v, torch.Tensor) else v.kind if isinstance(v, Number) else type(v)
-                with self.flow.recorder.opened(region):
-                    value = v if kind is None else tensor_of(v, kind)
-                    region.outputs.append(self.flow.recorder.node_of(value))
-                values.append(value)
-                kinds.append(kind)
-            found.append((cell.key, values, kinds))
-        return found
 
 
 def _widened(grows: tuple[int, int, bool], g: Grown) -> Grown:

@@ -26,7 +26,7 @@ from dlc.frontend import torch_aside, torch_effects, torch_steps
 from dlc.frontend.python_rewrite import NotRewritable, Site, rewrite
 from dlc.frontend.torch_callers import LEFT_ALONE, asking, left_alone, module_of
 from dlc.frontend.torch_classes import CONTEXT, Classes, calls_back, context_of
-from dlc.frontend.torch_collect import Collected
+from dlc.frontend.torch_collect import Collected, Counted, counted, united
 from dlc.frontend.torch_errors import EffectOnData, UncapturedDecision
 from dlc.frontend.torch_flow import Branch, Flow, both
 from dlc.frontend.torch_like_eager import eager_isinstance, eager_type
@@ -445,8 +445,8 @@ def _converted(kind: type) -> Callable[..., Any]:
 
 
 def _length(rt: Calls, v: Any) -> Any:
-    if isinstance(v, list) and any(isinstance(x, (Collected, Sometimes)) for x in v):
-        return sum((_count(x) for x in v), 0)
+    if isinstance(v, list) and any(isinstance(x, (Counted, Sometimes)) for x in v):
+        return counted(v)
     rt.whole(v)
     if isinstance(v, torch_steps.Steps):
         return v.count
@@ -454,13 +454,6 @@ def _length(rt: Calls, v: Any) -> Any:
         return v.shape[0]
     own = rt.classes.method(v, "__len__")
     return len(v) if own is None else rt.call(own, v)
-
-
-def _count(v: Any) -> Any:
-    """How many elements this element of a list is."""
-    if isinstance(v, Elided) and not isinstance(v, (Collected, Sometimes)):
-        v.refuse()
-    return v.count if isinstance(v, Collected) else v.flag if isinstance(v, Sometimes) else 1
 
 
 def _extreme(rt: Calls, name: str, args: Sequence[Any], key: Any, **more: Any) -> Any:
@@ -586,8 +579,9 @@ def _while_loop(rt: Calls, cond_fn: Any, body_fn: Any, carried_inputs: Any, *_: 
 
 def _tensor(rt: Calls, data: Any, *, dtype: Any = None, device: Any = None, **more: Any) -> Any:
     """`torch.tensor` of numbers from data."""
-    if isinstance(data, list) and len(data) == 1 and isinstance(data[0], Collected) and data[0].kinds[0] is not None:
-        return data[0].whole.to(dtype if dtype is not None else _default(data[0].kinds[0]), copy=True)
+    if isinstance(data, list) and any(isinstance(v, Collected) for v in data):
+        whole, kind = united(data)
+        return whole.to(dtype or (whole.dtype if kind is None else _default(kind)), copy=True)
     rt.whole(data)
     if not any(isinstance(v, (Number, torch.SymInt)) for v in leaves(data)):
         return torch.tensor(data, dtype=dtype, device=device, **more)

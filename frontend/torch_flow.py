@@ -22,7 +22,7 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from dlc.errors import DlcError
 from dlc.frontend.python_exits import RETURN
 from dlc.frontend.python_rewrite import Site
-from dlc.frontend.torch_collect import Collected
+from dlc.frontend.torch_collect import Counted
 from dlc.frontend.torch_constant import constant_item
 from dlc.frontend.torch_errors import EffectOnData, SharedObject, UncapturedDecision
 from dlc.frontend.torch_heap import MISSING, Cell, Frame, Globals
@@ -230,7 +230,7 @@ class Flow:
         """The truth of a container, some of whose elements may be there on some paths only."""
         empty: Any = True
         for v in container:
-            if isinstance(v, Collected):
+            if isinstance(v, Counted):
                 there = self.decide(v.count > 0)
             elif isinstance(v, Sometimes):
                 there = self.decide(v.flag)

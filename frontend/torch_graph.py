@@ -7,8 +7,11 @@ from it.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -68,6 +71,14 @@ _AUTOCAST = frozenset(
     " rnn_tanh rnn_relu".split()
 )
 """Operators whose operands autocast converts on the CPU."""
+
+
+@functools.cache
+def _numbers(found: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of a definition's parameters that take known numbers, "" for the others."""
+    _ctx, *parameters = inspect.signature(found).parameters.values()
+    known = takewhile(lambda p: p.kind is p.POSITIONAL_OR_KEYWORD, parameters)
+    return tuple(p.name if p.annotation in ("float", "int", "bool") else "" for p in known)
 
 
 def definition(target: str) -> Callable[..., Any] | None:
@@ -300,9 +311,17 @@ class GraphImporter:
         args, kwargs = self._arguments(target, node)
         if self.autocast and c.target.split(".")[1] in _AUTOCAST:
             args, kwargs = self._lowered(args), {k: self._lowered(v) for k, v in kwargs.items()}
+        self._numbers_are_known(found, args)
         result = found(c, *args, **kwargs)
         self._check(result)
         return result
+
+    def _numbers_are_known(self, found: Callable[..., Any], args: Sequence[Any]) -> None:
+        """Refuse a number from data where the definition takes one that is known."""
+        for name, v in zip(_numbers(found), args, strict=False):
+            if name and isinstance(v, Val):
+                reason = f"'{name}' is a number computed from data; compute with tensors, as in `torch.where(x > 0, x, x * s)`"
+                raise self.ctx.unsupported(reason)
 
     def _item(self, node: fx.Node) -> Any:
         container = self.value(node.args[0])

@@ -8,14 +8,27 @@ import torch
 from torch import nn
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-from dlc.frontend.torch_collect import Collected, one_of, row
+from dlc.frontend.torch_collect import Collected, Counted, Growing, counted, one_of, row, united
 from dlc.frontend.torch_effects import advance_all, alter
 from dlc.frontend.torch_errors import UncapturedDecision
 from dlc.frontend.torch_masks import is_mask
 from dlc.frontend.torch_numbers import Number
 from dlc.frontend.torch_signs import never_negative
 from dlc.frontend.torch_steps import Part
-from dlc.frontend.torch_values import Absent, Choice, Either, absent, alike, described, parts, same, structure
+from dlc.frontend.torch_values import (
+    Absent,
+    Choice,
+    Either,
+    Elided,
+    Sometimes,
+    Unset,
+    absent,
+    alike,
+    described,
+    parts,
+    same,
+    structure,
+)
 
 
 def _position(v: Any) -> bool:
@@ -76,11 +89,8 @@ def read_item(flow: Any, value: Any, key: Any, shared: bool = True) -> Any:
             v.refuse()
     if isinstance(value, torch.Tensor):
         return _read_tensor(flow, value, key, shared)
-    if isinstance(value, list) and value and isinstance(value[-1], Collected) and type(key) is int and key < 0:
-        return value[-1].item(value[-1].count + key)
-    if isinstance(value, list) and value and isinstance(value[-1], Collected) and type(key) is int and key >= len(value) - 1:
-        steps = (value[-1].count - 1).tensor  # not the place alone, which nobody could prove to be inside
-        return value[-1].item(Number(int, torch.clamp(steps, max=key - len(value) + 1), flow))
+    if isinstance(value, list) and type(key) is int and any(isinstance(v, (Counted, Sometimes)) for v in value):
+        return _among(flow, value, key)
     flow.whole(value)
     key = _counted(flow, key)
     if not _from_data(key):
@@ -123,6 +133,42 @@ def _place(flow: Any, keys: list[int], key: Number) -> Number:
     for n, k in enumerate(keys[:-1]):
         at = torch.where(key.tensor == k, torch.scalar_tensor(n, dtype=torch.int64), at)
     return Number(int, at, flow)
+
+
+def _among(flow: Any, items: list[Any], key: int) -> Any:
+    """`items[key]` of a list in which something stands for elements whose number, or being there, is data."""
+    around = items[: key + 1] if key >= 0 else items[key:]
+    if len(items) >= len(around) == (key + 1 if key >= 0 else -key) and not any(isinstance(v, (Elided, Unset)) for v in around):
+        return items[key]  # what comes before it, or after it, is there
+    if not any(isinstance(v, Counted) for v in items):
+        return _present(flow, items, items if key >= 0 else items[::-1], key if key >= 0 else -key - 1)
+    *first, last = items
+    if isinstance(last, Growing) and key == -1:
+        return last.last()
+    if not isinstance(last, Collected) or any(isinstance(v, (Elided, Unset)) for v in first):
+        flow.whole(items)
+    total = counted(items)
+    inside = total > key if key >= 0 else total >= -key
+    at = Number(int, torch.where(inside.tensor, (total * (key < 0) + key).tensor, total.tensor), flow)  # the end is outside
+    if last.kind is not None:
+        whole, kind = united(items)
+        return Number(kind, row(whole, at), flow)
+    if not first:
+        return last.item(at)
+    there = at >= len(first)
+    return flow.choose(there, lambda: last.item(at - len(first)), lambda: choose_item(flow, first, at))
+
+
+def _present(flow: Any, items: list[Any], rest: list[Any], others: int) -> Any:
+    """Of the elements of `rest` that are there the one after so many others."""
+    if not rest or not isinstance(rest[0], Sometimes) and isinstance(rest[0], (Elided, Unset)):
+        flow.whole(items)
+    first, rest = rest[0], rest[1:]
+
+    def there() -> Any:
+        return _present(flow, items, rest, others - 1) if others else first.value if isinstance(first, Sometimes) else first
+
+    return flow.choose(first.flag, there, lambda: _present(flow, items, rest, others)) if isinstance(first, Sometimes) else there()
 
 
 def choose_item(flow: Any, items: list[Any], at: Number) -> Any:

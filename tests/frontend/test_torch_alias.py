@@ -90,7 +90,7 @@ def _followed(model: nn.Module) -> int:
     return len(aliases(AsExported(capture(model, INPUTS[0])).graph.nodes).reached)
 
 
-@pytest.mark.parametrize("first", range(0, 80, 20))
+@pytest.mark.parametrize("first", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (20, 40, 60))])
 def test_every_name_of_a_written_memory_shows_the_write(first, tmp_path):
     followed = [holds(seed, tmp_path) for seed in range(first, first + 20)]
     assert sum(followed) >= 8  # else the programs are about something else

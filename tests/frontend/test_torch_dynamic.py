@@ -423,7 +423,7 @@ def lengths_differ(x):
     outs = [x]
     if x.sum() < 0:
         outs.append(x * 2)
-    return outs[-1]  # here
+    return outs[1]  # here
 
 
 @refused("DLC0223", "'x' does not grow by as much in every step")
