@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 # Two workers on two cores: each keeps its libraries to one thread, else they fight and time out.
 TEST_WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
-PYTEST := $(ONE_THREAD) $(BIN)/pytest -n $(TEST_WORKERS) --dist=worksteal
+PYTEST := $(ONE_THREAD) $(BIN)/pytest -n $(TEST_WORKERS) --dist=load
 # A sampled test takes seconds; one that never ends, in compiled code too, is to be named, not to hold up the rest.
 HANGS := --timeout=600 --timeout-method=thread
 # A log wants the outcome, a terminal also the way there.

@@ -262,7 +262,6 @@ def _floordiv(a: IntExpr, b: IntExpr) -> IntExpr:
     quotient, rest = _split_multiples(a, b)
     if not rest.terms:
         return quotient
-    divisor = b
     if b.const is not None and rest.const is not None:  # what is left of a constant, whatever the divisor's sign
         return quotient + rest.const // b.const
     if b.const is not None and b.const > 0:
@@ -271,8 +270,10 @@ def _floordiv(a: IntExpr, b: IntExpr) -> IntExpr:
             return quotient + _floordiv(inner.num, inner.den * b)
         if isinstance(inner, Mod) and inner.den.const is not None and 0 < inner.den.const <= b.const:
             return quotient
-        rest, divisor = _cancel_common(rest, b.const)
-    return quotient + IntExpr((((FloorDiv(rest, divisor),), 1),))
+        smaller, divisor = _cancel_common(rest, b.const)
+        if divisor != b:
+            return quotient + _floordiv(smaller, divisor)
+    return quotient + IntExpr((((FloorDiv(rest, b),), 1),))
 
 
 def _cancel_common(rest: IntExpr, den: int) -> tuple[IntExpr, IntExpr]:

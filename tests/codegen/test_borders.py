@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dlc.codegen.target import AVX512, Target
+from dlc.codegen.target import AVX512, BASELINE, Target
 from dlc.ir.einsum import flat
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -66,7 +66,9 @@ def bordered(ran: Ran, count: int = 1) -> list[str]:
 
 @targets
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_every_border(shape: tuple[Any, ...], target: Target) -> None:
+def test_every_border(shape: tuple[Any, ...], target: Target, everything: bool) -> None:
+    if target is BASELINE and shape not in SHAPES[:3] and not everything:
+        pytest.skip("slow: the other shapes without vectors of eight run with --all")
     text, sizes = convolution(shape)
     bordered(check(text, sizes, target=target))
     check(text, {"b": 0}, target=target, interpret=False)

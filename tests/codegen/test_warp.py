@@ -72,7 +72,7 @@ def test_other_strategies_give_the_same_bits(name: str) -> None:
         compare(program)
 
 
-@pytest.mark.parametrize("number", range(0, 180, 20))
+@pytest.mark.parametrize("number", [0, 40, 100, *(pytest.param(n, marks=pytest.mark.slow) for n in (20, 60, 80, 120, 140, 160))])
 def test_layers_of_packed_codes_give_the_same_bits(number: int) -> None:
     layer = case(number)
     for program in tiles(replace(layer, terms=min(layer.terms, 70), columns=min(layer.columns, 40)).program()):

@@ -14,7 +14,7 @@ from tests.fuzz.dynamic_run import DYNAMIC, alike, check, runs
 from tests.fuzz.dynamic_shrink import shrink
 from tests.fuzz.run import Result, run, summary
 
-SAMPLE, WHOLE = 60, 10_000
+SAMPLE, WHOLE = 40, 10_000
 MOST_REFUSED, LEAST_BOTH, MOST_OPEN = 0.05, 0.8, 0.02
 CONSTRUCTS = (
     "if:1", "if:2", "if:3", "nested", "while", "for:static", "for:dynamic", "for:tensor", "for:layers", "for:list", "break", "continue",

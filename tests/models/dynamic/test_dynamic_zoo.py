@@ -68,7 +68,7 @@ def test_compiled_decides_as_eager(name: str, everything: bool) -> None:
             print(found)
             assert found.ok(tolerance_of(route)), str(found)
     else:
-        found = judge(entry, ROUTES["dlc"](entry), "dlc", 15)
+        found = judge(entry, ROUTES["dlc"](entry), "dlc", 8)
         print(found)
         assert found.ok(tolerance_of("dlc")), str(found)
 
