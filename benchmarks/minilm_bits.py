@@ -23,6 +23,7 @@ import numpy as np
 from benchmarks.markdown import table
 from benchmarks.measure import revision, say
 from benchmarks.plots import COLOURS, PLAIN, WIDTH, document, line, text
+from dlc.contest import machine
 
 RESULTS = Path(__file__).resolve().parent / "results" / "minilm-bits.json"
 SENTENCES, CALIBRATION, BATCH, SEED = 1000, 64, 50, 0
@@ -158,15 +159,23 @@ def measure(seconds: float | None) -> dict[str, Any]:
             )
             say(f"{name}: {rows[-1]}")
             write(facts(rows))
-    if seconds is not None:
-        add_times(rows, loaded, tokenizer, texts, seconds)
-    return facts(rows)
+    if seconds is None:
+        return facts(rows)
+    say("times")
+    return {**facts(rows), "tokens": add_times(rows, loaded, tokenizer, texts, seconds)}
 
 
 def facts(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The results with what they were measured on."""
     now = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
-    return {"rows": rows, "sentences": SENTENCES, "group": GROUP, "revision": revision(), "date": now}
+    return {
+        "rows": rows,
+        "sentences": SENTENCES,
+        "group": GROUP,
+        "revision": revision(),
+        "date": now,
+        "machine": machine(),
+    }
 
 
 def plan(calls: Sequence[Any]) -> Iterator[tuple[str, Any]]:
@@ -182,8 +191,8 @@ def plan(calls: Sequence[Any]) -> Iterator[tuple[str, Any]]:
 
 def add_times(
     rows: list[dict[str, Any]], loaded: Mapping[str, Any], tokenizer: Any, texts: Sequence[str], seconds: float
-) -> None:
-    """The median milliseconds of one sentence at a time, all variants in turn."""
+) -> int:
+    """The median milliseconds of one sentence at a time, all variants in turn; how many tokens it has."""
     from dlc.commands.bench import measure as take
 
     encoded = tokenizer.encode_batch([texts[0]])
@@ -191,6 +200,7 @@ def add_times(
     times = take({name: partial(e, *inputs) for name, e in loaded.items()}, 0.2, seconds, 20)
     for row in rows:
         row["milliseconds"] = 1e3 * statistics.median(times[row["name"]])
+    return len(encoded[0].ids)
 
 
 # --- page and plot ---------------------------------------------------------------------------------------------------
@@ -217,11 +227,13 @@ def page(result: Mapping[str, Any]) -> str:
             *(f"{c[k]:.4f}" for k in ("mean", "p05", "least")),
         ]
         rows.append([*shown, *([f"{r.get('milliseconds', 0):.2f}"] if timed else [])])
+    times = f"Times are of one sentence of {result['tokens']} tokens, all variants in turn." if timed else "Latency was not measured."
     return f"""# all-MiniLM-L6-v2 in fewer bits
 
 Written by `python -m benchmarks.minilm_bits`. Linear layers and embedding tables in groups of
 {result["group"]} with f16 scales; cosine of the embeddings of {result["sentences"]} generated sentences with those of the f32 model.
-GPTQ is calibrated on {CALIBRATION} further sentences of the same generator. Revision {result["revision"][:10]}, {result["date"]} UTC.
+GPTQ is calibrated on {CALIBRATION} further sentences of the same generator. Revision {result["revision"][:10]}, {result["date"]} UTC,
+{result["machine"]["cores"]} threads of {result["machine"]["cpu"]}. {times}
 
 {table(head, rows)}
 
@@ -230,42 +242,43 @@ GPTQ is calibrated on {CALIBRATION} further sentences of the same generator. Rev
 
 
 def plot(result: Mapping[str, Any]) -> str:
-    """Mean cosine (and the lowest 5 %) over the size of the file."""
-    left, right, top, bottom = 70, WIDTH - 40, 50, 420
+    """Mean cosine (and the lowest 5 %) over the size of the file and, where it was measured, over the time of a sentence."""
     rows = [r for r in result["rows"] if r["name"] != "f32"]
     if not rows:
         return document([text(10, 24, "nothing quantised", 15)], 40)
-    sizes = [r["bytes"] / 1e6 for r in rows]
+    parts = [text(10, 24, "Cosine with the f32 model's embeddings; bars reach down to the lowest 5 %", 15)]
+    parts += panel(rows, [r["bytes"] / 1e6 for r in rows], "MB of the file", 50)
+    timed = all("milliseconds" in r for r in rows)
+    if timed:
+        parts += panel(rows, [r["milliseconds"] for r in rows], "ms per sentence", 520)
+    return document(parts, 960 if timed else 490)
+
+
+def panel(rows: Sequence[Mapping[str, Any]], values: Sequence[float], label: str, top: int) -> list[str]:
+    """One curve per variant of the cosines over `values`."""
+    left, right, bottom = 70, WIDTH - 40, top + 370
     low = min(r["cosine"]["p05"] for r in rows) - 0.01
-    span = (min(sizes) * 0.95, max(sizes) * 1.05)
+    least, most = min(values) * 0.95, max(values) * 1.05
 
-    def at(size: float, cosine: float) -> tuple[float, float]:
-        return (
-            left + (size - span[0]) / (span[1] - span[0]) * (right - left),
-            bottom - (cosine - low) / (1 - low) * (bottom - top),
-        )
+    def at(value: float, cosine: float) -> tuple[float, float]:
+        return left + (value - least) / (most - least) * (right - left), bottom - (cosine - low) / (1 - low) * (bottom - top)
 
-    parts = [
-        text(
-            10, 24, "Cosine with the f32 model's embeddings over MB of the file; bars reach down to the lowest 5 %", 15
-        )
-    ]
-    parts += [line(left, bottom, right, bottom, PLAIN), line(left, top, left, bottom, PLAIN)]
-    parts += [text(left - 6, at(0, v)[1] + 4, f"{v:.3f}", 11, "end") for v in np.linspace(low, 1, 6)]
+    parts = [line(left, bottom, right, bottom, PLAIN), line(left, top, left, bottom, PLAIN), text(right, top, label, 12, "end")]
+    parts += [text(left - 6, at(least, v)[1] + 4, f"{v:.3f}", 11, "end") for v in np.linspace(low, 1, 6)]
     for k, variant in enumerate(VARIANTS):
         colour = COLOURS[k]
-        mine = [r for r in rows if r["name"].startswith(variant.name)]
-        points = [at(r["bytes"] / 1e6, r["cosine"]["mean"]) for r in mine]
+        mine = [(r, v) for r, v in zip(rows, values, strict=True) if r["name"].startswith(variant.name)]
+        points = [at(v, r["cosine"]["mean"]) for r, v in mine]
         parts += [line(*a, *b, colour, 2) for a, b in zip(points, points[1:], strict=False)]
-        for r, (x, y) in zip(mine, points, strict=True):
+        for (r, v), (x, y) in zip(mine, points, strict=True):
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>')
-            parts.append(line(x, y, x, at(0, r["cosine"]["p05"])[1], colour))
-            parts.append(text(x, bottom + 16 + 14 * k, f"{r['bytes'] / 1e6:.1f}", 10, "middle"))
+            parts.append(line(x, y, x, at(v, r["cosine"]["p05"])[1], colour))
+            parts.append(text(x, bottom + 16 + 14 * k, f"{v:.1f}", 10, "middle"))
         parts += [
             text(right - 200, bottom - 60 + 18 * k, variant.name, 12),
             line(right - 230, bottom - 64 + 18 * k, right - 206, bottom - 64 + 18 * k, colour, 3),
         ]
-    return document(parts, bottom + 70)
+    return parts
 
 
 def write(result: Mapping[str, Any]) -> None:

@@ -457,7 +457,10 @@ def ratio_to_best(rows: Sequence[Mapping[str, Any]], name: str = "dlc") -> tuple
 def machine() -> dict[str, Any]:
     """What the numbers hold for."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    facts = dict(reversed([[part.strip() for part in line.split(":", 1)] for line in lines if ":" in line]))
+    model = facts.get("model name", "unknown")
+    if "cpu family" in facts:  # a virtual machine's name for its processor tells no generation
+        model += f" (family {facts['cpu family']}, model {facts['model']})"
     found = {}
     for package in ("dlc", "numpy", "torch", "onnx", "onnxruntime", "openvino", "transformers", "iree-base-compiler", "apache-tvm"):
         try:
