@@ -1,4 +1,4 @@
-"""Names bound on the right of `and` and `or` in the condition of an `if`: the operands become conditions of their own.
+"""Names bound on the right of `and` and `or` in the condition of an `if` or `while`: the operands become conditions of their own.
 
     if a and (m := b): body            ->    if a:
                                                  if (m := b): body
@@ -7,12 +7,17 @@
     else: other                              if not a:
                                                  if not (m := b): left = False; other
                                              if left: body
+
+    while a and (m := b): body         ->    while True:
+                                                 if a and (m := b): body         (as above)
+                                                 else: break
 """
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
+from typing import TypeGuard
 
 
 def without_walrus_on_the_right(function: ast.FunctionDef) -> ast.FunctionDef:
@@ -26,10 +31,16 @@ class _Rewriter(ast.NodeTransformer):
     def __init__(self) -> None:
         self.count = 0
 
+    def visit_While(self, node: ast.While) -> ast.AST:
+        if _apart(node.test) and not node.orelse:
+            step = ast.copy_location(ast.If(node.test, node.body, [ast.Break()]), node.test)
+            node.test, node.body = ast.copy_location(ast.Constant(True), node.test), [ast.fix_missing_locations(step)]
+        return self.generic_visit(node)
+
     def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
         self.generic_visit(node)
         test = node.test
-        if not isinstance(test, ast.BoolOp) or not any(map(_binds, test.values[1:])):
+        if not _apart(test):
             return node
         self.count += 1
         left = f"dlc__left{self.count}"
@@ -39,6 +50,11 @@ class _Rewriter(ast.NodeTransformer):
             denied: list[ast.expr] = [ast.copy_location(ast.UnaryOp(ast.Not(), t), t) for t in test.values]
             made = _all_hold(denied, node.orelse, left, node.body)
         return [ast.fix_missing_locations(ast.copy_location(s, node)) for s in made]
+
+
+def _apart(test: ast.expr) -> TypeGuard[ast.BoolOp]:
+    """Whether a condition binds a name in what is computed on one path only."""
+    return isinstance(test, ast.BoolOp) and any(map(_binds, test.values[1:]))
 
 
 def _binds(e: ast.expr) -> bool:

@@ -40,6 +40,8 @@ LONG = 16
 """A loop over a known range of at least this length is recorded, if it can be, when it decides on data inside."""
 _MOST_PASSES = 24
 _MOST_UNROLLED = 4096
+_MOST_OPEN = 64
+"""So many decisions to go on, each inside the one before, are recorded of a `while` whose steps nothing bounds."""
 
 
 class Loop:
@@ -243,7 +245,7 @@ class Loop:
             else:
                 state = yield from self.do(Round(state, body=True, item=item))
             at += 1
-            if at > _MOST_UNROLLED:
+            if at > _MOST_UNROLLED or steps is None and len(opened) > _MOST_OPEN:
                 raise reason or self._refused("it has too many steps to be unrolled")
         if self.site.followed and all(c.site.returns[0] for c in opened):
             self.open, opened = opened, []

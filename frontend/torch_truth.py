@@ -32,14 +32,15 @@ class _Cases:
         if self.left < 0:
             return False
         split: Number | None = None
+        truth = Reduction(given)
         for fact, value in facts:
-            found = reduced(fact, given)
+            found = truth.of(fact)
             if isinstance(found, bool):
                 if found is not value:
                     return True  # there is no such case
             else:
                 split = found
-        found = reduced(goal, given)
+        found = truth.of(goal)
         if found is self.value:
             return True
         if isinstance(found, Number):
@@ -49,28 +50,36 @@ class _Cases:
         return all(self.hold(goal, facts, {**given, id(split.tensor): value}) for value in (True, False))
 
 
-def reduced(e: Truth, given: Mapping[int, bool]) -> Truth:
-    """The truth of `e` where the atoms of `given` are known: a bool, or an atom that it depends on."""
-    if not isinstance(e, Number):
-        return bool(e)
-    known = given.get(id(e.tensor))
-    if known is not None:
-        return known
-    match e.origin:
-        case ("not", a):
-            found = reduced(a, given)
-            return not found if isinstance(found, bool) else found
-        case ("and", a, b):
-            return _chosen(a, b, False, given)
-        case ("if", c, a, b):
-            return _chosen(c, a, b, given)
-    return e
+class Reduction:
+    """Conditions where some atoms are known. Those that many others are made of are looked at once."""
 
+    def __init__(self, given: Mapping[int, bool]) -> None:
+        self._found: dict[int, Truth] = dict(given)
 
-def _chosen(test: Truth, then: Truth, orelse: Truth, given: Mapping[int, bool]) -> Truth:
-    """`then if test else orelse`."""
-    found = reduced(test, given)
-    if isinstance(found, bool):
-        return reduced(then if found else orelse, given)
-    a, b = reduced(then, given), reduced(orelse, given)
-    return a if isinstance(a, bool) and a is b else found
+    def of(self, e: Truth) -> Truth:
+        """The truth of `e`: a bool, or an atom that it depends on."""
+        if not isinstance(e, Number):
+            return bool(e)
+        found = self._found.get(id(e.tensor))
+        if found is None:
+            found = self._found[id(e.tensor)] = self._made(e)
+        return found
+
+    def _made(self, e: Number) -> Truth:
+        match e.origin:
+            case ("not", a):
+                found = self.of(a)
+                return not found if isinstance(found, bool) else found
+            case ("and", a, b):
+                return self._chosen(a, b, False)
+            case ("if", c, a, b):
+                return self._chosen(c, a, b)
+        return e
+
+    def _chosen(self, test: Truth, then: Truth, orelse: Truth) -> Truth:
+        """`then if test else orelse`."""
+        found = self.of(test)
+        if isinstance(found, bool):
+            return self.of(then if found else orelse)
+        a, b = self.of(then), self.of(orelse)
+        return a if isinstance(a, bool) and a is b else found

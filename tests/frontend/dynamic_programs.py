@@ -2314,3 +2314,27 @@ def name_bound_on_the_right_of_or(x):
     if x.sum() > 4 or (top := x.max()) > 1:
         return x * 2
     return x * top
+
+
+@case(*XS)
+def name_bound_on_the_right_in_a_while(x):
+    n = 0
+    while x.sum() > 0 and n < 9 and (top := x.max()) > 0.1:
+        n += 1
+        x = x - 0.3 * top
+        if n == 2:
+            continue
+        x = x - 0.01
+        if x.min() < -3:
+            break
+    return x, torch.tensor(n)
+
+
+@case(*XS)
+def name_bound_on_the_right_of_or_in_a_while(x):
+    n, token, tokens = 0, 0, [0]
+    while n < 2 or (token := int(x.argmax())) != 2 and len(tokens) < 6:
+        n += 1
+        tokens.append(token)
+        x = x * 0.9 + torch.tensor([0.0, 0.1, 0.2])
+    return x, torch.tensor(n)

@@ -221,3 +221,19 @@ def test_what_is_not_followed_is_refused(program):
     with pytest.raises(DlcError) as caught:
         import_torch(Fn(program).eval(), (XS[0],))
     assert caught.value.code == "DLC0221"
+
+
+def unbounded(x):
+    n, token = 0, None
+    while n < 2 or (token := int(x.argmax())) != 2:
+        n += 1
+        if n > 2:
+            x = x * token
+        x = x * 0.9 + torch.tensor([0.0, 0.1, 0.2])
+    return x
+
+
+def test_a_loop_that_nothing_bounds_is_not_unrolled_for_ever():
+    with pytest.raises(DlcError) as caught:
+        import_torch(Fn(unbounded).eval(), (XS[0],))
+    assert caught.value.code in ("DLC0221", "DLC0222", "DLC0223")

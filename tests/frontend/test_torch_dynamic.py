@@ -616,7 +616,8 @@ def type_on_one_path(x):
 
 @refused("DLC0220", "bind it before")
 def bound_on_one_path(x):
-    while x.sum() > 0 and (m := x.max()) > 1:  # here
+    m = x.max()
+    while (x.sum() > 0 and (m := x.max()) > 1) != (m > 9):  # here
         x = x - m
     return x
 
