@@ -447,8 +447,8 @@ def _in_bf16(numbers: np.ndarray[Any, Any]) -> bool:
 
 
 def _most_words(vector_bits: int) -> int:
-    """Entries of a table of f32 that few permutes look up."""
-    return {512: 32, 256: 16}.get(vector_bits, 8)
+    """Entries of a table of f32 that one permute looks up; 16 by AVX2 are two and a choice, which take longer than converting integers."""
+    return {512: 32}.get(vector_bits, 8)
 
 
 __all__ = ["find_coded", "lower_coded"]

@@ -60,6 +60,15 @@ def test_every_width(bits: int, target: Target) -> None:
         np.testing.assert_array_equal(results[0][name], results[1][name], name)
 
 
+@pytest.mark.parametrize("target", [AVX512, AVX2], ids=str)
+@pytest.mark.parametrize("bits", [3, 5, 6, 7])
+def test_bytes_are_not_moved_one_by_one(bits: int, target: Target) -> None:
+    """Of the widths that no byte holds whole; the others are taken apart by masks and shifts."""
+    tile = program(target.vector_bits // 8, bits, (0,) * (1 << bits))
+    asm = compile_mlir(lower(tile, target), target, want_asm=True).asm or ""
+    assert "pshufb" in asm and "pinsrb" not in asm
+
+
 @levels
 def test_a_table_of_256(target: Target) -> None:
     """Every byte as an index."""
