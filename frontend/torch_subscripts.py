@@ -147,6 +147,7 @@ def _among(flow: Any, items: list[Any], key: int) -> Any:
         return last.last()
     if not isinstance(last, Collected) or any(isinstance(v, (Elided, Unset)) for v in first):
         flow.whole(items)
+    flow.may_raise(IndexError)
     total = counted(items)
     inside = total > key if key >= 0 else total >= -key
     at = Number(int, torch.where(inside.tensor, (total * (key < 0) + key).tensor, total.tensor), flow)  # the end is outside
