@@ -250,12 +250,12 @@ def counted_up(x):
 
 
 def taken_apart(x):
-    *rest, last = counted_up(x)
+    *rest, _last = counted_up(x)
     return len(rest)
 
 
 def taken_apart_inside(x):
-    _, (*rest, last) = 1, counted_up(x)
+    _, (*rest, _last) = 1, counted_up(x)
     return len(rest)
 
 
