@@ -47,6 +47,7 @@ from dlc.frontend.python_syntax import (
     rt,
     state,
     store,
+    taken_apart,
     unpack,
 )
 from dlc.frontend.python_walrus import without_walrus_on_the_right
@@ -381,7 +382,7 @@ class _Function(ast.NodeTransformer):
         if any(isinstance(t, (ast.Tuple, ast.List)) for t in targets) and not isinstance(value, (ast.Tuple, ast.List)):
             value = rt("spread", value)
         if all(plain_target(t) for t in targets):
-            return [ast.Assign(list(targets), value)]
+            return [ast.Assign(list(targets), taken_apart(targets, value))]
         name = self.fresh("v")
         made = [store(name, value)]
         for t in targets:
@@ -403,12 +404,12 @@ class _Function(ast.NodeTransformer):
                     else ast.Name(n, ast.Store())
                     for n, e in zip(names, target.elts, strict=True)
                 ]
-                made: list[ast.stmt] = [ast.Assign([ast.Tuple(parts, ast.Store())], value)]
+                made: list[ast.stmt] = [ast.Assign([ast.Tuple(parts, ast.Store())], taken_apart([ast.Tuple(parts)], value))]
                 for n, e in zip(names, target.elts, strict=True):
                     made += self.assign(e.value if isinstance(e, ast.Starred) else e, load(n))
                 return made
             case _:
-                return [ast.Assign([target], value)]
+                return [ast.Assign([target], taken_apart([target], value))]
 
     def visit_AugAssign(self, node: ast.AugAssign) -> ast.stmt:
         op = ast.Constant(OPERATORS[type(node.op)])

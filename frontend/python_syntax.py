@@ -78,6 +78,27 @@ def plain_target(t: ast.expr) -> bool:
     return not any(isinstance(n, (ast.Attribute, ast.Subscript)) for n in ast.walk(t))
 
 
+def taken_apart(targets: Sequence[ast.expr], value: ast.expr) -> ast.expr:
+    """The value of an assignment, of which the targets may take the elements."""
+    known = isinstance(value, (ast.Tuple, ast.List)) and not any(isinstance(e, ast.Starred) for e in value.elts)
+    for t in targets:
+        if isinstance(t, (ast.Tuple, ast.List)) and not (known and all(_is_name(e) for e in t.elts)):
+            value = rt("taken_apart", value, _shape(t))
+    return value
+
+
+def _is_name(target: ast.expr) -> bool:
+    return isinstance(target, ast.Name) or isinstance(target, ast.Starred) and isinstance(target.value, ast.Name)
+
+
+def _shape(target: ast.expr) -> ast.expr:
+    match target:
+        case ast.Tuple(elements) | ast.List(elements):
+            return ast.Tuple([_shape(e) for e in elements], ast.Load())
+        case _:
+            return ast.Constant("*" if isinstance(target, ast.Starred) else None)
+
+
 def fill_locations(made: ast.AST, origin: ast.AST) -> None:
     """Every new node without a place gets that of the nearest one around it that has one."""
     where = {

@@ -20,6 +20,7 @@ from dlc.frontend.torch_grown import Uneven, each, filled, growing, opened, pack
 from dlc.frontend.torch_heap import MISSING, Cell, Frame
 from dlc.frontend.torch_loose import as_tensor, tensor_like
 from dlc.frontend.torch_numbers import Number, is_number, tensor_of
+from dlc.frontend.torch_objects import changeable
 from dlc.frontend.torch_recorder import LoopRecord, fresh_like, repeat
 from dlc.frontend.torch_steps import Steps
 from dlc.frontend.torch_trips import Counter, Size, most_steps
@@ -164,8 +165,18 @@ class Body:
             return False
         if self._sized():
             return False
+        self._refuse_exchanged()
         flow.frame.born |= frame.born
         return True
+
+    def _refuse_exchanged(self) -> None:
+        """Refuse an object in the place of another one after a step, if steps change one of them in place: which one is not followed."""
+        changed = {cell.key[0] for cell in self.cells}
+        for slot, before in enumerate(self.seen):
+            for one, other in _exchanged(before, self.left[slot]):
+                if not changed.isdisjoint((id(one), id(other))):
+                    reason = f"'{self._name(slot)}' is another {type(other).__name__} after a step, and one of the two is changed in place"
+                    raise self.flow.refused_at(self.site, CannotRecordLoop, reason=reason)
 
     def _cleared(self) -> set[int]:
         """The leaves that are flags which no step starts with."""
@@ -625,6 +636,17 @@ def _tensors(v: Any) -> list[Any]:
     """The leaves of nested containers, a growing tensor being one."""
     found = None if isinstance(v, Grown) else parts(v)
     return [v] if found is None else [x for item in found[0] for x in _tensors(item)]
+
+
+def _exchanged(before: Any, after: Any) -> Iterator[tuple[Any, Any]]:
+    """The objects that can be changed and are others after a step than before it."""
+    held, left = parts(before), parts(after)
+    if before is after or held is None or left is None:
+        return
+    if changeable(before) and changeable(after):
+        yield before, after
+    for p, q in zip(held[0], left[0], strict=False):
+        yield from _exchanged(p, q)
 
 
 def _unsized(v: Any) -> bool:

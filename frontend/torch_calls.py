@@ -44,6 +44,7 @@ from dlc.frontend.torch_values import (
     Sometimes,
     Unset,
     absent,
+    alike,
     joined_kind,
     leaves,
     mapped,
@@ -529,7 +530,9 @@ def _sum(rt: Calls, over: Any, start: Any = 0) -> Any:
         if isinstance(v, Sometimes):
             total = rt.choose(v.flag, partial(operator.add, total, v.value), partial(_itself, total))
         elif isinstance(v, Collected):
-            total = total + v.total()
+            before, total = total, total + v.total()
+            if isinstance(before, torch.Tensor) and alike(before, total) is not None:
+                v.refuse()  # without a step it is as before
         else:
             total = total + v
     return total
@@ -606,6 +609,8 @@ def _joined(function: Any) -> Callable[..., Any]:
     def join(rt: Calls, tensors: Any, dim: int = 0, **more: Any) -> Any:
         if isinstance(tensors, (list, tuple)) and any(isinstance(v, Collected) for v in tensors):
             parts = [v.joined(function, dim) if isinstance(v, Collected) else function([v], dim) for v in tensors]
+            if len({p.dtype for p in parts}) > 1:
+                next(v for v in tensors if isinstance(v, Collected)).refuse()  # without a step there is another type
             return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
         if isinstance(tensors, (list, tuple)) and any(isinstance(v, Sometimes) for v in tensors):
             return _present(tensors, dim, function is torch.stack)

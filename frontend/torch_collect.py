@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dlc.frontend.torch_numbers import Number, is_number, kind_of, tensor_of
-from dlc.frontend.torch_values import Elided, Sometimes
+from dlc.frontend.torch_values import Elided, Sometimes, alike
 
 
 def row(x: torch.Tensor, i: Number) -> torch.Tensor:
@@ -110,14 +110,17 @@ class Collected(Counted):
     @property
     def whole(self) -> torch.Tensor:
         """All elements along a new leading dimension."""
+        first: torch.Tensor = self.parts[0]
         if len(self.parts) == 1:
-            first: torch.Tensor = self.parts[0]
             return first
+        if None in self.kinds and any(alike(first, p) is not None for p in self.parts):
+            self.refuse()
         return torch.stack(self.parts, dim=1).flatten(0, 1)
 
     def total(self) -> Any:
         """The sum of all elements."""
-        value = self.whole.sum(0)
+        whole = self.whole
+        value = whole.sum(0, dtype=None if whole.dtype == torch.bool else whole.dtype)
         kind = None if None in self.kinds else float if float in self.kinds else int
         return value if kind is None else Number(kind, value, self.owner)
 
@@ -158,4 +161,6 @@ def united(items: Sequence[Any]) -> tuple[torch.Tensor, type | None]:
         next(v for v in items if isinstance(v, Elided)).refuse()
     kind = kinds.pop()
     rows = [v.whole if isinstance(v, Collected) else (v if kind is None else tensor_of(v, kind)).unsqueeze(0) for v in items]
+    if len({r.dtype for r in rows}) > 1:
+        next(v for v in items if isinstance(v, Elided)).refuse()  # without a step there is another type
     return rows[0] if len(rows) == 1 else torch.cat(rows), kind

@@ -25,7 +25,18 @@ from dlc.frontend.torch_numbers import WIDE, Number, is_number, negated
 from dlc.frontend.torch_short import short
 from dlc.frontend.torch_steps import Span, Steps, steps_of
 from dlc.frontend.torch_subscripts import assign_item, read_item
-from dlc.frontend.torch_values import Absent, Either, Elided, Maybe, Partial, Sometimes, leaves, selectable, undefined
+from dlc.frontend.torch_values import (
+    Absent,
+    Either,
+    Elided,
+    Maybe,
+    Partial,
+    Sometimes,
+    absent,
+    leaves,
+    selectable,
+    undefined,
+)
 
 _IN_PLACE: dict[str, Callable[[Any, Any], Any]] = {
     "add": operator.iadd, "sub": operator.isub, "mul": operator.imul, "truediv": operator.itruediv,
@@ -113,6 +124,9 @@ class Runtime(Calls):
         symbols = (torch.SymInt, torch.SymFloat, torch.SymBool)
         if isinstance(value, (Number, torch.Tensor)) or by_class and any(isinstance(v, symbols) for v in leaves(value)):
             raise self.refused_at(site, UncapturedDecision, what="the subject of `match`", why="use if and elif")
+        for v in absent(value):
+            if isinstance(v, Elided):
+                v.refuse()
         return value
 
     @contextmanager
@@ -150,6 +164,21 @@ class Runtime(Calls):
         """The iterable of `*over`, or of `a, b = over`."""
         advance_all(self, (over,))
         return over
+
+    def taken_apart(self, value: Any, shape: tuple[Any, ...]) -> Any:
+        """A value that becomes several targets of this shape: None for a name, "*" for one with a star, a tuple for several again.
+
+        Only those with a star can take elements whose number is data.
+        """
+        if not _sequence(value):
+            return value
+        front = shape.index("*") if "*" in shape else len(shape)
+        back = len(value) - (len(shape) - front - 1)
+        self.whole(value if "*" not in shape or back < front else [*value[:front], *value[back:]])
+        for v, inner in (*zip(value, shape[:front], strict=False), *zip(value[back:], shape[front + 1 :], strict=False)):
+            if isinstance(inner, tuple):
+                self.taken_apart(v, inner)
+        return value
 
     def listed(self, site: Site, over: Any, filtered: bool, plain: Callable[[Any], Any], loop: Callable[[Any], Any]) -> Any:
         """The list of a comprehension over `over`: in Python, or by `loop` where its length or its filter is data."""

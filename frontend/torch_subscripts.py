@@ -147,12 +147,12 @@ def _among(flow: Any, items: list[Any], key: int) -> Any:
         return last.last()
     if not isinstance(last, Collected) or any(isinstance(v, (Elided, Unset)) for v in first):
         flow.whole(items)
+    flow.may_raise(IndexError)
     total = counted(items)
     inside = total > key if key >= 0 else total >= -key
     at = Number(int, torch.where(inside.tensor, (total * (key < 0) + key).tensor, total.tensor), flow)  # the end is outside
     if last.kind is not None:
-        whole, kind = united(items)
-        return Number(kind, row(whole, at), flow)
+        return Number(last.kind, row(united(items)[0], at), flow)
     if not first:
         return last.item(at)
     there = at >= len(first)

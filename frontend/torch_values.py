@@ -61,6 +61,8 @@ class Absent:
     __str__ = __int__ = __setitem__ = __contains__ = __le__ = __ge__ = __matmul__ = __pow__ = _use
 
     def __repr__(self) -> str:
+        if self._owner.asked_by_model():
+            self.refuse()
         return "<absent>"
 
 

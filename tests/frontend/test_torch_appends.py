@@ -237,3 +237,186 @@ def test_a_loop_that_nothing_bounds_is_not_unrolled_for_ever():
     with pytest.raises(DlcError) as caught:
         import_torch(Fn(unbounded).eval(), (XS[0],))
     assert caught.value.code in ("DLC0221", "DLC0222", "DLC0223")
+
+
+def counted_up(x):
+    """What the programs below do something to: a list of an unknown number of numbers."""
+    out, n = [3], 0
+    while x.sum() < 5:
+        n += 1
+        x = x + 1
+        out.append(n)
+    return out
+
+
+def taken_apart(x):
+    *rest, _last = counted_up(x)
+    return len(rest)
+
+
+def taken_apart_inside(x):
+    _, (*rest, _last) = 1, counted_up(x)
+    return len(rest)
+
+
+def taken_apart_in_a_loop(x):
+    for *rest, _last in [counted_up(x)]:
+        x = x + len(rest)
+    return x
+
+
+def matched(x):
+    match counted_up(x):
+        case [a]:
+            return x * a
+        case [a, *_rest]:
+            return x - a
+
+
+def as_text(x):
+    return x * len(f"{counted_up(x)}")
+
+
+def as_text_by_a_template(x):
+    return x * len("%s" % counted_up(x))  # noqa: UP031  # what is tested
+
+
+def sum_of_another_type(x):
+    out = []
+    while x.sum() < 5:
+        x = x + 1
+        out.append(x > 1)
+    return sum(out, torch.zeros(3, dtype=torch.int32))
+
+
+def of_another_type_before_the_loop(x):
+    out = [x.argmax()]
+    while x.sum() < 5:
+        x = x + 1
+        out.append(x.max())
+    return torch.tensor(out)
+
+
+def stacked_of_another_type(x):
+    out = [x.argmax()]
+    while x.sum() < 5:
+        x = x + 1
+        out.append(x.max())
+    return torch.stack(out)
+
+
+def of_two_shapes(x):
+    out = []
+    while x.sum() < 5:
+        x = x + 1
+        out.append(x)
+        out.append(x[:2])
+    return out[0] if out else x
+
+
+TAKEN = [
+    taken_apart, taken_apart_inside, taken_apart_in_a_loop, matched, as_text, as_text_by_a_template,
+    sum_of_another_type, of_another_type_before_the_loop, stacked_of_another_type, of_two_shapes,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("program", TAKEN, ids=lambda f: f.__name__)
+def test_what_would_find_one_element_or_another_type_is_refused(program):
+    """Python itself finds one element where there are as many as there were steps; without steps there are other types."""
+    with pytest.raises(DlcError) as caught:
+        import_torch(Fn(program).eval(), (XS[0],))
+    assert caught.value.code == "DLC0221"
+
+
+def fronts(x):
+    out, n = [3, 4], 0
+    while x.sum() < 5 and n < 9:
+        n += 1
+        x = x + 1
+        out.append(n)
+    first, second, *rest = out
+    (a, *more), b = out, n
+    return torch.tensor([first, second, len(rest), a, len(more), b])
+
+
+def sum_of_narrow_numbers(x):
+    out = []
+    while x.sum() < 5 and x[0] < 100:
+        x = x + 1
+        out.append(x.to(torch.int32))
+    return sum(out, torch.zeros(3, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("program", [fronts, sum_of_narrow_numbers], ids=lambda f: f.__name__)
+def test_what_is_known_of_it_can_be_taken(program):
+    check(program, XS[0], others=[(x,) for x in XS])
+
+
+def caught(x):
+    out = counted_up(x)
+    try:
+        return x * out[2]
+    except IndexError:
+        return x
+
+
+def test_a_place_that_may_not_be_there_is_not_caught():
+    with pytest.raises(DlcError) as error:
+        import_torch(Fn(caught).eval(), (XS[0],))
+    assert error.value.code == "DLC0224"
+
+
+def exchanged(x):
+    a, b = [0], [0]
+    while x.sum() < 5:
+        x = x + 1
+        a, b = b, a
+        a[0] += 1
+    return torch.tensor([a[0], b[0]])
+
+
+def exchanged_and_longer(x):
+    a, b = [0], [0]
+    while x.sum() < 5:
+        x = x + 1
+        a, b = b, a
+        a.append(1)
+    return torch.tensor([len(a), len(b)])
+
+
+def another_name_in_the_loop(x):
+    a, b = [0], [0]
+    while x.sum() < 5:
+        x = x + 1
+        b = a
+        a.append(1)
+    return torch.tensor([len(a), len(b)])
+
+
+def started_anew(x):
+    a, n = [0], 0
+    while x.sum() < 5:
+        x = x + 1
+        n, b, a = n + 1, a, [0]
+        b.append(n)
+    return len(a)
+
+
+def exchanged_in_a_dict(x):
+    d = {"a": [0], "b": [0]}
+    while x.sum() < 5:
+        x = x + 1
+        d["a"], d["b"] = d["b"], d["a"]
+        d["a"].append(1)
+    return torch.tensor([len(d["a"]), len(d["b"])])
+
+
+EXCHANGED = [exchanged, exchanged_and_longer, another_name_in_the_loop, started_anew, exchanged_in_a_dict]
+
+
+@pytest.mark.parametrize("program", EXCHANGED, ids=lambda f: f.__name__)
+def test_lists_that_change_places_are_refused(program):
+    """Each holds what the other did, so nothing seemed to change."""
+    with pytest.raises(DlcError, match="is another list after a step") as caught:
+        import_torch(Fn(program).eval(), (XS[0],))
+    assert caught.value.code == "DLC0223"
