@@ -542,7 +542,7 @@ class _Function(ast.NodeTransformer):
                 return rt("is_" if isinstance(node.ops[0], ast.Is) else "is_not", left, right)
             if isinstance(node.ops[0], (ast.Eq, ast.NotEq)):
                 return rt("equal" if isinstance(node.ops[0], ast.Eq) else "unequal", self.site(node), left, right)
-            return ast.Compare(left, node.ops, [right])
+            return rt("ordered", ast.Constant(OPERATORS[type(node.ops[0])]), left, right)
         if any(map(binds, node.comparators)):
             return self.generic_visit(node)
         parts: list[ast.expr] = [

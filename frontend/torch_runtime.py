@@ -295,10 +295,16 @@ class Runtime(Calls):
         elif name in ("eq", "ne"):
             found = self.equal(site, left, value) if name == "eq" else self.unequal(site, left, value)
         else:
-            found = _COMPARED[name](left, value)
+            found = self.ordered(name, left, value)
         if not more:
             return found
         return self.and_(site, found, lambda: self.chain(site, value, *more))
+
+    def ordered(self, name: str, a: Any, b: Any) -> Any:
+        """`a < b` and its like."""
+        self.whole(a)
+        self.whole(b)
+        return _COMPARED[name](a, b)
 
     def equal(self, site: Site, a: Any, b: Any) -> Any:
         """`a == b`; of lists and tuples element by element, as data may be among them."""

@@ -420,3 +420,26 @@ def test_lists_that_change_places_are_refused(program):
     with pytest.raises(DlcError, match="is another list after a step") as caught:
         import_torch(Fn(program).eval(), (XS[0],))
     assert caught.value.code == "DLC0223"
+
+
+def shorter_in_order(x):
+    out = []
+    while x.sum() < 5:
+        x = x + 1
+        out.append(int(x.argmax()))
+    return x * (2 if out > [] else 3)
+
+
+def shorter_on_a_path(x):
+    out = [1]
+    if x.sum() > 0:
+        out.append(2)
+    return x * (2 if [1] < out < [2] else 3)
+
+
+@pytest.mark.parametrize("program", [shorter_in_order, shorter_on_a_path], ids=lambda f: f.__name__)
+def test_the_order_of_lists_of_no_known_length_is_refused(program):
+    """Python would compare what stands for elements, or lengths without it."""
+    with pytest.raises(DlcError) as caught:
+        import_torch(Fn(program).eval(), (XS[0],))
+    assert caught.value.code == "DLC0221"
