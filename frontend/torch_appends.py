@@ -13,7 +13,7 @@ from dlc.frontend.torch_flow import place_of_site
 from dlc.frontend.torch_heap import Cell, Frame
 from dlc.frontend.torch_numbers import Number, is_number, kind_of, tensor_of
 from dlc.frontend.torch_truth import follows
-from dlc.frontend.torch_values import Sometimes, described, same
+from dlc.frontend.torch_values import Elided, Sometimes, described, same
 
 if TYPE_CHECKING:
     from dlc.frontend.torch_body import Body
@@ -124,7 +124,7 @@ class Appends:
             values, kinds = [], []
             for v in self.appended[cell.key]:
                 if not isinstance(v, torch.Tensor) and not is_number(v):
-                    what = f"it appends {described(v)} to a list, which is no tensor"
+                    what = f"it appends {described(v)} to a list" + ", which is no tensor" * (not isinstance(v, Elided))
                     if isinstance(v, Sometimes):
                         what = "it appends to a list in some steps only"
                     raise body.flow.refused_at(body.site, CannotRecordLoop, reason=what)

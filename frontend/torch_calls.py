@@ -585,7 +585,9 @@ def _tensor(rt: Calls, data: Any, *, dtype: Any = None, device: Any = None, **mo
     if isinstance(data, list) and any(isinstance(v, Collected) for v in data):
         whole, kind = united(data)
         return whole.to(dtype or (whole.dtype if kind is None else _default(kind)), copy=True)
-    rt.whole(data)
+    for v in leaves(data, (Elided, Unset)):
+        if isinstance(v, (Elided, Unset)):
+            v.refuse()
     if not any(isinstance(v, (Number, torch.SymInt)) for v in leaves(data)):
         return torch.tensor(data, dtype=dtype, device=device, **more)
     for v in leaves(data):

@@ -141,7 +141,7 @@ def _among(flow: Any, items: list[Any], key: int) -> Any:
     if len(items) >= len(around) == (key + 1 if key >= 0 else -key) and not any(isinstance(v, (Elided, Unset)) for v in around):
         return items[key]  # what comes before it, or after it, is there
     if not any(isinstance(v, Counted) for v in items):
-        return _present(flow, items, items if key >= 0 else items[::-1], key if key >= 0 else -key - 1)
+        return _nth_there(flow, items, items if key >= 0 else items[::-1], key if key >= 0 else -key - 1)
     *first, last = items
     if isinstance(last, Growing) and key == -1:
         return last.last()
@@ -159,16 +159,16 @@ def _among(flow: Any, items: list[Any], key: int) -> Any:
     return flow.choose(there, lambda: last.item(at - len(first)), lambda: choose_item(flow, first, at))
 
 
-def _present(flow: Any, items: list[Any], rest: list[Any], others: int) -> Any:
+def _nth_there(flow: Any, items: list[Any], rest: list[Any], others: int) -> Any:
     """Of the elements of `rest` that are there the one after so many others."""
     if not rest or not isinstance(rest[0], Sometimes) and isinstance(rest[0], (Elided, Unset)):
         flow.whole(items)
     first, rest = rest[0], rest[1:]
 
     def there() -> Any:
-        return _present(flow, items, rest, others - 1) if others else first.value if isinstance(first, Sometimes) else first
+        return _nth_there(flow, items, rest, others - 1) if others else first.value if isinstance(first, Sometimes) else first
 
-    return flow.choose(first.flag, there, lambda: _present(flow, items, rest, others)) if isinstance(first, Sometimes) else there()
+    return flow.choose(first.flag, there, lambda: _nth_there(flow, items, rest, others)) if isinstance(first, Sometimes) else there()
 
 
 def choose_item(flow: Any, items: list[Any], at: Number) -> Any:

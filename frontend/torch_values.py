@@ -362,6 +362,8 @@ def described(v: Any) -> str:
         return f"a {type(v).__name__} of {len(v)}"
     if v is None or isinstance(v, (bool, int, float, str)):
         return f"{type(v).__name__} {v!r}" if v is not None else "None"
+    if isinstance(v, Elided):
+        return "as many elements as data say"
     return f"a {type(v).__name__}"
 
 

@@ -108,7 +108,7 @@ def product(kind: str, rows: int, vectors: int, rest: str = "") -> TileProgram:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("rows", "vectors"), [(16, 1), (48, 3), (16, 2)])
+@pytest.mark.parametrize(("rows", "vectors"), [(16, 1), (48, 3), pytest.param(16, 2, marks=pytest.mark.slow)])
 def test_the_meaning_is_that_of_whole_registers(kind: str, rows: int, vectors: int) -> None:
     program = product(kind, rows, vectors)
     got = compare(program)["z"].reshape(rows, -1).astype(np.float64)
@@ -203,7 +203,10 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("name", LAYERS)
+SLOW = ("an odd term", "rows of a table")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in LAYERS])
 def test_layers_are_products_of_matrices(name: str) -> None:
     (program,) = (p for p in tiles(LAYERS[name]) if "dot" in str(p))
     assert "matdot<" in str(program)

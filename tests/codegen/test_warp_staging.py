@@ -70,7 +70,7 @@ def test_staged_operands_as_text(golden: Callable[[str], None]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("rows", "vectors"), [(16, 2), (48, 3)])
+@pytest.mark.parametrize(("rows", "vectors"), [(16, 2), pytest.param(48, 3, marks=pytest.mark.slow)])
 def test_operands_of_matrix_products_keep_their_bits(kind: str, rows: int, vectors: int) -> None:
     made = check(product(kind, rows, vectors))
     assert len(copies(made)) == 4, "both operands, before the loop and ahead in it"

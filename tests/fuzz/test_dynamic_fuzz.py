@@ -14,7 +14,7 @@ from tests.fuzz.dynamic_run import DYNAMIC, alike, check, runs
 from tests.fuzz.dynamic_shrink import shrink
 from tests.fuzz.run import Result, run, summary
 
-SAMPLE, WHOLE = 40, 10_000
+SAMPLE, COMPILED, WHOLE = 60, 40, 10_000
 MOST_REFUSED, LEAST_BOTH, MOST_OPEN = 0.05, 0.8, 0.02
 CONSTRUCTS = (
     "if:1", "if:2", "if:3", "nested", "while", "for:static", "for:dynamic", "for:tensor", "for:layers", "for:list", "break", "continue",
@@ -55,7 +55,7 @@ def test_compiled_decides_as_eager(everything: bool) -> None:
     if everything:
         results = run(range(WHOLE), workers=2, ledger=Ledger("dynamic_fuzz"), family=DYNAMIC)
     else:
-        results = run(range(SAMPLE), workers=1, family=DYNAMIC)
+        results = run(range(COMPILED), workers=1, family=DYNAMIC)
     print(summary(results))
     faults = [r for r in results if r.status in ("wrong", "error", "crash")]
     assert not faults, "\n".join(_told(r) for r in faults[:5])

@@ -22,7 +22,7 @@ from tests.models.dynamic.zoo import DYNAMIC
 
 WHOLE = 1000
 SMALL = ("early_transformer", "mixture_top2", "adaptive_time", "beam_search", "skipnet_ff")
-COMPILED_SAMPLE = ("early_transformer", "beam_search", "blockdrop", "greedy", "speculative", "adaptive_time", "detection")
+COMPILED_SAMPLE = ("early_transformer", "beam_search", "blockdrop", "greedy", "speculative", "adaptive_time")
 
 
 def networks(quick: tuple[str, ...]) -> list[object]:
