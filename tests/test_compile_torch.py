@@ -12,6 +12,7 @@ import pytest
 
 import dlc
 from dlc.errors import DlcError
+from dlc.importing import import_any
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
@@ -67,6 +68,14 @@ def test_attention_of_any_batch_and_length(tmp_path: Path) -> None:
         close(again(x, mask=m), want)
     report = exe.compile_report
     assert report.seconds["export"] > 0 and report.own_seconds < report.seconds["total"]
+
+
+def test_what_was_imported_before_takes_no_time_of_this_compilation() -> None:
+    imported = import_any(torch.nn.Linear(3, 3).eval(), (torch.ones(2, 3),), None, None, None)
+    assert imported.seconds["export"] > 0
+    report = dlc.compile(imported).compile_report
+    assert report.seconds["export"] == 0 and report.seconds["import"] >= 0
+    assert report.own_seconds == report.seconds["total"]
 
 
 def test_nesting_is_the_models_own() -> None:

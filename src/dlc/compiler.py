@@ -249,9 +249,9 @@ def compile(
         start = time.perf_counter()
         given = None if args is None else tuple(args) if isinstance(args, (tuple, list)) else (args,)
         imported = import_any(model, given, kwargs, dynamic_shapes, specialise, name)
+        export = 0.0 if imported is model else float(imported.seconds.get("export", 0.0))  # what is given was exported before
         if per_sample:
             imported = _per_sample(imported)
-        export = float(imported.seconds.get("export", 0.0))
         report.seconds["export"] = export
         report.seconds["import"] = time.perf_counter() - start - export
         report.decomposed = tuple(imported.decomposed)
