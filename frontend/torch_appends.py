@@ -42,19 +42,18 @@ class Appends:
         self.growing: dict[Key, Growing] = {}
         self.appended: dict[Key, list[Any]] = {}
         self.last: dict[Key, Any] = {}
-        self._newest: dict[Key, Newest] = {}
 
     def begin(self, cell: Cell, value: Any, index: Number) -> None:
         """Let a place hold what it holds at the start of step `index`."""
         grown = self.growing.get(cell.key)
         if grown is not None:
-            grown.now.index, grown.now.newest = index, self._newest.get(cell.key)
+            grown.now.index = index
         cell.write(value if grown is None else [grown])
 
     def end(self) -> None:
         """Note what the step has appended last, where that is carried."""
         for cell in self._lists():
-            newest, items = self._newest.get(cell.key), cell.owner
+            newest, items = self.growing[cell.key].now.newest, cell.owner
             if newest is None or not items or items[-1] is self.growing[cell.key]:
                 continue
             value = items[-1].value if isinstance(items[-1], Sometimes) else items[-1]
@@ -66,9 +65,9 @@ class Appends:
         """Carry the last elements that the body has asked for; whether there are new ones."""
         body, found = self.body, False
         for cell in list(self._lists()):
-            start = body.start[body.slot_of(cell)]
-            if self.growing[cell.key].now.wanted and cell.key not in self._newest and start and is_number(start[-1]):
-                newest = self._newest[cell.key] = Newest(start[-1])
+            start, now = body.start[body.slot_of(cell)], self.growing[cell.key].now
+            if now.wanted and now.newest is None and start and is_number(start[-1]):
+                newest = now.newest = Newest(start[-1])
                 outside.born[id(newest)] = newest  # nobody else's
                 body.cells.append(Cell(newest, "value"))
                 body.start.append(start[-1])

@@ -45,13 +45,9 @@ class Progress:
 
 
 class Counted(Elided):
-    """Stands for elements whose number is data: `count`."""
+    """Stands for elements whose number is data: each kind has it as `count`."""
 
     __slots__ = ()
-
-    @property
-    def count(self) -> Any:
-        raise NotImplementedError
 
 
 class Growing(Counted):
